@@ -1,0 +1,76 @@
+"""Every error that softkin raises on purpose.
+
+    SoftkinError
+      InvalidInputError      the caller's arrays or arguments are wrong; retrying cannot help
+      NotFoundError          no detector of that name and version
+      BundleError            a bundle on disk is damaged, inconsistent or of an unknown format
+      DeviceError            the device asked for is not there, or failed
+      UnavailableError       the service cannot answer now; a retry may succeed
+        OverloadedError      too much work is pending; retry after the stated delay
+      DataError              rows or labels given for training, bank or calibration are unfit
+      RecipeError            a training recipe does not parse or contradicts itself
+      ExportError            the exported model does not reproduce the trained one
+
+No error knows a transport: `server.py` maps each to a status in one table.
+"""
+
+from __future__ import annotations
+
+
+class SoftkinError(Exception):
+    """Base of all errors raised by softkin."""
+
+
+class InvalidInputError(SoftkinError):
+    """The caller's arrays or arguments are wrong.
+
+    Args:
+        field: which argument or request field.
+        message: what is wrong with the offending value, what is allowed, and the remedy.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class NotFoundError(SoftkinError):
+    """No detector of that name and version is loaded."""
+
+
+class BundleError(SoftkinError):
+    """A bundle is damaged, inconsistent or of an unknown format; the message names the file."""
+
+
+class DeviceError(SoftkinError):
+    """The device asked for is missing, or failed while running."""
+
+
+class UnavailableError(SoftkinError):
+    """The service cannot answer now; a retry may succeed."""
+
+
+class OverloadedError(UnavailableError):
+    """Too much work is pending.
+
+    Args:
+        message: the limit that was hit.
+        retry_after_seconds: how long to wait before the next try.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DataError(SoftkinError):
+    """Rows or labels given for training, bank or calibration are unfit."""
+
+
+class RecipeError(SoftkinError):
+    """A training recipe does not parse or contradicts itself; the message names file, section and key."""
+
+
+class ExportError(SoftkinError):
+    """The exported model does not reproduce the trained one."""
