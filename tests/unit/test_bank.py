@@ -1,0 +1,65 @@
+"""The tiled layout of the bank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softkin.bank import PADDING_LABEL, TILE_ROWS, pack
+from softkin.errors import DataError
+
+
+def packed(labels, metric="squared_euclidean", **changes):
+    """A bank over random representations of width 3."""
+    n = len(labels)
+    arguments = {
+        "representations": {"a": np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)},
+        "labels": np.asarray(labels),
+        "ids": np.arange(n) + 100,
+        "num_classes": max(labels, default=0) + 1,
+        "temperatures": {"a": 0.5},
+        "metrics": {"a": metric},
+    } | changes
+    return pack(arguments.pop("representations"), arguments.pop("labels"), arguments.pop("ids"), **arguments)
+
+
+@given(st.lists(st.integers(1, 3 * TILE_ROWS), min_size=1, max_size=5), st.integers(0, 99))
+@settings(deadline=None)
+def test_tiles_hold_one_class_and_no_row_is_lost(counts, seed):
+    """Whole tiles of one class, every id once, its label beside it."""
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+
+    bank = packed(labels.tolist())
+
+    tiles = bank.labels.reshape(-1, TILE_ROWS)
+    assert ((tiles == tiles[:, :1]) | (tiles == PADDING_LABEL)).all()
+    assert bank.tile_labels.tolist() == sorted(bank.tile_labels)
+    real = bank.labels != PADDING_LABEL
+    assert dict(zip(bank.ids[real], bank.labels[real], strict=True)) == dict(
+        zip(np.arange(len(labels)) + 100, labels, strict=True)
+    )
+    assert bank.size == len(labels)
+    assert bank.class_weights.tolist() == counts
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"ids": np.array([1, 1, 2])}, "ids must be unique", id="repeated id"),
+        pytest.param({"ids": np.array([1, 2])}, "ids has 2 rows, labels have 3", id="lengths"),
+        pytest.param({"num_classes": 3}, "class 2 has no rows", id="empty class"),
+        pytest.param({"num_classes": 1}, r"labels must lie in \[0, 1\)", id="label out of range"),
+        pytest.param({"weights": np.array([1.0, 0.0, 1.0])}, "weights must be finite and positive", id="zero weight"),
+        pytest.param(
+            {"representations": {"a": np.array([[0, 0, 0], [0, np.nan, 0], [0, 0, 0]], np.float32)}},
+            "layer 'a', example 101",
+            id="NaN",
+        ),
+    ],
+)
+def test_unfit_rows_are_refused(changes, message):
+    """The error says what is wrong and where."""
+    with pytest.raises(DataError, match=message):
+        packed([0, 1, 1], **changes)
