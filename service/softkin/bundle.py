@@ -1,0 +1,312 @@
+"""A detector on disk: a directory of plain files, written whole or not at all, verified on every read.
+
+    manifest.json            what it is, and sha256 and size of every other file
+    model.onnx               input -> logits and one representation per layer
+    bank.safetensors         the tiled bank
+    calibration.safetensors  sorted calibration scores
+    golden.safetensors       probe inputs with their expected scores
+
+No pickle and no code, ever; no path is taken from the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from softkin.bank import PADDING_LABEL, TILE_ROWS, Bank, LayerBank
+from softkin.errors import BundleError
+from softkin.manifest import FileEntry, Manifest, parse_manifest
+from softkin.mass import Metric
+
+MANIFEST, MODEL, BANK = "manifest.json", "model.onnx", "bank.safetensors"
+CALIBRATION, GOLDEN = "calibration.safetensors", "golden.safetensors"
+DATA_FILES = (MODEL, BANK, CALIBRATION, GOLDEN)
+
+Tensors = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Sorted scores of rows that neither the network nor the bank has seen."""
+
+    outlier_scores: NDArray[np.float64]
+    """`[n]` ascending: label-free scores, behind p-values."""
+    true_class_scores: NDArray[np.float64]
+    """`[n]` ascending: nonconformity at the true class, behind class p-values."""
+    true_classes: NDArray[np.int32]
+    """`[n]` classes in the order of `true_class_scores`."""
+    references: dict[str, NDArray[np.float64]]
+    """Per part of the joint form: its sorted scores on the reference rows, disjoint from the n rows above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Probe rows with the scores that the builder saw."""
+
+    inputs: NDArray[np.generic]
+    outlier_scores: NDArray[np.float64]
+    p_values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A verified bundle."""
+
+    path: Path
+    digest: str
+    """sha256 of manifest.json, hexadecimal."""
+    manifest: Manifest
+    bank: Bank
+    calibration: Calibration
+    golden: Golden
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read and check the manifest alone.
+
+    Raises:
+        BundleError: not a bundle, or the manifest is damaged.
+    """
+    return _read_manifest(Path(path))[0]
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a bundle's manifest, which holds the sha256 of everything else."""
+    return _read_manifest(Path(path))[1]
+
+
+def _read_manifest(path: Path) -> tuple[Manifest, str]:
+    file = path / MANIFEST
+    try:
+        raw = file.read_bytes()
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BundleError(f"{file}: not UTF-8 text; the bundle is damaged, copy or build it again") from None
+    except OSError as e:
+        raise BundleError(f"{file}: cannot be read ({e.strerror}); a bundle is a directory with a {MANIFEST}") from None
+    return parse_manifest(text, str(file)), hashlib.sha256(raw).hexdigest()
+
+
+def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle, verifying size and sha256 of every file, and every array's shape, dtype and finiteness.
+
+    Raises:
+        BundleError: names the file that is missing, altered or inconsistent.
+    """
+    root = Path(path)
+    manifest, manifest_digest = _read_manifest(root)
+    for name in DATA_FILES:
+        _verify_file(root / name, manifest.files.get(name))
+    return Bundle(
+        path=root,
+        digest=manifest_digest,
+        manifest=manifest,
+        bank=_read_bank(root / BANK, manifest),
+        calibration=_read_calibration(root / CALIBRATION, manifest),
+        golden=_read_golden(root / GOLDEN, manifest),
+    )
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    *,
+    model: bytes,
+    bank: Bank,
+    calibration: Calibration,
+    golden: Golden,
+    replace: bool = False,
+) -> Manifest:
+    """Write a bundle to a temporary sibling, sync it, read it back, then rename it into place.
+
+    Args:
+        path: directory to create.
+        manifest: `files` is filled in here.
+        model: the serialised ONNX model.
+        bank: the tiled bank.
+        calibration: sorted calibration scores.
+        golden: probe rows.
+        replace: put the new bundle in the place of an existing one; otherwise an existing path is an error.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: the path exists, the directory cannot be written, the disk is full; nothing half-written stays.
+    """
+    target = Path(path).absolute()
+    if target.exists() and not replace:
+        raise BundleError(f"{target}: exists already; choose another directory, or remove it first")
+    with _staging(target) as staging:
+        (staging / MODEL).write_bytes(model)
+        save_file(bank_tensors(bank), staging / BANK)
+        references = {f"references.{k}": v for k, v in calibration.references.items()}
+        arrays = {k: v for k, v in vars(calibration).items() if k != "references"}
+        save_file(_contiguous({**arrays, **references}), staging / CALIBRATION)
+        save_file(_contiguous(vars(golden)), staging / GOLDEN)
+        files = {n: FileEntry(sha256=_sha256(staging / n), size=(staging / n).stat().st_size) for n in DATA_FILES}
+        manifest = dataclasses.replace(manifest, files=files)
+        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        read_bundle(staging)
+    return manifest
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    staging: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield staging
+        for file in [*staging.iterdir(), staging]:
+            _sync(file)
+        staging.chmod(0o755)  # mkdtemp makes it private; the service runs as another user than the builder
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            target.rename(old / target.name)
+            staging.rename(target)
+            shutil.rmtree(old)
+        else:
+            staging.rename(target)
+        _sync(target.parent)
+    except (OSError, SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise BundleError(f"{target}: cannot write the bundle ({reason}); nothing was changed there") from e
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _verify_file(file: Path, entry: FileEntry | None) -> None:
+    if entry is None:
+        raise BundleError(f"{file}: not listed in the manifest; the bundle is incomplete, copy or build it again")
+    try:
+        size = file.stat().st_size
+        if size != entry.size:
+            raise BundleError(f"{file}: has {size} bytes, the manifest says {entry.size}; copy or build it again")
+        if _sha256(file) != entry.sha256:
+            raise BundleError(f"{file}: its sha256 is not the manifest's: the file was altered; copy or build it again")
+    except OSError as e:
+        raise BundleError(f"{file}: cannot be read ({e.strerror}); copy or build the bundle again") from None
+
+
+def _contiguous(tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    return {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+
+
+def _load(file: Path) -> Tensors:
+    try:
+        return dict(load_file(file))
+    except (OSError, SafetensorError) as e:
+        raise BundleError(f"{file}: not a readable safetensors file ({e}); build the bundle again") from None
+
+
+def _take(tensors: Tensors, file: Path, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray[np.generic]:
+    a = tensors.get(name)
+    if a is None:
+        raise BundleError(f"{file}: has no array {name!r}")
+    want = "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
+    fits = a.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, a.shape, strict=False))
+    if a.dtype != dtype or not fits:
+        raise BundleError(f"{file}: array {name!r} is {a.dtype}{list(a.shape)}, the manifest asks for {dtype}{want}")
+    if a.dtype.kind == "f" and not np.isfinite(a).all():
+        raise BundleError(f"{file}: array {name!r} has values that are not finite")
+    return a
+
+
+def bank_tensors(bank: Bank) -> Tensors:
+    """The arrays of bank.safetensors."""
+    tensors: Tensors = {"labels": bank.labels, "ids": bank.ids, "weights": bank.weights}
+    for name, layer in bank.layers.items():
+        tensors[f"rows.{name}"] = layer.rows
+        tensors[f"center.{name}"] = layer.center
+    return _contiguous(tensors)
+
+
+def _read_bank(file: Path, m: Manifest) -> Bank:
+    tensors = _load(file)
+    labels = _take(tensors, file, "labels", "int32", (None,)).astype(np.int32, copy=False)
+    n = len(labels)
+    real = labels != PADDING_LABEL
+    tile_labels = labels.reshape(-1, TILE_ROWS) if n % TILE_ROWS == 0 else None
+    if tile_labels is None or not ((tile_labels == tile_labels[:, :1]) | (tile_labels == PADDING_LABEL)).all():
+        raise BundleError(f"{file}: labels are not laid out in tiles of {TILE_ROWS} rows of one class")
+    if set(np.unique(labels[real]).tolist()) != set(range(len(m.classes))) or (tile_labels[:, 0] < 0).any():
+        raise BundleError(f"{file}: labels do not cover exactly the {len(m.classes)} classes of the manifest")
+    if int(real.sum()) != m.bank_size:
+        raise BundleError(f"{file}: holds {int(real.sum())} rows, the manifest says bank_size {m.bank_size}")
+    layers = {}
+    for layer in m.layers:
+        rows = _take(tensors, file, f"rows.{layer.name}", "float32", (n, layer.dim + 1))
+        center = _take(tensors, file, f"center.{layer.name}", "float32", (layer.dim,))
+        metric: Metric = "cosine" if layer.metric == "cosine" else "squared_euclidean"
+        layers[layer.name] = LayerBank(
+            metric=metric,
+            temperature=layer.temperature,
+            rows=rows.astype(np.float32, copy=False),
+            center=center.astype(np.float32, copy=False),
+        )
+    weights = _take(tensors, file, "weights", "float32", (n,)).astype(np.float32, copy=False)
+    if not (weights[real] > 0).all():
+        raise BundleError(f"{file}: weights of rows must be positive")
+    return Bank(
+        layers=layers,
+        labels=labels,
+        ids=_take(tensors, file, "ids", "int64", (n,)).astype(np.int64, copy=False),
+        weights=weights,
+        num_classes=len(m.classes),
+    )
+
+
+def _sorted(tensors: Tensors, file: Path, name: str, n: int | None) -> NDArray[np.float64]:
+    a = _take(tensors, file, name, "float64", (n,)).astype(np.float64, copy=False)
+    if len(a) < 1 or (np.diff(a) < 0).any():
+        raise BundleError(f"{file}: array {name!r} must be sorted ascending and not empty")
+    return a
+
+
+def _read_calibration(file: Path, m: Manifest) -> Calibration:
+    tensors = _load(file)
+    n = m.calibration_size
+    return Calibration(
+        outlier_scores=_sorted(tensors, file, "outlier_scores", n),
+        true_class_scores=_sorted(tensors, file, "true_class_scores", n),
+        true_classes=_take(tensors, file, "true_classes", "int32", (n,)).astype(np.int32, copy=False),
+        references={p: _sorted(tensors, file, f"references.{p}", None) for p in m.parts},
+    )
+
+
+def _read_golden(file: Path, m: Manifest) -> Golden:
+    tensors = _load(file)
+    inputs = _take(tensors, file, "inputs", m.input_dtype, (None, *m.input_shape))
+    return Golden(
+        inputs=inputs,
+        outlier_scores=_take(tensors, file, "outlier_scores", "float64", (len(inputs),)).astype(np.float64, copy=False),
+        p_values=_take(tensors, file, "p_values", "float64", (len(inputs),)).astype(np.float64, copy=False),
+    )

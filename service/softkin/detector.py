@@ -1,0 +1,199 @@
+"""The public object: a bundle, loaded and proven, that scores arrays."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin import bundle as bundles
+from softkin import conformal
+from softkin.bank import Bank
+from softkin.bundle import Bundle
+from softkin.errors import BundleError, InvalidInputError
+from softkin.manifest import Manifest
+from softkin.nonconformity import Nonconformity, Outputs, outlier_score
+from softkin.scorer import Device, Scorer
+from softkin.scores import ErrorBudget, Neighbors, Scores
+
+GOLDEN_TOLERANCE = 1e-3
+"""Largest relative change of a golden outlier score that another device or library version may cause."""
+MAX_BATCH_ROWS = 256
+"""Rows per session run: larger arrays are scored in slices, so that memory does not grow with the request."""
+
+
+class Detector:
+    """Scores inputs against a bundle. `score` may be called from several threads.
+
+    Attributes:
+        manifest: what the detector is.
+        has_logits: whether the model is a classifier; False for bare embeddings.
+        digest: sha256 of the manifest, hexadecimal.
+        device: where it really runs, `cuda` or `cpu`.
+        smallest_p_value: 1 / (n + 1); no input can be flagged at an alpha below it.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
+        self.manifest: Manifest = bundle.manifest
+        self.digest = bundle.digest
+        self.smallest_p_value = conformal.smallest_p_value(self.manifest.calibration_size)
+        self._calibration = bundle.calibration
+        self._bank: Bank = bundle.bank
+        self._scorer = Scorer(
+            bundle.path / bundles.MODEL, bundle.bank, bundle.path / bundles.BANK, device=device, threads=threads
+        )
+        self.device = self._scorer.device
+        self.has_logits = self._scorer.has_logits
+        if self._scorer.input_name != self.manifest.input_name:
+            raise BundleError(
+                f"{bundle.path / bundles.MODEL}: its input is {self._scorer.input_name!r}, the manifest says "
+                f"{self.manifest.input_name!r}"
+            )
+        self._nonconformity = nonconformity_of(self.manifest, bundle.bank, bundle.calibration.references)
+        self._prove(bundle)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None) -> Detector:
+        """Read a bundle, verify it, start its session and check it against its golden rows.
+
+        Args:
+            path: bundle directory.
+            device: `cuda` refuses to run anywhere else; `auto` takes CUDA where it really works, else the CPU.
+            threads: compute threads on the CPU; the cores this process may use when None.
+
+        Raises:
+            BundleError: damaged, inconsistent, of another format, or it does not score its golden rows as when built.
+            DeviceError: `cuda` was asked for and is not there.
+        """
+        return cls(bundles.read_bundle(path), device=device, threads=threads)
+
+    def score(self, x: NDArray[np.generic], *, alpha: float | None = None, num_neighbors: int = 0) -> Scores:
+        """Score rows; each on its own: a row's scores do not depend on the rows beside it.
+
+        Args:
+            x: `[B, *manifest.input_shape]` of dtype `manifest.input_dtype`, B >= 1, finite.
+            alpha: false-alarm rate to accept, in [smallest_p_value, 1); the manifest's default when None.
+            num_neighbors: how many nearest training rows per row and layer to return as evidence; 0 for none.
+
+        Raises:
+            InvalidInputError: names the argument, the value and what is allowed.
+            DeviceError: the device failed while running.
+        """
+        alpha = conformal.check_alpha(
+            self.manifest.default_alpha if alpha is None else alpha, self.manifest.calibration_size
+        )
+        if num_neighbors < 0:
+            raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
+        x = self._check(x)
+        started = time.perf_counter()
+        outputs, neighbors = self._infer(x, min(num_neighbors, self._bank.size))
+        inferred = time.perf_counter()
+        scores = self._calibrate(outputs, alpha, neighbors)
+        scores.stage_seconds.update(infer=inferred - started, calibrate=time.perf_counter() - inferred)
+        return scores
+
+    def warm_up(self) -> None:
+        """Run the largest batch once, so that no request pays for first-time allocation."""
+        inputs = np.zeros((MAX_BATCH_ROWS, *self.manifest.input_shape), self.manifest.input_dtype)
+        self.score(inputs, alpha=None)
+
+    def outputs(self, x: NDArray[np.generic]) -> Outputs:
+        """Logits and class masses of checked inputs, for calibration and analysis; see `Outputs`."""
+        return self._infer(self._check(x), 0)[0]
+
+    def _check(self, x: NDArray[np.generic]) -> NDArray[np.generic]:
+        m = self.manifest
+        if x.dtype != m.input_dtype:
+            raise InvalidInputError(
+                "inputs", f"dtype is {x.dtype}, this detector takes {m.input_dtype}; convert without rescaling"
+            )
+        if x.ndim != 1 + len(m.input_shape) or x.shape[1:] != m.input_shape:
+            axes = ", ".join(["rows", *map(str, m.input_shape)])
+            raise InvalidInputError("inputs", f"shape is {list(x.shape)}, this detector takes [{axes}]")
+        if len(x) == 0:
+            raise InvalidInputError("inputs", "there are no rows; send at least 1")
+        if x.dtype.kind == "f":
+            finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+            if not finite.all():
+                row = int((~finite).argmax())
+                raise InvalidInputError("inputs", f"row {row} has NaN or infinity; every value must be finite")
+        return np.ascontiguousarray(x)
+
+    def _infer(self, x: NDArray[np.generic], k: int) -> tuple[Outputs, Neighbors | None]:
+        slices = [x[i : i + MAX_BATCH_ROWS] for i in range(0, len(x), MAX_BATCH_ROWS)]
+        outputs = Outputs.concatenate([self._scorer.run(s) for s in slices])
+        if not k:
+            return outputs, None
+        nearest = [self._scorer.nearest(s, k) for s in slices]
+        return outputs, self._neighbors(
+            np.concatenate([n[0] for n in nearest]), np.concatenate([n[1] for n in nearest]), outputs
+        )
+
+    def _neighbors(
+        self, contributions_BLK: NDArray[np.float32], rows_BLK: NDArray[np.int64], outputs: Outputs
+    ) -> Neighbors:
+        bank = self._bank
+        total_BL = np.logaddexp.reduce(outputs.masses.astype(np.float64), axis=2)
+        temperature_L = np.array([layer.temperature for layer in bank.layers.values()])
+        log_weights = np.log(bank.weights[rows_BLK].astype(np.float64))
+        distances = temperature_L[None, :, None] * (log_weights - contributions_BLK)
+        return Neighbors(
+            layers=tuple(bank.layers),
+            ids=bank.ids[rows_BLK],
+            labels=bank.labels[rows_BLK],
+            distances=np.maximum(distances, 0.0).astype(np.float32),
+            shares=np.minimum(np.exp(contributions_BLK - total_BL[:, :, None]), 1.0).astype(np.float32),
+        )
+
+    def _calibrate(self, outputs: Outputs, alpha: float, neighbors: Neighbors | None) -> Scores:
+        a_BC = self._nonconformity(outputs)
+        predicted = self._nonconformity.predict(outputs, a_BC)
+        score = outlier_score(a_BC, predicted)
+        p = conformal.p_values(score, self._calibration.outlier_scores)
+        class_p = conformal.p_values(a_BC, self._calibration.true_class_scores)
+        return Scores(
+            outlier_score=score,
+            p_value=p,
+            is_outlier=p <= alpha,
+            predicted_class=predicted,
+            credibility=conformal.credibility(class_p),
+            confidence=conformal.confidence(class_p),
+            class_p_values=class_p,
+            budget=ErrorBudget(
+                detector=self.manifest.name,
+                version=self.manifest.version,
+                digest=self.digest,
+                device=self.device,
+                alpha=alpha,
+                calibration_size=self.manifest.calibration_size,
+                smallest_p_value=self.smallest_p_value,
+            ),
+            neighbors=neighbors,
+        )
+
+    def _prove(self, bundle: Bundle) -> None:
+        """Score the golden rows: a bundle that answers differently here than where it was built must not serve."""
+        if not len(bundle.golden.inputs):
+            return
+        found = self.score(bundle.golden.inputs).outlier_score
+        expected = bundle.golden.outlier_scores
+        off = np.abs(found - expected) / np.maximum(np.abs(expected), 1.0)
+        if not (off <= GOLDEN_TOLERANCE).all():
+            row = int(off.argmax())
+            raise BundleError(
+                f"{bundle.path / bundles.GOLDEN}: golden row {row} scores {found[row]:.6g} on {self.device}, "
+                f"{expected[row]:.6g} when built (relative tolerance {GOLDEN_TOLERANCE:g}); it cannot serve here"
+            )
+
+
+def nonconformity_of(manifest: Manifest, bank: Bank, references: dict[str, NDArray[np.float64]]) -> Nonconformity:
+    """The nonconformity that a manifest describes."""
+    return Nonconformity(
+        form=manifest.nonconformity,  # type: ignore[arg-type]  # parse_manifest checked it
+        class_weights=bank.class_weights,
+        layer_weights=np.array([layer.weight for layer in manifest.layers]),
+        parts=manifest.parts,  # type: ignore[arg-type]
+        references=references,
+    )

@@ -1,0 +1,168 @@
+"""The manifest of a bundle: what the detector is, and the sha256 of every file beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from softkin.errors import BundleError
+from softkin.mass import METRICS
+from softkin.nonconformity import FORMS, PARTS
+
+FORMAT_VERSION = 1
+INPUT_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
+_T = TypeVar("_T")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer whose representations the bank holds."""
+
+    name: str
+    dim: int
+    """Width of the reduced representation."""
+    metric: str
+    temperature: float
+    """Temperature of the soft nearest neighbours, in units of the metric."""
+    weight: float
+    """Weight in the sums over layers."""
+    reducer: str
+    """How the raw activations became `dim` numbers, for instance `none` or `gaussian-projection(6272->256, seed=0)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the bundle."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a detector that is not an array."""
+
+    name: str
+    version: str
+    created: str
+    """UTC time, ISO 8601."""
+    input_name: str
+    input_dtype: str
+    input_shape: tuple[int, ...]
+    """Axes of one row, without the batch axis."""
+    classes: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    nonconformity: str
+    parts: tuple[str, ...] = ()
+    """The parts of the joint form; empty for the others."""
+    default_alpha: float
+    calibration_size: int
+    bank_size: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Recipe, seeds, split fingerprints, library versions: for people; scoring never reads it."""
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def parse_manifest(text: str, source: str) -> Manifest:
+    """Parse and check a manifest.
+
+    Args:
+        text: contents of manifest.json.
+        source: path to name in errors.
+
+    Raises:
+        BundleError: not JSON, from another format version, or a field is missing, unknown, of the wrong type or out of
+            range; the message names the file and the field.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as e:
+        raise BundleError(f"{source}: not valid JSON ({e}); the bundle is damaged, copy or build it again") from None
+    if not isinstance(raw, dict):
+        raise BundleError(f"{source}: expected a JSON object, got {type(raw).__name__}")
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{source}: format_version is {version!r}, this softkin reads {FORMAT_VERSION}; use the softkin that built "
+            "the bundle, or build it again"
+        )
+    raw = dict(raw)
+    raw["layers"] = tuple(
+        _build(Layer, x, f"{source}: layers[{i}]") for i, x in enumerate(_as_list(raw, "layers", source))
+    )
+    raw["files"] = {k: _build(FileEntry, x, f"{source}: files.{k}") for k, x in _as_dict(raw, "files", source).items()}
+    for key in ("input_shape", "classes", "parts"):
+        raw[key] = tuple(_as_list(raw, key, source))
+    manifest = _build(Manifest, raw, source)
+    _check_values(manifest, source)
+    return manifest
+
+
+def _as_list(raw: Mapping[str, Any], key: str, source: str) -> list[Any]:
+    if not isinstance(raw.get(key), list):
+        raise BundleError(f"{source}: {key} must be a list, got {raw.get(key)!r}")
+    return list(raw[key])
+
+
+def _as_dict(raw: Mapping[str, Any], key: str, source: str) -> dict[str, Any]:
+    if not isinstance(raw.get(key), dict):
+        raise BundleError(f"{source}: {key} must be an object, got {raw.get(key)!r}")
+    return dict(raw[key])
+
+
+_SCALARS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "dict[str, Any]": (dict,)}
+
+
+def _build(cls: type[_T], raw: Any, where: str) -> _T:
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # every caller passes a dataclass
+    if not isinstance(raw, dict):
+        raise BundleError(f"{where}: expected an object, got {raw!r}")
+    if odd := sorted(raw.keys() ^ fields.keys()):
+        what = "unknown" if odd[0] in raw else "missing"
+        raise BundleError(f"{where}: {what} field {odd[0]!r}")
+    for name, f in fields.items():
+        allowed = _SCALARS.get(str(f.type))
+        if allowed and (not isinstance(raw[name], allowed) or isinstance(raw[name], bool)):
+            raise BundleError(f"{where}: {name} must be {f.type}, got {raw[name]!r}")
+    return cls(**raw)
+
+
+def _check_values(m: Manifest, source: str) -> None:
+    def require(ok: bool, field_name: str, value: object, allowed: str) -> None:
+        if not ok:
+            raise BundleError(f"{source}: {field_name} is {value!r}; {allowed}")
+
+    def positive(x: float) -> bool:
+        return math.isfinite(x) and x > 0
+
+    for key, value in {"name": m.name, "version": m.version}.items():
+        require(bool(_NAME.fullmatch(value)), key, value, "it takes 1 to 63 letters, digits, '.', '_', '-'")
+    require(m.input_dtype in INPUT_DTYPES, "input_dtype", m.input_dtype, f"must be one of {INPUT_DTYPES}")
+    axes = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in m.input_shape)
+    require(axes, "input_shape", m.input_shape, "must be positive integers")
+    require(bool(m.classes) and all(isinstance(c, str) for c in m.classes), "classes", m.classes, "must be names")
+    require(bool(m.layers), "layers", m.layers, "must not be empty")
+    names = [layer.name for layer in m.layers]
+    require(len(set(names)) == len(names), "layers", names, "names must be unique")
+    for layer in m.layers:
+        require(layer.metric in METRICS, f"metric of {layer.name}", layer.metric, f"must be one of {METRICS}")
+        require(positive(layer.temperature), f"temperature of {layer.name}", layer.temperature, "must be positive")
+        require(positive(layer.weight), f"weight of {layer.name}", layer.weight, "must be positive")
+        require(layer.dim > 0, f"dim of {layer.name}", layer.dim, "must be positive")
+    require(m.nonconformity in FORMS, "nonconformity", m.nonconformity, f"must be one of {FORMS}")
+    require(all(p in PARTS for p in m.parts), "parts", m.parts, f"must be among {PARTS}")
+    require(bool(m.parts) == (m.nonconformity == "joint"), "parts", m.parts, "belong to the joint form and only to it")
+    require(0 < m.default_alpha < 1, "default_alpha", m.default_alpha, "must lie in (0, 1)")
+    require(m.calibration_size > 0, "calibration_size", m.calibration_size, "must be positive")
+    require(m.bank_size > 0, "bank_size", m.bank_size, "must be positive")

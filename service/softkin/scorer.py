@@ -1,0 +1,255 @@
+"""Runs model and bank as one ONNX session: input -> logits and class masses, without leaving the device in between."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+import threading
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from softkin.bank import Bank
+from softkin.errors import BundleError, DeviceError
+from softkin.nonconformity import Outputs
+from softkin.scorer_graph import GraphBuilder, LayerGraph, layer_graph
+
+Device = Literal["auto", "cuda", "cpu"]
+
+LOGITS = "logits"
+MASSES = "class_mass"
+_LOGGER = logging.getLogger("softkin.scorer")
+
+
+def representation_output(layer: str) -> str:
+    """Name of the model output that holds a layer's representation."""
+    return f"representation.{layer}"
+
+
+def reducer_key(layer: str) -> str:
+    """Key of the model's metadata that says how a layer was reduced."""
+    return f"softkin.reducer.{layer}"
+
+
+def available_threads() -> int:
+    """Cores this process may use: the least of its affinity mask and its cgroup's CPU quota, at least 1.
+
+    onnxruntime's own default counts the host's cores and so oversubscribes every container.
+    """
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, int(quota) / int(period))
+    except (OSError, ValueError):  # no cgroup v2 here, or the root group: no quota
+        pass
+    return max(1, math.ceil(cores))
+
+
+class Scorer:
+    """The network and the bank as onnxruntime sessions. `run` and `nearest` may be called from several threads.
+
+    Args:
+        model: path of model.onnx; outputs `logits` (optional) and one `representation.<layer>` per bank layer.
+        bank: the bank, already verified.
+        bank_file: the safetensors file that holds the bank; sessions read its rows from there.
+        device: `cuda` refuses to run anywhere else; `auto` takes CUDA where it really works, else the CPU.
+        threads: compute threads on the CPU; `available_threads()` when None.
+        chunk_rows: bank rows per matrix product, a multiple of the tile; chosen by the size of the bank when None.
+
+    Raises:
+        BundleError: the model cannot be read or lacks an output.
+        DeviceError: `cuda` was asked for and the session does not run there.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        bank: Bank,
+        bank_file: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        chunk_rows: int | None = None,
+    ) -> None:
+        self._model_path, self._bank, self._bank_file = model, bank, bank_file
+        self._threads, self._chunk_rows = threads, chunk_rows
+        self._lock = threading.Lock()
+        self._evidence: ort.InferenceSession | None = None
+        proto = self._read_model()
+        self.has_logits = LOGITS in {o.name for o in proto.graph.output}
+        self.input_name: str = proto.graph.input[0].name
+        self._session, self.device = self._start(self._compose_masses(proto), device)
+        self._outputs = [*([LOGITS] if self.has_logits else []), MASSES]
+
+    def run(self, x: NDArray[np.generic]) -> Outputs:
+        """Class masses `[B, L, C]` and logits `[B, C]` of a batch of inputs, B >= 1.
+
+        Raises:
+            DeviceError: the device failed while running.
+        """
+        results = run_session(self._session, self._outputs, {self.input_name: x}, self.device)
+        return Outputs(masses=results[-1], logits=results[0] if self.has_logits else None)
+
+    def nearest(self, x: NDArray[np.generic], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k bank rows with the largest mass at each input, per layer, best first.
+
+        A session of its own, started by the first call, so that requests without evidence never pay for it.
+
+        Args:
+            x: batch of inputs.
+            k: 1 to the number of bank rows.
+
+        Returns:
+            `[B, L, k]` log mass contributions `log w - d / T`, and `[B, L, k]` tiled row numbers.
+        """
+        with self._lock:
+            if self._evidence is None:
+                graph = self._compose_nearest(self._read_model())
+                self._evidence, _ = self._start(graph, self.device)
+        feeds = {self.input_name: x, "softkin/k": np.array([k], np.int64)}
+        names = [f"{kind}.{layer}" for layer in self._bank.layers for kind in ("contribution", "row")]
+        results = run_session(self._evidence, names, feeds, self.device)
+        return np.stack(results[0::2], axis=1), np.stack(results[1::2], axis=1)
+
+    def _start(self, graph: onnx.ModelProto, device: Device) -> tuple[ort.InferenceSession, Literal["cuda", "cpu"]]:
+        return start_session(graph, device, threads=self._threads, external_folder=self._bank_file.parent)
+
+    def _read_model(self) -> onnx.ModelProto:
+        try:
+            proto = onnx.load(self._model_path)
+        except Exception as e:  # protobuf's DecodeError and OSError alike
+            raise BundleError(f"{self._model_path}: not a readable ONNX model ({e}); build the bundle again") from e
+        found = {o.name for o in proto.graph.output}
+        for layer in self._bank.layers:
+            if representation_output(layer) not in found:
+                raise BundleError(
+                    f"{self._model_path}: has no output {representation_output(layer)!r}; it has {sorted(found)}"
+                )
+        return proto
+
+    def _compose_masses(self, proto: onnx.ModelProto) -> onnx.ModelProto:
+        g = GraphBuilder()
+        axis = g.constant(np.array([1], np.int64))
+        per_layer = [
+            g.op("Unsqueeze", [self._layer(g, n).masses(representation_output(n)), axis]) for n in self._bank.layers
+        ]
+        g.nodes.append(helper.make_node("Concat", per_layer, [MASSES], name=f"softkin/{MASSES}", axis=1))
+        outputs = [o for o in proto.graph.output if o.name == LOGITS]
+        return _extend(proto, g, [*outputs, helper.make_tensor_value_info(MASSES, TensorProto.FLOAT, None)])
+
+    def _compose_nearest(self, proto: onnx.ModelProto) -> onnx.ModelProto:
+        g, outputs = GraphBuilder(), []
+        for name in self._bank.layers:
+            value, row = self._layer(g, name).nearest(representation_output(name), "softkin/k")
+            for kind, source, dtype in (("contribution", value, TensorProto.FLOAT), ("row", row, TensorProto.INT64)):
+                g.nodes.append(helper.make_node("Identity", [source], [f"{kind}.{name}"]))
+                outputs.append(helper.make_tensor_value_info(f"{kind}.{name}", dtype, None))
+        proto.graph.input.append(helper.make_tensor_value_info("softkin/k", TensorProto.INT64, [1]))
+        return _extend(proto, g, outputs)
+
+    def _layer(self, g: GraphBuilder, name: str) -> LayerGraph:
+        return layer_graph(g, self._bank, name, self._bank_file, self._chunk_rows)
+
+
+class Network:
+    """A bundle's network without the bank: what calibration, bank building and export checks run.
+
+    Args:
+        model: path of model.onnx.
+        device: as for `Scorer`.
+        threads: as for `Scorer`.
+    """
+
+    def __init__(self, model: Path, *, device: Device = "auto", threads: int | None = None) -> None:
+        self._session, self.device = start_session(model, device, threads=threads)
+        self.outputs = [o.name for o in self._session.get_outputs()]
+        self.input_name: str = self._session.get_inputs()[0].name
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def run(self, x: NDArray[np.generic], *, batch_rows: int = 256) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name, for `[n >= 1, ...]` raw inputs, computed in slices of `batch_rows`."""
+        slices = [x[i : i + batch_rows] for i in range(0, len(x), batch_rows)]
+        parts = [run_session(self._session, self.outputs, {self.input_name: s}, self.device) for s in slices]
+        return {n: np.concatenate([p[i] for p in parts]) for i, n in enumerate(self.outputs)}
+
+
+def run_session(
+    session: ort.InferenceSession, outputs: list[str], feeds: dict[str, NDArray[np.generic]], device: str
+) -> list[NDArray[np.float32]]:
+    """One run, with onnxruntime's failures turned into DeviceError."""
+    try:
+        return list(session.run(outputs, feeds))
+    except Exception as e:  # onnxruntime's exceptions share no base of their own
+        raise DeviceError(f"onnxruntime failed on {device}: {e}") from e
+
+
+def start_session(
+    model: Path | onnx.ModelProto, device: Device, *, threads: int | None = None, external_folder: Path | None = None
+) -> tuple[ort.InferenceSession, Literal["cuda", "cpu"]]:
+    """Start a session and say where it really runs.
+
+    Args:
+        model: path of a model, or a composed one.
+        device: `cuda` refuses to run anywhere else; `auto` takes CUDA where it really works, else the CPU.
+        threads: compute threads on the CPU; `available_threads()` when None.
+        external_folder: where a composed model's external data lie.
+
+    Returns:
+        The session, and `cuda` or `cpu`.
+
+    Raises:
+        BundleError: onnxruntime cannot load the model.
+        DeviceError: `cuda` was asked for and the session does not run there.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or available_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle pool threads that spin steal the cores from the gRPC threads.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if external_folder is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(external_folder.resolve()))
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if device == "cuda" or (device == "auto" and cuda_driver_present()):
+        # TF32 would move scores by 1e-3; the arena must not double when a batch is a little larger.
+        cuda = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    try:
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as e:
+        raise BundleError(f"onnxruntime cannot load the model {model if isinstance(model, Path) else ''}: {e}") from e
+    # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
+    actual: Literal["cuda", "cpu"] = "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+    if device == "cuda" and actual != "cuda":
+        raise DeviceError(
+            "device cuda: onnxruntime could not start on CUDA (driver 580 or newer and the CUDA 13 libraries are "
+            "needed: pip install 'softkin[cuda]'); use device cpu to serve from the CPU"
+        )
+    return session, actual
+
+
+def cuda_driver_present() -> bool:
+    """True when the NVIDIA driver's library loads: without it, trying CUDA only prints errors."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _extend(proto: onnx.ModelProto, g: GraphBuilder, outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+    proto.graph.node.extend(g.nodes)
+    proto.graph.initializer.extend(g.initializers)
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
+    return proto

@@ -1,0 +1,89 @@
+"""A real bundle, built without torch, for every test that needs one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from softkin_training.build import DetectorSpec, LayerSpec, build
+from softkin_training.rows import Rows
+
+WIDTH, CLASSES = 12, 3
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Three Gaussian clusters, a network that tells them apart, and a bundle made of both."""
+
+    path: Path
+    model: bytes
+    spec: DetectorSpec
+    bank: Rows
+    calibration: Rows
+    inliers: np.ndarray
+    outliers: np.ndarray
+
+
+def tiny_model(centers: np.ndarray) -> bytes:
+    """float32 `[B, WIDTH]` -> logits, and two unit-norm representations: all of the input, and its first half."""
+    half = WIDTH // 2
+    nodes = [
+        helper.make_node("MatMul", ["inputs", "w"], ["logits"]),
+        helper.make_node("Slice", ["inputs", "zero", "half", "one"], ["first"]),
+        helper.make_node("LpNormalization", ["inputs"], ["representation.wide"], axis=1, p=2),
+        helper.make_node("LpNormalization", ["first"], ["representation.narrow"], axis=1, p=2),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [value("inputs", TensorProto.FLOAT, ["batch", WIDTH])],
+        [
+            value("logits", TensorProto.FLOAT, ["batch", CLASSES]),
+            value("representation.wide", TensorProto.FLOAT, ["batch", WIDTH]),
+            value("representation.narrow", TensorProto.FLOAT, ["batch", half]),
+        ],
+        [
+            numpy_helper.from_array(centers.T.astype(np.float32), "w"),
+            *[numpy_helper.from_array(np.array([v]), k) for k, v in {"zero": 0, "half": half, "one": 1}.items()],
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A bundle in the joint form over two layers; never change its files: copy them (`tiny_copy`)."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(CLASSES, WIDTH)) * 2
+
+    def rows(n: int, first_id: int) -> Rows:
+        y = np.arange(n) % CLASSES
+        return Rows(
+            (centers[y] + 0.6 * rng.normal(size=(n, WIDTH))).astype(np.float32), y, np.arange(first_id, first_id + n)
+        )
+
+    spec = DetectorSpec(
+        name="tiny",
+        version="1",
+        classes=("a", "b", "c"),
+        layers=(LayerSpec(name="wide", metric="cosine"), LayerSpec(name="narrow", metric="cosine")),
+        nonconformity="joint",
+        parts=("posterior", "density", "density_last"),
+    )
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    model, bank, calibration = tiny_model(centers), rows(300, 0), rows(400, 1000)
+    build(path, model, spec, bank_rows=bank, calibration_rows=calibration)
+    outliers = (10 * rng.normal(size=(50, WIDTH))).astype(np.float32)
+    return Tiny(path, model, spec, bank, calibration, rows(500, 5000).x, outliers)
+
+
+@pytest.fixture
+def tiny_copy(tiny: Tiny, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle to damage."""
+    return Path(shutil.copytree(tiny.path, tmp_path / "copy"))

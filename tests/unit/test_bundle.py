@@ -1,0 +1,204 @@
+"""Bundles on disk: whole or not at all, and refused when anything is off."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from softkin import BundleError, DataError, Detector
+from softkin import bundle as bundles
+from softkin_training.build import build
+
+
+def edit_manifest(path: Path, change) -> None:
+    """Rewrite manifest.json after `change(dict)`."""
+    raw = json.loads((path / "manifest.json").read_text())
+    change(raw)
+    (path / "manifest.json").write_text(json.dumps(raw))
+
+
+def edit_tensors(path: Path, file: str, change) -> None:
+    """Rewrite a tensor file after `change(dict)`, with size and sha256 put right, as a wrong builder would."""
+    tensors = load_file(path / file)
+    change(tensors)
+    save_file(tensors, path / file)
+    data = (path / file).read_bytes()
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    edit_manifest(path, lambda m: m["files"].__setitem__(file, entry))
+
+
+def test_what_is_written_is_what_is_read(tiny):
+    """Manifest, bank, calibration and golden rows survive the trip."""
+    bundle = bundles.read_bundle(tiny.path)
+
+    assert bundle.manifest == bundles.read_manifest(tiny.path)
+    assert bundle.digest == hashlib.sha256((tiny.path / "manifest.json").read_bytes()).hexdigest()
+    assert bundle.bank.size == bundle.manifest.bank_size == 300
+    assert len(bundle.calibration.outlier_scores) == bundle.manifest.calibration_size == 300
+    assert {len(r) for r in bundle.calibration.references.values()} == {100}
+    assert bundle.golden.inputs.shape == (16, 12)
+
+
+@pytest.mark.parametrize("file", bundles.DATA_FILES)
+def test_one_altered_byte_is_found(tiny_copy, file):
+    """Anywhere in any file; the error names the file and what to do."""
+    data = bytearray((tiny_copy / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tiny_copy / file).write_bytes(data)
+
+    with pytest.raises(BundleError, match=rf"{file}: its sha256 is not the manifest's.*build it again"):
+        bundles.read_bundle(tiny_copy)
+
+
+@pytest.mark.parametrize("file", bundles.DATA_FILES)
+def test_a_truncated_or_missing_file_is_found(tiny_copy, file):
+    """Sizes are compared before anything is parsed."""
+    data = (tiny_copy / file).read_bytes()
+    (tiny_copy / file).write_bytes(data[:-1])
+    with pytest.raises(BundleError, match=rf"{file}: has {len(data) - 1} bytes, the manifest says {len(data)}"):
+        bundles.read_bundle(tiny_copy)
+
+    (tiny_copy / file).unlink()
+    with pytest.raises(BundleError, match=rf"{file}: cannot be read \(No such file"):
+        bundles.read_bundle(tiny_copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(lambda m: m.update(format_version=2), "format_version is 2, this softkin reads 1", id="future"),
+        pytest.param(lambda m: m.pop("classes"), "classes must be a list", id="missing list"),
+        pytest.param(lambda m: m.pop("created"), "missing field 'created'", id="missing field"),
+        pytest.param(lambda m: m.update(extra=1), "unknown field 'extra'", id="unknown field"),
+        pytest.param(lambda m: m.update(bank_size="300"), "bank_size must be int, got '300'", id="type"),
+        pytest.param(lambda m: m.update(bank_size=True), "bank_size must be int, got True", id="bool is no int"),
+        pytest.param(lambda m: m.update(default_alpha=1.5), "default_alpha is 1.5; must lie in", id="alpha"),
+        pytest.param(lambda m: m.update(name="../x"), r"name is '\.\./x'", id="path as name"),
+        pytest.param(lambda m: m.update(input_shape=[0]), "input_shape", id="shape"),
+        pytest.param(lambda m: m["layers"][0].update(metric="l1"), "metric of wide is 'l1'; must be one", id="metric"),
+        pytest.param(lambda m: m["layers"][0].update(temperature=-1.0), "temperature of wide", id="temperature"),
+        pytest.param(lambda m: m["layers"][0].pop("dim"), r"layers\[0\]: missing field 'dim'", id="layer field"),
+        pytest.param(lambda m: m["files"].pop("model.onnx"), "model.onnx: not listed", id="file not listed"),
+        pytest.param(lambda m: m.update(parts=[]), "parts", id="joint without parts"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(tiny_copy, change, message):
+    """The error names the file and the field."""
+    edit_manifest(tiny_copy, change)
+
+    with pytest.raises(BundleError, match=message) as caught:
+        bundles.read_bundle(tiny_copy)
+    assert str(tiny_copy) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff\xfe"], ids=["empty", "list", "cut", "binary"])
+def test_a_manifest_that_is_no_json_object_is_refused(tiny_copy, text):
+    """Never a traceback of the parser."""
+    (tiny_copy / "manifest.json").write_bytes(text)
+
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        bundles.read_manifest(tiny_copy)
+
+
+def test_a_directory_without_a_manifest_is_no_bundle(tmp_path):
+    """Says what a bundle is."""
+    with pytest.raises(BundleError, match=r"cannot be read .* a bundle is a directory with a manifest\.json"):
+        bundles.read_bundle(tmp_path)
+
+
+def _drop_row(tensors):
+    tensors["rows.wide"] = tensors["rows.wide"][:-1]
+
+
+def _nan(tensors):
+    tensors["rows.narrow"][5, 0] = np.nan
+
+
+def _label(tensors):
+    tensors["labels"][:] = np.where(tensors["labels"] == 2, 1, tensors["labels"])
+
+
+def _straddle(tensors):
+    tensors["labels"][1] = 2
+
+
+def _unsorted(tensors):
+    tensors["outlier_scores"] = tensors["outlier_scores"][::-1].copy()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        pytest.param(bundles.BANK, _drop_row, r"rows\.wide' is float32\[.*asks for float32", id="shape"),
+        pytest.param(bundles.BANK, _nan, r"rows\.narrow' has values that are not finite", id="NaN"),
+        pytest.param(bundles.BANK, _label, "labels do not cover exactly the 3 classes", id="class without rows"),
+        pytest.param(bundles.BANK, _straddle, "not laid out in tiles", id="tile with two classes"),
+        pytest.param(bundles.BANK, lambda t: t.pop("ids"), "has no array 'ids'", id="missing array"),
+        pytest.param(bundles.CALIBRATION, _unsorted, "'outlier_scores' must be sorted ascending", id="unsorted"),
+        pytest.param(bundles.CALIBRATION, lambda t: t.pop("references.density"), "references.density", id="reference"),
+        pytest.param(bundles.GOLDEN, lambda t: t.pop("inputs"), "has no array 'inputs'", id="golden"),
+    ],
+)
+def test_arrays_that_disagree_are_refused(tiny_copy, file, change, message):
+    """Even with the right checksums: file, array, what was found and what is asked for."""
+    edit_tensors(tiny_copy, file, change)
+
+    with pytest.raises(BundleError, match=message) as caught:
+        bundles.read_bundle(tiny_copy)
+    assert file in str(caught.value)
+
+
+def test_a_model_without_the_banks_layer_is_refused(tiny, tmp_path):
+    """Layer names must exist in the model; the error lists what does."""
+    spec = dataclasses.replace(
+        tiny.spec, layers=(*tiny.spec.layers, dataclasses.replace(tiny.spec.layers[0], name="ghost"))
+    )
+
+    with pytest.raises(DataError, match=r"no output 'representation\.ghost'; it has \["):
+        build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_replaced_only_when_asked(tiny, tmp_path):
+    """Never overwritten by accident; replaced in one step otherwise."""
+    out = tmp_path / "b"
+    arguments = {"bank_rows": tiny.bank, "calibration_rows": tiny.calibration}
+    build(out, tiny.model, tiny.spec, **arguments)
+
+    with pytest.raises(BundleError, match="exists already; choose another directory"):
+        build(out, tiny.model, tiny.spec, **arguments)
+    build(out, tiny.model, tiny.spec, **arguments, replace=True)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    Detector.load(out, device="cpu")
+
+
+def test_a_full_disk_leaves_nothing_behind(tiny, tmp_path):
+    """A write that fails half way: clear error, no half bundle, the old one untouched."""
+    loaded = bundles.read_bundle(tiny.path)
+    model = (tiny.path / bundles.MODEL).read_bytes()
+    arguments = {"bank": loaded.bank, "calibration": loaded.calibration, "golden": loaded.golden}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # files cannot grow past it, as on a full disk
+    try:
+        with pytest.raises(BundleError, match=r"cannot write the bundle \(.+\); nothing was changed there"):
+            bundles.write_bundle(tmp_path / "b", loaded.manifest, model=model, **arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(tiny, tmp_path):
+    """A file stands where a directory is needed."""
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(BundleError, match="cannot write the bundle"):
+        build(tmp_path / "file" / "b", tiny.model, tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)

@@ -1,0 +1,187 @@
+"""Scoring in process, with a real bundle."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from softkin import BundleError, Detector, InvalidInputError, mass
+from softkin.bank import PADDING_LABEL
+from softkin.bundle import read_bundle
+
+
+@pytest.fixture(scope="module")
+def detector(tiny):
+    """The tiny bundle on the CPU."""
+    return Detector.load(tiny.path, device="cpu")
+
+
+def test_outliers_are_flagged_and_inliers_hardly(detector, tiny):
+    """The point of it all."""
+    inliers, outliers = detector.score(tiny.inliers), detector.score(tiny.outliers)
+
+    assert inliers.is_outlier.mean() < 0.1
+    assert outliers.is_outlier.mean() > 0.8
+    assert np.median(outliers.outlier_score) > np.median(inliers.outlier_score)
+
+
+def test_the_answer_says_what_stands_behind_it(detector, tiny):
+    """Every score carries detector, digest, device, alpha, n and the smallest p-value."""
+    budget = detector.score(tiny.inliers[:2], alpha=0.1).budget
+
+    assert (budget.detector, budget.version, budget.device, budget.alpha) == ("tiny", "1", "cpu", 0.1)
+    assert budget.digest == detector.digest
+    assert budget.calibration_size == 300
+    assert budget.smallest_p_value == 1 / 301
+
+
+def test_verdict_is_p_value_at_most_alpha(detector, tiny):
+    """alpha is inclusive and can be given per call."""
+    scores = detector.score(tiny.inliers)
+
+    for alpha in (0.01, 0.2, float(scores.p_value[3])):
+        assert (detector.score(tiny.inliers, alpha=alpha).is_outlier == (scores.p_value <= alpha)).all()
+
+
+def test_masses_are_those_of_the_reference(detector, tiny):
+    """The whole chain, network and scorer, against NumPy on the representations."""
+    bundle = read_bundle(tiny.path)
+    real = bundle.bank.labels != PADDING_LABEL
+    x = tiny.inliers[:20]
+    z = {"wide": mass.unit_rows(x), "narrow": mass.unit_rows(x[:, :6])}
+
+    found = detector.outputs(x).masses
+
+    for i, (name, layer) in enumerate(bundle.bank.layers.items()):
+        expected = mass.class_mass(
+            z[name],
+            layer.rows[real, :-1],
+            bundle.bank.labels[real],
+            num_classes=3,
+            temperature=layer.temperature,
+            metric="cosine",
+        )
+        np.testing.assert_allclose(found[:, i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rows_score_does_not_depend_on_its_batch_mates(detector, tiny):
+    """Alone, in company, or in another place: equal to 1e-5 relative."""
+    x = np.concatenate([tiny.inliers[:40], tiny.outliers[:40]])
+    order = np.random.default_rng(0).permutation(len(x))
+
+    together = detector.score(x).outlier_score
+    shuffled = np.empty_like(together)
+    shuffled[order] = detector.score(x[order]).outlier_score
+    alone = np.concatenate([detector.score(row[None]).outlier_score for row in x])
+
+    np.testing.assert_allclose(shuffled, together, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
+
+
+def test_large_arrays_are_scored_in_slices_with_the_same_result(detector, tiny):
+    """600 rows cross the slice size twice."""
+    x = np.concatenate([tiny.inliers, tiny.inliers])[:600]
+
+    found = detector.score(x, num_neighbors=2)
+
+    assert found.neighbors is not None
+    assert found.neighbors.ids.shape == (600, 2, 2)
+    np.testing.assert_allclose(found.outlier_score[500:], found.outlier_score[:100], rtol=1e-5, atol=1e-5)
+
+
+def test_neighbors_are_the_nearest_bank_rows(detector, tiny):
+    """Ids, labels and distances equal those of a brute-force search; shares are shares of the whole mass."""
+    x = tiny.inliers[:10]
+    found = detector.score(x, num_neighbors=4).neighbors
+
+    assert found is not None
+    assert found.layers == ("wide", "narrow")
+    d = mass.distances(x, tiny.bank.x, "cosine")
+    nearest = np.argsort(d, axis=1)[:, :4]
+    assert (found.ids[:, 0] == tiny.bank.ids[nearest]).all()
+    assert (found.labels[:, 0] == tiny.bank.y[nearest]).all()
+    np.testing.assert_allclose(found.distances[:, 0], np.take_along_axis(d, nearest, axis=1), atol=1e-5)
+    temperature = detector.manifest.layers[0].temperature
+    weight = np.exp(-d / temperature)
+    shares = np.take_along_axis(weight, nearest, axis=1) / weight.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.shares[:, 0], shares, rtol=1e-3)
+
+
+def test_more_neighbors_than_bank_rows_gives_all_rows(detector, tiny):
+    """Padding never shows up as a neighbour."""
+    found = detector.score(tiny.inliers[:1], num_neighbors=10_000).neighbors
+
+    assert found is not None
+    assert sorted(found.ids[0, 0]) == sorted(tiny.bank.ids)
+    np.testing.assert_allclose(found.shares[0].sum(axis=1), 1.0, rtol=1e-4)
+
+
+def test_threads_get_their_own_rows_back(detector, tiny):
+    """`score` from 8 threads at once equals one after the other."""
+    batches = np.array_split(tiny.inliers, 20)
+    expected = [detector.score(b).p_value for b in batches]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda b: detector.score(b).p_value, batches))
+
+    assert all((a == b).all() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        pytest.param(np.zeros((2, 12)), "dtype is float64, this detector takes float32", id="dtype"),
+        pytest.param(np.zeros((2, 11), np.float32), r"shape is \[2, 11\], .* takes \[rows, 12\]", id="shape"),
+        pytest.param(np.zeros(12, np.float32), r"shape is \[12\]", id="rank"),
+        pytest.param(np.zeros((0, 12), np.float32), "there are no rows; send at least 1", id="empty"),
+        pytest.param(
+            np.array([[0.0] * 12, [np.nan] * 12], np.float32), "row 1 has NaN or infinity; every value", id="NaN"
+        ),
+        pytest.param(np.full((1, 12), np.inf, np.float32), "row 0 has NaN or infinity", id="infinity"),
+    ],
+)
+def test_unfit_inputs_are_refused(detector, x, message):
+    """What is wrong, and what this detector takes."""
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        detector.score(x)
+    assert caught.value.field == "inputs"
+
+
+def test_an_unknown_neighbor_count_or_alpha_is_refused(detector, tiny):
+    """The field is named."""
+    with pytest.raises(InvalidInputError, match="num_neighbors: got -1"):
+        detector.score(tiny.inliers, num_neighbors=-1)
+    with pytest.raises(InvalidInputError, match=r"alpha: got 0\.001, but 300 calibration rows"):
+        detector.score(tiny.inliers, alpha=0.001)
+
+
+def test_far_outliers_and_zero_rows_get_finite_scores(detector):
+    """No NaN, no infinity, however strange the row."""
+    x = np.array([[0.0] * 12, [1e15] * 12, [-1e-15] * 12], np.float32)
+
+    scores = detector.score(x)
+
+    assert np.isfinite(scores.outlier_score).all()
+    assert ((scores.p_value > 0) & (scores.p_value <= 1)).all()
+
+
+def test_a_row_that_overflows_the_network_is_the_strangest_of_all(detector, tiny):
+    """Finite input, infinite logits: flagged with the smallest p-value, and its batch mates are untouched."""
+    x = np.stack([tiny.inliers[0], np.full(12, 3e38, np.float32)])
+
+    scores = detector.score(x)
+
+    assert scores.outlier_score[1] == np.inf
+    assert scores.p_value[1] == detector.smallest_p_value
+    assert scores.outlier_score[0] == pytest.approx(detector.score(x[:1]).outlier_score[0], rel=1e-5)
+
+
+def test_a_bundle_that_scores_its_golden_rows_differently_does_not_load(tiny, monkeypatch):
+    """Another device or library version may not move scores unnoticed."""
+    bundle = read_bundle(tiny.path)
+    object.__setattr__(bundle.golden, "outlier_scores", bundle.golden.outlier_scores + 0.1)
+
+    with pytest.raises(BundleError, match=r"golden row \d+ scores .* when built"):
+        Detector(bundle, device="cpu")
