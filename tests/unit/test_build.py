@@ -1,0 +1,124 @@
+"""From a model and rows to a bundle, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from softkin import DataError, Detector
+from softkin.bundle import read_bundle
+from softkin_training.build import build
+from softkin_training.rows import Rows, fingerprint, refuse_overlap
+from softkin_training.temperature import neighbor_distance
+
+
+def rebuild(tiny, out, *, bank=None, calibration=None, **changes):
+    """The tiny bundle with something changed."""
+    spec = dataclasses.replace(tiny.spec, **changes)
+    build(out, tiny.model, spec, bank_rows=bank or tiny.bank, calibration_rows=calibration or tiny.calibration)
+    return out
+
+
+@pytest.mark.parametrize("form", ["posterior", "density", "joint"])
+def test_calibration_scores_are_those_of_the_serving_detector(tiny, tmp_path, form):
+    """Calibration rows, scored by the loaded detector, give exactly the stored scores."""
+    parts = tiny.spec.parts if form == "joint" else ()
+    path = rebuild(tiny, tmp_path / "b", nonconformity=form, parts=parts)
+    stored = read_bundle(path).calibration.outlier_scores
+
+    found = Detector.load(path, device="cpu").score(tiny.calibration.x).outlier_score
+
+    positions = np.searchsorted(stored, found - 1e-6)
+    matched = (positions < len(stored)) & (
+        np.abs(stored[np.minimum(positions, len(stored) - 1)] - found) <= 1e-5 * np.maximum(np.abs(found), 1)
+    )
+    assert matched.sum() >= len(stored)
+
+
+def test_the_same_inputs_build_the_same_arrays(tiny, tmp_path):
+    """Everything but the time of creation is a function of model, spec and rows."""
+    a, b = (read_bundle(rebuild(tiny, tmp_path / name)) for name in ("a", "b"))
+
+    assert a.manifest.files == b.manifest.files
+
+
+def test_the_manifest_names_the_rows_it_was_made_from(tiny):
+    """Fingerprints of bank and of the rows that calibrate."""
+    found = read_bundle(tiny.path).manifest.provenance["fingerprints"]
+
+    assert found["bank"] == fingerprint(tiny.bank.x)
+    assert len(found["calibration"]) == 64
+
+
+def test_calibration_rows_from_the_bank_are_refused(tiny, tmp_path):
+    """By id, and by content under other ids."""
+    same_id = tiny.bank.take(np.arange(40))
+    with pytest.raises(DataError, match="bank and calibration share 40 examples, the first with id 0"):
+        rebuild(tiny, tmp_path / "b", calibration=same_id)
+
+    copies = Rows(
+        np.concatenate([tiny.calibration.x, tiny.bank.x[7:9]]),
+        np.concatenate([tiny.calibration.y, tiny.bank.y[7:9]]),
+        np.concatenate([tiny.calibration.ids, [9001, 9002]]),
+    )
+    with pytest.raises(DataError, match="calibration has 2 rows whose content also stands in bank.*example 9001"):
+        rebuild(tiny, tmp_path / "b", calibration=copies)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_calibration_rows_for_alpha_are_refused(tiny, tmp_path):
+    """With the number that is needed."""
+    few = tiny.calibration.take(np.arange(24))
+
+    with pytest.raises(DataError, match=r"18 rows cannot give a p-value of 0\.05; at least 19"):
+        rebuild(tiny, tmp_path / "b", calibration=few)
+
+
+def test_labels_beyond_the_class_names_are_refused(tiny, tmp_path):
+    """Calibration labels are checked as those of the bank are."""
+    wrong = dataclasses.replace(tiny.calibration, y=tiny.calibration.y + 1)
+
+    with pytest.raises(DataError, match=r"calibration: labels must lie in \[0, 3\); got \[1, 3\]"):
+        rebuild(tiny, tmp_path / "b", calibration=wrong)
+
+
+def test_class_names_must_match_the_logits(tiny, tmp_path):
+    """A model with three logits and four names is a mistake."""
+    with pytest.raises(DataError, match="3 logits, but 4 class names"):
+        rebuild(tiny, tmp_path / "b", classes=("a", "b", "c", "d"))
+
+
+def test_row_sets_are_told_apart_by_content_not_order():
+    """Fingerprints ignore order; disjoint sets pass."""
+    x = np.arange(12, dtype=np.uint8).reshape(4, 3)
+
+    assert fingerprint(x) == fingerprint(x[::-1])
+    assert fingerprint(x) != fingerprint(x[:3])
+    ids = np.arange(4)
+    refuse_overlap(Rows(x, ids, ids), Rows(x + 100, ids, ids + 4), "a", "b")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
+def test_neighbor_distance_is_the_median_of_nearest_distances(metric):
+    """Against a loop; copies of a row do not count."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(60, 4)).astype(np.float32)
+    z[1] = z[0]
+
+    found = neighbor_distance(z, np.arange(60), metric)
+
+    def distance(a, b):
+        if metric == "cosine":
+            return 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        return ((a - b) ** 2).sum()
+
+    nearest = [min(d for j in range(60) if (d := distance(z[i], z[j])) > 1e-5) for i in range(60)]
+    assert found == pytest.approx(float(np.median(nearest)), rel=1e-3)
+
+
+def test_a_collapsed_layer_is_refused():
+    """Equal representations everywhere carry no information."""
+    with pytest.raises(DataError, match="all representations of a layer are equal"):
+        neighbor_distance(np.ones((5, 3), np.float32), np.arange(5), "cosine")

@@ -1,0 +1,51 @@
+"""The temperature of a bank's soft nearest neighbours, from the bank alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin import mass
+from softkin.errors import DataError
+from softkin.mass import Metric
+
+
+def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], metric: Metric) -> float:
+    """Median distance of bank rows to their nearest other bank row: the natural unit of temperature.
+
+    Temperatures of 0.1 to 0.5 of it separate outliers equally well; ten times more and far rows drown the near ones.
+
+    Args:
+        z_ND: `[N >= 2, D]` representations.
+        sample: indices of the rows to take the median over.
+        metric: of the distances.
+
+    Returns:
+        A positive distance; copies of a row do not count as neighbours.
+
+    Raises:
+        DataError: all representations are equal: the layer carries no information.
+    """
+    nearest = []
+    for part in np.array_split(sample, max(1, len(sample) // 256)):
+        d = _fast_distances(z_ND[part], z_ND, metric)
+        d[d <= _rounding(z_ND, metric)] = np.inf
+        nearest.append(d.min(axis=1))
+    found = np.concatenate(nearest)
+    found = found[np.isfinite(found)]
+    if not len(found):
+        raise DataError("all representations of a layer are equal, so it cannot tell rows apart; leave the layer out")
+    return float(np.median(found))
+
+
+def _fast_distances(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], metric: Metric) -> NDArray[np.floating]:
+    if metric == "cosine":
+        return 1.0 - mass.unit_rows(z_BD) @ mass.unit_rows(bank_ND).T
+    squares = np.square(bank_ND).sum(axis=1)
+    return np.square(z_BD).sum(axis=1)[:, None] + squares[None] - 2.0 * z_BD @ bank_ND.T
+
+
+def _rounding(z_ND: NDArray[np.float32], metric: Metric) -> float:
+    """Distances up to this are zero: rounding of the expanded form."""
+    size = 1.0 if metric == "cosine" else float(np.square(z_ND).sum(axis=1).max())
+    return 16 * float(np.finfo(np.float32).eps) * size
