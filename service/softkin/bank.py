@@ -73,7 +73,8 @@ class Bank:
     def class_weights(self) -> NDArray[np.float64]:
         """`[C]` total weight per class."""
         real = self.labels != PADDING_LABEL
-        return np.bincount(self.labels[real], self.weights[real].astype(np.float64), self.num_classes)
+        weights = self.weights[real].astype(np.float64)
+        return np.asarray(np.bincount(self.labels[real], weights, self.num_classes), np.float64)
 
     @property
     def tile_labels(self) -> NDArray[np.int32]:

@@ -31,7 +31,7 @@ def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating]) ->
     assert n >= 1
     assert not np.isnan(scores).any()
     at_least = n - np.searchsorted(calibration, scores, side="left")
-    return (1.0 + at_least) / (n + 1.0)
+    return np.asarray((1.0 + at_least) / (n + 1.0), np.float64)
 
 
 def smallest_p_value(n: int) -> float:

@@ -11,7 +11,7 @@
       RecipeError            a training recipe does not parse or contradicts itself
       ExportError            the exported model does not reproduce the trained one
 
-No error knows a transport: `server.py` maps each to a status in one table.
+No error knows a transport: `interceptors.py` maps each to a status in one table.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Nonconformity:
         A row on which the network overflows (finite input, but an output that is NaN or infinite) gets +inf: nothing is
         stranger, and NaN would compare as nothing at all.
         """
-        finite = np.isfinite(outputs.masses).all(axis=(1, 2))
+        finite = np.asarray(np.isfinite(outputs.masses).all(axis=(1, 2)))
         if outputs.logits is not None:
             finite &= np.isfinite(outputs.logits).all(axis=1)
         a_BC = np.full((len(outputs), outputs.masses.shape[2]), np.inf)

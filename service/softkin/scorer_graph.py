@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,11 +44,11 @@ class GraphBuilder:
     initializers: list[TensorProto] = field(default_factory=list)
     _constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
-    def op(self, op_type: str, inputs: Sequence[str], **attributes: object) -> str:
+    def op(self, op_type: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Append a node with one output and return the output's name."""
         return self.ops(op_type, inputs, 1, **attributes)[0]
 
-    def ops(self, op_type: str, inputs: Sequence[str], outputs: int, **attributes: object) -> list[str]:
+    def ops(self, op_type: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
         """Append a node and return its outputs' names."""
         names = [f"{self.prefix}/{op_type}_{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(op_type, list(inputs), names, name=names[0], **attributes))

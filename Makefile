@@ -1,0 +1,45 @@
+# The only commands anyone needs. Each sets up what it needs in .venv and can be run first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt
+STAMP := $(VENV)/.installed
+PROTO_VENV := .venv-proto
+
+.PHONY: demo test check protos bench clean
+
+demo: $(STAMP)  ## train, export, build, serve, score, scrape on embedded data; writes runs/demo
+	$(BIN)/python -m softkin_training.demo --out runs/demo
+
+test: $(STAMP)  ## the whole test suite
+	$(BIN)/pytest
+
+check: $(STAMP)  ## lint, types, architecture, generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory protos
+	git diff --exit-code --stat -- service/softkin/v1
+
+protos: $(PROTO_VENV)/.installed  ## regenerate service/softkin/v1 from protos/
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I protos --python_out=service --pyi_out=service \
+		--grpc_python_out=service protos/softkin/v1/outlier.proto
+
+clean:  ## remove the virtual environments
+	rm -rf $(VENV) $(PROTO_VENV)
+
+$(STAMP): pyproject.toml deploy/constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "softkin needs Python 3.11 or newer: make PYTHON=python3.x"; exit 1; }
+	@echo "Setting up $(VENV): a few minutes the first time, mostly torch and onnxruntime."
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) "pip>=25.1"
+	$(INSTALL) --group test --group check -e '.[training]'
+	@touch $@
+
+# The generator is pinned in the dependency group `proto` and lives apart: it brings an older protobuf than the rest.
+$(PROTO_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(PROTO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group proto
+	@touch $@

@@ -1,0 +1,172 @@
+"""The `softkin` command: serve, score, inspect, healthcheck.
+
+Exit status: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from softkin.errors import InvalidInputError, SoftkinError
+
+FAILED, USAGE = 1, 2
+
+
+class Command(NamedTuple):
+    """One sub-command. What it needs is imported when it is chosen, not before."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+class UsageError(Exception):
+    """The command line or the environment is wrong; the message says how."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process when None.
+
+    Returns:
+        The exit status. Wrong usage exits at once with status 2, as argparse does.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    chosen = next((a for a in arguments if a in COMMANDS), None)
+    try:
+        parser, chosen_parser = build_parser(chosen)
+        options = parser.parse_args(arguments)
+        try:
+            return COMMANDS[options.command].run(options)
+        except UsageError as e:
+            (chosen_parser or parser).error(str(e))
+    except SoftkinError as e:
+        return _fail(str(e))
+    except ModuleNotFoundError as e:
+        extra = "service" if chosen == "serve" else "client"
+        return _fail(f"{chosen} needs the Python package {e.name}: pip install 'softkin[{extra}]'")
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser(chosen: str | None = None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
+    """The parser, and that of the chosen sub-command, whose arguments alone are filled in."""
+    parser = argparse.ArgumentParser(
+        prog="softkin", description="Outlier detection for classifiers, at a false-alarm rate you choose."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen_parser = None
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        if name == chosen:
+            command.add_arguments(sub)
+            chosen_parser = sub
+    return parser, chosen_parser
+
+
+def _version() -> str:
+    from softkin import __version__
+
+    return __version__
+
+
+def _fail(message: str) -> int:
+    print(f"softkin: error: {message}", file=sys.stderr)
+    return FAILED
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    from softkin import settings
+
+    settings.add_flags(parser)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from softkin import settings
+
+    try:
+        server_settings = settings.from_flags(options)
+    except InvalidInputError as e:
+        raise UsageError(str(e)) from None
+    from softkin.server import serve
+
+    return serve(server_settings)
+
+
+def _target_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, metavar="HOST:PORT", help="the server")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="per request (default: 30)")
+
+
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    _target_arguments(parser)
+    parser.add_argument("file", metavar="FILE.npz", help="arrays by name; pickled objects are refused")
+    parser.add_argument("--key", default="x_test", metavar="NAME", help="array to score (default: x_test)")
+    parser.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
+    parser.add_argument("--alpha", type=float, metavar="A", help="false-alarm rate (default: the server's)")
+    parser.add_argument(
+        "--neighbors", type=int, default=0, metavar="K", help="nearest training rows to show (default: 0)"
+    )
+    parser.add_argument("--detector", default="", metavar="NAME", help="detector (default: the only one loaded)")
+    parser.add_argument(
+        "--detector-version", default="", metavar="V", help="its version (default: the one that serves)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per row, then one with the error budget")
+
+
+def _score(options: argparse.Namespace) -> int:
+    from softkin import display
+    from softkin.client import Client
+
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"--limit: got {options.limit}; must be 1 or more")
+    x = display.read_array(options.file, options.key)[: options.limit]
+    with Client(
+        options.target,
+        timeout_seconds=options.timeout,
+        detector=options.detector,
+        version=options.detector_version,
+    ) as client:
+        classes = client.detector_info().classes
+        scores = client.score(x, alpha=options.alpha, num_neighbors=options.neighbors)
+    (display.print_json if options.json else display.print_table)(scores, classes)
+    return 0
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="bundle directory")
+    parser.add_argument("--json", action="store_true", help="the manifest and its digest as JSON")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from softkin import bundle, display
+
+    display.print_manifest(bundle.read_manifest(options.bundle), bundle.digest(options.bundle), as_json=options.json)
+    return 0
+
+
+def _healthcheck(options: argparse.Namespace) -> int:
+    from softkin.client import Client
+
+    with Client(options.target, timeout_seconds=options.timeout) as client:
+        if not client.healthy():
+            return _fail(f"{options.target} is not serving")
+    print(f"{options.target} is serving")
+    return 0
+
+
+COMMANDS = {
+    "serve": Command("Serve bundles over gRPC.", _serve_arguments, _serve),
+    "score": Command("Score an array file against a server.", _score_arguments, _score),
+    "inspect": Command("Show what a bundle is.", _inspect_arguments, _inspect),
+    "healthcheck": Command("Exit 0 if a server is ready to score, 1 otherwise.", _target_arguments, _healthcheck),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

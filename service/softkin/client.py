@@ -1,0 +1,208 @@
+"""Arrays in, Scores out: the same type and the same numbers as scoring in process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from numpy.typing import NDArray
+
+from softkin import converters
+from softkin.converters import DetectorInfo, Limits
+from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
+from softkin.scores import Neighbors, Scores
+from softkin.v1 import outlier_pb2 as pb
+from softkin.v1 import outlier_pb2_grpc as pb_grpc
+
+SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
+RETRY_AFTER = "grpc-retry-pushback-ms"
+ROW_LENGTH_BYTES = 32
+"""Room for the length prefixes and the number of rows, which grow with what a request carries."""
+
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": SERVICE}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                # The only status that promises that trying again can help and cannot make an overload worse.
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    # With the server gone for good, retries stop after a few failures instead of multiplying the load.
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+_OPTIONS = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # gRPC gives up retrying a request larger than this; its default of 256 KiB is a few hundred images.
+    ("grpc.per_rpc_retry_buffer_size", 1 << 30),
+]
+
+
+class Client:
+    """A connection to a softkin server; safe to share between threads.
+
+    Args:
+        target: `HOST:PORT`, or any gRPC target such as `dns:///softkin:50051`.
+        timeout_seconds: deadline of each request, retries included.
+        detector: name of the detector; empty for the only one loaded.
+        version: its version; empty for the one that serves by default.
+    """
+
+    def __init__(self, target: str, *, timeout_seconds: float = 30, detector: str = "", version: str = "") -> None:
+        self._target = target
+        self._timeout_seconds = timeout_seconds
+        self._detector = detector
+        self._version = version
+        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._limits: Limits | None = None
+
+    def score(self, x: NDArray[np.generic], *, alpha: float | None = None, num_neighbors: int = 0) -> Scores:
+        """Score rows, in as many requests as the server's limits ask for.
+
+        Args:
+            x: `[B, ...]`, of the dtype and shape that `detector_info` gives; nothing is converted.
+            alpha: false-alarm rate to accept; the server's default when None.
+            num_neighbors: nearest training rows per row and layer to return; 0 for none.
+
+        Returns:
+            One answer for all rows; `stage_seconds` are summed over the requests.
+
+        Raises:
+            InvalidInputError: the server, or this client on its behalf, refuses the arguments.
+            NotFoundError: no such detector or version.
+            OverloadedError: too much is pending on the server.
+            UnavailableError: no answer in time, or the detector was replaced between two requests.
+            SoftkinError: a fault of the server.
+        """
+        x = np.asarray(x)
+        if num_neighbors < 0:
+            raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
+        head = pb.ScoreRequest(
+            detector=self._detector, version=self._version, alpha=alpha, num_neighbors=min(num_neighbors, 2**32 - 1)
+        )
+        parts: list[Scores] = []
+        for rows in self._split(x, head):
+            head.inputs.CopyFrom(converters.array_to_tensor(rows))
+            parts.append(converters.proto_to_scores(self._call(self._stub.Score, head)))
+        return _join(parts)
+
+    def detector_info(self) -> DetectorInfo:
+        """What the detector takes, what it was calibrated with and where it runs.
+
+        Raises:
+            NotFoundError: no such detector or version.
+            UnavailableError: no answer in time.
+        """
+        return converters.proto_to_detector_info(self._describe().detector)
+
+    def healthy(self) -> bool:
+        """Whether the server is ready to score; False too when it cannot be reached."""
+        try:
+            answer = self._call(self._health.Check, health_pb2.HealthCheckRequest(service=SERVICE))
+        except SoftkinError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _describe(self) -> pb.GetDetectorResponse:
+        request = pb.GetDetectorRequest(detector=self._detector, version=self._version)
+        answer: pb.GetDetectorResponse = self._call(self._stub.GetDetector, request)
+        self._limits = converters.proto_to_limits(answer.limits)
+        return answer
+
+    def _split(self, x: NDArray[np.generic], head: pb.ScoreRequest) -> list[NDArray[np.generic]]:
+        limits = self._limits or converters.proto_to_limits(self._describe().limits)
+        if x.ndim == 0 or len(x) == 0:
+            return [x]  # for the server to refuse, with its own words
+        row_bytes = x[0].nbytes
+        room = limits.max_message_bytes - head.ByteSize() - converters.array_to_tensor(x[:0]).ByteSize()
+        fitting = (room - ROW_LENGTH_BYTES) // max(row_bytes, 1)
+        if fitting < 1:
+            raise InvalidInputError(
+                "inputs",
+                f"one row has {row_bytes} bytes, and a whole request may have max_message_bytes = "
+                f"{limits.max_message_bytes}; raise that limit of the server",
+            )
+        step = min(limits.max_rows, fitting)
+        return [x[i : i + step] for i in range(0, len(x), step)]
+
+    def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
+        try:
+            return method(request, timeout=self._timeout_seconds)
+        except grpc.RpcError as e:
+            raise _error(e, self._target) from None
+
+
+def _error(e: Any, target: str) -> SoftkinError:
+    """The softkin error that a status stands for."""
+    code, details = e.code(), e.details() or ""
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        field, _, message = details.partition(": ")
+        return InvalidInputError(field, message)
+    if code is grpc.StatusCode.NOT_FOUND:
+        return NotFoundError(details)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        milliseconds = dict(e.trailing_metadata() or ()).get(RETRY_AFTER, "0")
+        return OverloadedError(f"{target}: {details}", float(milliseconds) / 1000)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return UnavailableError(f"{target}: {details}")
+    return SoftkinError(f"{target}: {code.name}: {details}")
+
+
+def _join(parts: list[Scores]) -> Scores:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if any(p.budget != first.budget for p in parts):
+        raise UnavailableError("the detector was replaced between two requests for one array; score the array again")
+    arrays = (
+        "outlier_score",
+        "p_value",
+        "is_outlier",
+        "predicted_class",
+        "credibility",
+        "confidence",
+        "class_p_values",
+    )
+    seconds = {k: sum(p.stage_seconds.get(k, 0.0) for p in parts) for k in first.stage_seconds}
+    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
+    return replace(
+        first,
+        **joined,
+        neighbors=_join_neighbors([p.neighbors for p in parts if p.neighbors is not None]),
+        stage_seconds=seconds,
+    )
+
+
+def _join_neighbors(parts: list[Neighbors]) -> Neighbors | None:
+    if not parts:
+        return None
+    arrays = ("ids", "labels", "distances", "shares")
+    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
+    return replace(parts[0], **joined)

@@ -1,0 +1,279 @@
+"""Between the wire and the domain, both ways, and every check of a request that needs no detector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from softkin.errors import InvalidInputError
+from softkin.registry import ScoringDetector
+from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.v1 import outlier_pb2 as pb
+
+T = TypeVar("T", bound=np.generic)
+
+MAX_AXES = 8
+DTYPES: dict[pb.DataType, np.dtype[np.generic]] = {
+    pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    pb.DATA_TYPE_FLOAT64: np.dtype("<f8"),
+    pb.DATA_TYPE_UINT8: np.dtype("u1"),
+    pb.DATA_TYPE_INT32: np.dtype("<i4"),
+    pb.DATA_TYPE_INT64: np.dtype("<i8"),
+}
+_NUMBERS = {(dtype.kind, dtype.itemsize): number for number, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a server accepts."""
+
+    max_rows: int
+    """Rows in one request."""
+    max_message_bytes: int
+    """Bytes in one request message."""
+    max_neighbors: int
+    """Neighbours per row and layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One layer whose representations are compared with the bank."""
+
+    name: str
+    dim: int
+    metric: str
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorInfo:
+    """A detector as a client sees it."""
+
+    name: str
+    version: str
+    digest: str
+    device: str
+    input_dtype: str
+    input_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    layers: tuple[LayerInfo, ...]
+    nonconformity: str
+    default_alpha: float
+    calibration_size: int
+    smallest_p_value: float
+    bank_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCall:
+    """A checked request."""
+
+    inputs: NDArray[np.generic]
+    alpha: float | None
+    num_neighbors: int
+
+
+def tensor_to_array(tensor: pb.Tensor, field: str) -> NDArray[np.generic]:
+    """The array that a tensor holds: a read-only view of its bytes.
+
+    Args:
+        tensor: from a peer; nothing about it is trusted.
+        field: its path in the message, for errors.
+
+    Raises:
+        InvalidInputError: unknown dtype, more than 8 axes, a negative axis, or bytes that do not match the shape.
+    """
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        allowed = ", ".join(pb.DataType.Name(number) for number in DTYPES)
+        name = pb.DataType.Name(tensor.dtype) if tensor.dtype in pb.DataType.values() else "unknown"
+        raise InvalidInputError(f"{field}.dtype", f"got {int(tensor.dtype)} ({name}); allowed: {allowed}")
+    shape = tuple(tensor.shape)
+    if len(shape) > MAX_AXES:
+        raise InvalidInputError(f"{field}.shape", f"got {len(shape)} axes; at most {MAX_AXES} are allowed")
+    if any(n < 0 for n in shape):
+        raise InvalidInputError(f"{field}.shape", f"got {list(shape)}; no axis may be negative")
+    data = tensor.data
+    expected = math.prod(shape) * dtype.itemsize  # Python integers: no product of axes can wrap around to a match
+    if len(data) != expected:
+        raise InvalidInputError(
+            f"{field}.data",
+            f"has {len(data)} bytes, but shape {list(shape)} of {dtype.name} takes {expected}; send all elements, in "
+            "C order, little-endian",
+        )
+    try:
+        array = np.frombuffer(data, dtype).reshape(shape)
+    except ValueError:  # no elements, yet the other axes multiply past what an index can hold
+        raise InvalidInputError(f"{field}.shape", f"got {list(shape)}; these axes are too long") from None
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def array_to_tensor(array: ArrayLike, field: str = "inputs") -> pb.Tensor:
+    """The tensor that carries an array.
+
+    Raises:
+        InvalidInputError: a dtype or number of axes that cannot travel.
+    """
+    a = np.asarray(array)
+    number = _NUMBERS.get((a.dtype.kind, a.dtype.itemsize))
+    if number is None:
+        allowed = ", ".join(d.name for d in DTYPES.values())
+        raise InvalidInputError(field, f"dtype is {a.dtype}, which cannot travel; convert to one of: {allowed}")
+    if a.ndim > MAX_AXES:
+        raise InvalidInputError(field, f"got {a.ndim} axes; at most {MAX_AXES} are allowed")
+    return pb.Tensor(dtype=number, shape=a.shape, data=a.astype(DTYPES[number], copy=False).tobytes())
+
+
+def decode_score_request(request: pb.ScoreRequest, limits: Limits) -> ScoreCall:
+    """Check a request against what holds for every detector.
+
+    Raises:
+        InvalidInputError: names the field, the value and what is allowed.
+    """
+    if not request.HasField("inputs"):
+        raise InvalidInputError("inputs", "not set; send the rows to score")
+    shape = request.inputs.shape
+    if len(shape) > 0 and shape[0] > limits.max_rows:
+        raise InvalidInputError(
+            "inputs.shape",
+            f"got {shape[0]} rows; this server takes at most max_rows = {limits.max_rows}: send several requests",
+        )
+    if request.num_neighbors > limits.max_neighbors:
+        raise InvalidInputError(
+            "num_neighbors",
+            f"got {request.num_neighbors}; this server gives at most max_neighbors = {limits.max_neighbors}",
+        )
+    return ScoreCall(
+        inputs=tensor_to_array(request.inputs, "inputs"),
+        alpha=request.alpha if request.HasField("alpha") else None,
+        num_neighbors=request.num_neighbors,
+    )
+
+
+def scores_to_proto(scores: Scores) -> pb.ScoreResponse:
+    """Encode an answer; `proto_to_scores` gives back the same numbers bit by bit."""
+    # Lists, because protobuf takes them several times faster than it takes NumPy scalars.
+    response = pb.ScoreResponse(
+        outlier_score=scores.outlier_score.tolist(),
+        p_value=scores.p_value.tolist(),
+        is_outlier=scores.is_outlier.tolist(),
+        predicted_class=scores.predicted_class.tolist(),
+        credibility=scores.credibility.tolist(),
+        confidence=scores.confidence.tolist(),
+        class_p_values=array_to_tensor(scores.class_p_values),
+        budget=pb.ErrorBudget(**vars(scores.budget)),
+        stage_seconds=scores.stage_seconds,
+    )
+    if (n := scores.neighbors) is not None:
+        response.neighbors.CopyFrom(
+            pb.Neighbors(
+                layers=n.layers,
+                ids=array_to_tensor(n.ids),
+                labels=array_to_tensor(n.labels),
+                distances=array_to_tensor(n.distances),
+                shares=array_to_tensor(n.shares),
+            )
+        )
+    return response
+
+
+def proto_to_scores(response: pb.ScoreResponse) -> Scores:
+    """Decode an answer."""
+    b = response.budget
+    return Scores(
+        outlier_score=np.array(response.outlier_score, np.float64),
+        p_value=np.array(response.p_value, np.float64),
+        is_outlier=np.array(response.is_outlier, np.bool_),
+        predicted_class=np.array(response.predicted_class, np.int32),
+        credibility=np.array(response.credibility, np.float64),
+        confidence=np.array(response.confidence, np.float64),
+        class_p_values=_owned(response.class_p_values, "class_p_values", np.float64),
+        budget=ErrorBudget(
+            detector=b.detector,
+            version=b.version,
+            digest=b.digest,
+            device=b.device,
+            alpha=b.alpha,
+            calibration_size=b.calibration_size,
+            smallest_p_value=b.smallest_p_value,
+        ),
+        neighbors=_neighbors(response.neighbors) if response.HasField("neighbors") else None,
+        stage_seconds=dict(response.stage_seconds),
+    )
+
+
+def _neighbors(n: pb.Neighbors) -> Neighbors:
+    return Neighbors(
+        layers=tuple(n.layers),
+        ids=_owned(n.ids, "neighbors.ids", np.int64),
+        labels=_owned(n.labels, "neighbors.labels", np.int32),
+        distances=_owned(n.distances, "neighbors.distances", np.float32),
+        shares=_owned(n.shares, "neighbors.shares", np.float32),
+    )
+
+
+def _owned(tensor: pb.Tensor, field: str, dtype: type[T]) -> NDArray[T]:
+    """A writable copy, as scoring in process gives."""
+    return tensor_to_array(tensor, field).astype(dtype)
+
+
+def limits_to_proto(limits: Limits) -> pb.Limits:
+    """Encode the limits."""
+    return pb.Limits(**vars(limits))
+
+
+def proto_to_limits(limits: pb.Limits) -> Limits:
+    """Decode the limits."""
+    return Limits(
+        max_rows=limits.max_rows, max_message_bytes=limits.max_message_bytes, max_neighbors=limits.max_neighbors
+    )
+
+
+def detector_to_proto(detector: ScoringDetector, default_alpha: float) -> pb.DetectorInfo:
+    """Describe a detector.
+
+    Args:
+        detector: what is loaded.
+        default_alpha: the false-alarm rate this server uses when a request names none.
+    """
+    m = detector.manifest
+    return pb.DetectorInfo(
+        name=m.name,
+        version=m.version,
+        digest=detector.digest,
+        device=detector.device,
+        input_dtype=next(number for number, dtype in DTYPES.items() if dtype.name == m.input_dtype),
+        input_shape=m.input_shape,
+        classes=m.classes,
+        layers=[pb.LayerInfo(name=x.name, dim=x.dim, metric=x.metric, temperature=x.temperature) for x in m.layers],
+        nonconformity=m.nonconformity,
+        default_alpha=default_alpha,
+        calibration_size=m.calibration_size,
+        smallest_p_value=detector.smallest_p_value,
+        bank_size=m.bank_size,
+    )
+
+
+def proto_to_detector_info(info: pb.DetectorInfo) -> DetectorInfo:
+    """Decode the description of a detector."""
+    return DetectorInfo(
+        name=info.name,
+        version=info.version,
+        digest=info.digest,
+        device=info.device,
+        input_dtype=DTYPES[info.input_dtype].name,
+        input_shape=tuple(info.input_shape),
+        classes=tuple(info.classes),
+        layers=tuple(
+            LayerInfo(name=x.name, dim=x.dim, metric=x.metric, temperature=x.temperature) for x in info.layers
+        ),
+        nonconformity=info.nonconformity,
+        default_alpha=info.default_alpha,
+        calibration_size=info.calibration_size,
+        smallest_p_value=info.smallest_p_value,
+        bank_size=info.bank_size,
+    )

@@ -1,0 +1,145 @@
+"""What the command line reads and prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from softkin.errors import DataError
+from softkin.manifest import Manifest
+from softkin.scores import Scores
+
+
+def read_array(path: str, key: str) -> NDArray[np.generic]:
+    """Read one array of an .npz file.
+
+    Raises:
+        DataError: no such file or array, not an .npz file, or a pickled or zero-dimensional array.
+    """
+    try:
+        # Opened here, because np.load leaves a file open that it cannot read.
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: not an .npz file")
+            if key not in file:
+                raise DataError(f"{path}: has no array {key!r}; it has: {', '.join(file) or 'none'}; choose with --key")
+            array: NDArray[np.generic] = file[key]
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror or e})") from None
+    except (ValueError, zipfile.BadZipFile) as e:
+        raise DataError(f"{path}: not an .npz file of plain arrays ({e})") from None
+    if array.ndim == 0:
+        raise DataError(f"{path}: array {key!r} is a single value; the first axis must be rows")
+    return array
+
+
+def print_json(scores: Scores, classes: Sequence[str]) -> None:
+    """Print one JSON object per row, then one with the error budget; values that are not finite become null."""
+    for i in range(len(scores)):
+        row: dict[str, Any] = {
+            "row": i,
+            "is_outlier": bool(scores.is_outlier[i]),
+            "p_value": float(scores.p_value[i]),
+            "outlier_score": _finite(scores.outlier_score[i]),
+            "predicted_class": int(scores.predicted_class[i]),
+            "predicted_class_name": _class_name(classes, int(scores.predicted_class[i])),
+            "credibility": float(scores.credibility[i]),
+            "confidence": float(scores.confidence[i]),
+            "class_p_values": scores.class_p_values[i].tolist(),
+        }
+        if (n := scores.neighbors) is not None:
+            row["neighbors"] = {
+                layer: [
+                    {
+                        "id": int(d),
+                        "class_name": _class_name(classes, int(c)),
+                        "distance": _finite(x),
+                        "share": _finite(s),
+                    }
+                    for d, c, x, s in zip(n.ids[i, k], n.labels[i, k], n.distances[i, k], n.shares[i, k], strict=True)
+                ]
+                for k, layer in enumerate(n.layers)
+            }
+        print(json.dumps(row, allow_nan=False))
+    summary = {"rows": len(scores), "flagged": int(scores.is_outlier.sum()), **dataclasses.asdict(scores.budget)}
+    print(json.dumps({"budget": summary}, allow_nan=False))
+
+
+def print_table(scores: Scores, classes: Sequence[str]) -> None:
+    """Print a table of rows and a line that puts the share flagged beside the false-alarm rate."""
+    table = Table("row", "verdict", "predicted class", "p-value", "credibility")
+    n = scores.neighbors
+    if n is not None:
+        table.add_column(f"nearest training rows ({n.layers[-1]})")
+    for i in range(len(scores)):
+        cells = [
+            str(i),
+            "[red]outlier[/red]" if scores.is_outlier[i] else "inlier",
+            escape(_class_name(classes, int(scores.predicted_class[i]))),
+            f"{scores.p_value[i]:.4g}",
+            f"{scores.credibility[i]:.4g}",
+        ]
+        if n is not None:
+            counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1])
+            cells.append(
+                escape(", ".join(f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()))
+            )
+        table.add_row(*cells)
+    console = Console()
+    console.print(table)
+    b, flagged = scores.budget, int(scores.is_outlier.sum())
+    console.print(
+        f"{len(scores)} rows, {flagged} flagged: {flagged / len(scores):.2%}, where inliers alone would give about "
+        f"{b.alpha:.2%} (alpha {b.alpha:g}, {b.calibration_size} calibration rows; "
+        f"{b.detector} {b.version} on {b.device})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
+    """Print what a bundle is."""
+    if as_json:
+        print(json.dumps({"digest": digest, **dataclasses.asdict(manifest)}, indent=1, sort_keys=True))
+        return
+    m = manifest
+    smallest = 1 / (m.calibration_size + 1)
+    facts = Table("", "", show_header=False)
+    for key, value in {
+        "detector": f"{m.name} {m.version}",
+        "digest": digest,
+        "created": m.created,
+        "input": f"{m.input_dtype} [rows, {', '.join(map(str, m.input_shape))}]",
+        "classes": f"{len(m.classes)}: {', '.join(m.classes)}",
+        "nonconformity": f"joint of {', '.join(m.parts)}" if m.parts else m.nonconformity,
+        "default alpha": f"{m.default_alpha:g}",
+        "calibration": f"{m.calibration_size} rows, smallest p-value {smallest:.4g}",
+        "bank": f"{m.bank_size} rows",
+        "size": f"{sum(f.size for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files",
+    }.items():
+        facts.add_row(key, escape(value))
+    layers = Table("layer", "dim", "metric", "temperature", "weight", "reducer")
+    for x in m.layers:
+        layers.add_row(escape(x.name), str(x.dim), x.metric, f"{x.temperature:g}", f"{x.weight:g}", escape(x.reducer))
+    console = Console(soft_wrap=True)
+    console.print(facts, layers, highlight=False)
+
+
+def _class_name(classes: Sequence[str], index: int) -> str:
+    return classes[index] if 0 <= index < len(classes) else str(index)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

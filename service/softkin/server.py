@@ -1,0 +1,282 @@
+"""The server process: ports, health, reflection, drain."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from queue import SimpleQueue
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from softkin import __version__
+from softkin.admission import Admission
+from softkin.conformal import check_alpha
+from softkin.errors import SoftkinError
+from softkin.interceptors import CallInterceptor, log, log_line
+from softkin.metrics import Metrics
+from softkin.registry import Registry, ScoringDetector
+from softkin.servicer import OutlierServicer
+from softkin.settings import ServerSettings
+from softkin.v1 import outlier_pb2 as pb
+from softkin.v1 import outlier_pb2_grpc as pb_grpc
+
+SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
+READY = SERVICE
+"""Name under which the health service tells readiness; the empty name tells liveness."""
+
+SPARE_THREADS = 16
+"""Threads that no pending request can hold: they refuse at once, and answer health and reflection, under any load."""
+
+
+class Server:
+    """A server with its ports.
+
+    Live from `listen`, ready from `make_ready`; `start` does both. `stop` drains and may be called from any thread.
+
+    Args:
+        settings: limits, ports, drain times.
+        registry: the detectors to serve; may be filled between `listen` and `make_ready`.
+        metrics: shown on the metrics port.
+    """
+
+    def __init__(self, settings: ServerSettings, registry: Registry, metrics: Metrics) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._metrics = metrics
+        self._admission = Admission(settings, metrics)
+        self._servicer = OutlierServicer(settings, registry, metrics, self._admission)
+        self._health = health.HealthServicer()
+        self._pool = ThreadPoolExecutor(settings.max_pending_requests + SPARE_THREADS, thread_name_prefix="rpc")
+        self._grpc = grpc.server(
+            self._pool,
+            interceptors=[CallInterceptor(metrics, SERVICE)],
+            options=[
+                ("grpc.so_reuseport", 0),  # otherwise a second server on the port takes half of the calls, silently
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ],
+        )
+        pb_grpc.add_OutlierServiceServicer_to_server(self._servicer, self._grpc)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        self._hurry = threading.Event()
+        self._stopped = threading.Event()
+        self._close_metrics: Callable[[], None] = lambda: None
+        self.port = self.metrics_port = 0
+
+    @property
+    def pending_requests(self) -> int:
+        """Requests waiting or being scored."""
+        return self._admission.pending_requests
+
+    def start(self) -> None:
+        """Open the ports and serve the registry's detectors.
+
+        Raises:
+            SoftkinError: a port is taken, or alpha is out of a detector's reach.
+        """
+        self.listen()
+        try:
+            self.make_ready()
+        except BaseException:
+            self.stop_now()
+            raise
+
+    def listen(self) -> None:
+        """Open the ports: health answers, live but not ready.
+
+        Raises:
+            SoftkinError: a port is taken.
+        """
+        s = self._settings
+        self._health.set(READY, health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            httpd, thread = start_http_server(s.metrics_port, s.host, self._metrics.registry)
+        except OSError as e:
+            raise _cannot_listen(s.host, s.metrics_port, "--metrics-port", f" ({e.strerror})") from None
+
+        def close() -> None:
+            httpd.shutdown()
+            httpd.server_close()
+            thread.join()
+
+        try:
+            self.port = self._grpc.add_insecure_port(f"[{s.host}]:{s.port}" if ":" in s.host else f"{s.host}:{s.port}")
+        except RuntimeError:
+            close()
+            raise _cannot_listen(s.host, s.port, "--port") from None
+        self._close_metrics = close
+        self.metrics_port = httpd.server_port
+        self._grpc.start()
+
+    def make_ready(self) -> None:
+        """Warm every detector up, then report SERVING.
+
+        Raises:
+            InvalidInputError: the server's alpha is below a detector's smallest p-value.
+        """
+        for d in self._registry:
+            m = d.manifest
+            alpha = check_alpha(self._servicer.default_alpha(d), m.calibration_size)
+            d.warm_up()
+            self._metrics.detector_ready(
+                m.name,
+                m.version,
+                digest=d.digest,
+                device=d.device,
+                alpha=alpha,
+                calibration_rows=m.calibration_size,
+                bank_rows=m.bank_size,
+            )
+        fallen = self._settings.device == "auto" and _cuda_offered() and any(d.device == "cpu" for d in self._registry)
+        self._metrics.device_fallback.set(int(fallen))
+        self._servicer.ready.set()
+        self._health.set(READY, health_pb2.HealthCheckResponse.SERVING)
+
+    def stop(self) -> None:
+        """Report NOT_SERVING, wait the drain delay, refuse new calls, finish those in flight, close the ports."""
+        self._health.enter_graceful_shutdown()
+        self._hurry.wait(self._settings.drain_delay_seconds)
+        self._grpc.stop(None if self._hurry.is_set() else self._settings.drain_grace_seconds).wait()
+        self._pool.shutdown(wait=False)
+        self._close_metrics()
+        self._close_metrics = lambda: None
+        self._stopped.set()
+
+    def stop_now(self) -> None:
+        """Cancel what is in flight; a `stop` that is under way in another thread ends at once."""
+        self._hurry.set()
+        self._grpc.stop(None)
+        self.stop()
+
+    def wait(self) -> None:
+        """Block until stopped."""
+        self._stopped.wait()
+
+
+def serve(settings: ServerSettings, *, load: Callable[..., ScoringDetector] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; a second signal stops at once. For the main thread.
+
+    Args:
+        settings: all options.
+        load: makes a detector from (path, device=, threads=); `Detector.load` when None.
+
+    Returns:
+        Exit status: 0 after a complete drain, 1 when requests were abandoned.
+
+    Raises:
+        SoftkinError: a bundle does not load, the device is missing, a port is taken.
+    """
+    if load is None:
+        from softkin.detector import Detector
+
+        load = Detector.load
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="time=%(asctime)s level=%(levelname)s %(message)s", force=True
+    )
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, that nobody reads
+    collectors = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=collectors)
+    registry = Registry()
+    server = Server(settings, registry, Metrics(collectors, version=__version__))
+    with _signals() as signals:
+        server.listen()
+        try:
+            log.info(log_line("starting", version=__version__, port=server.port, metrics_port=server.metrics_port))
+            for path in settings.bundles:
+                if not signals.empty():
+                    break
+                registry.add(detector := load(path, device=settings.device, threads=settings.threads))
+                log.info(_loaded_line(detector, settings))
+            else:
+                server.make_ready()
+                log.info(log_line("serving", host=settings.host, port=server.port, metrics_port=server.metrics_port))
+        except BaseException:
+            server.stop_now()
+            raise
+        return _drain(server, settings, signals)
+
+
+def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) -> int:
+    log.info(
+        log_line(
+            "draining",
+            signal=signal.Signals(signals.get()).name,
+            pending_requests=server.pending_requests,
+            delay_seconds=settings.drain_delay_seconds,
+            grace_seconds=settings.drain_grace_seconds,
+        )
+    )
+    started = time.perf_counter()
+
+    def stop() -> None:
+        server.stop()
+        signals.put(0)
+
+    stopping = threading.Thread(target=stop, name="drain")
+    stopping.start()
+    if signals.get() != 0:
+        server.stop_now()
+    stopping.join()
+    abandoned = server.pending_requests
+    log.info(log_line("stopped", seconds=round(time.perf_counter() - started, 3), abandoned_requests=abandoned))
+    if abandoned:
+        # Threads still computing would hold the interpreter's exit until they are done.
+        logging.shutdown()
+        os._exit(1)
+    return 0
+
+
+@contextmanager
+def _signals() -> Iterator[SimpleQueue[int]]:
+    """Collect SIGTERM and SIGINT. SimpleQueue.put may interrupt itself; an Event set in a handler can deadlock."""
+    signals: SimpleQueue[int] = SimpleQueue()
+    before = {n: signal.signal(n, lambda number, _: signals.put(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _loaded_line(d: ScoringDetector, settings: ServerSettings) -> str:
+    m = d.manifest
+    return log_line(
+        "loaded",
+        detector=m.name,
+        version=m.version,
+        digest=d.digest[:12],
+        device=d.device,
+        device_asked=settings.device,
+    )
+
+
+def _cannot_listen(host: str, port: int, flag: str, reason: str = "") -> SoftkinError:
+    return SoftkinError(
+        f"cannot listen on port {port} of {host}{reason}: if another process holds the port, stop it or choose another "
+        f"with {flag}; otherwise check --host"
+    )
+
+
+def _cuda_offered() -> bool:
+    try:
+        return bool(distribution("onnxruntime-gpu"))
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,175 @@
+"""A detector whose scores are arithmetic, and a server process around it.
+
+A row's outlier score is its sum, its predicted class its sum modulo the number of classes; with n = 99 calibration
+rows, p = 1 / (1 + floor(sum)) rounded to a whole number of hundredths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.conformal import check_alpha
+from softkin.errors import InvalidInputError
+from softkin.manifest import Layer, Manifest
+from softkin.scores import ErrorBudget, Neighbors, Scores
+
+CALIBRATION_SIZE = 99
+SHAPE = (2, 3)
+
+
+def manifest(name: str = "standin", version: str = "1") -> Manifest:
+    """What the stand-in claims to be."""
+    return Manifest(
+        name=name,
+        version=version,
+        created="2026-01-01T00:00:00+00:00",
+        input_name="input",
+        input_dtype="float32",
+        input_shape=SHAPE,
+        classes=("ankle boot", "sandal", "sneaker [new]"),
+        layers=(
+            Layer(name="conv", dim=4, metric="cosine", temperature=0.1, weight=1.0, reducer="none"),
+            Layer(name="dense", dim=2, metric="squared_euclidean", temperature=2.5, weight=1.0, reducer="none"),
+        ),
+        nonconformity="density",
+        default_alpha=0.05,
+        calibration_size=CALIBRATION_SIZE,
+        bank_size=7,
+    )
+
+
+class StandIn:
+    """Implements the interface of `softkin.detector.Detector`.
+
+    Args:
+        name: of the detector.
+        version: of the detector.
+        gate: when given, every `score` of a request waits until it is set.
+        failure: when given, `score` raises it.
+    """
+
+    def __init__(
+        self,
+        name: str = "standin",
+        version: str = "1",
+        *,
+        gate: threading.Event | None = None,
+        failure: Exception | None = None,
+    ) -> None:
+        self.manifest = manifest(name, version)
+        self.digest = hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
+        self.device = "cpu"
+        self.smallest_p_value = 1 / (CALIBRATION_SIZE + 1)
+        self.gate = gate
+        self.failure = failure
+        self.entered = threading.Semaphore(0)
+        self.warmed_up = False
+        self.rows_scored = 0
+        self._lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Note that it happened."""
+        self.warmed_up = True
+
+    def score(self, x: NDArray[np.generic], *, alpha: float | None = None, num_neighbors: int = 0) -> Scores:
+        """Score by arithmetic."""
+        alpha = check_alpha(self.manifest.default_alpha if alpha is None else alpha, CALIBRATION_SIZE)
+        rows = self._check(x)
+        self.entered.release()
+        if self.gate is not None:
+            assert self.gate.wait(timeout=60)
+        if self.failure is not None:
+            raise self.failure
+        with self._lock:
+            self.rows_scored += len(rows)
+        score = rows.reshape(len(rows), -1).astype(np.float64).sum(axis=1)
+        p = np.maximum(1, np.round(100 / (1 + np.maximum(np.floor(score), 0)))) / 100
+        class_p = np.stack([p, p / 3, p / 7], axis=1)
+        return Scores(
+            outlier_score=score,
+            p_value=p,
+            is_outlier=p <= alpha,
+            predicted_class=(np.abs(score).astype(np.int64) % 3).astype(np.int32),
+            credibility=p,
+            confidence=1 - p / 3,
+            class_p_values=class_p,
+            budget=ErrorBudget(
+                detector=self.manifest.name,
+                version=self.manifest.version,
+                digest=self.digest,
+                device=self.device,
+                alpha=alpha,
+                calibration_size=CALIBRATION_SIZE,
+                smallest_p_value=self.smallest_p_value,
+            ),
+            neighbors=_neighbors(score, num_neighbors) if num_neighbors else None,
+            stage_seconds={"infer": 0.25, "calibrate": 0.125},
+        )
+
+    def _check(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
+        if x.dtype != np.float32:
+            raise InvalidInputError("inputs", f"dtype is {x.dtype}, this detector takes float32")
+        if x.shape[1:] != SHAPE:
+            raise InvalidInputError("inputs", f"shape is {list(x.shape)}, this detector takes [rows, 2, 3]")
+        if len(x) == 0:
+            raise InvalidInputError("inputs", "there are no rows; send at least 1")
+        rows = x.astype(np.float32)
+        finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+        if not finite.all():
+            row = int((~finite).argmax())
+            raise InvalidInputError("inputs", f"row {row} has NaN or infinity; every value must be finite")
+        return rows
+
+
+def _neighbors(score: NDArray[np.float64], k: int) -> Neighbors:
+    ids = np.broadcast_to(score.astype(np.int64)[:, None, None], (len(score), 2, k)) + np.arange(k)
+    return Neighbors(
+        layers=("conv", "dense"),
+        ids=ids,
+        labels=(np.abs(ids) % 3).astype(np.int32),
+        distances=(np.arange(k, dtype=np.float32) / 3) + np.zeros(ids.shape, np.float32),
+        shares=np.float32(0.1) + np.zeros(ids.shape, np.float32),
+    )
+
+
+def main() -> int:
+    """Serve the stand-in; with --hold FIFO, requests in flight wait until a writer closes that FIFO."""
+    from softkin.server import serve
+    from softkin.settings import ServerSettings
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--drain-grace-seconds", type=float, default=30)
+    parser.add_argument("--drain-delay-seconds", type=float, default=0)
+    parser.add_argument("--hold", type=Path)
+    options = parser.parse_args()
+    gate = None if options.hold is None else threading.Event()
+    detector = StandIn(gate=gate)
+
+    def open_gate() -> None:
+        assert gate is not None
+        with options.hold.open() as fifo:  # blocks until the test opens the other end
+            fifo.read()
+        gate.set()
+
+    if gate is not None:
+        threading.Thread(target=open_gate, daemon=True).start()
+    settings = ServerSettings(
+        bundles=(Path("standin"),),
+        host="127.0.0.1",
+        port=0,
+        metrics_port=0,
+        drain_grace_seconds=options.drain_grace_seconds,
+        drain_delay_seconds=options.drain_delay_seconds,
+    )
+    return serve(settings, load=lambda path, **options: detector)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Overload is refused at once, nobody computes for callers who have left, and health answers through all of it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from standin import StandIn
+
+from softkin.converters import array_to_tensor
+from softkin.server import SPARE_THREADS
+from softkin.v1 import outlier_pb2 as pb
+
+Code = grpc.StatusCode
+SERVING = health_pb2.HealthCheckResponse.SERVING
+READY = "softkin.v1.OutlierService"
+
+
+def is_serving(running, service=READY):
+    """What the health service says."""
+    request = health_pb2.HealthCheckRequest(service=service)
+    return running.health.Check(request, timeout=20).status == SERVING
+
+
+def in_background(running, rows, **options):
+    """Start a Score call and return its future."""
+    return running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows)), **options)
+
+
+def test_rows_over_the_limit_are_refused_while_health_stays_serving(start, rows, gate):
+    """Exactly max_pending_rows rows get in; the refusal carries a delay; everything admitted is answered."""
+    detector = StandIn(gate=gate)
+    running = start(detector, max_rows=4, max_pending_rows=10, workers=1)
+    admitted = [in_background(running, rows(n), timeout=60) for n in (4, 4, 2)]
+    running.until(lambda: running.sample("softkin_pending_rows") == 10)
+
+    refused = []
+    for _ in range(5):
+        with pytest.raises(grpc.RpcError) as e:
+            running.score(rows(1))
+        refused.append((e.value.code(), dict(e.value.trailing_metadata())["grpc-retry-pushback-ms"]))
+    healthy = is_serving(running), is_serving(running, "")
+    gate.set()
+
+    assert refused == [(Code.RESOURCE_EXHAUSTED, "500")] * 5
+    assert healthy == (True, True)
+    assert [len(f.result(timeout=20).p_value) for f in admitted] == [4, 4, 2]
+    assert running.sample("softkin_rejected_total", reason="queue_full") == 5
+    running.until(lambda: running.sample("softkin_pending_rows") == 0)
+
+
+def test_requests_over_the_limit_are_refused_even_with_few_rows(start, rows, gate):
+    """Every pending request holds a thread, so their number is bounded too."""
+    detector = StandIn(gate=gate)
+    running = start(detector, max_pending_requests=3, workers=1)
+    admitted = [in_background(running, rows(1), timeout=60) for _ in range(3)]
+    running.until(lambda: running.server.pending_requests == 3)
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.score(rows(1))
+    gate.set()
+
+    assert e.value.code() is Code.RESOURCE_EXHAUSTED
+    assert "3 requests are pending, max_pending_requests = 3" in e.value.details()
+    assert all(f.result(timeout=20) for f in admitted)
+
+
+def test_open_watches_and_a_full_queue_do_not_starve_anyone(start, rows, gate):
+    """More Watch streams than threads, every pending place taken: Check still answers, and so does a refusal."""
+    detector = StandIn(gate=gate)
+    running = start(detector, max_pending_requests=2, workers=1)
+    watches = [running.health.Watch(health_pb2.HealthCheckRequest(service=READY)) for _ in range(2 * SPARE_THREADS)]
+    seen = [next(w).status for w in watches]
+    admitted = [in_background(running, rows(1), timeout=60) for _ in range(2)]
+    running.until(lambda: running.server.pending_requests == 2)
+
+    answered = is_serving(running)
+    with pytest.raises(grpc.RpcError) as e:
+        running.score(rows(1))
+    gate.set()
+    for w in watches:
+        w.cancel()
+
+    assert seen == [SERVING] * len(watches)
+    assert answered
+    assert e.value.code() is Code.RESOURCE_EXHAUSTED
+    assert all(f.result(timeout=20) for f in admitted)
+
+
+def test_a_request_whose_deadline_passes_in_the_queue_is_not_scored(start, rows, gate):
+    """It gives its place back and is counted as DEADLINE_EXCEEDED."""
+    detector = StandIn(gate=gate)
+    running = start(detector, workers=1)
+    first = in_background(running, rows(1), timeout=60)
+    assert detector.entered.acquire(timeout=20)
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.stub.Score(pb.ScoreRequest(inputs=array_to_tensor(rows(5))), timeout=0.2)
+    running.until(lambda: running.server.pending_requests == 1)
+    gate.set()
+    first.result(timeout=20)
+
+    assert e.value.code() is Code.DEADLINE_EXCEEDED
+    running.until(lambda: running.sample("softkin_rejected_total", reason="deadline") == 1)
+    assert detector.rows_scored == 1
+
+
+def test_a_request_whose_caller_has_gone_is_not_scored(start, rows, gate):
+    """Cancelled while it waits: it gives its place back and is counted as CANCELLED."""
+    detector = StandIn(gate=gate)
+    running = start(detector, workers=1)
+    first = in_background(running, rows(1), timeout=60)
+    assert detector.entered.acquire(timeout=20)
+    second = in_background(running, rows(5), timeout=60)
+    running.until(lambda: running.server.pending_requests == 2)
+
+    second.cancel()
+    is_serving(running)  # travels behind the cancellation on the same connection: once answered, the server knows
+    gate.set()
+    first.result(timeout=20)
+
+    running.until(lambda: running.sample("softkin_rejected_total", reason="cancelled") == 1)
+    assert detector.rows_scored == 1
+    assert running.server.pending_requests == 0
+
+
+def test_only_as_many_requests_compute_at_once_as_there_are_workers(start, rows, gate):
+    """The others wait for a slot instead of competing for the same cores."""
+    detector = StandIn(gate=gate)
+    running = start(detector, workers=2)
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(running.score, rows(1)) for _ in range(6)]
+        running.until(lambda: running.server.pending_requests == 6)
+        computing = [detector.entered.acquire(timeout=t) for t in (20, 20)]
+        third = detector.entered.acquire(timeout=0.2)
+        gate.set()
+
+        assert (computing, third) == ([True, True], False)
+        assert all(len(a.result(timeout=20).p_value) == 1 for a in answers)
+
+
+def test_a_request_without_a_deadline_waits_its_turn(start, rows, gate):
+    """No deadline is reported by gRPC as a time too large for a lock's timeout."""
+    running = start(StandIn(gate=gate), workers=1)
+    calls = [in_background(running, rows(n)) for n in (1, 2)]
+    running.until(lambda: running.server.pending_requests == 2)
+
+    gate.set()
+
+    assert [len(c.result(timeout=20).p_value) for c in calls] == [1, 2]

@@ -1,0 +1,215 @@
+"""The client gives the numbers that scoring in process gives, whatever the limits, and softkin's own errors."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from standin import StandIn
+
+from softkin.converters import Limits
+from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
+
+ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values")
+NEIGHBOR_ARRAYS = ("ids", "labels", "distances", "shares")
+
+
+def assert_same(a, b):
+    """Every array equal in dtype, shape and bits."""
+    for name in ARRAYS:
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes()), name
+    assert a.budget == b.budget
+    assert (a.neighbors is None) == (b.neighbors is None)
+    if a.neighbors is not None:
+        assert a.neighbors.layers == b.neighbors.layers
+        for name in NEIGHBOR_ARRAYS:
+            x, y = getattr(a.neighbors, name), getattr(b.neighbors, name)
+            assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes()), name
+
+
+@pytest.mark.parametrize("num_neighbors", [0, 3])
+@pytest.mark.parametrize("n", [1, 8, 9, 29])
+def test_scores_over_the_wire_are_those_in_process_bit_by_bit(server, rows, n, num_neighbors):
+    """Also when the array is split into several requests of at most max_rows = 8."""
+    x = rows(n) / 7
+
+    with server.client() as client:
+        scores = client.score(x, alpha=0.1, num_neighbors=num_neighbors)
+
+    assert_same(scores, StandIn().score(x, alpha=0.1, num_neighbors=num_neighbors))
+    assert server.sample("softkin_batch_rows_count") == -(-n // 8)
+
+
+def test_large_rows_are_split_by_bytes(start, rows):
+    """No request exceeds max_message_bytes, and all rows come back in order."""
+    x = rows(500)
+    running = start(StandIn(), max_message_bytes=1024)
+
+    with running.client(detector="standin", version="1") as client:
+        scores = client.score(x)
+
+    assert_same(scores, StandIn().score(x))
+    assert running.sample("softkin_batch_rows_count") >= 500 * 24 / 1024
+
+
+def test_a_row_larger_than_a_message_is_refused_with_the_limit(start):
+    """No split can help, so the client says which limit to raise."""
+    running = start(StandIn(), max_message_bytes=1024)
+
+    with running.client() as client, pytest.raises(InvalidInputError, match=r"one row has 1200 bytes.*= 1024; raise"):
+        client.score(np.zeros((2, 300), np.float32))
+
+
+def test_stage_seconds_cover_the_whole_path_and_add_up_over_requests(server, rows):
+    """decode, queue and encode join what the detector reports; the stand-in says 0.25 s and 0.125 s per request."""
+    with server.client() as client:
+        seconds = client.score(rows(16)).stage_seconds
+
+    assert set(seconds) == {"decode", "queue", "infer", "calibrate", "encode"}
+    assert (seconds["infer"], seconds["calibrate"]) == (0.5, 0.25)
+    assert all(s > 0 for s in seconds.values())
+
+
+def test_sixteen_threads_each_get_their_own_rows(start, rows):
+    """Results never cross between concurrent requests on one client."""
+    running = start(StandIn(), workers=4)
+
+    with running.client() as client, ThreadPoolExecutor(16) as pool:
+        inputs = [rows(1 + i % 5, offset=1000 * i) for i in range(160)]
+        answers = list(pool.map(client.score, inputs))
+
+    for x, scores in zip(inputs, answers, strict=True):
+        assert_same(scores, StandIn().score(x))
+
+
+def test_detector_info_says_what_the_detector_takes_and_what_stands_behind_it(start):
+    """Everything of the manifest that a caller needs; default_alpha is the one this server uses."""
+    with start(StandIn(), alpha=0.2).client() as client:
+        info = client.detector_info()
+
+    expected = StandIn()
+    assert (info.name, info.version, info.digest, info.device) == ("standin", "1", expected.digest, "cpu")
+    assert (info.input_dtype, info.input_shape, info.classes) == ("float32", (2, 3), expected.manifest.classes)
+    assert [(x.name, x.dim, x.metric, x.temperature) for x in info.layers] == [
+        ("conv", 4, "cosine", 0.1),
+        ("dense", 2, "squared_euclidean", 2.5),
+    ]
+    assert (info.default_alpha, info.calibration_size, info.smallest_p_value, info.bank_size) == (0.2, 99, 0.01, 7)
+
+
+def test_the_servers_alpha_holds_when_the_request_names_none(start, rows):
+    """Request > server's --alpha > bundle's default."""
+    with start(StandIn(), alpha=0.2).client() as client:
+        alphas = client.score(rows(1)).budget.alpha, client.score(rows(1), alpha=0.3).budget.alpha
+
+    assert alphas == (0.2, 0.3)
+
+
+def test_a_client_reaches_the_detector_it_names_and_the_last_loaded_version_by_default(start, rows):
+    """Several detectors and versions live side by side."""
+    running = start(StandIn("a", "1"), StandIn("a", "3"), StandIn("a", "2"), StandIn("b", "1"))
+
+    found = []
+    for name, version in [("a", ""), ("a", "1"), ("b", "")]:
+        with running.client(detector=name, version=version) as client:
+            budget = client.score(rows(1)).budget
+            found.append((budget.detector, budget.version))
+
+    assert found == [("a", "2"), ("a", "1"), ("b", "1")]
+
+
+def test_refusals_come_back_as_the_errors_of_scoring_in_process(shared_server, rows):
+    """The type, the field and the message of the server's own error."""
+    in_process = pytest.raises(InvalidInputError)
+    with in_process as local:
+        StandIn().score(rows(1).astype(np.uint8))
+
+    with shared_server.client() as client, pytest.raises(InvalidInputError) as remote:
+        client.score(rows(1).astype(np.uint8))
+
+    assert (remote.value.field, remote.value.message) == (local.value.field, local.value.message)
+
+
+def test_an_array_without_rows_is_refused_in_the_servers_words(shared_server):
+    """Nothing to split is still sent."""
+    with shared_server.client() as client, pytest.raises(InvalidInputError, match="there are no rows"):
+        client.score(np.zeros((0, 2, 3), np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.bool_, np.complex64, np.str_])
+def test_a_dtype_that_cannot_travel_is_refused_before_sending(shared_server, dtype):
+    """The message lists the dtypes that can."""
+    with (
+        shared_server.client() as client,
+        pytest.raises(InvalidInputError, match="cannot travel; convert to one of: float32"),
+    ):
+        client.score(np.zeros((1, 2, 3), dtype))
+
+
+def test_an_unknown_detector_is_a_not_found_error(shared_server, rows):
+    """NOT_FOUND -> NotFoundError with the server's list."""
+    with shared_server.client(detector="nope") as client, pytest.raises(NotFoundError, match="loaded: standin 1"):
+        client.score(rows(1))
+
+
+def test_a_fault_of_the_server_is_a_plain_softkin_error(start, rows):
+    """INTERNAL -> SoftkinError, with the log id to quote."""
+    with start(StandIn(failure=ValueError("secret"))).client() as client, pytest.raises(SoftkinError) as e:
+        client.score(rows(1))
+
+    assert type(e.value) is SoftkinError
+    assert "INTERNAL: internal error; log id" in str(e.value)
+
+
+def test_no_server_is_an_unavailable_error_and_not_healthy(start, rows):
+    """UNAVAILABLE -> UnavailableError that names the target."""
+    running = start(StandIn())
+    running.server.stop_now()
+
+    with running.client(timeout_seconds=5) as client:
+        assert not client.healthy()
+        with pytest.raises(UnavailableError, match=running.target):
+            client.score(rows(1))
+
+
+def test_unavailable_is_retried_and_nothing_else(start, rows):
+    """A server that is starting gets 4 attempts, also for a message over gRPC's default retry buffer of 256 KiB."""
+    running = start(StandIn(), ready=False)
+    method = {"grpc_type": "UNARY", "grpc_service": "softkin.v1.OutlierService", "grpc_method": "Score"}
+    with running.client() as client:
+        # Given here, because asking a server that is not ready would spend the retries on GetDetector.
+        client._limits = Limits(max_rows=20_000, max_message_bytes=1 << 20, max_neighbors=0)
+        large = np.zeros((20_000, 2, 3), np.float32)
+        with pytest.raises(UnavailableError, match="the server is starting"):
+            client.score(large)
+
+    assert running.sample("grpc_server_handled_total", grpc_code="UNAVAILABLE", **method) == 4
+
+
+def test_an_overload_is_told_apart_and_says_how_long_to_wait(start, rows, gate):
+    """RESOURCE_EXHAUSTED -> OverloadedError with the server's delay; not retried by the client."""
+    detector = StandIn(gate=gate)
+    running = start(detector, max_rows=4, max_pending_rows=4)
+    with running.client() as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.score, rows(4))
+        assert detector.entered.acquire(timeout=20)
+
+        with pytest.raises(OverloadedError, match="4 rows are pending, 1 more would exceed max_pending_rows = 4") as e:
+            client.score(rows(1))
+        gate.set()
+
+        assert e.value.retry_after_seconds == 0.5
+        assert len(first.result(timeout=20)) == 4
+    assert running.sample("softkin_rejected_total", reason="queue_full") == 1
+
+
+def test_answers_from_two_detectors_are_never_joined(start, rows):
+    """When the default version changes between two requests for one array, the client says so instead of mixing."""
+    from softkin.client import _join
+
+    parts = [StandIn(version=v).score(rows(2)) for v in ("1", "2")]
+
+    with pytest.raises(UnavailableError, match="replaced between two requests"):
+        _join(parts)

@@ -1,0 +1,220 @@
+"""Live, ready, draining, stopped: what callers and probes see at each step."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from prometheus_client import CollectorRegistry
+from standin import StandIn
+
+from softkin.converters import array_to_tensor
+from softkin.errors import InvalidInputError, SoftkinError
+from softkin.metrics import Metrics
+from softkin.registry import Registry
+from softkin.server import Server
+from softkin.settings import ServerSettings
+from softkin.v1 import outlier_pb2 as pb
+
+Code = grpc.StatusCode
+Status = health_pb2.HealthCheckResponse
+READY = "softkin.v1.OutlierService"
+
+
+def check(running, service):
+    """What the health service says."""
+    return running.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status
+
+
+def test_health_goes_from_live_to_ready_to_draining_in_check_and_watch(start):
+    """SERVING comes only after warm-up; draining turns every status to NOT_SERVING at once."""
+    detector = StandIn()
+    running = start(detector, ready=False)
+    watch = running.health.Watch(health_pb2.HealthCheckRequest(service=READY))
+    seen = [(next(watch).status, check(running, READY), check(running, ""), detector.warmed_up)]
+
+    running.server.make_ready()
+    seen.append((next(watch).status, check(running, READY), check(running, ""), detector.warmed_up))
+    running.server._health.enter_graceful_shutdown()
+    seen.append((next(watch).status, check(running, READY), check(running, ""), detector.warmed_up))
+
+    assert seen == [
+        (Status.NOT_SERVING, Status.NOT_SERVING, Status.SERVING, False),
+        (Status.SERVING, Status.SERVING, Status.SERVING, True),
+        (Status.NOT_SERVING, Status.NOT_SERVING, Status.NOT_SERVING, True),
+    ]
+
+
+def test_the_health_of_an_unknown_service_is_not_found(server):
+    """As grpc.health.v1 says."""
+    with pytest.raises(grpc.RpcError) as e:
+        check(server, "no.such.Service")
+
+    assert e.value.code() is Code.NOT_FOUND
+
+
+def test_a_server_that_is_not_ready_says_so_and_describes_nothing(start, rows):
+    """UNAVAILABLE, the one status that callers retry."""
+    running = start(StandIn(), ready=False)
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.score(rows(1))
+
+    assert e.value.code() is Code.UNAVAILABLE
+    assert e.value.details() == "the server is starting; retry when the health service reports SERVING"
+    assert len(running.stub.ListDetectors(pb.ListDetectorsRequest(), timeout=20).detectors) == 0
+
+
+def test_list_detectors_is_in_order_of_name_then_version(start):
+    """Whatever the order of loading."""
+    running = start(StandIn("b", "1"), StandIn("a", "2"), StandIn("a", "1"), max_rows=17)
+
+    answer = running.stub.ListDetectors(pb.ListDetectorsRequest(), timeout=20)
+
+    assert [(d.name, d.version) for d in answer.detectors] == [("a", "1"), ("a", "2"), ("b", "1")]
+    assert answer.limits.max_rows == 17
+
+
+def test_a_drain_finishes_what_is_in_flight_and_refuses_what_comes_later(start, rows, gate):
+    """stop() returns only when the last answer is out; nobody in flight sees an error."""
+    detector = StandIn(gate=gate)
+    running = start(detector, workers=1)
+    in_flight = [running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows(2))), timeout=60) for _ in "abc"]
+    running.until(lambda: running.server.pending_requests == 3)
+    stopping = threading.Thread(target=running.server.stop)
+    stopping.start()
+
+    def refused():
+        with grpc.insecure_channel(running.target) as channel:
+            call = channel.unary_unary(f"/{READY}/ListDetectors")
+            try:
+                call(b"", timeout=5)
+            except grpc.RpcError as e:
+                return e.code() is Code.UNAVAILABLE
+            return False
+
+    running.until(refused)
+    still_open = stopping.is_alive()
+    gate.set()
+
+    assert still_open
+    assert [len(f.result(timeout=20).p_value) for f in in_flight] == [2, 2, 2]
+    stopping.join(timeout=20)
+    assert not stopping.is_alive()
+    assert running.server.pending_requests == 0
+
+
+def test_requests_are_still_answered_during_the_drain_delay(start, rows):
+    """Load balancers need time to notice NOT_SERVING; stop_now() ends the delay."""
+    running = start(StandIn(), drain_delay_seconds=600)
+    stopping = threading.Thread(target=running.server.stop)
+    stopping.start()
+    running.until(lambda: check(running, READY) == Status.NOT_SERVING)
+
+    answered = len(running.score(rows(3)).p_value)
+    running.server.stop_now()
+    stopping.join(timeout=20)
+
+    assert answered == 3
+    assert not stopping.is_alive()
+
+
+def test_the_grace_period_bounds_a_drain(start, rows, gate):
+    """A request that outlasts it is cancelled, and stop() returns."""
+    detector = StandIn(gate=gate)
+    running = start(detector, drain_grace_seconds=0.2)
+    stuck = running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows(1))), timeout=60)
+    assert detector.entered.acquire(timeout=20)
+
+    running.server.stop()
+    pending = running.server.pending_requests
+    gate.set()
+
+    assert pending == 1
+    assert stuck.exception(timeout=20).code() in (Code.CANCELLED, Code.UNAVAILABLE)
+
+
+def test_wait_returns_when_the_server_has_stopped(start):
+    """And only then."""
+    running = start(StandIn())
+    waiting = threading.Thread(target=running.server.wait)
+    waiting.start()
+    waiting.join(timeout=0.1)
+    before = waiting.is_alive()
+
+    running.server.stop()
+    waiting.join(timeout=20)
+
+    assert before
+    assert not waiting.is_alive()
+
+
+def test_stopping_closes_both_ports(start):
+    """The metrics port goes last, but it goes."""
+    running = start(StandIn())
+    url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        assert answer.status == 200
+
+    running.server.stop()
+
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=20)
+    for port in (running.server.port, running.server.metrics_port):
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+
+@pytest.mark.parametrize("taken", ["port", "metrics_port"])
+def test_a_taken_port_is_an_error_that_names_it_and_the_other_port_is_freed(taken):
+    """Never a second server that silently takes half of the calls."""
+    with socket.create_server(("127.0.0.1", 0)) as holder, socket.create_server(("127.0.0.1", 0)) as other:
+        port, free = holder.getsockname()[1], other.getsockname()[1]
+        other.close()
+        ports = {"port": free, "metrics_port": free, taken: port}
+        settings = ServerSettings(host="127.0.0.1", **ports)
+        server = Server(settings, Registry(), Metrics(CollectorRegistry(), version="0"))
+
+        with pytest.raises(
+            SoftkinError,
+            match=f"cannot listen on port {port} of 127.0.0.1.*choose another with --{taken.replace('_', '-')}",
+        ):
+            server.start()
+    with socket.create_server(("127.0.0.1", free)):
+        pass
+
+
+def test_a_second_server_on_the_port_is_refused(start):
+    """SO_REUSEPORT is off."""
+    running = start(StandIn())
+    settings = ServerSettings(host="127.0.0.1", port=running.server.port, metrics_port=0)
+
+    with pytest.raises(SoftkinError, match="cannot listen on port"):
+        Server(settings, Registry(), Metrics(CollectorRegistry(), version="0")).start()
+
+
+def test_a_server_whose_alpha_no_detector_can_honour_does_not_start():
+    """99 calibration rows cannot flag anything at 0.001."""
+    registry = Registry()
+    registry.add(StandIn())
+    settings = ServerSettings(host="127.0.0.1", port=0, metrics_port=0, alpha=0.001)
+    server = Server(settings, registry, Metrics(CollectorRegistry(), version="0"))
+
+    with pytest.raises(InvalidInputError, match=r"alpha: got 0.001, but 99 calibration rows"):
+        server.start()
+
+    server.wait()
+
+
+def test_a_detector_loaded_twice_is_refused():
+    """Two bundles of one name and version could not be told apart."""
+    registry = Registry()
+    registry.add(StandIn())
+
+    with pytest.raises(SoftkinError, match="detector 'standin' version '1' is loaded twice"):
+        registry.add(StandIn())

@@ -1,0 +1,172 @@
+"""The server as a process: signals, exit status, log."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from softkin.converters import array_to_tensor
+from softkin.v1 import outlier_pb2 as pb
+from softkin.v1 import outlier_pb2_grpc as pb_grpc
+
+SCRIPT = Path(__file__).with_name("standin.py")
+REQUEST = pb.ScoreRequest(inputs=array_to_tensor(np.ones((3, 2, 3), np.float32)))
+
+
+class Process:
+    """A serving process whose log is read line by line."""
+
+    def __init__(self, *arguments):
+        self.popen = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
+        self.log = []
+        self._watchdog = threading.Timer(60, self.popen.kill)
+        self._watchdog.start()
+        line = self.read_until("event=serving")
+        self.port, self.metrics_port = (int(re.search(rf"\b{k}=(\d+)", line)[1]) for k in ("port", "metrics_port"))
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        self.stub = pb_grpc.OutlierServiceStub(self.channel)
+
+    def read_until(self, text):
+        """The next log line that has the text."""
+        for line in self.popen.stderr:
+            self.log.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"no {text!r} in the log: {''.join(self.log)}")
+
+    def wait_for_pending_rows(self, n):
+        """Scraping again and again needs no sleep: every scrape is a round trip."""
+        while True:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20) as answer:
+                if f"softkin_pending_rows {n:.1f}" in answer.read().decode():
+                    return
+
+    def finish(self):
+        """Exit status and the rest of the log."""
+        self.log.extend(self.popen.stderr)
+        return self.popen.wait(timeout=60), "".join(self.log)
+
+    def close(self):
+        """End the process, whatever it is doing."""
+        self.channel.close()
+        self.popen.kill()
+        self.popen.wait()
+        self.popen.stderr.close()
+        self._watchdog.cancel()
+        self._watchdog.join()
+
+
+@pytest.fixture
+def serve():
+    """Starts serving processes."""
+    started = []
+
+    def run(*arguments):
+        started.append(Process(*arguments))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.close()
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    """Requests in flight are held until someone has written to it and closed it."""
+    path = tmp_path / "hold"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_loses_no_request_in_flight_and_the_process_exits_0(serve, fifo, number):
+    """Ten requests, two computing and eight waiting when the signal comes: ten answers."""
+    process = serve("--hold", str(fifo))
+    calls = [process.stub.Score.future(REQUEST, timeout=60) for _ in range(10)]
+    process.wait_for_pending_rows(30)
+
+    process.popen.send_signal(number)
+    process.read_until("event=draining")
+    fifo.write_text("go")
+
+    assert [len(c.result(timeout=30).p_value) for c in calls] == [3] * 10
+    status, log = process.finish()
+    assert status == 0
+    assert f"event=draining signal={number.name} pending_requests=10" in log
+    assert "abandoned_requests=0" in log
+
+
+def test_an_idle_server_with_an_open_connection_stops_at_once(serve):
+    """A connected client that asks for nothing does not hold the grace period."""
+    process = serve("--drain-grace-seconds", "600")
+    process.stub.Score(REQUEST, timeout=30)
+
+    process.popen.send_signal(signal.SIGTERM)
+
+    status, log = process.finish()
+    assert status == 0
+    assert float(re.search(r"event=stopped seconds=([\d.]+)", log)[1]) < 10
+
+
+def test_a_second_signal_stops_at_once(serve, fifo):
+    """What is in flight is abandoned, which the exit status and the log say."""
+    process = serve("--hold", str(fifo), "--drain-grace-seconds", "600")
+    call = process.stub.Score.future(REQUEST, timeout=60)
+    process.wait_for_pending_rows(3)
+    process.popen.send_signal(signal.SIGTERM)
+    process.read_until("event=draining")
+
+    process.popen.send_signal(signal.SIGTERM)
+
+    status, log = process.finish()
+    assert status == 1
+    assert "abandoned_requests=1" in log
+    assert isinstance(call.exception(timeout=30), grpc.RpcError)
+
+
+def test_a_second_signal_cuts_the_drain_delay_short(serve):
+    """Nothing in flight: exit status 0."""
+    process = serve("--drain-delay-seconds", "600")
+    process.popen.send_signal(signal.SIGTERM)
+    process.read_until("event=draining")
+
+    process.popen.send_signal(signal.SIGTERM)
+
+    assert process.finish()[0] == 0
+
+
+def test_the_log_says_what_runs_where(serve):
+    """Version, detectors, digest, the device it really is on, ports: one short line each."""
+    process = serve()
+    process.popen.send_signal(signal.SIGTERM)
+    _, log = process.finish()
+
+    for pattern in (
+        r"level=INFO event=starting version=\S+ port=\d+ metrics_port=\d+\n",
+        r"level=INFO event=loaded detector=standin version=1 digest=[0-9a-f]{12} device=cpu device_asked=auto\n",
+        r"level=INFO event=serving host=127.0.0.1 port=\d+ metrics_port=\d+\n",
+        r"level=INFO event=stopped seconds=[\d.]+ abandoned_requests=0\n",
+    ):
+        assert re.search(pattern, log), pattern
+
+
+def test_process_metrics_are_exposed_and_created_series_are_not(serve):
+    """Memory and CPU beside the service's own metrics."""
+    process = serve()
+    process.stub.Score(REQUEST, timeout=30)
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{process.metrics_port}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+
+    assert "process_resident_memory_bytes" in text
+    assert "_created" not in text

@@ -1,0 +1,142 @@
+"""The service on a real bundle: what a user of the commands sees."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+
+from softkin import Client, Detector
+
+SOFTKIN = [sys.executable, "-m", "softkin.cli"]
+
+
+@pytest.fixture(scope="module")
+def served(tiny):
+    """`softkin serve` as its own process: the process, its gRPC target and its metrics address."""
+    flags = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--device", "cpu"]
+    process = subprocess.Popen([*SOFTKIN, "serve", str(tiny.path), *flags], stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    log = []
+    for line in process.stderr:
+        log.append(line)
+        if "event=serving" in line:
+            break
+    ports = {k: int(re.search(rf"\b{k}=(\d+)", log[-1])[1]) for k in ("port", "metrics_port")}
+    yield process, f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['metrics_port']}/metrics", log
+    process.send_signal(signal.SIGTERM)
+    with process.stderr:
+        rest = process.stderr.read()
+    assert process.wait(timeout=30) == 0, "".join(log) + rest
+    watchdog.cancel()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    """A softkin command."""
+    return subprocess.run([*SOFTKIN, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("neighbors", [0, 3], ids=["plain", "with evidence"])
+def test_scores_over_the_wire_equal_those_in_process_bit_for_bit(served, tiny, neighbors):
+    """Every array of `Scores`, and the budget but for the device's own timing."""
+    x = np.concatenate([tiny.inliers[:40], tiny.outliers[:40]])
+    expected = Detector.load(tiny.path, device="cpu").score(x, alpha=0.1, num_neighbors=neighbors)
+
+    with Client(served[1]) as client:
+        found = client.score(x, alpha=0.1, num_neighbors=neighbors)
+
+    for name in ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence"):
+        a, b = getattr(found, name), getattr(expected, name)
+        assert a.dtype == b.dtype, name
+        assert a.tobytes() == b.tobytes(), name
+    assert found.class_p_values.tobytes() == expected.class_p_values.tobytes()
+    assert found.budget == expected.budget
+    if neighbors:
+        for name in ("ids", "labels", "distances", "shares"):
+            assert getattr(found.neighbors, name).tobytes() == getattr(expected.neighbors, name).tobytes(), name
+        assert found.neighbors.layers == expected.neighbors.layers
+    else:
+        assert found.neighbors is None
+
+
+def test_log_and_metrics_tell_where_it_runs(served):
+    """The device is the session's own word, in the log and as a metric."""
+    assert any("event=loaded" in line and "device=cpu" in line for line in served[3])
+    with urllib.request.urlopen(served[2], timeout=10) as response:
+        text = response.read().decode()
+    assert re.search(r'softkin_detector_info\{.*device="cpu".*\} 1\.0', text)
+
+
+def test_the_score_command_prints_verdicts_and_a_summary(served, tiny, tmp_path):
+    """A table for people, JSON lines for programs."""
+    file = tmp_path / "data.npz"
+    np.savez(file, x_test=np.concatenate([tiny.inliers[:5], tiny.outliers[:5]]))
+
+    table = run("score", "--target", served[1], str(file), "--neighbors", "3")
+    assert table.returncode == 0, table.stderr
+    assert "10 rows" in table.stdout
+
+    lines = [json.loads(s) for s in run("score", "--target", served[1], str(file), "--json").stdout.splitlines()]
+    assert len(lines) == 11
+    expected = Detector.load(tiny.path, device="cpu").score(np.load(file)["x_test"])
+    assert [row["p_value"] for row in lines[:10]] == expected.p_value.tolist()
+
+
+def test_healthcheck_and_inspect_answer(served, tiny):
+    """Exit status 0, and what the bundle is."""
+    assert run("healthcheck", "--target", served[1]).returncode == 0
+    assert run("healthcheck", "--target", "127.0.0.1:1").returncode == 1
+    described = json.loads(run("inspect", str(tiny.path), "--json").stdout)
+    assert described["name"] == "tiny"
+    assert described["calibration_size"] == 300
+
+
+def test_a_damaged_bundle_is_not_served(tiny_copy):
+    """Exit status 1 and one line that names the file."""
+    (tiny_copy / "bank.safetensors").write_bytes(b"\0" * 100)
+
+    result = run("serve", str(tiny_copy), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0")
+
+    assert result.returncode == 1
+    assert re.search(r"error: .*bank\.safetensors: has 100 bytes, the manifest says \d+", result.stderr)
+    assert "Traceback" not in result.stderr
+
+
+def test_cuda_without_a_device_refuses_to_start(tiny, cuda_works):
+    """--device cuda never falls back; where CUDA works, it serves there."""
+    if cuda_works:
+        assert Detector.load(tiny.path, device="cuda").device == "cuda"
+        return
+    result = run(
+        "serve", str(tiny.path), "--device", "cuda", "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"
+    )
+
+    assert result.returncode == 1
+    assert "device cuda: onnxruntime could not start on CUDA" in result.stderr
+    assert "use device cpu" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def cuda_works() -> bool:
+    """Whether a tiny session really runs on CUDA here."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        "probe",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CUDAExecutionProvider"])
+    return session.get_providers()[0] == "CUDAExecutionProvider"

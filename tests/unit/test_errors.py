@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from softkin import errors
+from softkin.interceptors import STATUS_CODES, CallEndedError, status_code
+
+Code = grpc.StatusCode
+EXPECTED = {
+    "BundleError": Code.INTERNAL,
+    "DataError": Code.INTERNAL,
+    "DeviceError": Code.UNAVAILABLE,
+    "ExportError": Code.INTERNAL,
+    "InvalidInputError": Code.INVALID_ARGUMENT,
+    "NotFoundError": Code.NOT_FOUND,
+    "OverloadedError": Code.RESOURCE_EXHAUSTED,
+    "RecipeError": Code.INTERNAL,
+    "SoftkinError": Code.INTERNAL,
+    "UnavailableError": Code.UNAVAILABLE,
+}
+
+
+def family(cls):
+    """The class and all that derive from it."""
+    return {cls} | {c for sub in cls.__subclasses__() for c in family(sub)}
+
+
+def test_every_error_has_a_status_of_its_own():
+    """A new error must be given one, not inherit it by accident."""
+    ours = {c for c in family(errors.SoftkinError) if c.__module__.startswith("softkin")}
+
+    assert {c.__name__: STATUS_CODES[c] for c in ours} == EXPECTED
+
+
+def test_status_codes_follow_the_table_and_what_is_not_ours_is_internal():
+    """Also for a subclass that someone else derives."""
+
+    class Derived(errors.NotFoundError):
+        pass
+
+    found = [
+        status_code(e)
+        for e in (
+            errors.OverloadedError("full", 1.0),
+            errors.InvalidInputError("alpha", "wrong"),
+            Derived("x"),
+            ValueError("x"),
+            CallEndedError(Code.CANCELLED),
+        )
+    ]
+
+    assert found == [Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.INTERNAL, Code.CANCELLED]
+
+
+def test_an_invalid_input_error_keeps_field_and_message_apart():
+    """Callers show the message beside the field."""
+    e = errors.InvalidInputError("inputs.data", "has 3 bytes")
+
+    assert (e.field, e.message, str(e)) == ("inputs.data", "has 3 bytes", "inputs.data: has 3 bytes")
+
+
+def test_one_except_clause_catches_all():
+    """Everything that softkin raises on purpose is a SoftkinError, and an overload is a kind of unavailability."""
+    assert all(issubclass(getattr(errors, name), errors.SoftkinError) for name in EXPECTED)
+    with pytest.raises(errors.UnavailableError):
+        raise errors.OverloadedError("full", 1.0)

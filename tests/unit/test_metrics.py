@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from softkin.metrics import OUTLIER_SCORES, P_VALUES, REJECTED, Metrics
+from softkin.scores import ErrorBudget, Scores
+
+CONTRACT = {
+    "grpc_server_handled": ("counter", {"grpc_type", "grpc_service", "grpc_method", "grpc_code"}),
+    "grpc_server_handling_seconds": ("histogram", {"grpc_type", "grpc_service", "grpc_method"}),
+    "grpc_server_started": ("counter", {"grpc_type", "grpc_service", "grpc_method"}),
+    "softkin_alpha": ("gauge", {"detector", "version"}),
+    "softkin_bank_rows": ("gauge", {"detector", "version"}),
+    "softkin_batch_rows": ("histogram", set()),
+    "softkin_build_info": ("gauge", {"version"}),
+    "softkin_calibration_rows": ("gauge", {"detector", "version"}),
+    "softkin_detector_info": ("gauge", {"detector", "version", "digest", "device"}),
+    "softkin_device_fallback": ("gauge", set()),
+    "softkin_outlier_score": ("histogram", {"detector", "version"}),
+    "softkin_p_value": ("histogram", {"detector", "version"}),
+    "softkin_pending_rows": ("gauge", set()),
+    "softkin_rejected": ("counter", {"reason"}),
+    "softkin_rows": ("counter", {"detector", "version", "verdict"}),
+    "softkin_stage_seconds": ("histogram", {"stage"}),
+}
+
+
+def scores(p_value, outlier_score, alpha=0.05):
+    """An answer with these columns."""
+    p, s = np.asarray(p_value, np.float64), np.asarray(outlier_score, np.float64)
+    return Scores(
+        outlier_score=s,
+        p_value=p,
+        is_outlier=p <= alpha,
+        predicted_class=np.zeros(len(p), np.int32),
+        credibility=p,
+        confidence=p,
+        class_p_values=p[:, None],
+        budget=ErrorBudget(
+            detector="d",
+            version="1",
+            digest="x",
+            device="cpu",
+            alpha=alpha,
+            calibration_size=99,
+            smallest_p_value=0.01,
+        ),
+    )
+
+
+@pytest.fixture
+def metrics():
+    """On a registry of their own."""
+    return Metrics(CollectorRegistry(), version="1.2.3")
+
+
+def test_names_types_and_labels_are_a_contract(metrics):
+    """Dashboards and alerts are written against them; counters show with _total."""
+    metrics.call_started("s", "m")
+    metrics.call_handled("s", "m", "OK", 0.1)
+    metrics.detector_ready("d", "1", digest="x", device="cpu", alpha=0.05, calibration_rows=9, bank_rows=8)
+    metrics.scored(scores([0.5], [1.0]), {"infer": 0.1})
+
+    found = {
+        family.name: (family.type, {k for s in family.samples for k in s.labels} - {"le"})
+        for family in metrics.registry.collect()
+    }
+
+    assert found == CONTRACT
+
+
+@pytest.mark.parametrize(("name", "bounds"), [("softkin_p_value", P_VALUES), ("softkin_outlier_score", OUTLIER_SCORES)])
+def test_bucket_counts_are_those_of_a_loop(metrics, name, bounds):
+    """A value equal to a bound belongs to that bound's bucket (le), as everywhere in Prometheus."""
+    rng = np.random.default_rng(0)
+    batches = [np.concatenate([bounds, rng.uniform(-2, 2, 50)]), rng.uniform(-2000, 2000, 30), [np.inf]]
+    for values in batches:
+        metrics.scored(scores(values, values), {})
+    every = np.concatenate(batches)
+
+    for bound in bounds:
+        labels = {"detector": "d", "version": "1", "le": str(float(bound))}
+        assert metrics.registry.get_sample_value(f"{name}_bucket", labels) == sum(v <= bound for v in every)
+    labels = {"detector": "d", "version": "1", "le": "+Inf"}
+    assert metrics.registry.get_sample_value(f"{name}_bucket", labels) == len(every)
+
+
+def test_p_values_of_inliers_fill_the_buckets_evenly(metrics):
+    """The 20 buckets are equal, and p = k / 20 falls into bucket k whatever the arithmetic that made it."""
+    n = 1999
+    p = (1 + np.arange(n + 1)) / (n + 1)
+
+    metrics.scored(scores(p, p), {})
+
+    counts = [
+        metrics.registry.get_sample_value("softkin_p_value_bucket", {"detector": "d", "version": "1", "le": str(b)})
+        for b in P_VALUES
+    ]
+    assert np.diff([0, *counts]).tolist() == [(n + 1) / 20] * 20
+
+
+def test_every_reason_shows_from_the_start(metrics):
+    """A rate needs a 0 to start from."""
+    assert [metrics.registry.get_sample_value("softkin_rejected_total", {"reason": r}) for r in REJECTED] == [0] * 7
+
+
+def test_two_services_in_one_process_do_not_share_metrics(metrics):
+    """Nothing is registered globally."""
+    other = Metrics(CollectorRegistry(), version="1.2.3")
+
+    metrics.rejected("invalid")
+
+    assert other.registry.get_sample_value("softkin_rejected_total", {"reason": "invalid"}) == 0

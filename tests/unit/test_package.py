@@ -1,0 +1,54 @@
+"""What the packages show and what importing them costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import softkin
+
+HEAVY = ("grpc", "onnxruntime", "onnx", "torch", "google.protobuf", "prometheus_client")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Which heavy packages a fresh interpreter has loaded after `statement`."""
+    code = f"{statement}\nimport sys\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(ast.literal_eval(result.stdout.strip().splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", ["softkin", "softkin.mass", "softkin.conformal", "softkin.bundle"])
+def test_importing_the_maths_loads_no_heavy_package(module):
+    """NumPy is enough to read and write bundles and to compute p-values."""
+    assert loaded_by(f"import {module}") == set()
+
+
+def test_the_detector_needs_no_grpc_and_the_client_no_onnxruntime():
+    """A client machine installs neither onnxruntime nor torch."""
+    assert not loaded_by("import softkin; softkin.Detector") & {"grpc", "torch"}
+    assert not loaded_by("import softkin; softkin.Client") & {"onnxruntime", "onnx", "torch"}
+
+
+def test_building_a_bundle_needs_no_torch():
+    """Any ONNX classifier can become a detector."""
+    assert "torch" not in loaded_by("import softkin_training.build")
+
+
+def test_public_names_are_those_listed():
+    """`__all__` is sorted, and every name in it resolves."""
+    assert sorted(softkin.__all__) == list(softkin.__all__)
+    assert all(hasattr(softkin, name) for name in softkin.__all__)
+
+
+def test_no_module_is_longer_than_400_lines():
+    """One idea per module; generated code excepted."""
+    root = Path(__file__).parents[2]
+    files = [p for d in ("service", "training", "tests", "benchmarks") for p in (root / d).rglob("*.py")]
+    long = {str(p): n for p in files if "_pb2" not in p.name and (n := len(p.read_text().splitlines())) > 400}
+
+    assert files
+    assert long == {}

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from softkin.errors import InvalidInputError
+from softkin.settings import ServerSettings, add_flags, from_flags
+
+
+def parse(*arguments):
+    """Settings from a command line."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return from_flags(parser.parse_args(arguments))
+
+
+def test_the_defaults_are_those_of_the_documentation():
+    """Changing one changes how every deployment behaves."""
+    assert parse("b").model_dump() == {
+        "bundles": (Path("b"),),
+        "host": "0.0.0.0",
+        "port": 50051,
+        "metrics_port": 9090,
+        "device": "auto",
+        "alpha": None,
+        "threads": None,
+        "workers": 2,
+        "max_rows": 4096,
+        "max_message_bytes": 64 * 1024 * 1024,
+        "max_pending_rows": 16384,
+        "max_pending_requests": 128,
+        "max_neighbors": 100,
+        "drain_delay_seconds": 0,
+        "drain_grace_seconds": 30,
+        "log_level": "info",
+    }
+
+
+def test_a_flag_beats_the_environment_which_beats_the_default(monkeypatch):
+    """Flag > SOFTKIN_* > default."""
+    monkeypatch.setenv("SOFTKIN_PORT", "1111")
+    monkeypatch.setenv("SOFTKIN_WORKERS", "7")
+
+    settings = parse("b", "--port", "2222")
+
+    assert (settings.port, settings.workers, settings.max_rows) == (2222, 7, 4096)
+
+
+def test_every_option_can_be_set_by_flag_and_by_variable(monkeypatch):
+    """And both mean the same."""
+    values = {
+        "host": "::1",
+        "port": "1",
+        "metrics_port": "2",
+        "device": "cpu",
+        "alpha": "0.25",
+        "threads": "3",
+        "workers": "4",
+        "max_rows": "5",
+        "max_message_bytes": "6000",
+        "max_pending_rows": "7",
+        "max_pending_requests": "8",
+        "max_neighbors": "9",
+        "drain_delay_seconds": "1.5",
+        "drain_grace_seconds": "2.5",
+        "log_level": "debug",
+    }
+    by_flag = parse("b", *(part for name, v in values.items() for part in ("--" + name.replace("_", "-"), v)))
+    for name, value in values.items():
+        monkeypatch.setenv("SOFTKIN_" + name.upper(), value)
+
+    by_variable = parse("b")
+
+    assert by_flag == by_variable
+    assert set(values) | {"bundles"} == set(ServerSettings.model_fields)
+    assert {k: str(v) for k, v in by_flag.model_dump().items() if k != "bundles"} == values
+
+
+def test_bundles_come_from_the_arguments_or_from_the_environment(monkeypatch):
+    """The variable separates paths with a colon, as PATH does."""
+    monkeypatch.setenv("SOFTKIN_BUNDLES", "/a:/b")
+
+    assert parse().bundles == (Path("/a"), Path("/b"))
+    assert parse("/c").bundles == (Path("/c"),)
+
+
+def test_no_bundle_is_an_error_that_names_both_ways():
+    """A server without a detector has nothing to serve."""
+    with pytest.raises(InvalidInputError, match=r"BUNDLE: none given; .* SOFTKIN_BUNDLES"):
+        parse()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("--port", "65536", "allowed: 0 to 65535"),
+        ("--port", "-1", "allowed: 0 to 65535"),
+        ("--port", "http", "allowed: 0 to 65535"),
+        ("--alpha", "0", "allowed: more than 0 to less than 1"),
+        ("--alpha", "1", "allowed: more than 0 to less than 1"),
+        ("--alpha", "nan", "allowed: more than 0 to less than 1"),
+        ("--threads", "0", "allowed: 1 to 1024"),
+        ("--max-rows", "0", "allowed: 1 to 1048576"),
+        ("--drain-grace-seconds", "inf", "allowed: 0 to 3600"),
+        ("--drain-grace-seconds", "nan", "allowed: 0 to 3600"),
+        ("--device", "gpu", "allowed: auto, cuda, cpu"),
+        ("--log-level", "loud", "allowed: debug, info, warning, error"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_source_and_the_allowed_range(monkeypatch, flag, value, allowed):
+    """By flag the message names the flag, by variable the variable."""
+    with pytest.raises(InvalidInputError) as by_flag:
+        parse("b", f"{flag}={value}")
+    variable = "SOFTKIN_" + flag[2:].replace("-", "_").upper()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidInputError) as by_variable:
+        parse("b")
+
+    assert str(by_flag.value) == f"{flag}: got {value!r}; {allowed}"
+    assert str(by_variable.value) == f"{variable}: got {value!r}; {allowed}"
+
+
+def test_limits_that_contradict_each_other_are_refused():
+    """A request of max_rows rows must be admissible."""
+    with pytest.raises(InvalidInputError, match="max_pending_rows 10 is below max_rows 4096"):
+        parse("b", "--max-pending-rows", "10")
+
+
+def test_the_port_variable_of_a_kubernetes_service_is_ignored(monkeypatch):
+    """A Service named softkin puts SOFTKIN_PORT=tcp://... into every pod of its namespace."""
+    monkeypatch.setenv("SOFTKIN_PORT", "tcp://10.0.0.1:50051")
+    monkeypatch.setenv("SOFTKIN_SERVICE_HOST", "10.0.0.1")
+
+    assert parse("b").port == 50051
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch):
+    """As compose files leave them."""
+    monkeypatch.setenv("SOFTKIN_ALPHA", "")
+
+    assert parse("b").alpha is None
+
+
+def test_settings_cannot_change_after_the_start():
+    """Everything that reads them may keep what it read."""
+    with pytest.raises(ValueError, match="frozen"):
+        parse("b").port = 1
