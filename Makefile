@@ -6,13 +6,19 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c d
 STAMP := $(VENV)/.installed
 PROTO_VENV := .venv-proto
 
-.PHONY: demo test check protos bench clean
+SERVICE_VENV := .venv-service
+
+.PHONY: demo test test-service check protos clean
 
 demo: $(STAMP)  ## train, export, build, serve, score, scrape on embedded data; writes runs/demo
 	$(BIN)/python -m softkin_training.demo --out runs/demo
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/pytest
+
+test-service: $(SERVICE_VENV)/.installed  ## the tests of the service, where torch is not installed
+	! $(SERVICE_VENV)/bin/python -c "import torch" 2>/dev/null
+	$(SERVICE_VENV)/bin/pytest tests/unit tests/equivalence tests/server --ignore=tests/unit/training
 
 check: $(STAMP)  ## lint, types, architecture, generated code
 	$(BIN)/ruff check
@@ -27,7 +33,7 @@ protos: $(PROTO_VENV)/.installed  ## regenerate service/softkin/v1 from protos/
 		--grpc_python_out=service protos/softkin/v1/outlier.proto
 
 clean:  ## remove the virtual environments
-	rm -rf $(VENV) $(PROTO_VENV)
+	rm -rf $(VENV) $(SERVICE_VENV) $(PROTO_VENV)
 
 $(STAMP): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "softkin needs Python 3.11 or newer: make PYTHON=python3.x"; exit 1; }
@@ -35,6 +41,13 @@ $(STAMP): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "pip>=25.1"
 	$(INSTALL) --group test --group check -e '.[training]'
+	@touch $@
+
+$(SERVICE_VENV)/.installed: pyproject.toml deploy/constraints.txt
+	$(PYTHON) -m venv $(SERVICE_VENV)
+	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt \
+		--group test -e '.[service]'
 	@touch $@
 
 # The generator is pinned in the dependency group `proto` and lives apart: it brings an older protobuf than the rest.

@@ -52,7 +52,7 @@ def check_alpha(alpha: float, n: int) -> float:
         raise InvalidInputError(
             "alpha",
             f"got {alpha:g}, but {n} calibration rows cannot give a p-value below {smallest_p_value(n):.6g}, so "
-            f"nothing could be flagged; use alpha >= {smallest_p_value(n):.6g} or calibrate with at least {needed} rows",
+            f"nothing could be flagged; use alpha >= {smallest_p_value(n):.6g} or at least {needed} calibration rows",
         )
     return alpha
 

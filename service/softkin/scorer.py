@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import math
+import contextlib
+import io
 import os
 import threading
 from pathlib import Path
@@ -12,20 +11,23 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from softkin.bank import Bank
+from softkin.device import available_threads, cuda_driver_present
 from softkin.errors import BundleError, DeviceError
 from softkin.nonconformity import Outputs
 from softkin.scorer_graph import GraphBuilder, LayerGraph, layer_graph
+
+# onnxruntime's official builds send usage data to their maker unless told not to before the first import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
 
 Device = Literal["auto", "cuda", "cpu"]
 
 LOGITS = "logits"
 MASSES = "class_mass"
-_LOGGER = logging.getLogger("softkin.scorer")
 
 
 def representation_output(layer: str) -> str:
@@ -36,21 +38,6 @@ def representation_output(layer: str) -> str:
 def reducer_key(layer: str) -> str:
     """Key of the model's metadata that says how a layer was reduced."""
     return f"softkin.reducer.{layer}"
-
-
-def available_threads() -> int:
-    """Cores this process may use: the least of its affinity mask and its cgroup's CPU quota, at least 1.
-
-    onnxruntime's own default counts the host's cores and so oversubscribes every container.
-    """
-    cores = float(len(os.sched_getaffinity(0)))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, int(quota) / int(period))
-    except (OSError, ValueError):  # no cgroup v2 here, or the root group: no quota
-        pass
-    return max(1, math.ceil(cores))
 
 
 class Scorer:
@@ -223,6 +210,8 @@ def start_session(
         # TF32 would move scores by 1e-3; the arena must not double when a batch is a little larger.
         cuda = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
         providers.insert(0, ("CUDAExecutionProvider", cuda))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session tells the truth
+            ort.preload_dlls()  # the CUDA libraries of pip packages are on no search path
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
@@ -236,15 +225,6 @@ def start_session(
             "needed: pip install 'softkin[cuda]'); use device cpu to serve from the CPU"
         )
     return session, actual
-
-
-def cuda_driver_present() -> bool:
-    """True when the NVIDIA driver's library loads: without it, trying CUDA only prints errors."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def _extend(proto: onnx.ModelProto, g: GraphBuilder, outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:

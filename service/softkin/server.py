@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
 from queue import SimpleQueue
 
 import grpc
@@ -28,6 +27,7 @@ from prometheus_client import (
 from softkin import __version__
 from softkin.admission import Admission
 from softkin.conformal import check_alpha
+from softkin.device import cuda_driver_present
 from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor, log, log_line
 from softkin.metrics import Metrics
@@ -144,7 +144,8 @@ class Server:
                 calibration_rows=m.calibration_size,
                 bank_rows=m.bank_size,
             )
-        fallen = self._settings.device == "auto" and _cuda_offered() and any(d.device == "cpu" for d in self._registry)
+        on_cpu = any(d.device == "cpu" for d in self._registry)
+        fallen = self._settings.device == "auto" and on_cpu and cuda_driver_present()
         self._metrics.device_fallback.set(int(fallen))
         self._servicer.ready.set()
         self._health.set(READY, health_pb2.HealthCheckResponse.SERVING)
@@ -273,10 +274,3 @@ def _cannot_listen(host: str, port: int, flag: str, reason: str = "") -> Softkin
         f"cannot listen on port {port} of {host}{reason}: if another process holds the port, stop it or choose another "
         f"with {flag}; otherwise check --host"
     )
-
-
-def _cuda_offered() -> bool:
-    try:
-        return bool(distribution("onnxruntime-gpu"))
-    except PackageNotFoundError:
-        return False

@@ -123,7 +123,7 @@ def test_a_silent_fall_back_to_the_cpu_is_shown(start, monkeypatch, asked, devic
     """1 only when auto took the CPU though the installed onnxruntime offers CUDA."""
     from softkin import server
 
-    monkeypatch.setattr(server, "_cuda_offered", lambda: offered)
+    monkeypatch.setattr(server, "cuda_driver_present", lambda: offered)
     detector = StandIn()
     detector.device = device
 

@@ -63,7 +63,7 @@ def test_calibration_rows_from_the_bank_are_refused(tiny, tmp_path):
         np.concatenate([tiny.calibration.y, tiny.bank.y[7:9]]),
         np.concatenate([tiny.calibration.ids, [9001, 9002]]),
     )
-    with pytest.raises(DataError, match="calibration has 2 rows whose content also stands in bank.*example 9001"):
+    with pytest.raises(DataError, match=r"calibration has 2 rows whose content also stands in bank.*example 9001"):
         rebuild(tiny, tmp_path / "b", calibration=copies)
     assert list(tmp_path.iterdir()) == []
 

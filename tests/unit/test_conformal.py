@@ -47,7 +47,9 @@ def test_alpha_outside_the_open_unit_interval_is_refused(alpha):
 
 def test_alpha_below_the_smallest_p_value_is_refused_with_the_rows_needed():
     """Nothing could ever be flagged, so the caller is told how many rows would do."""
-    with pytest.raises(InvalidInputError, match=r"99 calibration rows.*alpha >= 0\.01 or calibrate with at least 999"):
+    with pytest.raises(
+        InvalidInputError, match=r"99 calibration rows.*alpha >= 0\.01 or at least 999 calibration rows"
+    ):
         conformal.check_alpha(0.001, 99)
     assert conformal.check_alpha(0.001, 999) == 0.001
 

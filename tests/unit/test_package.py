@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,13 @@ def test_no_module_is_longer_than_400_lines():
 
     assert files
     assert long == {}
+
+
+def test_a_session_writes_nothing_and_reports_to_nobody(tiny, tmp_path):
+    """onnxruntime's official builds collect usage data under $HOME unless told not to."""
+    code = f"import softkin, numpy as np; softkin.Detector.load({str(tiny.path)!r}).score(np.ones((1, 12), np.float32))"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"HOME": str(tmp_path)}
+
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+
+    assert list(tmp_path.rglob("*")) == []

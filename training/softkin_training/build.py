@@ -80,7 +80,7 @@ def build(
     """
     refuse_overlap(bank_rows, calibration_rows, "bank", "calibration")
     for what, rows in {"bank": bank_rows, "calibration": calibration_rows}.items():
-        if len(rows) and not (0 <= rows.y.min() and rows.y.max() < len(spec.classes)):
+        if len(rows) and not (rows.y.min() >= 0 and rows.y.max() < len(spec.classes)):
             raise DataError(
                 f"{what}: labels must lie in [0, {len(spec.classes)}); got [{rows.y.min()}, {rows.y.max()}]"
             )
@@ -189,7 +189,7 @@ def _outputs(scorer: Scorer, rows: Rows, batch_rows: int = 256) -> Outputs:
 def _references(spec: DetectorSpec, bank: Bank, outputs: Outputs) -> dict[str, NDArray[np.float64]]:
     """Sorted label-free scores of each part on the reference rows."""
     weights = np.array([layer.weight for layer in spec.layers])
-    references = {}
+    references: dict[str, NDArray[np.float64]] = {}
     for part in spec.parts:
         plain = Nonconformity(form="density", class_weights=bank.class_weights, layer_weights=weights)
         a_BC = plain.part(part, outputs)

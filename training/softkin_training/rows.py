@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,15 +31,21 @@ class Rows:
         return Rows(self.x[indices], self.y[indices], self.ids[indices])
 
 
-def row_digests(x: NDArray[np.generic]) -> list[bytes]:
-    """sha256 of every row's bytes: equal exactly where rows are equal."""
-    flat = np.ascontiguousarray(x).reshape(len(x), -1)
-    return [hashlib.sha256(row.tobytes()).digest() for row in flat]
+def row_digests(x: NDArray[np.generic]) -> list[str]:
+    """The sha256 of each row of `x`, `[n, ...]`: equal for equal dtype, row shape and values."""
+    little_endian = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<"))
+    header = hashlib.sha256(f"{x.dtype.name}{x.shape[1:]}".encode())
+    digests = []
+    for row in little_endian.reshape(len(x), math.prod(x.shape[1:])):
+        h = header.copy()
+        h.update(row.tobytes())
+        digests.append(h.hexdigest())
+    return digests
 
 
-def fingerprint(x: NDArray[np.generic]) -> str:
-    """Hexadecimal sha256 over a set of rows, whatever their order: names a split in a manifest."""
-    return hashlib.sha256(b"".join(sorted(row_digests(x)))).hexdigest()
+def fingerprint(rows_x: NDArray[np.generic]) -> str:
+    """One sha256 for the set of rows, `[n, ...]`: the same in any order and with repeated rows."""
+    return hashlib.sha256("\n".join(sorted(set(row_digests(rows_x)))).encode()).hexdigest()
 
 
 def refuse_overlap(a: Rows, b: Rows, a_name: str, b_name: str) -> None:

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from softkin.client import Client
+from softkin.detector import Detector
+from softkin.metrics import Metrics
+from softkin.registry import Registry
+from softkin.server import Server
+from softkin.settings import ServerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Served:
+    """A server in this process that serves the tiny bundle."""
+
+    server: Server
+    registry: CollectorRegistry
+    client: Client
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def served(tiny: Any) -> Iterator[Served]:
+    """A real server with a real detector on free ports, and every collector that `softkin serve` registers."""
+    collectors = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=collectors)
+    detectors = Registry()
+    detectors.add(Detector.load(tiny.path, device="cpu", threads=1))
+    settings = ServerSettings(host="127.0.0.1", port=0, metrics_port=0, device="cpu")
+    server = Server(settings, detectors, Metrics(collectors, version="0"))
+    server.start()
+    with Client(f"127.0.0.1:{server.port}") as client:
+        yield Served(server, collectors, client)
+    server.stop_now()
+
+
+@pytest.fixture
+def program() -> Callable[[str], str]:
+    """Finds `prometheus` or `promtool`; without them nothing here is checked, so their absence is a failure."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        assert path, f"{name} is not on PATH: install Debian's package prometheus, which has prometheus and promtool"
+        return path
+
+    return find

@@ -1,0 +1,128 @@
+"""The alert rules: valid, documented, and each fires when it should and at no other time."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+import yaml
+
+DETECTOR = 'job="softkin",instance="a:9090",detector="d",version="1"'
+SERVICE = "softkin.v1.OutlierService"
+CALLS = f'grpc_server_handled_total{{job="softkin",instance="a:9090",grpc_service="{SERVICE}",grpc_code="OK"}}'
+REJECTED = 'softkin_rejected_total{job="softkin",instance="a:9090",reason="%s"}'
+UP = 'up{job="softkin",instance="a:9090"}'
+INFO = f'softkin_detector_info{{{DETECTOR},digest="f00d",device="cpu"}}'
+ALPHA = f"softkin_alpha{{{DETECTOR}}}"
+FALLBACK = 'softkin_device_fallback{job="softkin",instance="a:9090"}'
+INLIERS = f'softkin_rows_total{{{DETECTOR},verdict="inlier"}}'
+OUTLIERS = f'softkin_rows_total{{{DETECTOR},verdict="outlier"}}'
+P_VALUES = f"softkin_p_value_count{{{DETECTOR}}}"
+SMALL_P_VALUES = f'softkin_p_value_bucket{{{DETECTOR},le="0.2"}}'
+
+# 1,000 rows in 20 requests a minute, flagged at alpha, no errors.
+HEALTHY = {
+    UP: "1x600",
+    INFO: "1x600",
+    ALPHA: "0.05x600",
+    FALLBACK: "0x600",
+    INLIERS: "0+950x600",
+    OUTLIERS: "0+50x600",
+    P_VALUES: "0+1000x600",
+    SMALL_P_VALUES: "0+200x600",
+    CALLS: "0+20x600",
+    **{REJECTED % reason: "0x600" for reason in ("internal", "unavailable", "queue_full", "deadline", "invalid")},
+}
+
+# What differs from a healthy server, after how many minutes, what fires.
+CASES = {
+    "healthy": ({}, 500, []),
+    "the process is gone": ({UP: "1x10 0x590", INFO: "1x10 stale"}, 13, ["SoftkinDown"]),
+    "no target at all": ({UP: "", INFO: ""}, 5, ["SoftkinDown"]),
+    "one missed scrape": ({UP: "1x10 0 1x589"}, 20, []),
+    "loading for five minutes": ({INFO: "_x5 1x595"}, 20, []),
+    "loading for ever": ({INFO: ""}, 15, ["SoftkinNotReady"]),
+    "one request in twenty fails inside": ({REJECTED % "internal": "0+1x600"}, 20, ["SoftkinErrors"]),
+    "the device fails": ({REJECTED % "unavailable": "0+19x600"}, 20, ["SoftkinErrors"]),
+    "a single internal error": ({REJECTED % "internal": "0x10 1x590"}, 15, []),
+    "callers send nonsense": ({REJECTED % "invalid": "0+19x600"}, 20, []),
+    "the queue is full": ({REJECTED % "queue_full": "0+5x600"}, 20, ["SoftkinOverloaded"]),
+    "deadlines pass in the queue": ({REJECTED % "deadline": "0+5x600"}, 20, ["SoftkinOverloaded"]),
+    "the GPU is not used": ({FALLBACK: "1x600"}, 20, ["SoftkinDeviceFallback"]),
+    "15% flagged at alpha 5%": ({OUTLIERS: "0+150x600", INLIERS: "0+850x600"}, 90, ["SoftkinFlagRateAboveAlpha"]),
+    "7% flagged at alpha 5%": ({OUTLIERS: "0+70x600", INLIERS: "0+930x600"}, 500, []),
+    "15% flagged of few rows": ({OUTLIERS: "0+1x600", INLIERS: "0+6x600"}, 500, []),
+    "15% flagged at alpha 10%": ({ALPHA: "0.1x600", OUTLIERS: "0+150x600", INLIERS: "0+850x600"}, 500, []),
+    "small p-values, few flags": ({SMALL_P_VALUES: "0+350x600"}, 500, ["SoftkinPValuesTooSmallOften"]),
+    "small p-values of few rows": ({SMALL_P_VALUES: "0+1x600", P_VALUES: "0+2x600"}, 500, []),
+}
+
+
+@pytest.fixture
+def rules(root):
+    """All rules of the file."""
+    groups = yaml.safe_load((root / "deploy/prometheus/rules.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+@pytest.fixture
+def alerts(rules):
+    """The alerts by name."""
+    return {r["alert"]: r for r in rules if "alert" in r}
+
+
+def promtool(program, *arguments):
+    """Run promtool; its report is the failure message."""
+    done = subprocess.run([program("promtool"), *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_accepts_the_configuration_and_the_rules(program, root):
+    """`promtool check config` follows rule_files, so it parses every expression and template."""
+    promtool(program, "check", "config", root / "deploy/prometheus/prometheus.yml")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_alerts_fire_when_they_should_and_no_other_does(program, root, tmp_path, case):
+    """The set of firing alerts at one moment, over a healthy server with one difference."""
+    difference, minutes, expected = CASES[case]
+    series = {name: values for name, values in {**HEALTHY, **difference}.items() if values}
+    test = {
+        "rule_files": [str(root / "deploy/prometheus/rules.yml")],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": s, "values": v} for s, v in series.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": 'group by (alertname) (ALERTS{alertstate="firing"})',
+                        "eval_time": f"{minutes}m",
+                        "exp_samples": [{"labels": f'{{alertname="{a}"}}', "value": 1} for a in expected],
+                    }
+                ],
+            }
+        ],
+    }
+    (tmp_path / "case.yml").write_text(yaml.safe_dump(test))
+
+    promtool(program, "test", "rules", tmp_path / "case.yml")
+
+
+def test_every_alert_is_shown_to_fire(alerts):
+    """An alert without a case above could be one that never fires."""
+    assert {name for _, _, expected in CASES.values() for name in expected} == set(alerts)
+
+
+def test_every_alert_says_what_it_means_and_where_its_runbook_is(alerts, root):
+    """Summary, description, severity, and an anchor that exists in the page it names."""
+    page = (root / "docs/deploy.md").read_text()
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", h).replace(" ", "-").lower() for h in headings}
+
+    for name, alert in alerts.items():
+        assert alert["annotations"].keys() == {"summary", "description", "runbook"}
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert alert["annotations"]["runbook"] == f"docs/deploy.md#{name.lower()}"
+        assert name.lower() in anchors

@@ -1,0 +1,200 @@
+"""Recipes: what loads, and what every refusal says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from softkin.errors import RecipeError
+from softkin_training.config import BUILTIN_RECIPES, Recipe, load_recipe
+
+pytestmark = pytest.mark.training
+
+RECIPE = """
+name = "tiny"
+[data]
+source = "digits"
+calibration_rows = 100
+test_rows = 50
+[model]
+kind = "cnn"
+channels = [4, 8]
+dense = 16
+[loss]
+layers = ["conv1"]
+weight = -0.1
+[training]
+epochs = 1
+batch_size = 32
+learning_rate = 1e-3
+[detector]
+layers = ["conv1", "dense"]
+bank_rows = 100
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """The recipe above, on disk."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in BUILTIN_RECIPES.glob("*.toml")))
+def test_every_recipe_that_ships_loads_under_its_own_name(name):
+    """A bare name means a recipe of the package."""
+    assert load_recipe(name).name == name
+
+
+def test_the_three_promised_recipes_ship():
+    """Their names are part of the interface."""
+    assert {"digits", "mnist", "fashion_mnist"} <= {p.stem for p in BUILTIN_RECIPES.glob("*.toml")}
+
+
+def test_a_recipe_survives_json(recipe_file):
+    """to_dict is JSON-able, and from it the same recipe can be made."""
+    recipe = load_recipe(recipe_file)
+
+    assert Recipe.model_validate(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_a_recipe_cannot_be_changed_after_loading(recipe_file):
+    """What was checked stays as it was checked."""
+    with pytest.raises(ValidationError, match="frozen"):
+        load_recipe(recipe_file).training.epochs = 7
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "expected"),
+    [
+        ("training.epochs=7", "training", "epochs", 7),
+        ("training.learning_rate = 0.5", "training", "learning_rate", 0.5),
+        ("training.learning_rate=1", "training", "learning_rate", 1.0),
+        ("detector.metric=squared_euclidean", "detector", "metric", "squared_euclidean"),
+        ('loss.layers=["conv1", "conv2"]', "loss", "layers", ["conv1", "conv2"]),
+        ("loss.weight={conv1=-0.5}", "loss", "weight", {"conv1": -0.5}),
+        ("data.outliers.letters=some/file.npz", "data", "outliers", {"letters": "some/file.npz"}),
+    ],
+    ids=["integer", "float with spaces", "integer for float", "bare string", "list", "table", "nested key"],
+)
+def test_an_override_replaces_a_value(recipe_file, override, section, key, expected):
+    """The value is read as TOML, and as a plain string where it is none."""
+    recipe = load_recipe(recipe_file, [override])
+
+    assert getattr(getattr(recipe, section), key) == expected
+
+
+def test_a_weight_may_differ_by_layer(recipe_file):
+    """One number serves all layers, a table serves each its own."""
+    one = load_recipe(recipe_file, ['loss.layers=["conv1", "conv2"]'])
+    each = load_recipe(recipe_file, ['loss.layers=["conv1", "conv2"]', "loss.weight={conv1=-1, conv2=0.5}"])
+
+    assert [one.loss.weight_of(x) for x in one.loss.layers] == [-0.1, -0.1]
+    assert [each.loss.weight_of(x) for x in each.loss.layers] == [-1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.kind=mlp", "model.channels=[]", "model.dense=0", "model.hidden=[8, 4]"], ("dense1", "dense2")),
+        ([], ("conv1", "conv2", "dense")),
+    ],
+    ids=["mlp", "cnn"],
+)
+def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
+    """The names that loss.layers and detector.layers may use."""
+    layers = [f"loss.layers={[expected[0]]}", f"detector.layers={[expected[0]]}"]
+
+    assert load_recipe(recipe_file, [*overrides, *layers]).model.hidden_layers == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.epoch=3", ["training.epoch is unknown", "allowed keys: epochs, batch_size"]),
+        ("optimizer.name=adam", ["optimizer is unknown", "allowed keys: name, version, seed, data"]),
+        ("training.epochs=0", ["training.epochs is 0", "greater than or equal to 1"]),
+        ("training.epochs=2.5", ["training.epochs is 2.5", "integer"]),
+        ("training.epochs=true", ["training.epochs is True", "integer"]),
+        ("training.learning_rate=fast", ["training.learning_rate is 'fast'", "number"]),
+        ("training.learning_rate=nan", ["training.learning_rate is nan", "finite"]),
+        ("training.devices=2", ["training.devices is 2", "must be 1"]),
+        ("training.precision=16-mixed", ["training.precision is '16-mixed'", "cuda"]),
+        ("detector.alpha=1.0", ["detector.alpha is 1.0", "less than 1"]),
+        ("detector.metric=manhattan", ["detector.metric is 'manhattan'", "'cosine' or 'squared_euclidean'"]),
+        ("detector.layers=[]", ["detector.layers is []", "at least one"]),
+        ('detector.layers=["conv3"]', ["detector.layers is ['conv3']", "('conv1', 'conv2', 'dense')"]),
+        ('detector.layers=["conv1", "conv1"]', ["detector.layers", "must not repeat"]),
+        ('loss.layers=["logits"]', ["loss.layers is ['logits']", "('conv1', 'conv2', 'dense')"]),
+        ("loss.weight={conv2=-1.0}", ["loss.weight is {'conv2': -1.0}", "loss.layers = ['conv1']"]),
+        ("loss.weight=strong", ["loss.weight is 'strong'", "finite number"]),
+        ("loss.weight=inf", ["loss.weight is inf", "finite number"]),
+        ("model.hidden=[3]", ["model.hidden is [3]", "kind = 'mlp'"]),
+        ("model.channels=[4, 0]", ["model.channels[1] is 0", "greater than or equal to 1"]),
+        ("model.dropout=1", ["model.dropout is 1", "less than 1"]),
+        ("detector.nonconformity=joint", ["detector.joint_parts", "at least one part"]),
+        ("data.source=web", ["data.source is 'web'", "'digits' or 'npz'"]),
+        ("data.source=npz", ["data.test_rows is 50", "its own x_test"]),
+        ("data.test_rows=0", ["data.test_rows is 0", "at least 1"]),
+        ("data.path=x.npz", ["data.path is 'x.npz'", "npz"]),
+        ("data.known_classes=[1, 1]", ["data.known_classes is [1, 1]", "must not repeat"]),
+        ("data.known_classes=[1]", ["data.known_classes is [1]", "at least 2"]),
+        ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
+        ("name=Tiny Recipe", ["name is 'Tiny Recipe'", "[a-z0-9_-]"]),
+    ],
+)
+def test_a_refusal_names_file_key_value_and_what_is_allowed(recipe_file, override, words):
+    """One message is enough to mend the recipe."""
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(recipe_file, [override])
+
+    message = str(refusal.value)
+    assert [word for word in [str(recipe_file), *words] if word not in message] == []
+
+
+def test_all_faults_are_told_at_once(recipe_file):
+    """One line per fault, so that mending takes one round."""
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(recipe_file, ["training.epochs=0", "detector.alpha=2.0"])
+
+    assert len(str(refusal.value).splitlines()) == 2
+
+
+def test_a_missing_key_is_named(recipe_file):
+    """Keys without a default must be there."""
+    recipe_file.write_text(RECIPE.replace("bank_rows = 100", ""))
+
+    with pytest.raises(RecipeError, match=r"tiny\.toml: detector\.bank_rows is missing"):
+        load_recipe(recipe_file)
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "=3", "training..epochs=3", "name.x=3"])
+def test_a_malformed_override_is_refused(recipe_file, override):
+    """It must read section.key=value, and lead through sections."""
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe(recipe_file, [override])
+
+
+def test_an_override_cannot_smuggle_in_a_second_key(recipe_file):
+    """A line break in a value does not start another line of TOML."""
+    with pytest.raises(RecipeError, match=r"seed is '3\\nname = .*integer"):
+        load_recipe(recipe_file, ['seed=3\nname = "other"'])
+
+
+@pytest.mark.parametrize("make", [lambda p: "no_such_recipe", lambda p: p / "missing.toml"], ids=["name", "path"])
+def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path, make):
+    """The remedy stands in the message."""
+    with pytest.raises(RecipeError, match="digits"):
+        load_recipe(make(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe"], ids=["broken TOML", "not text"])
+def test_a_file_that_is_not_toml_is_refused_by_name(recipe_file, content):
+    """Whatever stands in it, the file is named and the error is ours."""
+    recipe_file.write_bytes(content)
+
+    with pytest.raises(RecipeError, match=r"tiny\.toml"):
+        load_recipe(recipe_file)

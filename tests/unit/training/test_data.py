@@ -1,0 +1,348 @@
+"""Sources, splits, fingerprints and batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softkin.errors import DataError, RecipeError
+from softkin_training.config import load_recipe
+from softkin_training.data import balanced_batches, load_dataset
+from softkin_training.rows import fingerprint, row_digests
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The data of the digits recipe: classes 0 to 7 known."""
+    return load_dataset(load_recipe("digits"))
+
+
+def arrays(num_train=60, num_test=20, num_classes=3, dtype=np.uint8):
+    """Contents of an npz whose rows are all different."""
+    rng = np.random.default_rng(0)
+    x = rng.permutation(256 * 4)[: num_train + num_test]
+    x = np.stack([x // 256, x % 256, x % 7, x % 11], axis=1).reshape(-1, 2, 2).astype(dtype)
+    y = np.arange(num_train + num_test, dtype=np.uint8) % num_classes
+    return {
+        "x_train": x[:num_train],
+        "y_train": y[:num_train],
+        "x_test": x[num_train:],
+        "y_test": y[num_train:],
+        "class_names": np.array([f"class {c}" for c in range(num_classes)]),
+    }
+
+
+def npz_recipe(tmp_path, contents, *overrides):
+    """The MNIST recipe over a small file."""
+    path = tmp_path / "rows.npz"
+    np.savez(path, **contents)
+    return load_recipe("mnist", [f"data.path={path}", "data.calibration_rows=20", *overrides])
+
+
+def digests(*parts):
+    """All row digests of some arrays."""
+    return [d for x in parts for d in row_digests(x)]
+
+
+def test_digits_are_integer_images_relabelled_from_zero(digits):
+    """8x8 values 0..16, labels 0..K-1, names of the digits."""
+    assert (digits.train.x.dtype, digits.train.x.shape[1:], digits.train.x.max()) == (np.uint8, (8, 8), 16)
+    assert sorted(set(digits.train.y.tolist())) == list(range(8))
+    assert digits.class_names == tuple("01234567")
+
+
+def test_labels_follow_the_order_of_known_classes():
+    """known_classes = [9, 4] makes nine class 0 and four class 1."""
+    everything = load_dataset(
+        load_recipe("digits", ["data.known_classes=[]", "data.calibration_rows=1", "data.test_rows=1"])
+    )
+    some = load_dataset(
+        load_recipe("digits", ["data.known_classes=[9, 4]", "data.calibration_rows=1", "data.test_rows=1"])
+    )
+
+    true_label = dict(zip(everything.train.ids.tolist(), everything.train.y.tolist(), strict=True))
+    pairs = {
+        (true_label[i], y)
+        for i, y in zip(some.train.ids.tolist(), some.train.y.tolist(), strict=True)
+        if i in true_label
+    }
+    assert pairs == {(9, 0), (4, 1)}
+    assert some.class_names == ("9", "4")
+
+
+@pytest.mark.parametrize("source", ["digits", "npz"])
+def test_no_row_stands_in_two_parts(source, tmp_path):
+    """Ids and contents of train, calibration and test are disjoint."""
+    recipe = load_recipe("digits") if source == "digits" else npz_recipe(tmp_path, arrays())
+    dataset = load_dataset(recipe)
+    parts = [dataset.train, dataset.calibration, dataset.test]
+
+    ids = [i for part in parts for i in part.ids.tolist()]
+    contents = digests(*(part.x for part in parts))
+    assert len(set(ids)) == len(ids)
+    assert len(set(contents)) == len(contents)
+
+
+def test_parts_have_the_sizes_asked_for_and_lose_nothing(digits):
+    """Calibration and test as the recipe says, the rest trains."""
+    recipe = load_recipe("digits")
+
+    sizes = (len(digits.calibration), len(digits.test))
+    assert sizes == (recipe.data.calibration_rows, recipe.data.test_rows)
+    known = len(digits.train) + sum(sizes) + digits.duplicates_dropped
+    assert known + len(digits.outliers["unknown digits"]) == 1797
+
+
+def test_the_split_follows_the_seed():
+    """Equal seeds, equal splits; another seed, another split."""
+    ids = [load_dataset(load_recipe("digits", [f"seed={s}"])).calibration.ids.tolist() for s in (1, 1, 2)]
+
+    assert ids[0] == ids[1]
+    assert ids[0] != ids[2]
+
+
+def test_digits_bring_four_kinds_of_outliers(digits):
+    """Near, textured, structureless and inverted; all in the range of the inliers."""
+    assert set(digits.outliers) == {"unknown digits", "photo patches", "noise", "inverted digits"}
+    for x in digits.outliers.values():
+        assert (x.dtype, x.shape[1:]) == (np.uint8, (8, 8))
+        assert x.max() <= 16
+    assert np.array_equal(digits.outliers["inverted digits"], 16 - digits.test.x)
+
+
+def test_no_digit_is_an_outlier_when_all_are_known():
+    """The set would be empty, so it is not made."""
+    dataset = load_dataset(load_recipe("digits", ["data.known_classes=[]"]))
+
+    assert "unknown digits" not in dataset.outliers
+
+
+def test_an_npz_keeps_its_test_split_and_dtype(tmp_path):
+    """x_test comes through untouched; ids continue after the training rows."""
+    contents = arrays()
+    dataset = load_dataset(npz_recipe(tmp_path, contents))
+
+    assert np.array_equal(dataset.test.x, contents["x_test"])
+    assert dataset.test.ids.tolist() == list(range(60, 80))
+    assert dataset.train.x.dtype == np.uint8
+    assert np.array_equal(dataset.calibration.x, contents["x_train"][dataset.calibration.ids])
+
+
+def test_rows_in_foreign_byte_order_are_read(tmp_path):
+    """Files written on another machine train here."""
+    contents = arrays(dtype=">f4")
+    dataset = load_dataset(npz_recipe(tmp_path, contents))
+
+    assert dataset.test.x.dtype.isnative
+    assert np.array_equal(dataset.test.x, contents["x_test"])
+
+
+def test_classes_left_out_become_outliers(tmp_path):
+    """Their test rows are the set `held-out classes`; their training rows are not used."""
+    contents = arrays()
+    dataset = load_dataset(npz_recipe(tmp_path, contents, "data.known_classes=[2, 0]"))
+
+    assert np.array_equal(dataset.outliers["held-out classes"], contents["x_test"][contents["y_test"] == 1])
+    assert set(contents["y_train"][dataset.train.ids].tolist()) == {0, 2}
+    assert dataset.class_names == ("class 2", "class 0")
+
+
+def test_repeated_rows_are_kept_once_and_counted(tmp_path):
+    """A twin in train and calibration, or of a test row, would make that row look too familiar."""
+    contents = arrays()
+    contents["x_train"][1] = contents["x_train"][0]
+    contents["x_train"][3] = contents["x_train"][0]
+    contents["x_train"][5] = contents["x_test"][7]
+    dataset = load_dataset(npz_recipe(tmp_path, contents))
+
+    kept = digests(dataset.train.x, dataset.calibration.x)
+    assert dataset.duplicates_dropped == 3
+    assert len(kept) == len(set(kept)) == 57
+    assert not set(kept) & set(digests(dataset.test.x))
+    assert len(dataset.test) == 20
+
+
+def test_named_outlier_files_are_read(tmp_path):
+    """x_test of each file, under the name that the recipe gives."""
+    other = tmp_path / "other.npz"
+    np.savez(other, x_test=np.full((4, 2, 2), 9, dtype=np.uint8))
+    dataset = load_dataset(npz_recipe(tmp_path, arrays(), f"data.outliers.nines={other}"))
+
+    assert dataset.outliers["nines"].tolist() == np.full((4, 2, 2), 9).tolist()
+
+
+def change(**changes):
+    """An edit of the npz contents."""
+    return lambda contents: contents | {k: f(contents[k]) for k, f in changes.items()}
+
+
+def as_float(x):
+    """The rows as another dtype."""
+    return x.astype(np.float32)
+
+
+def with_nan(x):
+    """One bad row."""
+    x = as_float(x)
+    x[3] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda c: {k: v for k, v in c.items() if k != "y_test"}, ["lacks ['y_test']", "x_train"]),
+        (change(y_train=lambda y: y[:-1]), ["60 rows", "59"]),
+        (change(y_train=lambda y: y + 1), ["y_train[2] is 3", "0 to 2"]),
+        (change(y_test=lambda y: y.astype(float)), ["y_test is float64", "integer"]),
+        (
+            change(x_train=lambda x: with_nan(x.astype(np.float32)), x_test=lambda x: x.astype(np.float32)),
+            ["1 rows with NaN"],
+        ),
+        (change(x_test=as_float), ["test are float32 (2, 2)", "uint8 (2, 2)"]),
+        (change(x_test=lambda x: x[:, :1]), ["test are uint8 (1, 2)", "uint8 (2, 2)"]),
+        (change(x_test=lambda x: x[:0], y_test=lambda y: y[:0]), ["test has no rows"]),
+        (change(x_train=lambda x: x.astype(str), x_test=lambda x: x.astype(str)), ["must be one of", "uint8"]),
+        (change(y_train=lambda y: np.where(np.arange(60) == 8, 2, y % 2)), ["'class 2'", "at least 2"]),
+        (change(x_train=lambda x: x[:20], y_train=lambda y: y[:20]), ["data.calibration_rows = 20", "there are 20"]),
+        (change(class_names=lambda n: np.array(list(n), dtype=object)), ["cannot be read"]),
+    ],
+    ids=[
+        "array missing",
+        "lengths differ",
+        "label out of range",
+        "labels not integer",
+        "not a number",
+        "dtypes differ",
+        "shapes differ",
+        "no test rows",
+        "text for rows",
+        "class of one row",
+        "too few rows",
+        "pickled object",
+    ],
+)
+def test_unfit_rows_are_refused_before_training(tmp_path, edit, words):
+    """The message says what is wrong and what is needed."""
+    with pytest.raises(DataError) as refusal:
+        load_dataset(npz_recipe(tmp_path, edit(arrays())))
+
+    message = str(refusal.value)
+    assert [
+        word
+        for word in ["data.calibration_rows" if "there are" in message else "rows.npz", *words]
+        if word not in message
+    ] == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an archive"], ids=["missing", "empty", "garbage"])
+def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path, content):
+    """Whatever numpy raises, the error is ours and names the file."""
+    path = tmp_path / "broken.npz"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(DataError, match=r"broken\.npz"):
+        load_dataset(load_recipe("mnist", [f"data.path={path}"]))
+
+
+def test_outliers_of_another_shape_are_refused(tmp_path):
+    """They must fit the model's input; the message names the set."""
+    other = tmp_path / "other.npz"
+    np.savez(other, x_test=np.zeros((4, 3, 3), dtype=np.uint8))
+
+    with pytest.raises(DataError, match=r"'wide'.*\(3, 3\).*\(2, 2\)"):
+        load_dataset(npz_recipe(tmp_path, arrays(), f"data.outliers.wide={other}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "word"),
+    [
+        ("mnist", [], "--set data.path="),
+        ("digits", ["data.known_classes=[1, 10]"], "classes 0 to 9"),
+        ("digits", ["data.outliers.noise=x.npz"], "another name"),
+    ],
+    ids=["no path", "no such class", "name taken"],
+)
+def test_a_recipe_that_does_not_fit_its_source_is_refused(name, overrides, word):
+    """The remedy stands in the message."""
+    with pytest.raises(RecipeError, match=word):
+        load_dataset(load_recipe(name, overrides))
+
+
+def test_digits_refuse_splits_larger_than_the_data():
+    """The message says how many rows there are."""
+    with pytest.raises(DataError, match=r"data.calibration_rows = 2000 need 2250 rows.* there are 14\d\d"):
+        load_dataset(load_recipe("digits", ["data.calibration_rows=2000"]))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_fingerprint_ignores_order_and_repetition(values, random):
+    """It tells sets of rows apart, nothing else."""
+    x = np.array(values, dtype=np.int32).reshape(-1, 1)
+    shuffled = values + values[:1]
+    random.shuffle(shuffled)
+
+    assert fingerprint(np.array(shuffled, dtype=np.int32).reshape(-1, 1)) == fingerprint(x)
+    assert fingerprint(np.append(x, [[9]], axis=0).astype(np.int32)) != fingerprint(x)
+
+
+def test_digest_depends_on_values_shape_and_dtype_alone():
+    """Memory layout and byte order are no content."""
+    x = np.arange(12, dtype=np.int32).reshape(2, 2, 3)
+
+    assert row_digests(x) == row_digests(np.asfortranarray(x)) == row_digests(x.astype(">i4"))
+    assert not set(row_digests(x)) & set(row_digests(x.reshape(2, 3, 2)))
+    assert not set(row_digests(x)) & set(row_digests(x.astype(np.uint32)))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 50), st.integers(0, 99))
+@settings(deadline=None)
+def test_an_epoch_visits_every_row_once_with_a_partner(counts, batch_size, seed):
+    """Each row exactly once; in every batch each class has none or at least 2 rows, unless it has only one in all."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    batches = list(balanced_batches(labels, batch_size, torch.Generator().manual_seed(seed)))
+
+    assert torch.cat(batches).sort().values.tolist() == list(range(len(labels)))
+    for batch in batches:
+        for label, count in zip(*labels[batch].unique(return_counts=True), strict=True):
+            assert count >= 2 or counts[label] == 1
+
+
+@given(st.integers(2, 6), st.integers(5, 60), st.integers(2, 5), st.integers(0, 99))
+@settings(deadline=None)
+def test_batches_mirror_the_class_mix(num_classes, rows_per_class, rows_per_batch, seed):
+    """Equal classes: every class in every batch, and batches of equal size, up to the remainder."""
+    labels = torch.arange(num_classes).repeat(rows_per_class)
+    batches = list(balanced_batches(labels, num_classes * rows_per_batch, torch.Generator().manual_seed(seed)))
+
+    counts = torch.stack([labels[batch].bincount(minlength=num_classes) for batch in batches])
+    sizes = counts.sum(dim=1)
+    assert len(batches) == rows_per_class // rows_per_batch
+    assert counts.min() >= 2
+    assert counts.max() - counts.min() <= 1
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_many_rare_classes_share_the_batches_evenly():
+    """200 classes of 6 rows in batches of 40: pairs or more of each, no batch far from its size."""
+    labels = torch.arange(200).repeat(6)
+    batches = list(balanced_batches(labels, 40, torch.Generator().manual_seed(0)))
+
+    assert {len(batch) for batch in batches} <= {38, 39, 40, 41, 42}
+
+
+def test_batches_follow_the_generator():
+    """Equal seeds deal equal batches; another epoch deals others."""
+    labels = torch.arange(4).repeat(25)
+    generator = torch.Generator().manual_seed(3)
+    first, second = (torch.cat(list(balanced_batches(labels, 20, generator))) for _ in range(2))
+    again = torch.cat(list(balanced_batches(labels, 20, torch.Generator().manual_seed(3))))
+
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)

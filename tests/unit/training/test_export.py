@@ -1,0 +1,117 @@
+"""torch -> ONNX: the exported model is the trained one, or there is no export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from softkin.errors import ExportError
+from softkin.scorer import Network, reducer_key, representation_output
+from softkin_training import export as exporting
+from softkin_training.config import ModelConfig
+from softkin_training.export import TOLERANCE, Reducer, export
+from softkin_training.models import build_model, input_statistics
+
+pytestmark = pytest.mark.training
+
+LAYERS = ("conv1", "conv2", "dense")
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Raw images as a data source stores them."""
+    return np.random.default_rng(0).integers(0, 256, size=(20, 12, 12), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(images):
+    """An untrained CNN; batch statistics are not the initial ones."""
+    torch.manual_seed(0)
+    config = ModelConfig(kind="cnn", channels=[8, 16], dense=24, dropout=0.2)
+    model = build_model(config, images.shape[1:], 5, *input_statistics(images))
+    model.train()
+    model(torch.from_numpy(images))
+    return model.eval()
+
+
+def exported(model, images, tmp_path, **changes) -> Network:
+    """The exported network in onnxruntime."""
+    arguments = {"layers": LAYERS, "metric": "cosine", "max_dim": 64, "seed": 3} | changes
+    path = Path(tmp_path) / "model.onnx"
+    path.write_bytes(export(model, images, **arguments))
+    return Network(path, device="cpu")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
+def test_onnxruntime_reproduces_torch_from_raw_input(model, images, tmp_path, metric):
+    """uint8 images in, logits and reduced representations out, for any batch size."""
+    network = exported(model, images, tmp_path, metric=metric)
+
+    with torch.no_grad():
+        logits, hidden = model.forward_with_hidden(torch.from_numpy(images))
+        reducers = {
+            n: Reducer(hidden[n][0].numel(), max_dim=64, metric=metric, seed=3 + i) for i, n in enumerate(LAYERS)
+        }
+        expected = {representation_output(n): r(hidden[n]).numpy() for n, r in reducers.items()}
+    for rows in (1, 7, 20):
+        found = network.run(images[:rows])
+        np.testing.assert_allclose(found["logits"], logits[:rows].numpy(), atol=TOLERANCE * float(logits.abs().max()))
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value[:rows], atol=TOLERANCE * float(np.abs(value).max()))
+
+
+def test_wide_layers_are_projected_and_narrow_ones_kept(model, images, tmp_path):
+    """The metadata say how; cosine representations have unit norm."""
+    network = exported(model, images, tmp_path)
+    found = network.run(images)
+
+    assert network.metadata[reducer_key("conv1")] == "gaussian-projection(288->64, seed=3)"
+    assert network.metadata[reducer_key("dense")] == "none"
+    assert {found[representation_output(n)].shape[1] for n in ("conv1", "conv2")} == {64}
+    assert found[representation_output("dense")].shape[1] == 24
+    for name in LAYERS:
+        np.testing.assert_allclose(np.linalg.norm(found[representation_output(name)], axis=1), 1.0, rtol=1e-4)
+
+
+def test_the_random_projection_keeps_distances():
+    """Relative error of a squared distance is about sqrt(2 / dim)."""
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 3000)).astype(np.float32))
+    reducer = Reducer(3000, max_dim=512, metric="squared_euclidean", seed=0)
+
+    before, after = torch.cdist(z, z) ** 2, torch.cdist(reducer(z), reducer(z)) ** 2
+
+    pairs = ~torch.eye(40, dtype=torch.bool)
+    errors = (after / before - 1)[pairs]
+    assert float(errors.std()) == pytest.approx((2 / 512) ** 0.5, rel=0.25)
+    assert abs(float(errors.mean())) < 0.02
+
+
+def test_a_dead_layer_gives_zeros_not_nan():
+    """Normalising a zero row leaves it zero."""
+    reducer = Reducer(8, max_dim=4, metric="cosine", seed=0)
+
+    assert reducer(torch.zeros(2, 8)).tolist() == [[0.0] * 4] * 2
+
+
+def test_the_same_seed_exports_the_same_bytes(model, images):
+    """The projection is part of the seed's promise."""
+    arguments = {"layers": LAYERS, "metric": "cosine", "max_dim": 64}
+
+    assert export(model, images, **arguments, seed=1) == export(model, images, **arguments, seed=1)
+
+
+def test_an_export_that_does_not_reproduce_torch_fails(model, images, monkeypatch):
+    """The graph of another model is not accepted; the error names the output and the difference."""
+    other = build_model(ModelConfig(kind="cnn", channels=[8, 16], dense=24), images.shape[1:], 5, 100.0, 50.0).eval()
+    to_onnx = exporting._to_onnx
+
+    def wrong(module, x, names):
+        module.model = other
+        return to_onnx(module, x, names)
+
+    monkeypatch.setattr(exporting, "_to_onnx", wrong)
+    with pytest.raises(ExportError, match=r"output 'logits' on a batch of 1: onnxruntime and torch differ by"):
+        export(model, images, layers=LAYERS, metric="cosine", max_dim=64, seed=0)

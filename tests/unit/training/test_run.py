@@ -1,0 +1,118 @@
+"""The whole of `softkin-train run`, on embedded data, and its steps one by one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from softkin import Detector
+from softkin.bundle import read_bundle
+from softkin_training.cli import main
+from softkin_training.config import load_recipe
+from softkin_training.data import load_dataset
+from softkin_training.rows import fingerprint, row_digests
+from softkin_training.run import choose_bank_rows
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """DIR of a short run of the digits recipe."""
+    path = tmp_path_factory.mktemp("run")
+    assert main(["run", "digits", "--out", str(path), "--quiet", "--set", "training.epochs=8"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """The digits recipe's rows."""
+    return load_dataset(load_recipe("digits"))
+
+
+def test_a_run_yields_a_working_bundle_and_a_report(out, dataset):
+    """Known digits pass at about alpha, photo patches do not; the report says the same."""
+    detector = Detector.load(out / "bundle")
+    false_alarms = detector.score(dataset.test.x).is_outlier.mean()
+    caught = detector.score(dataset.outliers["photo patches"]).is_outlier.mean()
+
+    assert false_alarms < 0.1
+    assert caught > 0.9
+    report = json.loads((out / "report" / "report.json").read_text())
+    assert report["scores"]["softkin"]["false_alarms"]["value"] == false_alarms
+    assert report["scores"]["softkin"]["outliers"]["photo patches"]["caught"]["value"] == caught
+    assert report["accuracy"] > 0.9
+
+
+def test_no_calibration_row_was_trained_on_or_stands_in_the_bank(out, dataset):
+    """By content, and the manifest's fingerprints are those of the rows."""
+    bundle = read_bundle(out / "bundle")
+    known = set(row_digests(dataset.train.x)) | set(row_digests(dataset.test.x))
+
+    assert not known & set(row_digests(dataset.calibration.x))
+    assert not set(bundle.bank.ids[bundle.bank.ids >= 0]) & set(dataset.calibration.ids)
+    found = bundle.manifest.provenance["fingerprints"]
+    assert found["train"] == fingerprint(dataset.train.x)
+    assert found["calibration"] == fingerprint(dataset.calibration.x)
+    assert bundle.manifest.provenance["recipe"]["training"]["epochs"] == 8
+
+
+def test_the_steps_one_by_one_give_the_same_bundle(out, tmp_path, capsys):
+    """train, export, build: equal files, as the seed promises."""
+    for step in ("train", "export", "build"):
+        extra = ["--quiet"] if step == "train" else []
+        assert main([step, "digits", "--out", str(tmp_path), "--set", "training.epochs=8", *extra]) == 0
+
+    a, b = read_bundle(out / "bundle").manifest, read_bundle(tmp_path / "bundle").manifest
+    assert a.files == b.files
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_and_entanglement_read_files(out, dataset, tmp_path, capsys):
+    """The commands for a bundle that exists already."""
+    np.savez(tmp_path / "in.npz", x_test=dataset.test.x, y_test=dataset.test.y)
+    np.savez(tmp_path / "noise.npz", x_test=dataset.outliers["noise"])
+
+    arguments = ["--inliers", str(tmp_path / "in.npz"), "--outliers", f"noise={tmp_path / 'noise.npz'}"]
+    assert main(["evaluate", str(out / "bundle"), *arguments, "--out", str(tmp_path / "report")]) == 0
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["scores"]["softkin"]["mean_auroc"] > 0.9
+
+    capsys.readouterr()
+    assert main(["entanglement", str(out / "bundle"), "--data", str(tmp_path / "in.npz")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["conv1", "conv2", "dense"]
+    assert all(0 <= float(line.split()[3]) <= 1 for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["run", "nope", "--out", "x"], "nope: no such recipe; give a TOML file or one of", id="recipe"),
+        pytest.param(["run", "mnist", "--out", "x"], "data.path is empty", id="no data"),
+        pytest.param(["export", "digits", "--out", "x"], "checkpoint.pt does not exist; run the train step", id="order"),
+        pytest.param(["build", "digits", "--out", "x"], "model.onnx (No such file", id="no model"),
+        pytest.param(["train", "digits", "--out", "/dev/null/x"], "cannot write to /dev/null/x", id="unwritable"),
+    ],
+)
+def test_mistakes_end_with_one_clear_line(arguments, message, capsys, tmp_path, monkeypatch):
+    """Exit status 1, no traceback."""
+    monkeypatch.chdir(tmp_path)
+
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("softkin-train: error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_bank_rows_keep_every_class_at_its_share(dataset):
+    """A sample of the training rows, no row twice."""
+    rows = choose_bank_rows(dataset.train, 200, seed=0)
+
+    assert abs(len(rows) - 200) <= 8
+    assert len(set(rows.ids)) == len(rows)
+    share = np.bincount(dataset.train.y) / len(dataset.train)
+    assert np.abs(np.bincount(rows.y) / len(rows) - share).max() < 0.01
+    assert len(choose_bank_rows(dataset.train, 10**6, seed=0)) == len(dataset.train)

@@ -1,0 +1,284 @@
+"""The training loop: reproducible, resumable, and clear when it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from softkin.errors import DataError, InvalidInputError, RecipeError
+from softkin_training import train as train_module
+from softkin_training.config import load_recipe
+from softkin_training.data import load_dataset
+from softkin_training.train import accuracy, learning_rate_at, train
+
+pytestmark = pytest.mark.training
+
+SMALL = ["model.channels=[4, 8]", "model.dense=16", "training.epochs=4", "training.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """The embedded digits."""
+    return load_dataset(load_recipe("digits"))
+
+
+def run(dataset, out_dir, *overrides, resume=False):
+    """Train the small variant of the digits recipe."""
+    return train(load_recipe("digits", [*SMALL, *overrides]), dataset, out_dir, resume=resume, progress=False)
+
+
+def interrupted_after(epochs, monkeypatch, *arguments):
+    """Run until the first batches of a later epoch are asked for, then stop as Ctrl-C would."""
+    started = []
+
+    def batches(labels, batch_size, generator):
+        started.append(1)
+        if len(started) > epochs + 1:  # the loop counts the batches of one epoch before the first
+            raise KeyboardInterrupt
+        return original(labels, batch_size, generator)
+
+    original = train_module.balanced_batches
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "balanced_batches", batches)
+        with pytest.raises(KeyboardInterrupt):
+            run(*arguments)
+
+
+def weights(result):
+    """All parameters and buffers."""
+    return result.model.state_dict()
+
+
+def same(a, b):
+    """Whether two state dicts agree bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_digits_recipe_learns_its_digits(dataset, tmp_path):
+    """The recipe that ships reaches 97 % on held-out rows of the known classes."""
+    recipe = load_recipe("digits", ["training.accelerator=cpu"])
+    result = train(recipe, dataset, tmp_path, progress=False)
+
+    assert accuracy(result.model, dataset.test) >= 0.97
+
+
+def test_equal_seeds_give_equal_weights(dataset, tmp_path):
+    """On CPU bit for bit, whatever the caller's random state; another seed gives others."""
+    torch.manual_seed(1)
+    first = run(dataset, tmp_path / "a")
+    torch.manual_seed(2)
+    again, other = run(dataset, tmp_path / "b"), run(dataset, tmp_path / "c", "seed=1")
+
+    assert same(weights(first), weights(again))
+    assert not same(weights(first), weights(other))
+
+
+def test_training_leaves_the_callers_random_state(dataset, tmp_path):
+    """No global seed is set behind the caller's back."""
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    run(dataset, tmp_path, "training.epochs=1")
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_threads_are_set_for_training_only(dataset, tmp_path, monkeypatch):
+    """The recipe's count holds inside the loop, the caller's afterwards."""
+    seen = []
+    original = train_module.balanced_batches
+    monkeypatch.setattr(
+        train_module, "balanced_batches", lambda *args: seen.append(torch.get_num_threads()) or original(*args)
+    )
+    run(dataset, tmp_path, "training.epochs=1", "training.cpu_threads=2")
+
+    assert (set(seen), torch.get_num_threads()) == ({2}, 1)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(dataset, tmp_path, monkeypatch, epochs):
+    """Dropout, shuffling, optimiser, schedule and temperatures all go on where they were."""
+    whole = run(dataset, tmp_path / "whole")
+    interrupted_after(epochs, monkeypatch, dataset, tmp_path / "cut")
+    resumed = run(dataset, tmp_path / "cut", resume=True)
+
+    assert same(weights(resumed), weights(whole))
+    untimed = [[{k: v for k, v in epoch.items() if k != "seconds"} for epoch in r.history] for r in (resumed, whole)]
+    assert untimed[0] == untimed[1]
+
+
+def test_resuming_repeats_epochs_after_the_last_checkpoint(dataset, tmp_path, monkeypatch):
+    """With a checkpoint every 2 epochs, the third is trained again and stands in the history once."""
+    every = "training.checkpoint_every_epochs=2"
+    whole = run(dataset, tmp_path / "whole", every)
+    interrupted_after(3, monkeypatch, dataset, tmp_path / "cut", every)
+    resumed = run(dataset, tmp_path / "cut", every, resume=True)
+
+    lines = (tmp_path / "cut" / "history.jsonl").read_text().splitlines()
+    assert same(weights(resumed), weights(whole))
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_resuming_a_finished_run_trains_no_further(dataset, tmp_path):
+    """It hands back the finished model."""
+    first = run(dataset, tmp_path)
+    again = run(dataset, tmp_path, resume=True)
+
+    assert same(weights(first), weights(again))
+    assert again.history == first.history
+
+
+def test_resuming_without_a_checkpoint_starts_afresh(dataset, tmp_path):
+    """So that a job that restarts itself can always pass resume."""
+    assert len(run(dataset, tmp_path, "training.epochs=1", resume=True).history) == 1
+
+
+def test_resuming_with_another_recipe_is_refused(dataset, tmp_path):
+    """The message names key, old and new value."""
+    run(dataset, tmp_path, "training.epochs=1")
+
+    with pytest.raises(RecipeError, match=r"training\.epochs: 1 -> 4"):
+        run(dataset, tmp_path, resume=True)
+
+
+def test_resuming_with_another_detector_is_allowed(dataset, tmp_path):
+    """The detector is built after training and does not touch the weights."""
+    first = run(dataset, tmp_path, "training.epochs=1")
+    again = run(dataset, tmp_path, "training.epochs=1", "detector.alpha=0.2", resume=True)
+
+    assert same(weights(first), weights(again))
+
+
+def test_resuming_on_other_rows_is_refused(dataset, tmp_path):
+    """Equal recipes over changed files are not the same run."""
+    run(dataset, tmp_path, "training.epochs=1")
+    fewer = dataclasses.replace(dataset, train=dataset.train.take(np.arange(800)))
+
+    with pytest.raises(RecipeError, match="training rows have changed"):
+        run(fewer, tmp_path, "training.epochs=1", resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"], ids=["empty", "garbage"])
+def test_a_damaged_checkpoint_is_refused_by_name(dataset, tmp_path, content):
+    """It is never unpickled as code, and the remedy stands in the message."""
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+
+    with pytest.raises(DataError, match=r"checkpoint\.pt.* without resume"):
+        run(dataset, tmp_path, resume=True)
+
+
+def test_history_tells_each_epoch(dataset, tmp_path):
+    """One JSON object per epoch, the same as in the result; the objective is made of its parts."""
+    result = run(dataset, tmp_path, 'loss.layers=["conv1", "conv2"]', "loss.weight={conv1=-0.5, conv2=2.0}")
+    written = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+
+    assert written == result.history
+    for epoch in written:
+        assert epoch.keys() >= {
+            "epoch",
+            "loss",
+            "ce",
+            "snnl",
+            "temperature",
+            "train_accuracy",
+            "test_accuracy",
+            "seconds",
+        }
+        assert epoch["loss"] == pytest.approx(epoch["ce"] - 0.5 * epoch["snnl"]["conv1"] + 2 * epoch["snnl"]["conv2"])
+        assert min(epoch["temperature"].values()) > 0
+    assert written[-1]["test_accuracy"] == accuracy(result.model, dataset.test)
+
+
+def test_a_negative_weight_entangles_and_a_positive_one_separates(dataset, tmp_path):
+    """The sign of the weight moves the loss of the layer its way."""
+    final = {
+        w: run(dataset, tmp_path / w, f"loss.weight={w}").history[-1]["snnl"]["conv2"] for w in ("-1.0", "0.0", "1.0")
+    }
+
+    assert final["1.0"] < final["0.0"] < final["-1.0"]
+
+
+def test_a_recipe_without_snnl_layers_trains_on_cross_entropy_alone(dataset, tmp_path):
+    """The plain network is one key away."""
+    history = run(dataset, tmp_path, "loss.layers=[]").history
+
+    assert history[-1]["snnl"] == {}
+    assert history[-1]["loss"] == history[-1]["ce"]
+
+
+@pytest.mark.parametrize("layers", ['["conv1"]', "[]"], ids=["entangled", "plain"])
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(dataset, tmp_path, layers):
+    """The message names the term, the epoch and the step; the last good checkpoint still loads."""
+    settings = ("training.epochs=1", f"loss.layers={layers}")
+    good = run(dataset, tmp_path, *settings)
+    rows = dataset.train
+    x = rows.x.astype(np.float32)
+    x[5] = np.nan
+    bad = dataclasses.replace(dataset, train=dataclasses.replace(rows, x=x))
+
+    with pytest.raises(DataError, match=r"cross-entropy is nan in epoch 1, step 0; the checkpoint in .* is kept"):
+        run(bad, tmp_path, *settings)
+    assert same(weights(run(dataset, tmp_path, *settings, resume=True)), weights(good))
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(dataset, tmp_path, monkeypatch):
+    """A write that fails half-way leaves the old checkpoint and no litter."""
+    run(dataset, tmp_path, "training.epochs=1")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def half_written(state, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        run(dataset, tmp_path, "training.epochs=1")
+
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "history.jsonl"]
+
+
+def test_an_unwritable_folder_is_refused_before_training(dataset, tmp_path):
+    """A file stands where the folder should be."""
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(InvalidInputError, match=r"out_dir: cannot write to .*file.*choose another"):
+        run(dataset, tmp_path / "file" / "run")
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    """A tenth of the steps up to the peak, the rest down half a cosine."""
+    rates = [learning_rate_at(step, 100, 0.5) for step in range(100)]
+
+    assert max(rates) == rates[9] == 0.5
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+
+
+def test_a_run_of_one_step_has_a_learning_rate():
+    """The shortest run trains at the peak."""
+    assert learning_rate_at(0, 1, 0.1) == 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_training_works_on_a_gpu(dataset, tmp_path, precision):
+    """The same recipe learns there, in full and in mixed precision."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    recipe = load_recipe("digits", ["training.accelerator=cuda", f"training.precision={precision}"])
+
+    assert train(recipe, dataset, tmp_path, progress=False).history[-1]["test_accuracy"] >= 0.97

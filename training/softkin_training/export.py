@@ -1,0 +1,174 @@
+"""torch -> ONNX: logits and one reduced representation per layer, preprocessing inside, batch axis free."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from softkin.errors import ExportError
+from softkin.mass import Metric
+from softkin.scorer import LOGITS, Network, reducer_key, representation_output
+from softkin.scorer_graph import OPSET
+from softkin_training.models import Classifier
+
+INPUT_NAME = "inputs"
+TOLERANCE = 1e-4
+"""Largest difference between torch and onnxruntime, relative to the largest magnitude of the output."""
+
+
+class Reducer(nn.Module):
+    """Flattens activations, normalises them where the metric is cosine, and projects wide ones at random.
+
+    A seeded Gaussian projection keeps distances to about sqrt(2 / dim) relative (Johnson & Lindenstrauss 1984), so the
+    bank and every request pay for `dim` numbers only.
+
+    Args:
+        width: numbers in one flattened activation.
+        max_dim: wider activations are projected to this many numbers.
+        metric: cosine rows leave with unit norm.
+        seed: of the projection; it is part of the exported graph.
+    """
+
+    projection: Tensor
+
+    def __init__(self, width: int, *, max_dim: int, metric: Metric, seed: int) -> None:
+        super().__init__()
+        self.metric, self.dim = metric, min(width, max_dim)
+        self.description = "none"
+        if width > max_dim:
+            matrix = np.random.default_rng(seed).normal(size=(width, max_dim)) / np.sqrt(max_dim)
+            self.register_buffer("projection", torch.from_numpy(matrix.astype(np.float32)))
+            self.description = f"gaussian-projection({width}->{max_dim}, seed={seed})"
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """`[B, ...]` activations -> `[B, dim]` representations."""
+        z_BD = activations.flatten(1).float()
+        if self.metric == "cosine":
+            z_BD = _unit_rows(z_BD)
+        if self.description != "none":
+            z_BD = z_BD @ self.projection
+            if self.metric == "cosine":
+                z_BD = _unit_rows(z_BD)
+        return z_BD
+
+
+def _unit_rows(z_BD: Tensor) -> Tensor:
+    # A layer of dead units gives a zero row: it stays zero instead of turning into NaN.
+    return z_BD / torch.linalg.vector_norm(z_BD, dim=1, keepdim=True).clamp_min(1e-12)
+
+
+class _Exported(nn.Module):
+    def __init__(self, model: Classifier, reducers: dict[str, Reducer]) -> None:
+        super().__init__()
+        self.model, self.layers = model, tuple(reducers)
+        self.reducers = nn.ModuleList(reducers.values())
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        logits, hidden = self.model.forward_with_hidden(inputs)
+        reduced = [r(hidden[n]) for n, r in zip(self.layers, self.reducers, strict=True)]
+        return (logits.float(), *reduced)
+
+
+def export(
+    model: Classifier, probe: NDArray[np.generic], *, layers: Sequence[str], metric: Metric, max_dim: int, seed: int
+) -> bytes:
+    """Export a trained classifier and prove that onnxruntime reproduces it.
+
+    Args:
+        model: the classifier, on any device; it comes back on the CPU in eval mode.
+        probe: `[n >= 2, ...]` raw inputs on which the proof is made.
+        layers: hidden layers to export, in order.
+        metric: of the representations.
+        max_dim: wider layers are projected to this width.
+        seed: of the projections.
+
+    Returns:
+        The serialised ONNX model: outputs `logits` and `representation.<layer>`; its metadata say how each layer was
+        reduced.
+
+    Raises:
+        ExportError: an output differs by more than `TOLERANCE`, or the graph fixed the batch size.
+    """
+    model = model.cpu().eval()
+    x = torch.from_numpy(np.ascontiguousarray(probe))
+    with torch.no_grad():
+        _, hidden = model.forward_with_hidden(x[:2])
+        reducers = {
+            n: Reducer(hidden[n][0].numel(), max_dim=max_dim, metric=metric, seed=seed + i)
+            for i, n in enumerate(layers)
+        }
+        wrapped = _Exported(model, reducers).eval()
+        expected = [t.numpy() for t in wrapped(x)]
+    names = [LOGITS, *map(representation_output, layers)]
+    program = _to_onnx(wrapped, x[:2], names)
+    for name, reducer in reducers.items():
+        program.metadata_props.add(key=reducer_key(name), value=reducer.description)
+    serialized: bytes = program.SerializeToString()
+    _prove(serialized, probe, dict(zip(names, expected, strict=True)))
+    return serialized
+
+
+def _to_onnx(module: nn.Module, x: Tensor, names: list[str]) -> onnx.ModelProto:
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (x,),
+            input_names=[INPUT_NAME],
+            output_names=names,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its progress and warns about its own internals; none of it is for our users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _prove(serialized: bytes, probe: NDArray[np.generic], expected: dict[str, NDArray[np.float32]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(serialized)
+        network = Network(path, device="cpu")
+        for rows in sorted({1, min(3, len(probe)), len(probe)}):
+            found = network.run(probe[:rows])
+            for name, value in expected.items():
+                _compare(name, found[name], value[:rows], rows)
+
+
+def _compare(name: str, found: NDArray[np.float32], expected: NDArray[np.float32], rows: int) -> None:
+    if found.shape != expected.shape:
+        raise ExportError(f"output {name!r}: onnxruntime gives shape {found.shape}, torch {expected.shape}")
+    scale = float(np.abs(expected).max(initial=1e-6))
+    difference = float(np.abs(found - expected).max(initial=0.0)) / scale
+    if not difference <= TOLERANCE:  # NaN fails too
+        raise ExportError(
+            f"output {name!r} on a batch of {rows}: onnxruntime and torch differ by {difference:.2e} of the largest "
+            f"value, allowed is {TOLERANCE:g}; the model has an operator that does not export faithfully, or is not in "
+            "eval mode"
+        )

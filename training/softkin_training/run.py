@@ -1,0 +1,132 @@
+"""A recipe from data to report: the steps of `softkin-train run`, each usable alone.
+
+DIR/checkpoint.pt  DIR/history.jsonl    train
+DIR/model.onnx                          export
+DIR/bundle/                             build
+DIR/report/                             evaluate
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import numpy as np
+
+from softkin.errors import InvalidInputError
+from softkin.manifest import Manifest
+from softkin_training.build import DetectorSpec, LayerSpec, build
+from softkin_training.config import Recipe
+from softkin_training.data import Dataset
+from softkin_training.evaluate import Report, evaluate, write_report
+from softkin_training.export import export
+from softkin_training.models import Classifier
+from softkin_training.rows import Rows, fingerprint
+from softkin_training.train import load_checkpoint, train
+
+PROBE_ROWS = 64
+MODEL, BUNDLE, REPORT = "model.onnx", "bundle", "report"
+LIBRARIES = ("softkin", "torch", "onnx", "onnxruntime-gpu", "numpy")
+
+
+def run(recipe: Recipe, dataset: Dataset, out: Path, *, resume: bool = False, progress: bool = True) -> Report:
+    """Train, export, build and evaluate; see the module for what lies where afterwards.
+
+    Args:
+        recipe: the whole run.
+        dataset: its data.
+        out: directory for everything; made if missing.
+        resume: go on from the checkpoint in `out`, if there is one.
+        progress: show a progress bar while training.
+
+    Raises:
+        SoftkinError: any step's own errors; a bundle from an earlier run stays until the new one is complete.
+    """
+    model = train(recipe, dataset, out, resume=resume, progress=progress).model
+    export_step(recipe, dataset, out, model)
+    build_step(recipe, dataset, out)
+    return evaluate_step(dataset, out)
+
+
+def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier | None = None) -> Path:
+    """Write DIR/model.onnx from `model`, or from DIR/checkpoint.pt when None."""
+    if model is None:
+        model = load_checkpoint(recipe, dataset, out)
+    detector = recipe.detector
+    serialized = export(
+        model,
+        dataset.calibration.x[:PROBE_ROWS],
+        layers=detector.layers,
+        metric=detector.metric,
+        max_dim=detector.max_dim,
+        seed=recipe.seed,
+    )
+    path = out / MODEL
+    temporary = path.with_name(f".{MODEL}.{os.getpid()}")
+    try:
+        temporary.write_bytes(serialized)
+        temporary.replace(path)
+    except OSError as e:
+        raise InvalidInputError("out", f"cannot write {path} ({e.strerror}); choose another folder") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
+    """Write DIR/bundle from DIR/model.onnx and the recipe's rows."""
+    detector = recipe.detector
+    spec = DetectorSpec(
+        name=recipe.name,
+        version=recipe.version,
+        classes=dataset.class_names,
+        layers=tuple(LayerSpec(name=n, metric=detector.metric) for n in detector.layers),
+        nonconformity=detector.nonconformity,
+        parts=tuple(detector.joint_parts) if detector.nonconformity == "joint" else (),
+        alpha=detector.alpha,
+        temperature_scale=detector.temperature_scale,
+        seed=recipe.seed,
+        provenance={
+            "recipe": recipe.to_dict(),
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "fingerprints": {"train": fingerprint(dataset.train.x)},
+        },
+    )
+    try:
+        model = (out / MODEL).read_bytes()
+    except OSError as e:
+        raise InvalidInputError("out", f"cannot read {out / MODEL} ({e.strerror}); run the export step first") from None
+    return build(
+        out / BUNDLE,
+        model,
+        spec,
+        bank_rows=choose_bank_rows(dataset.train, detector.bank_rows, recipe.seed),
+        calibration_rows=dataset.calibration,
+        replace=True,
+    )
+
+
+def evaluate_step(dataset: Dataset, out: Path) -> Report:
+    """Write DIR/report from DIR/bundle, the test rows and the outlier sets."""
+    report = evaluate(
+        out / BUNDLE,
+        inliers=dataset.test.x,
+        labels=dataset.test.y,
+        outliers=dataset.outliers,
+        calibration=dataset.calibration,
+    )
+    write_report(report, out / REPORT)
+    return report
+
+
+def choose_bank_rows(train: Rows, num_rows: int, seed: int) -> Rows:
+    """A random sample of training rows with every class kept at its share, at least one row each."""
+    if num_rows >= len(train):
+        return train
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(train.y):
+        members = np.flatnonzero(train.y == label)
+        chosen.append(rng.choice(members, max(1, round(num_rows * len(members) / len(train))), replace=False))
+    return train.take(np.sort(np.concatenate(chosen)))
