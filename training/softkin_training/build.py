@@ -52,7 +52,7 @@ class DetectorSpec:
     nonconformity: Form
     parts: tuple[Part, ...] = ()
     alpha: float = 0.05
-    temperature_scale: float = 0.5
+    temperature_scale: float = 0.25
     """Temperature of each layer, in units of the median distance between nearest bank rows."""
     seed: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)

@@ -160,7 +160,7 @@ class DetectorConfig(_Section):
     """Accepted false-alarm rate."""
     bank_rows: Width
     """Training rows in the bank; all of them where there are fewer."""
-    temperature_scale: Positive = 0.5
+    temperature_scale: Positive = 0.25
     """Temperature of every layer, in units of the median distance between nearest bank rows."""
 
     @model_validator(mode="after")

@@ -226,6 +226,7 @@ def _others(
     else:
         # Credibility is a monotone function of the smallest count: the same ranking without a calibration set.
         scores["dknn"] = ("DkNN credibility", lambda p: count(p).min(axis=1))
+    scores.pop(detector.manifest.nonconformity, None)  # the bundle's own row already
     if detector.has_logits:
         scores["energy"] = ("energy", lambda p: mass.energy(_logits(p)))
         scores["max_softmax"] = ("max softmax", lambda p: baselines.max_softmax(_logits(p)))

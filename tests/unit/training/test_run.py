@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from softkin import Detector
+from softkin import Detector, conformal
 from softkin.bundle import read_bundle
 from softkin_training.cli import main
 from softkin_training.config import load_recipe
@@ -91,7 +92,9 @@ def test_evaluate_and_entanglement_read_files(out, dataset, tmp_path, capsys):
     [
         pytest.param(["run", "nope", "--out", "x"], "nope: no such recipe; give a TOML file or one of", id="recipe"),
         pytest.param(["run", "mnist", "--out", "x"], "data.path is empty", id="no data"),
-        pytest.param(["export", "digits", "--out", "x"], "checkpoint.pt does not exist; run the train step", id="order"),
+        pytest.param(
+            ["export", "digits", "--out", "x"], "checkpoint.pt does not exist; run the train step", id="order"
+        ),
         pytest.param(["build", "digits", "--out", "x"], "model.onnx (No such file", id="no model"),
         pytest.param(["train", "digits", "--out", "/dev/null/x"], "cannot write to /dev/null/x", id="unwritable"),
     ],
@@ -116,3 +119,24 @@ def test_bank_rows_keep_every_class_at_its_share(dataset):
     share = np.bincount(dataset.train.y) / len(dataset.train)
     assert np.abs(np.bincount(rows.y) / len(rows) - share).max() < 0.01
     assert len(choose_bank_rows(dataset.train, 10**6, seed=0)) == len(dataset.train)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.05, 0.1, 0.25])
+def test_false_alarms_match_alpha_over_repeated_splits_of_real_scores(out, dataset, alpha):
+    """Rows no training step saw, split at random into 199 to calibrate and 1 to test, 4,000 times.
+
+    Given the pool, splits are independent and each flags its test row with probability floor(alpha 200) / 200 exactly
+    (scores do not tie), so the count is binomial. Level 1e-4 per alpha.
+    """
+    x = np.concatenate([dataset.calibration.x, dataset.test.x])
+    pool = Detector.load(out / "bundle").score(x).outlier_score
+    assert len(np.unique(pool)) == len(pool)
+    rng = np.random.default_rng(0)
+
+    count = 0
+    for _ in range(4000):
+        drawn = pool[rng.permutation(len(pool))[:200]]
+        count += int(conformal.p_values(drawn[:1], np.sort(drawn[1:]))[0] <= alpha)
+
+    low, high = binom.interval(1 - 1e-4, 4000, alpha)
+    assert low <= count <= high
