@@ -14,7 +14,7 @@ both up to a term that depends on the query alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,11 @@ class Bank:
         real = self.labels != PADDING_LABEL
         weights = self.weights[real].astype(np.float64)
         return np.asarray(np.bincount(self.labels[real], weights, self.num_classes), np.float64)
+
+    def without_rows(self) -> Bank:
+        """The same bank less the representations, for when a session has read them from the file."""
+        empty = {n: replace(b, rows=np.zeros((0, b.dim + 1), np.float32)) for n, b in self.layers.items()}
+        return replace(self, layers=empty)
 
     @property
     def tile_labels(self) -> NDArray[np.int32]:

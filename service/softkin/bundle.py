@@ -24,12 +24,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from softkin.bank import PADDING_LABEL, TILE_ROWS, Bank, LayerBank
 from softkin.errors import BundleError
 from softkin.manifest import FileEntry, Manifest, parse_manifest
 from softkin.mass import Metric
+from softkin.tensor_file import TensorFile
 
 MANIFEST, MODEL, BANK = "manifest.json", "model.onnx", "bank.safetensors"
 CALIBRATION, GOLDEN = "calibration.safetensors", "golden.safetensors"
@@ -220,26 +221,6 @@ def _contiguous(tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray
     return {k: np.ascontiguousarray(v) for k, v in tensors.items()}
 
 
-def _load(file: Path) -> Tensors:
-    try:
-        return dict(load_file(file))
-    except (OSError, SafetensorError) as e:
-        raise BundleError(f"{file}: not a readable safetensors file ({e}); build the bundle again") from None
-
-
-def _take(tensors: Tensors, file: Path, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray[np.generic]:
-    a = tensors.get(name)
-    if a is None:
-        raise BundleError(f"{file}: has no array {name!r}")
-    want = "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
-    fits = a.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, a.shape, strict=False))
-    if a.dtype != dtype or not fits:
-        raise BundleError(f"{file}: array {name!r} is {a.dtype}{list(a.shape)}, the manifest asks for {dtype}{want}")
-    if a.dtype.kind == "f" and not np.isfinite(a).all():
-        raise BundleError(f"{file}: array {name!r} has values that are not finite")
-    return a
-
-
 def bank_tensors(bank: Bank) -> Tensors:
     """The arrays of bank.safetensors."""
     tensors: Tensors = {"labels": bank.labels, "ids": bank.ids, "weights": bank.weights}
@@ -250,8 +231,8 @@ def bank_tensors(bank: Bank) -> Tensors:
 
 
 def _read_bank(file: Path, m: Manifest) -> Bank:
-    tensors = _load(file)
-    labels = _take(tensors, file, "labels", "int32", (None,)).astype(np.int32, copy=False)
+    tensors = TensorFile(file)
+    labels = tensors.take("labels", "int32", (None,)).astype(np.int32, copy=False)
     n = len(labels)
     real = labels != PADDING_LABEL
     tile_labels = labels.reshape(-1, TILE_ROWS) if n % TILE_ROWS == 0 else None
@@ -263,8 +244,8 @@ def _read_bank(file: Path, m: Manifest) -> Bank:
         raise BundleError(f"{file}: holds {int(real.sum())} rows, the manifest says bank_size {m.bank_size}")
     layers = {}
     for layer in m.layers:
-        rows = _take(tensors, file, f"rows.{layer.name}", "float32", (n, layer.dim + 1))
-        center = _take(tensors, file, f"center.{layer.name}", "float32", (layer.dim,))
+        rows = tensors.take(f"rows.{layer.name}", "float32", (n, layer.dim + 1), copy=False)
+        center = tensors.take(f"center.{layer.name}", "float32", (layer.dim,))
         metric: Metric = "cosine" if layer.metric == "cosine" else "squared_euclidean"
         layers[layer.name] = LayerBank(
             metric=metric,
@@ -272,41 +253,41 @@ def _read_bank(file: Path, m: Manifest) -> Bank:
             rows=rows.astype(np.float32, copy=False),
             center=center.astype(np.float32, copy=False),
         )
-    weights = _take(tensors, file, "weights", "float32", (n,)).astype(np.float32, copy=False)
+    weights = tensors.take("weights", "float32", (n,)).astype(np.float32, copy=False)
     if not (weights[real] > 0).all():
         raise BundleError(f"{file}: weights of rows must be positive")
     return Bank(
         layers=layers,
         labels=labels,
-        ids=_take(tensors, file, "ids", "int64", (n,)).astype(np.int64, copy=False),
+        ids=tensors.take("ids", "int64", (n,)).astype(np.int64, copy=False),
         weights=weights,
         num_classes=len(m.classes),
     )
 
 
-def _sorted(tensors: Tensors, file: Path, name: str, n: int | None) -> NDArray[np.float64]:
-    a = _take(tensors, file, name, "float64", (n,)).astype(np.float64, copy=False)
+def _sorted(tensors: TensorFile, name: str, n: int | None) -> NDArray[np.float64]:
+    a = tensors.take(name, "float64", (n,)).astype(np.float64, copy=False)
     if len(a) < 1 or (np.diff(a) < 0).any():
-        raise BundleError(f"{file}: array {name!r} must be sorted ascending and not empty")
+        raise BundleError(f"{tensors.file}: array {name!r} must be sorted ascending and not empty")
     return a
 
 
 def _read_calibration(file: Path, m: Manifest) -> Calibration:
-    tensors = _load(file)
+    tensors = TensorFile(file)
     n = m.calibration_size
     return Calibration(
-        outlier_scores=_sorted(tensors, file, "outlier_scores", n),
-        true_class_scores=_sorted(tensors, file, "true_class_scores", n),
-        true_classes=_take(tensors, file, "true_classes", "int32", (n,)).astype(np.int32, copy=False),
-        references={p: _sorted(tensors, file, f"references.{p}", None) for p in m.parts},
+        outlier_scores=_sorted(tensors, "outlier_scores", n),
+        true_class_scores=_sorted(tensors, "true_class_scores", n),
+        true_classes=tensors.take("true_classes", "int32", (n,)).astype(np.int32, copy=False),
+        references={p: _sorted(tensors, f"references.{p}", None) for p in m.parts},
     )
 
 
 def _read_golden(file: Path, m: Manifest) -> Golden:
-    tensors = _load(file)
-    inputs = _take(tensors, file, "inputs", m.input_dtype, (None, *m.input_shape))
+    tensors = TensorFile(file)
+    inputs = tensors.take("inputs", m.input_dtype, (None, *m.input_shape))
     return Golden(
         inputs=inputs,
-        outlier_scores=_take(tensors, file, "outlier_scores", "float64", (len(inputs),)).astype(np.float64, copy=False),
-        p_values=_take(tensors, file, "p_values", "float64", (len(inputs),)).astype(np.float64, copy=False),
+        outlier_scores=tensors.take("outlier_scores", "float64", (len(inputs),)).astype(np.float64, copy=False),
+        p_values=tensors.take("p_values", "float64", (len(inputs),)).astype(np.float64, copy=False),
     )

@@ -40,7 +40,7 @@ class Detector:
         self.digest = bundle.digest
         self.smallest_p_value = conformal.smallest_p_value(self.manifest.calibration_size)
         self._calibration = bundle.calibration
-        self._bank: Bank = bundle.bank
+        self._bank: Bank = bundle.bank.without_rows()
         self._scorer = Scorer(
             bundle.path / bundles.MODEL, bundle.bank, bundle.path / bundles.BANK, device=device, threads=threads
         )

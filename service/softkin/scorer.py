@@ -18,7 +18,7 @@ from softkin.bank import Bank
 from softkin.device import available_threads, cuda_driver_present
 from softkin.errors import BundleError, DeviceError
 from softkin.nonconformity import Outputs
-from softkin.scorer_graph import GraphBuilder, LayerGraph, layer_graph
+from softkin.scorer_graph import GraphBuilder, LayerGraph, is_bounded, layer_graph
 
 # onnxruntime's official builds send usage data to their maker unless told not to before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -73,6 +73,8 @@ class Scorer:
         proto = self._read_model()
         self.has_logits = LOGITS in {o.name for o in proto.graph.output}
         self.input_name: str = proto.graph.input[0].name
+        self._bounded = {n: is_bounded(layer) for n, layer in bank.layers.items()}
+        self._bank = bank.without_rows()  # the sessions read the rows from the file: one copy is enough
         self._session, self.device = self._start(self._compose_masses(proto), device)
         self._outputs = [*([LOGITS] if self.has_logits else []), MASSES]
 
@@ -143,7 +145,9 @@ class Scorer:
         return _extend(proto, g, outputs)
 
     def _layer(self, g: GraphBuilder, name: str) -> LayerGraph:
-        return layer_graph(g, self._bank, name, self._bank_file, self._chunk_rows)
+        return layer_graph(
+            g, self._bank, name, self._bank_file, bounded=self._bounded[name], chunk_rows=self._chunk_rows
+        )
 
 
 class Network:

@@ -8,8 +8,6 @@ tensor on: with two, the runtime's depth-first order keeps every chunk's logits 
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from softkin.bank import TILE_ROWS, Bank, LayerBank
+from softkin.tensor_file import TensorFile
 
 OPSET = 21
 IR_VERSION = 10
@@ -75,17 +74,6 @@ class GraphBuilder:
         return tensor.name
 
 
-def tensor_offsets(file: Path) -> dict[str, int]:
-    """Byte offset of every tensor in a safetensors file, so that a graph can point at it instead of copying it.
-
-    Format: 8 bytes little-endian header length, JSON header with offsets relative to its end, then the raw arrays.
-    """
-    with file.open("rb") as f:
-        (length,) = struct.unpack("<Q", f.read(8))
-        header = json.loads(f.read(length))
-    return {k: 8 + length + v["data_offsets"][0] for k, v in header.items() if k != "__metadata__"}
-
-
 def is_bounded(layer: LayerBank) -> bool:
     """True where logits provably stay in float32's exponential range, so that no maximum need be subtracted.
 
@@ -110,10 +98,12 @@ class LayerGraph:
     file: str
     offset: int
     chunk_rows: int
+    bounded: bool
+    """See `is_bounded`."""
 
     def masses(self, z_BD: str) -> str:
         """Name of `[B, C]` class masses for representations `z_BD` (normalised already where the metric says so)."""
-        g, bounded = self.graph, is_bounded(self.layer)
+        g, bounded = self.graph, self.bounded
         query, shift = self._query(z_BD)
         tiles = []
         for logits in self._chunks(query):
@@ -216,15 +206,17 @@ def chunk_rows_for(num_rows: int) -> int:
     return LARGE_CHUNK_ROWS if num_rows >= LARGE_BANK_ROWS else CHUNK_ROWS
 
 
-def layer_graph(g: GraphBuilder, bank: Bank, name: str, file: Path, chunk_rows: int | None = None) -> LayerGraph:
-    """The part of the graph for one layer of a bank stored in `file`."""
-    offsets = tensor_offsets(file)
+def layer_graph(
+    g: GraphBuilder, bank: Bank, name: str, file: Path, *, bounded: bool, chunk_rows: int | None = None
+) -> LayerGraph:
+    """The part of the graph for one layer of a bank stored in `file`; the bank's rows themselves are not needed."""
     return LayerGraph(
         graph=g,
         name=name,
         layer=bank.layers[name],
         bank=bank,
         file=file.name,
-        offset=offsets[f"rows.{name}"],
+        offset=TensorFile(file).offset(f"rows.{name}"),
         chunk_rows=chunk_rows or chunk_rows_for(len(bank.labels)),
+        bounded=bounded,
     )

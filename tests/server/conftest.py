@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import numpy as np
@@ -25,15 +22,7 @@ from softkin.server import Server
 from softkin.settings import ServerSettings
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
-
-if TYPE_CHECKING:
-    from standin import StandIn
-else:
-    _spec = importlib.util.spec_from_file_location("standin", Path(__file__).with_name("standin.py"))
-    _module = importlib.util.module_from_spec(_spec)
-    sys.modules["standin"] = _module
-    _spec.loader.exec_module(_module)
-    StandIn = _module.StandIn
+from standin import StandIn
 
 TIMEOUT_SECONDS = 20.0
 SMALL_LIMITS = {"max_rows": 8, "max_pending_rows": 64, "max_neighbors": 5, "max_message_bytes": 4096}

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from standin import StandIn
 
 from softkin.converters import array_to_tensor
 from softkin.server import SPARE_THREADS
 from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
 
 Code = grpc.StatusCode
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -9,11 +9,11 @@ import struct
 import grpc
 import numpy as np
 import pytest
-from standin import StandIn
 
 from softkin.converters import array_to_tensor
 from softkin.errors import DeviceError, ExportError
 from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
 
 Code = grpc.StatusCode
 ONE = np.ones((1, 2, 3), np.float32)

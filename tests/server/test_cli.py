@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from standin import StandIn, manifest
 
 from softkin import cli
+from standin import StandIn, manifest
 
 FLAGS = {
     "serve": [

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from standin import StandIn
 
 from softkin.converters import Limits
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
+from standin import StandIn
 
 ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values")
 NEIGHBOR_ARRAYS = ("ids", "labels", "distances", "shares")

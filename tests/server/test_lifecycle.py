@@ -11,7 +11,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
-from standin import StandIn
 
 from softkin.converters import array_to_tensor
 from softkin.errors import InvalidInputError, SoftkinError
@@ -20,6 +19,7 @@ from softkin.registry import Registry
 from softkin.server import Server
 from softkin.settings import ServerSettings
 from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
 
 Code = grpc.StatusCode
 Status = health_pb2.HealthCheckResponse

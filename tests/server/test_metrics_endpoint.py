@@ -8,9 +8,9 @@ import grpc
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from standin import StandIn
 
 from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
 
 SERVICE = "softkin.v1.OutlierService"
 

@@ -19,7 +19,7 @@ from softkin.converters import array_to_tensor
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 
-SCRIPT = Path(__file__).with_name("standin.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "standin.py"
 REQUEST = pb.ScoreRequest(inputs=array_to_tensor(np.ones((3, 2, 3), np.float32)))
 
 

@@ -10,20 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snnl_reference import CASES, METRICS, batch, distance, looped_loss
 from softkin.errors import InvalidInputError
 from softkin_training.losses import (
-    LayeredSnnl,
     _distances,
     chance_level,
-    entanglement,
-    entanglement_between,
     minimize_temperature,
     soft_nearest_neighbor_loss,
 )
 
 pytestmark = pytest.mark.training
-
-METRICS = ["squared_euclidean", "cosine"]
 
 
 @pytest.fixture(autouse=True)
@@ -32,52 +28,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def batch(num_rows=24, width=5, num_classes=3, scale=1.0, seed=0, dtype=torch.float64):
-    """Rows whose classes overlap."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(num_classes, (num_rows,), generator=generator)
-    z = torch.randn(num_rows, width, generator=generator, dtype=torch.float64) + y.unsqueeze(1) * 0.7
-    return (z * scale).to(dtype), y
-
-
-def distance(a, b, metric):
-    """One distance, from its definition."""
-    if metric == "squared_euclidean":
-        return sum((x - w) ** 2 for x, w in zip(a, b, strict=True))
-    norms = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(w * w for w in b))
-    return 1 - (sum(x * w for x, w in zip(a, b, strict=True)) / norms if norms else 0.0)
-
-
-def looped_loss(z, y, temperature, metric):
-    """Equation 1 by loops; rows without a partner left out."""
-    z, y = z.double().flatten(1).tolist(), y.tolist()
-    terms = []
-    for i, row in enumerate(z):
-        others = [k for k in range(len(z)) if k != i]
-        exponents = {k: -distance(row, z[k], metric) / temperature for k in others}
-        same = [k for k in others if y[k] == y[i]]
-        if same:
-            terms.append(
-                np.logaddexp.reduce([exponents[k] for k in others]) - np.logaddexp.reduce([exponents[k] for k in same])
-            )
-    return float(np.mean(terms)) if terms else 0.0
-
-
-CASES = {
-    "plain": batch(),
-    "two rows": (torch.tensor([[0.0, 1.0], [2.0, 0.5]], dtype=torch.float64), torch.tensor([1, 1])),
-    "one wide class": batch(num_classes=1, width=40),
-    "singletons among pairs": (batch(num_rows=7)[0], torch.tensor([0, 1, 1, 2, 3, 3, 4])),
-    "nobody has a partner": (batch(num_rows=4)[0], torch.arange(4)),
-    "duplicates": (batch(num_rows=6)[0].repeat(3, 1), torch.tensor([0, 1, 2, 0, 1, 2]).repeat(3)),
-    "all rows equal": (torch.ones(6, 3, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 2])),
-    "a row of zeros": (torch.cat([batch(num_rows=8)[0], torch.zeros(2, 5)]).double(), torch.tensor([0, 1] * 5)),
-    "norm 1e4": batch(scale=1e4 / 3),
-    "far from the origin": (batch()[0] + 1e3, batch()[1]),
-    "images": (batch(width=12)[0].reshape(24, 3, 2, 2), batch(width=12)[1]),
-}
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -270,145 +220,6 @@ def test_loss_tends_to_chance_as_temperature_grows(case, metric):
 def test_chance_level_counts_only_rows_with_a_partner():
     """Rows 0, 0, 0 have 2 partners of 4 others; the lone 1 and 2 do not count."""
     assert chance_level(torch.tensor([0, 0, 0, 1, 2])) == pytest.approx(math.log(4 / 2))
-
-
-@given(st.integers(4, 40), st.integers(2, 6), st.integers(2, 5), st.sampled_from(METRICS), st.integers(0, 999))
-@settings(deadline=None, max_examples=40)
-def test_minimizer_beats_a_fine_scan(num_rows, width, num_classes, metric, seed):
-    """No temperature of a scan with 20 points per factor of ten is better, also where the loss has several minima."""
-    z, y = batch(num_rows, width, num_classes, seed=seed)
-    least = minimize_temperature(z, y, metric=metric)
-
-    typical = np.quantile(
-        [distance(a, b, metric) for i, a in enumerate(z.tolist()) for b in z.tolist()[:i]], 0.5, method="lower"
-    )
-    scan = [
-        soft_nearest_neighbor_loss(z, y, temperature=typical * 10**u, metric=metric) for u in np.linspace(-3, 3, 121)
-    ]
-
-    assert least.value <= min(float(x) for x in scan) + 1e-9
-
-
-@pytest.mark.parametrize("scale", [1e-3, 0.25, 5.0, 1e4])
-def test_minimized_loss_does_not_depend_on_scale(scale):
-    """Scaling the rows by c scales the best temperature by c squared and leaves the entanglement."""
-    z, y = batch()
-    plain, scaled = entanglement(z, y), entanglement(z * scale, y)
-
-    assert scaled.value == pytest.approx(plain.value, rel=1e-6)
-    assert scaled.temperature == pytest.approx(plain.temperature * scale**2, rel=1e-3)
-
-
-def test_gradient_at_the_minimizer_is_the_gradient_of_the_minimum():
-    """Envelope theorem: holding T constant gives the derivative of min over T."""
-    z, y = batch(12)
-    direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    rows = z.clone().requires_grad_()
-    soft_nearest_neighbor_loss(rows, y, temperature=minimize_temperature(z, y).temperature).backward()
-
-    h = 1e-5
-    ahead, behind = (minimize_temperature(z + s * direction, y).value for s in (h, -h))
-    assert float((rows.grad * direction).sum()) == pytest.approx((ahead - behind) / (2 * h), rel=1e-4)
-
-
-def test_entanglement_is_near_one_for_random_labels_and_near_zero_for_clusters():
-    """The ratio spans 0 to 1, and both ends report that the minimiser sits at the end of its range."""
-    z, y = batch(200, 4, 2)
-    shuffled = y[torch.randperm(200, generator=torch.Generator().manual_seed(1))]
-    mixed, apart = entanglement(z, shuffled), entanglement(torch.stack([y, -y], 1) + 0.01 * z[:, :2], y)
-
-    assert mixed.ratio > 0.97
-    assert apart.ratio < 0.01
-    assert apart.at_bound
-
-
-@pytest.mark.parametrize("case", ["nobody has a partner", "all rows equal"])
-def test_entanglement_is_defined_where_temperature_decides_nothing(case):
-    """Without partners the value is 0, with equal rows it is chance; neither is NaN."""
-    z, y = CASES[case]
-    found = entanglement(z, y)
-
-    assert (found.value, found.temperature, found.at_bound) == (pytest.approx(found.chance), 1.0, False)
-
-
-def test_entanglement_counts_valid_rows():
-    """Singletons are dropped and the count says so."""
-    z, y = CASES["singletons among pairs"]
-
-    assert entanglement(z, y).valid_rows == 4
-
-
-def test_entanglement_between_tells_equal_sets_from_distant_ones():
-    """Two samples of one distribution are mixed; a shifted one stands apart."""
-    a, b = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0))
-
-    assert entanglement_between(a, b).ratio > 0.95
-    assert entanglement_between(a, b + 10).ratio < 0.01
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_training_temperature_stays_at_the_minimizer(metric):
-    """While the rows drift by a factor of 3, one Newton step per batch stays within 3 % of the minimum."""
-    snnl = LayeredSnnl(["a"], metric=metric)
-    for step in range(40):
-        z, y = batch(96, 6, 3, scale=3 ** (step / 40), seed=step)
-        value = float(snnl({"a": z}, y)["a"])
-
-        assert value == pytest.approx(minimize_temperature(z, y, metric=metric).value, rel=0.03)
-
-
-@pytest.mark.parametrize("factor", [1e-2, 1e2])
-def test_training_temperature_recovers_from_a_bad_start(factor):
-    """Two orders of magnitude off, clipped steps find the way back."""
-    z, y = batch(96, 6, 3)
-    best = minimize_temperature(z, y)
-    snnl = LayeredSnnl(["a"], metric="squared_euclidean")
-    snnl.temperature.fill_(best.temperature * factor)
-
-    for _ in range(20):
-        snnl({"a": z}, y)
-
-    assert snnl.temperatures()["a"] == pytest.approx(best.temperature, rel=1e-3)
-
-
-def test_layers_have_their_own_temperatures_and_the_gradient_of_the_plain_loss():
-    """Each layer's term equals the plain loss at its own temperature, gradient included."""
-    z, y = batch(48)
-    hidden = {"a": z.clone().requires_grad_(), "b": (z[:, :3] * 7).requires_grad_()}
-    snnl = LayeredSnnl(["a", "b"], metric="squared_euclidean")
-    losses = snnl(hidden, y)
-    (losses["a"] + losses["b"]).backward()
-
-    for name, rows in hidden.items():
-        again = rows.detach().clone().requires_grad_()
-        expected = soft_nearest_neighbor_loss(again, y, temperature=snnl.temperatures()[name])
-        expected.backward()
-        assert float(losses[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
-        assert torch.allclose(rows.grad, again.grad, rtol=1e-9)
-    assert snnl.temperatures()["a"] != snnl.temperatures()["b"]
-
-
-def test_a_fixed_temperature_does_not_move():
-    """The authors' setting: the same temperature on every batch."""
-    z, y = batch()
-    snnl = LayeredSnnl(["a"], temperature="fixed", fixed_temperature=100.0, metric="squared_euclidean")
-
-    value = snnl({"a": z}, y)["a"]
-
-    assert snnl.temperatures() == {"a": 100.0}
-    assert float(value) == pytest.approx(looped_loss(z, y, 100.0, "squared_euclidean"), rel=1e-9)
-
-
-def test_a_batch_without_partners_leaves_the_temperature():
-    """Nothing can be learnt from it, and nothing may break."""
-    z, y = batch()
-    snnl = LayeredSnnl(["a"])
-    snnl({"a": z}, y)
-    before = snnl.temperatures()
-
-    value = snnl({"a": z[:4]}, torch.arange(4))["a"]
-
-    assert (float(value), snnl.temperatures()) == (0.0, before)
 
 
 @pytest.mark.parametrize(

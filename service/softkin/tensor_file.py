@@ -1,0 +1,74 @@
+"""A safetensors file, read by memory map: arrays larger than memory cost nothing until they are touched."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from softkin.errors import BundleError
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
+FINITE_CHECK_BYTES = 64 << 20
+
+
+class TensorFile:
+    """The arrays of one file, checked as they are taken.
+
+    Format: 8 bytes little-endian header length, a JSON header with offsets relative to its end, then the raw arrays.
+
+    Raises:
+        BundleError: not a safetensors file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            with safe_open(file, framework="numpy"):  # checks that header and offsets hold together
+                pass
+            with file.open("rb") as f:
+                (length,) = struct.unpack("<Q", f.read(8))
+                header = json.loads(f.read(length))
+        except (OSError, SafetensorError) as e:
+            raise BundleError(f"{file}: not a readable safetensors file ({e}); build the bundle again") from None
+        header.pop("__metadata__", None)
+        self._entries = header
+        self._start = 8 + length
+
+    def offset(self, name: str) -> int:
+        """Byte offset of an array in the file, for a graph that points at it instead of copying it."""
+        return self._start + int(self._entry(name)["data_offsets"][0])
+
+    def take(self, name: str, dtype: str, shape: tuple[int | None, ...], *, copy: bool = True) -> NDArray[np.generic]:
+        """An array of the given dtype and shape (None: any length), finite; a read-only map of the file unless copied.
+
+        Raises:
+            BundleError: names the file, the array, what was found and what is asked for.
+        """
+        entry = self._entry(name)
+        found_shape, found_dtype = tuple(entry["shape"]), np.dtype(DTYPES.get(entry["dtype"], "V1"))
+        fits = len(found_shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found_shape, strict=True))
+        if found_dtype != np.dtype(dtype) or not fits:
+            want = "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
+            raise BundleError(
+                f"{self.file}: array {name!r} is {found_dtype}{list(found_shape)}, the manifest asks for {dtype}{want}"
+            )
+        if 0 in found_shape:
+            return np.zeros(found_shape, found_dtype)
+        array = np.memmap(self.file, found_dtype, "r", self.offset(name), found_shape)
+        if found_dtype.kind == "f":
+            rows = max(1, FINITE_CHECK_BYTES // max(1, array[:1].nbytes))
+            if not all(np.isfinite(array[i : i + rows]).all() for i in range(0, len(array), rows)):
+                raise BundleError(f"{self.file}: array {name!r} has values that are not finite")
+        return np.array(array) if copy else array
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] | None = self._entries.get(name)
+        if entry is None:
+            raise BundleError(f"{self.file}: has no array {name!r}")
+        return entry
