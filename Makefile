@@ -5,20 +5,30 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt
 STAMP := $(VENV)/.installed
 PROTO_VENV := .venv-proto
-
 SERVICE_VENV := .venv-service
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-service check protos clean
+.PHONY: demo test test-service bench check protos prometheus clean
 
 demo: $(STAMP)  ## train, export, build, serve, score, scrape on embedded data; writes runs/demo
 	$(BIN)/python -m softkin_training.demo --out runs/demo
 
-test: $(STAMP)  ## the whole test suite
+test: $(STAMP) prometheus  ## the whole test suite
 	$(BIN)/pytest
+
+# The tests scrape with a real one. Where there is no apt-get, install it by hand: `prometheus` and `promtool` on PATH.
+prometheus:
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || \
+		{ echo "Installing Debian's package prometheus."; $(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }
 
 test-service: $(SERVICE_VENV)/.installed  ## the tests of the service, where torch is not installed
 	! $(SERVICE_VENV)/bin/python -c "import torch" 2>/dev/null
 	$(SERVICE_VENV)/bin/pytest tests/unit tests/equivalence tests/server --ignore=tests/unit/training
+
+bench: $(STAMP)  ## the scorer beside peers and the machine's ceilings; writes benchmarks/results
+	$(INSTALL) --group bench
+	$(BIN)/python benchmarks/scorer.py
 
 check: $(STAMP)  ## lint, types, architecture, generated code
 	$(BIN)/ruff check

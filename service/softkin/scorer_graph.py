@@ -23,7 +23,7 @@ from softkin.tensor_file import TensorFile
 
 OPSET = 21
 IR_VERSION = 10
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 8192
 LARGE_CHUNK_ROWS = 16384
 LARGE_BANK_ROWS = 1_000_000
 FOLD = 32

@@ -116,6 +116,10 @@ def _wait_until_healthy(client: Client, server: subprocess.Popen[bytes]) -> None
 
 
 def _show_rows(client: Client, dataset: Dataset, console: Console) -> None:
+    console.print(
+        "p-value: how often a genuine known digit looks at least as strange; at most alpha means OUTLIER.\n"
+        "Credibility: the p-value of the class that fits best. Last column: the evidence, what it was compared with.\n"
+    )
     table = Table(title=f"A few rows of each kind, with the labels of their {NEIGHBORS} nearest training images")
     for column in ("what it really is", "verdict", "p-value", "credibility", "taken for a", "nearest training labels"):
         table.add_column(column, justify="right" if column in ("p-value", "credibility") else "left")

@@ -1,0 +1,98 @@
+"""One process per candidate, so that the thread pools of different libraries never share cores within a measurement.
+
+A worker builds its candidate, then runs one call per message; the parent interleaves the candidates round by round.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Call = Callable[[NDArray[np.float32]], Any]
+Build = Callable[..., Call]
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _serve(pipe: Connection, build: Build, arguments: dict[str, Any], queries: dict[int, str]) -> None:
+    before = resident_bytes()
+    try:
+        call = build(**arguments)
+        x = {rows: np.load(file) for rows, file in queries.items()}
+        for batch in x.values():
+            call(batch)  # the first call of a size allocates
+    except Exception as e:  # a candidate that cannot run is a line in the report, not the end of it
+        pipe.send(f"{type(e).__name__}: {e}")
+        return
+    pipe.send({"resident_bytes": resident_bytes() - before})
+    while (rows := pipe.recv()) is not None:
+        started = time.perf_counter()
+        call(x[rows])
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        pipe.send({"seconds": seconds, "peak_bytes": peak})
+
+
+class Worker:
+    """A candidate in a process of its own.
+
+    Args:
+        name: of the candidate.
+        build: importable function that returns the call to measure.
+        arguments: for `build`.
+        queries: batch size -> npy file of the batch.
+    """
+
+    def __init__(self, name: str, build: Build, arguments: dict[str, Any], queries: dict[int, str]) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child, build, arguments, queries), daemon=True)
+        self._process.start()
+        ready = self._receive()
+        self.error = ready if isinstance(ready, str) else None
+        self.resident_bytes = 0 if isinstance(ready, str) else int(ready["resident_bytes"])
+        self.peak_bytes = 0
+
+    def measure(self, rows: int) -> float:
+        """Seconds of one call on the batch of that size."""
+        self._pipe.send(rows)
+        answer = self._receive()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{self.name}: {answer}")
+        self.peak_bytes = int(answer["peak_bytes"])
+        return float(answer["seconds"])
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.is_alive():
+            self._pipe.send(None)
+        self._process.join(timeout=30)
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            return f"the process ended with code {self._process.exitcode}"
+
+
+def interleave(workers: list[Worker], rows: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per candidate and round; in each round every candidate runs once, in turn."""
+    seconds: dict[str, list[float]] = {w.name: [] for w in workers}
+    for i in range(rounds):
+        # Another order each round: nobody always runs after the same neighbour.
+        for w in workers[i % len(workers) :] + workers[: i % len(workers)]:
+            seconds[w.name].append(w.measure(rows))
+    return seconds
