@@ -6,6 +6,7 @@ A worker builds its candidate, then runs one call per message; the parent interl
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+PAUSE_SECONDS = 0.02
+"""Before each measurement, so that the last candidate's idle threads are asleep."""
+# OpenMP's idle threads spin for a fifth of a second by default, on the cores of whoever is measured next.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 Call = Callable[[NDArray[np.float32]], Any]
 Build = Callable[..., Call]
@@ -37,6 +43,7 @@ def _serve(pipe: Connection, build: Build, arguments: dict[str, Any], queries: d
         return
     pipe.send({"resident_bytes": resident_bytes() - before})
     while (rows := pipe.recv()) is not None:
+        call(x[rows])  # whoever ran before has emptied the caches and put this process's threads to sleep
         started = time.perf_counter()
         call(x[rows])
         seconds = time.perf_counter() - started
@@ -59,6 +66,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(child, build, arguments, queries), daemon=True)
+        os.environ.update(PASSIVE)  # before the child loads any OpenMP
         self._process.start()
         ready = self._receive()
         self.error = ready if isinstance(ready, str) else None
@@ -92,7 +100,8 @@ def interleave(workers: list[Worker], rows: int, rounds: int) -> dict[str, list[
     """Seconds per candidate and round; in each round every candidate runs once, in turn."""
     seconds: dict[str, list[float]] = {w.name: [] for w in workers}
     for i in range(rounds):
-        # Another order each round: nobody always runs after the same neighbour.
-        for w in workers[i % len(workers) :] + workers[: i % len(workers)]:
-            seconds[w.name].append(w.measure(rows))
+        # A random order each round: nobody always runs after the same neighbour.
+        for j in np.random.default_rng(i).permutation(len(workers)):
+            time.sleep(PAUSE_SECONDS)
+            seconds[workers[j].name].append(workers[j].measure(rows))
     return seconds

@@ -26,6 +26,8 @@ IR_VERSION = 10
 CHUNK_ROWS = 8192
 LARGE_CHUNK_ROWS = 16384
 LARGE_BANK_ROWS = 1_000_000
+MERGE_MATRIX_SIZE = 1 << 18
+"""Up to this many tiles x classes, one product with a one-hot matrix merges tiles to classes; above, folds do."""
 FOLD = 32
 """Tiles that one merge step sums; few enough that classes of very different sizes waste little padding."""
 MAX_EXPONENT = 80.0
@@ -111,6 +113,9 @@ class LayerGraph:
             tiles.append(self._sum_exp(tiled) if bounded else self._log_sum_exp(tiled))
         mass = g.op("Concat", tiles, axis=1) if len(tiles) > 1 else tiles[0]
         labels = self.bank.tile_labels
+        if bounded and len(labels) * self.bank.num_classes <= MERGE_MATRIX_SIZE:
+            one_hot = (labels[:, None] == np.arange(self.bank.num_classes)).astype(np.float32)
+            mass, labels = g.op("MatMul", [mass, g.constant(one_hot)]), np.arange(self.bank.num_classes, dtype=np.int32)
         while len(labels) > self.bank.num_classes:
             groups, labels = _fold_groups(labels)
             mass = self._fold(mass, groups, bounded)
