@@ -9,7 +9,6 @@ DIR/report/                             evaluate
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from softkin.errors import InvalidInputError
 from softkin.manifest import Manifest
 from softkin_training.build import DetectorSpec, LayerSpec, build
+from softkin_training.checkpoint import replacing
 from softkin_training.config import Recipe
 from softkin_training.data import Dataset
 from softkin_training.evaluate import Report, evaluate, write_report
@@ -63,14 +63,11 @@ def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier |
         seed=recipe.seed,
     )
     path = out / MODEL
-    temporary = path.with_name(f".{MODEL}.{os.getpid()}")
     try:
-        temporary.write_bytes(serialized)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(serialized)
     except OSError as e:
         raise InvalidInputError("out", f"cannot write {path} ({e.strerror}); choose another folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from softkin.errors import DataError, InvalidInputError, RecipeError
+from softkin_training.checkpoint import Checkpoint, replacing
 from softkin_training.config import Recipe
 from softkin_training.data import Dataset, balanced_batches
 from softkin_training.losses import LayeredSnnl
@@ -82,7 +82,7 @@ def _train(
     x, y = torch.from_numpy(rows.x), torch.from_numpy(rows.y)
     shuffle = torch.Generator().manual_seed(recipe.seed)
     steps_per_epoch = sum(1 for _ in balanced_batches(y, settings.batch_size, torch.Generator().manual_seed(0)))
-    checkpoint = _Checkpoint(out_dir / "checkpoint.pt", recipe, fingerprint(rows.x), model, optimizer, snnl, shuffle)
+    checkpoint = Checkpoint(out_dir / "checkpoint.pt", recipe, fingerprint(rows.x), model, optimizer, snnl, shuffle)
     history = checkpoint.load() if resume and checkpoint.path.exists() else []
     _write_history(out_dir, history)
 
@@ -144,7 +144,7 @@ def load_checkpoint(recipe: Recipe, dataset: Dataset, out_dir: str | Path) -> Cl
     with _seeded(recipe.seed, torch.device("cpu")):
         model, snnl, optimizer = _assemble(recipe, dataset)
         rows_fingerprint = fingerprint(dataset.train.x)
-        history = _Checkpoint(path, recipe, rows_fingerprint, model, optimizer, snnl, torch.Generator()).load()
+        history = Checkpoint(path, recipe, rows_fingerprint, model, optimizer, snnl, torch.Generator()).load()
     if len(history) < recipe.training.epochs:
         raise RecipeError(f"{path} holds {len(history)} of {recipe.training.epochs} epochs; finish it with --resume")
     return model.eval()
@@ -222,86 +222,9 @@ class _Sums:
         return f"loss {means['loss']:.3f} acc {means['train_accuracy']:.3f}{' | SNNL' if layers else ''}{layers}"
 
 
-@dataclass(frozen=True)
-class _Checkpoint:
-    """The state of a run on disk. The learning rate is a function of the step, so the epoch count restores it."""
-
-    path: Path
-    recipe: Recipe
-    rows_fingerprint: str
-    model: Classifier
-    optimizer: torch.optim.Optimizer
-    snnl: LayeredSnnl
-    shuffle: torch.Generator
-
-    def save(self, history: list[dict[str, Any]]) -> None:
-        state = {
-            "epoch": len(history),
-            "history": history,
-            "recipe": self.recipe.to_dict(),
-            "train_fingerprint": self.rows_fingerprint,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "temperatures": self.snnl.state_dict(),
-            "rng": {
-                "shuffle": self.shuffle.get_state(),
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-        }
-        with _replacing(self.path) as temporary:
-            torch.save(state, temporary)
-
-    def load(self) -> list[dict[str, Any]]:
-        """Restore everything in place; return the history so far."""
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            recipe = dict(state["recipe"])
-        except Exception as e:  # torch raises many types for a damaged file, with advice that would run its code
-            raise DataError(f"{self.path}: damaged, or not a checkpoint of softkin; train without resume") from e
-        if odd := _differences(recipe, self.recipe.to_dict()):
-            raise RecipeError(f"{self.path}: cannot resume, the recipe changed: {odd}; undo that, or do not resume")
-        if state["train_fingerprint"] != self.rows_fingerprint:
-            raise RecipeError(f"{self.path}: cannot resume, the training rows have changed; train without resume")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.snnl.load_state_dict(state["temperatures"])
-        self.shuffle.set_state(state["rng"]["shuffle"])
-        torch.set_rng_state(state["rng"]["torch"])
-        if state["rng"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-        return list(state["history"])
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """`section.key: old -> new` for what decides the weights; files may move, their rows are told by fingerprint."""
-    places = ("data.path", "data.outliers")
-
-    def flat(recipe: dict[str, Any]) -> dict[str, Any]:
-        sections = {s: recipe.get(s, {}) for s in ("data", "model", "loss", "training")}
-        keyed = {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items()}
-        return {"seed": recipe.get("seed")} | {k: v for k, v in keyed.items() if k not in places}
-
-    a, b = flat(old), flat(new)
-    return ", ".join(f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))
-
-
 def _write_history(out_dir: Path, history: list[dict[str, Any]]) -> None:
-    with _replacing(out_dir / "history.jsonl") as temporary:
+    with replacing(out_dir / "history.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(epoch) + "\n" for epoch in history), encoding="utf-8")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that is synced and replaces `path` once written; a crash leaves the old file whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -330,7 +253,7 @@ def _progress_bar(shown: bool) -> Progress:
 def _refuse_unwritable(out_dir: Path) -> None:
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with _replacing(out_dir / ".writable") as temporary:
+        with replacing(out_dir / ".writable") as temporary:
             temporary.touch()
         (out_dir / ".writable").unlink()
     except OSError as e:

@@ -20,14 +20,6 @@ from softkin_training.losses import (
 pytestmark = pytest.mark.training
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @given(st.integers(4, 40), st.integers(2, 6), st.integers(2, 5), st.sampled_from(METRICS), st.integers(0, 999))
 @settings(deadline=None, max_examples=40)
 def test_minimizer_beats_a_fine_scan(num_rows, width, num_classes, metric, seed):

@@ -22,14 +22,6 @@ from softkin_training.losses import (
 pytestmark = pytest.mark.training
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("relative_temperature", [1e-3, 0.1, 1.0, 100.0])
 @pytest.mark.parametrize("case", CASES)

@@ -20,14 +20,6 @@ pytestmark = pytest.mark.training
 SMALL = ["model.channels=[4, 8]", "model.dense=16", "training.epochs=4", "training.accelerator=cpu"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def dataset():
     """The embedded digits."""
