@@ -1,4 +1,4 @@
-"""The `softkin` command: serve, score, inspect, healthcheck.
+"""The `softkin` command: serve, score, inspect, export-onnx, healthcheck.
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 """
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SoftkinError as e:
         return _fail(str(e))
     except ModuleNotFoundError as e:
-        extra = "service" if chosen == "serve" else "client"
+        extra = "service" if chosen in ("serve", "export-onnx") else "client"
         return _fail(f"{chosen} needs the Python package {e.name}: pip install 'softkin[{extra}]'")
     except KeyboardInterrupt:
         return 130
@@ -151,6 +151,21 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="bundle directory")
+    parser.add_argument("out", metavar="OUT.onnx", help="model to write; its data go to OUT.onnx.data beside it")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from softkin.export_onnx import export_onnx
+
+    done = export_onnx(options.bundle, options.out, force=options.force)
+    print(f"{done.model}: outputs {', '.join(done.outputs)}")
+    print(f"{done.data}: {done.data_bytes / 1e6:.1f} MB")
+    return 0
+
+
 def _healthcheck(options: argparse.Namespace) -> int:
     from softkin.client import Client
 
@@ -165,6 +180,9 @@ COMMANDS = {
     "serve": Command("Serve bundles over gRPC.", _serve_arguments, _serve),
     "score": Command("Score an array file against a server.", _score_arguments, _score),
     "inspect": Command("Show what a bundle is.", _inspect_arguments, _inspect),
+    "export-onnx": Command(
+        "Write a bundle's whole detector as one ONNX model, for any runtime.", _export_arguments, _export
+    ),
     "healthcheck": Command("Exit 0 if a server is ready to score, 1 otherwise.", _target_arguments, _healthcheck),
 }
 

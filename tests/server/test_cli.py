@@ -42,6 +42,7 @@ FLAGS = {
         "--timeout",
     ],
     "inspect": ["--json"],
+    "export-onnx": ["--force"],
     "healthcheck": ["--target", "--timeout"],
 }
 

@@ -1,0 +1,195 @@
+"""What follows the class masses, in plain ONNX operators: nonconformity, p-values, predicted class.
+
+Says in operators what mass.py, nonconformity.py and conformal.py say in NumPy, in float64 as they do: given the same
+masses the two differ by rounding alone. Shapes: B rows, L layers, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from softkin.nonconformity import Nonconformity, Part
+from softkin.scorer_graph import GraphBuilder
+
+Floats = NDArray[np.float64]
+
+OUTPUTS = ("outlier_score", "p_value", "class_p_values", "predicted_class", "credibility", "confidence")
+"""Names of what `DetectorGraph.outputs` yields."""
+
+
+def count_below(g: GraphBuilder, scores: str, table: Floats, *, inclusive: bool = False) -> str:
+    """Name of int64 `#{i : table_i < score}` (`<=` where inclusive) for float64 scores of any shape, never NaN.
+
+    A binary search without branches: one pass per bit of the answer, whatever the score. The table is filled up with
+    +inf, which is below nothing, to one less than a power of two; so no probe leaves it.
+
+    Args:
+        g: where to add the nodes.
+        scores: name of the scores; +inf is allowed unless inclusive.
+        table: `[n]` sorted ascending, n >= 1.
+        inclusive: count equal entries too.
+    """
+    bits = len(table).bit_length()
+    padded = np.full(2**bits - 1, np.inf)
+    padded[: len(table)] = table
+    rows, count = g.constant(padded), g.constant(np.array(0, np.int64))
+    for bit in reversed(range(bits)):
+        step = 1 << bit
+        probe = g.op("Gather", [rows, g.op("Add", [count, g.constant(np.array(step - 1, np.int64))])])
+        below = g.op("LessOrEqual" if inclusive else "Less", [probe, scores])
+        count = g.op("Where", [below, g.op("Add", [count, g.constant(np.array(step, np.int64))]), count])
+    return count
+
+
+def p_values(g: GraphBuilder, scores: str, calibration: Floats) -> str:
+    """Name of `softkin.conformal.p_values` of float64 scores of any shape; exact, ties included."""
+    n = len(calibration)
+    at_least = g.op("Sub", [g.constant(np.array(n + 1, np.int64)), count_below(g, scores, calibration)])
+    return g.op("Div", [g.op("Cast", [at_least], to=TensorProto.DOUBLE), g.constant(np.array(n + 1.0))])
+
+
+def tail_surprise(g: GraphBuilder, scores: str, reference: Floats) -> str:
+    """Name of `softkin.conformal.tail_surprise` of finite float64 scores of any shape.
+
+    One straight line per interval: 0 before the first reference score, the interpolation between neighbours, the
+    exponential tail past the last. The number of reference scores at or below the score picks the line.
+    """
+    n = len(reference)
+    surprise = -np.log((n - np.arange(n)) / (n + 1.0))
+    gaps = np.diff(reference)
+    slopes = np.divide(np.diff(surprise), gaps, out=np.zeros(n - 1), where=gaps > 0)  # an empty interval has no rows
+    top = reference[int(0.9 * (n - 1)) :]
+    mean_excess = float((top - top[0]).mean()) or 1.0
+    line = count_below(g, scores, reference, inclusive=True)
+    start, slope, height = (
+        g.op("Gather", [g.constant(np.asarray(table, np.float64)), line])
+        for table in ([reference[0], *reference], [0.0, *slopes, 1.0 / mean_excess], [0.0, *surprise])
+    )
+    return g.op("Add", [g.op("Mul", [slope, g.op("Sub", [scores, start])]), height])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorGraph:
+    """Builds the graph from class masses to what a verdict needs.
+
+    Args:
+        graph: where to add the nodes.
+        nonconformity: the form, its weights and its references.
+        outlier_scores: `[n]` sorted ascending: calibration of `p_value`.
+        true_class_scores: `[n]` sorted ascending: calibration of `class_p_values`.
+    """
+
+    graph: GraphBuilder
+    nonconformity: Nonconformity
+    outlier_scores: Floats
+    true_class_scores: Floats
+
+    def outputs(self, masses_BLC: str, logits_BC: str | None) -> dict[str, str]:
+        """Tensor names by the names in `OUTPUTS`: float64 `[B]` (`class_p_values`: `[B, C]`), classes int32 `[B]`.
+
+        Args:
+            masses_BLC: name of float32 class masses.
+            logits_BC: name of the network's logits; None for bare embeddings.
+        """
+        g = self.graph
+        a_BC = self._nonconformity(masses_BLC, logits_BC)
+        if logits_BC is not None:
+            predicted = g.op("ArgMax", [self._comparable(logits_BC)], axis=1, keepdims=1)
+        else:
+            predicted = g.op("ArgMin", [a_BC], axis=1, keepdims=1)
+        score = g.op("Squeeze", [g.op("GatherElements", [a_BC, predicted], axis=1), self._axes(1)])
+        class_p = p_values(g, a_BC, self.true_class_scores)
+        return {
+            "outlier_score": score,
+            "p_value": p_values(g, score, self.outlier_scores),
+            "class_p_values": class_p,
+            "predicted_class": g.op("Cast", [g.op("Squeeze", [predicted, self._axes(1)])], to=TensorProto.INT32),
+            "credibility": g.op("ReduceMax", [class_p, self._axes(1)], keepdims=0),
+            "confidence": self._confidence(class_p, score),
+        }
+
+    @property
+    def _num_classes(self) -> int:
+        return len(self.nonconformity.class_weights)
+
+    def _axes(self, *axes: int) -> str:
+        return self.graph.constant(np.array(axes, np.int64))
+
+    def _double(self, x: str) -> str:
+        return self.graph.op("Cast", [x], to=TensorProto.DOUBLE)
+
+    def _nonconformity(self, masses_BLC: str, logits_BC: str | None) -> str:
+        """`[B, C]`; +inf for rows on which the network overflows: NaN would compare as nothing at all."""
+        g, zero = self.graph, self.graph.constant(np.array(0.0))
+        m_BLC = self._double(masses_BLC)
+        logits = None if logits_BC is None else self._double(logits_BC)
+        finite_B = self._finite(m_BLC, 1, 2)
+        if logits is not None:
+            finite_B = g.op("And", [finite_B, self._finite(logits, 1)])
+        finite_B1 = g.op("Unsqueeze", [finite_B, self._axes(1)])
+        # Rows that are not finite are computed as zeros, so that no infinity meets another on the way.
+        m_BLC = g.op("Where", [g.op("Unsqueeze", [finite_B, self._axes(1, 2)]), m_BLC, zero])
+        if logits is not None:
+            logits = g.op("Where", [finite_B1, logits, zero])
+        form, references = self.nonconformity.form, self.nonconformity.references
+        if form != "joint":
+            a_BC = self._part(form, m_BLC, logits)
+        else:
+            terms = [tail_surprise(g, self._part(p, m_BLC, logits), references[p]) for p in self.nonconformity.parts]
+            a_BC = terms[0]
+            for term in terms[1:]:
+                a_BC = g.op("Add", [a_BC, term])
+        return g.op("Where", [finite_B1, a_BC, g.constant(np.array(np.inf))])
+
+    def _finite(self, x: str, *axes: int) -> str:
+        """bool `[B]`: no NaN, which is less than nothing, and no infinity along `axes`."""
+        g = self.graph
+        below = g.op("Less", [g.op("Abs", [x]), g.constant(np.array(np.inf))])
+        as_int = g.op("Cast", [below], to=TensorProto.INT32)
+        lowest = g.op("ReduceMin", [as_int, self._axes(*axes)], keepdims=0)
+        return g.op("Cast", [lowest], to=TensorProto.BOOL)
+
+    def _part(self, part: Part, m_BLC: str, logits_BC: str | None) -> str:
+        """`[B, C]`: one part on its own scale."""
+        g, weights, layers = self.graph, self.nonconformity.class_weights, self.nonconformity.layer_weights
+        if part == "posterior":
+            loss_BLC = g.op("Sub", [self._log_sum_exp(m_BLC, 2), m_BLC])
+            return self._sum_layers(loss_BLC, layers)
+        if part == "energy":
+            assert logits_BC is not None, "the energy part needs a network"
+            energy_B1 = g.op("Neg", [self._log_sum_exp(logits_BC, 1)])
+            return g.op("Add", [energy_B1, g.constant(np.zeros((1, self._num_classes)))])
+        if part == "density_last":
+            last = g.constant(np.array([len(layers) - 1], np.int64))
+            m_BLC, layers = g.op("Gather", [m_BLC, last], axis=1), np.ones(1)
+        return self._sum_layers(g.op("Sub", [g.constant(np.log(weights)), m_BLC]), layers)
+
+    def _sum_layers(self, x_BLC: str, weights_L: Floats) -> str:
+        g = self.graph
+        weighted = g.op("Mul", [x_BLC, g.constant(np.asarray(weights_L, np.float64)[:, None])])
+        return g.op("ReduceSum", [weighted, self._axes(1)], keepdims=0)
+
+    def _log_sum_exp(self, x: str, axis: int) -> str:
+        """Along `axis`, which stays with length 1; finite x."""
+        g = self.graph
+        top = g.op("ReduceMax", [x, self._axes(axis)], keepdims=1)
+        total = g.op("ReduceSum", [g.op("Exp", [g.op("Sub", [x, top])]), self._axes(axis)], keepdims=1)
+        return g.op("Add", [g.op("Log", [total]), top])
+
+    def _comparable(self, logits_BC: str) -> str:
+        """Logits on which ArgMax answers as NumPy's does: the first NaN, where there is one."""
+        g = self.graph
+        capped = g.op("Min", [self._double(logits_BC), g.constant(np.array(np.finfo(np.float64).max))])
+        return g.op("Where", [g.op("IsNaN", [logits_BC]), g.constant(np.array(np.inf)), capped])
+
+    def _confidence(self, class_p_BC: str, score_B: str) -> str:
+        g, one = self.graph, self.graph.constant(np.array(1.0))
+        if self._num_classes == 1:
+            return g.op("Expand", [one, g.op("Shape", [score_B])])
+        top, _ = g.ops("TopK", [class_p_BC, g.constant(np.array([2], np.int64))], 2, axis=1)
+        second = g.op("Gather", [top, g.constant(np.array(1, np.int64))], axis=1)
+        return g.op("Sub", [one, second])

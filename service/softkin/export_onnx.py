@@ -1,0 +1,265 @@
+"""The whole detector, from raw input to what a verdict needs, as one ONNX model for any runtime without our Python.
+
+Two files: OUT.onnx, and OUT.onnx.data with the bank and the network's large initializers, page-aligned so that a
+runtime can map them. The bank is copied from file to file, never through a protobuf, which ends at 2 GB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from softkin import bundle as bundles
+from softkin.bundle import Bundle
+from softkin.detector import GOLDEN_TOLERANCE, nonconformity_of
+from softkin.detector_graph import OUTPUTS, DetectorGraph
+from softkin.errors import BundleError, DeviceError
+from softkin.scorer import LOGITS, representation_output, run_session, start_session
+from softkin.scorer_graph import GraphBuilder, is_bounded, layer_graph
+
+ALIGNMENT = 4096
+COPY_BYTES = 8 << 20
+LARGE_BYTES = 1 << 20
+"""Initializers of the network from this size on go to the data file."""
+OLDEST_OPSET = 18
+"""The first in which every operator takes its axes the way the graph gives them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    model: Path
+    data: Path
+    data_bytes: int
+    outputs: tuple[str, ...]
+
+
+def export_onnx(bundle: str | os.PathLike[str], out: str | os.PathLike[str], *, force: bool = False) -> Exported:
+    """Write a bundle's detector as one ONNX model, and prove it on the bundle's golden rows before it is in place.
+
+    Args:
+        bundle: bundle directory.
+        out: model file to write, in a directory that exists; its data go to the same name with `.data` appended.
+        force: replace what is there.
+
+    Raises:
+        BundleError: the bundle is damaged, the files exist or cannot be written, the disk is full, or the exported
+            model does not score as the detector does; nothing half-written stays, what was there before does.
+    """
+    return write_export(bundles.read_bundle(bundle), out, force=force)
+
+
+def write_export(bundle: Bundle, out: str | os.PathLike[str], *, force: bool = False) -> Exported:
+    """`export_onnx` of a bundle that has been read already."""
+    target = Path(out).absolute()
+    data = target.with_name(f"{target.name}.data")
+    if bundle.path.resolve() in target.resolve().parents:
+        raise BundleError(f"{target}: lies inside the bundle {bundle.path}; choose another directory")
+    for file in (target, data):
+        if os.path.lexists(file) and (file.is_dir() or not force):
+            remedy = "it is a directory; choose another name" if file.is_dir() else "pass --force to replace it"
+            raise BundleError(f"{file}: exists already; {remedy}")
+    with _staging(target, data) as (staged, staged_data):
+        proto = compose(bundle)
+        _move_data(proto, bundle.path / bundles.BANK, staged_data)
+        staged.write_bytes(proto.SerializeToString())
+        _prove(staged, bundle)
+        size = staged_data.stat().st_size
+    return Exported(model=target, data=data, data_bytes=size, outputs=tuple(o.name for o in proto.graph.output))
+
+
+def compose(bundle: Bundle) -> onnx.ModelProto:
+    """The detector as one model whose bank initializers point into bank.safetensors."""
+    proto = _read_network(bundle)
+    g, bank = GraphBuilder(), bundle.bank
+    axis = g.constant(np.array([1], np.int64))
+    layers = []
+    for name, layer in bank.layers.items():
+        part = layer_graph(g, bank, name, bundle.path / bundles.BANK, bounded=is_bounded(layer))
+        layers.append(g.op("Unsqueeze", [part.masses(representation_output(name)), axis]))
+    masses = g.op("Concat", layers, axis=1)
+    logits = next((o for o in proto.graph.output if o.name == LOGITS), None)
+    detector = DetectorGraph(
+        graph=g,
+        nonconformity=nonconformity_of(bundle.manifest, bank, bundle.calibration.references),
+        outlier_scores=bundle.calibration.outlier_scores,
+        true_class_scores=bundle.calibration.true_class_scores,
+    )
+    outputs = [] if logits is None else [logits]
+    batch = _batch_axis(proto)
+    for name, source in detector.outputs(masses, None if logits is None else LOGITS).items():
+        g.nodes.append(helper.make_node("Identity", [source], [name], name=f"softkin/{name}"))
+        dtype = TensorProto.INT32 if name == "predicted_class" else TensorProto.DOUBLE
+        shape = [batch, bank.num_classes] if name == "class_p_values" else [batch]
+        outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+    proto.graph.node.extend(g.nodes)
+    proto.graph.initializer.extend(g.initializers)
+    kept = list(outputs)
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+    _describe(proto, bundle)
+    return proto
+
+
+def _read_network(bundle: Bundle) -> onnx.ModelProto:
+    file = bundle.path / bundles.MODEL
+    try:
+        proto = onnx.load(file)
+    except Exception as e:  # protobuf's DecodeError and OSError alike
+        raise BundleError(f"{file}: not a readable ONNX model ({e}); build the bundle again") from e
+    found = {o.name for o in proto.graph.output}
+    for layer in bundle.bank.layers:
+        if representation_output(layer) not in found:
+            raise BundleError(f"{file}: has no output {representation_output(layer)!r}; it has {sorted(found)}")
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < OLDEST_OPSET:
+        raise BundleError(f"{file}: is of opset {opset}; the detector needs {OLDEST_OPSET} or newer, export it again")
+    taken = {name for node in proto.graph.node for name in node.output} | {i.name for i in proto.graph.input}
+    if clash := sorted(taken & set(OUTPUTS)):
+        raise BundleError(f"{file}: has a tensor {clash[0]!r}, the name of an output of the export; rename it there")
+    return proto
+
+
+def _batch_axis(proto: onnx.ModelProto) -> str | int:
+    axes = proto.graph.input[0].type.tensor_type.shape.dim
+    if axes and axes[0].HasField("dim_value"):
+        return int(axes[0].dim_value)
+    return (axes[0].dim_param if axes else "") or "batch"
+
+
+def _describe(proto: onnx.ModelProto, bundle: Bundle) -> None:
+    """What turns the outputs into a verdict, as metadata: `is_outlier = p_value <= softkin.default_alpha`."""
+    m = bundle.manifest
+    values = {
+        "name": m.name,
+        "version": m.version,
+        "digest": bundle.digest,
+        "classes": json.dumps(m.classes),
+        "default_alpha": repr(m.default_alpha),
+        "calibration_size": str(m.calibration_size),
+    }
+    for key, value in values.items():
+        proto.metadata_props.add(key=f"softkin.{key}", value=value)
+
+
+def _move_data(proto: onnx.ModelProto, bank: Path, data: Path) -> None:
+    """Write the data file and point the initializers at it: the bank's, and the network's large ones."""
+    with bank.open("rb") as source, data.open("wb") as out:
+        for tensor in proto.graph.initializer:
+            entries = {e.key: e.value for e in tensor.external_data}
+            if not entries and len(tensor.raw_data) < LARGE_BYTES:
+                continue
+            offset = -(-out.tell() // ALIGNMENT) * ALIGNMENT
+            out.seek(offset)
+            if entries:
+                length = int(entries["length"])
+                _copy(source, int(entries["offset"]), length, out)
+            else:
+                length = out.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+            del tensor.external_data[:]
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": data.name, "offset": str(offset), "length": str(length)}.items():
+                tensor.external_data.add(key=key, value=value)
+
+
+def _copy(source: BinaryIO, offset: int, length: int, out: BinaryIO) -> None:
+    source.seek(offset)
+    while length:
+        part = source.read(min(length, COPY_BYTES))
+        if not part:
+            raise BundleError(f"{source.name}: ended while it was copied; copy or build the bundle again")
+        out.write(part)
+        length -= len(part)
+
+
+def _prove(model: Path, bundle: Bundle) -> None:
+    """A well-formed model that loads by its path alone and scores the golden rows as when they were built."""
+    try:
+        onnx.checker.check_model(str(model))
+    except onnx.checker.ValidationError as e:
+        raise BundleError(f"{bundle.path}: its detector is no valid ONNX model: {e}") from e
+    golden = bundle.golden
+    if not len(golden.inputs):
+        return
+    try:
+        session, _ = start_session(model, "cpu")
+        feeds = {bundle.manifest.input_name: golden.inputs}
+        found = run_session(session, ["outlier_score"], feeds, "cpu")[0]
+    except DeviceError as e:
+        raise BundleError(f"{bundle.path}: the exported model does not run: {e}") from e
+    off = np.abs(found - golden.outlier_scores) / np.maximum(np.abs(golden.outlier_scores), 1.0)
+    if not (off <= GOLDEN_TOLERANCE).all():
+        row = int(off.argmax())
+        raise BundleError(
+            f"{bundle.path}: golden row {row} scores {found[row]:.6g} in the exported model, "
+            f"{golden.outlier_scores[row]:.6g} when built (relative tolerance {GOLDEN_TOLERANCE:g})"
+        )
+
+
+@contextmanager
+def _staging(*targets: Path) -> Iterator[list[Path]]:
+    """Paths of the targets' names in a temporary sibling directory; synced and renamed into place at the end.
+
+    External data are found by name, so the files get their final names from the start.
+    """
+    parent = targets[0].parent
+    staging: Path | None = None
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{targets[0].name}.", dir=parent))
+        staged = [staging / t.name for t in targets]
+        yield staged
+        for file in staged:
+            _sync(file)
+        _put(staged, list(targets), staging)
+        _sync(parent)
+    except OSError as e:
+        reason = e.strerror or str(e)
+        raise BundleError(f"{targets[0]}: cannot write the export ({reason}); nothing was changed there") from e
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put(staged: list[Path], targets: list[Path], staging: Path) -> None:
+    """Rename every file into place, or none: what stood there is set aside first, and comes back on failure.
+
+    So no moment shows an old model beside new data.
+    """
+    aside: dict[Path, Path] = {}
+    placed: list[Path] = []
+    try:
+        for target in targets:
+            if os.path.lexists(target):
+                old = staging / f"{target.name}.old"
+                target.rename(old)
+                aside[target] = old
+        for source, target in zip(reversed(staged), reversed(targets), strict=True):  # the data before the model
+            source.rename(target)
+            placed.append(target)
+    except BaseException:
+        for target in placed:
+            target.unlink()
+        for target, old in aside.items():
+            old.rename(target)
+        raise
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

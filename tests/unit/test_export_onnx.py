@@ -1,0 +1,393 @@
+"""The detector as one ONNX model, run by plain onnxruntime in a process that cannot import softkin."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from softkin import BundleError, Detector, bundle, cli, conformal
+from softkin.bank import Bank, LayerBank
+from softkin.detector_graph import OUTPUTS, DetectorGraph, p_values, tail_surprise
+from softkin.export_onnx import export_onnx, write_export
+from softkin.manifest import Layer
+from softkin.nonconformity import PARTS, Nonconformity, Outputs, outlier_score
+from softkin.scorer_graph import GraphBuilder
+from softkin_training.build import LayerSpec, build
+
+TOLERANCE = 1e-5
+"""Relative, of outlier scores: the network and the bank run in float32, in batches of another size."""
+
+PLAIN = """
+import sys
+sys.modules["softkin"] = None
+import numpy as np, onnxruntime as ort
+model, rows, out, prepacking = sys.argv[1:]
+options = ort.SessionOptions()
+options.add_session_config_entry("session.disable_prepacking", prepacking)
+session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+names = [o.name for o in session.get_outputs()]
+np.savez(out, **dict(zip(names, session.run(names, {session.get_inputs()[0].name: np.load(rows)}))))
+"""
+
+
+def run_plain(model, x, tmp_path, *, prepacking=True):
+    """Outputs by name, from a process that has NumPy and onnxruntime only."""
+    np.save(tmp_path / "rows.npy", x)
+    arguments = [str(model), str(tmp_path / "rows.npy"), str(tmp_path / "found.npz"), "0" if prepacking else "1"]
+    subprocess.run([sys.executable, "-I", "-c", PLAIN, *arguments], check=True, timeout=120, cwd="/")
+    with np.load(tmp_path / "found.npz", allow_pickle=False) as found:
+        return dict(found)
+
+
+def run_graph(g, inputs, outputs):
+    """Run the nodes of a builder on arrays by name."""
+    dtypes = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float64): TensorProto.DOUBLE}
+    graph = helper.make_graph(
+        g.nodes,
+        "piece",
+        [helper.make_tensor_value_info(k, dtypes[v.dtype], v.shape) for k, v in inputs.items()],
+        [helper.make_empty_tensor_value_info(o) for o in outputs],
+        g.initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(list(outputs), inputs)
+
+
+def same_scores(found, path, x):
+    """The outputs of an export against `Detector.score`, and its p-values exactly those of its own scores."""
+    expected, calibration = Detector.load(path, device="cpu").score(x), bundle.read_bundle(path).calibration
+    score = found["outlier_score"]
+    assert [found[n].dtype for n in OUTPUTS] == ["f8", "f8", "f8", "i4", "f8", "f8"]
+    np.testing.assert_allclose(score, expected.outlier_score, rtol=TOLERANCE, atol=TOLERANCE)
+    np.testing.assert_array_equal(found["p_value"], conformal.p_values(score, calibration.outlier_scores))
+    np.testing.assert_array_equal(found["predicted_class"], expected.predicted_class)
+    for name in ("p_value", "class_p_values", "credibility", "confidence"):
+        off = np.abs(found[name] - getattr(expected, name))
+        assert off.max() <= 1.0001 / (expected.budget.calibration_size + 1), name  # a score on a calibration score
+        assert (off == 0).mean() >= 0.99, name
+    np.testing.assert_array_equal(found["credibility"], found["class_p_values"].max(axis=1))
+    return expected
+
+
+def variant(tiny, out, *, metric="cosine", form="joint", parts=None, model=None):
+    """The tiny bundle in another form or metric."""
+    layers = tuple(
+        LayerSpec(name=layer.name, metric=metric, weight=w)
+        for layer, w in zip(tiny.spec.layers, (1.0, 0.5), strict=True)
+    )
+    parts = (tiny.spec.parts if parts is None else parts) if form == "joint" else ()
+    spec = dataclasses.replace(tiny.spec, layers=layers, nonconformity=form, parts=parts)
+    build(out, model or tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    return out
+
+
+def without_logits(model):
+    """The same network as a source of bare embeddings."""
+    proto = onnx.load_from_string(model)
+    del proto.graph.output[0], proto.graph.node[0]
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
+@pytest.mark.parametrize(
+    ("form", "parts"),
+    [("posterior", ()), ("density", ()), ("joint", ("posterior", "density", "density_last")), ("joint", ("energy",))],
+)
+def test_plain_onnxruntime_gives_the_numbers_of_the_detector(tiny, tmp_path, metric, form, parts):
+    """Every form, both metrics, more rows than the detector runs at once; two files, well formed, and no others."""
+    path = variant(tiny, tmp_path / "b", metric=metric, form=form, parts=parts)
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / "d.onnx"
+    export_onnx(path, out)
+    x = np.concatenate([tiny.inliers, tiny.outliers])
+
+    found = run_plain(out, x, tmp_path)
+
+    assert sorted(f.name for f in out.parent.iterdir()) == ["d.onnx", "d.onnx.data"]
+    assert set(found) == {"logits", *OUTPUTS}
+    expected = same_scores(found, path, x)
+    assert (expected.p_value[:500] > 0.05).mean() > 0.8
+    onnx.checker.check_model(str(out), full_check=True)
+
+
+def test_one_row_and_bare_embeddings(tiny, tmp_path):
+    """A batch of one; without a network the class is that of the smallest nonconformity."""
+    path = variant(tiny, tmp_path / "b", model=without_logits(tiny.model))
+    export_onnx(path, tmp_path / "d.onnx")
+
+    found = run_plain(tmp_path / "d.onnx", tiny.inliers[:1], tmp_path)
+
+    assert set(found) == set(OUTPUTS)
+    assert found["class_p_values"].shape == (1, 3)
+    same_scores(found, path, tiny.inliers[:1])
+
+
+def test_repeated_calibration_scores(tiny, tmp_path):
+    """Ties among the calibration rows, as when scores are coarse."""
+    loaded = bundle.read_bundle(tiny.path)
+    c = loaded.calibration
+    coarse = dataclasses.replace(
+        c, outlier_scores=np.round(c.outlier_scores), true_class_scores=np.round(c.true_class_scores)
+    )
+    parts = {"bank": loaded.bank, "calibration": coarse, "golden": loaded.golden}
+    bundle.write_bundle(tmp_path / "b", loaded.manifest, model=tiny.model, **parts)
+    export_onnx(tmp_path / "b", tmp_path / "d.onnx")
+
+    found = run_plain(tmp_path / "d.onnx", tiny.inliers, tmp_path)
+
+    assert len(np.unique(coarse.outlier_scores)) < 30
+    same_scores(found, tmp_path / "b", tiny.inliers)
+
+
+def test_a_row_on_which_the_network_overflows_is_the_strangest(tiny, tmp_path):
+    """Infinite score, smallest p-value, nothing is NaN, and its batch mates do not notice."""
+    export_onnx(tiny.path, tmp_path / "d.onnx")
+    x = tiny.inliers[:4].copy()
+    x[1], x[2] = 3e38 * np.sign(x[1]), np.nan
+
+    found = run_plain(tmp_path / "d.onnx", x, tmp_path)
+
+    assert found["outlier_score"][[1, 2]].tolist() == [np.inf, np.inf]
+    assert found["p_value"][[1, 2]].tolist() == [1 / 301, 1 / 301]
+    assert (found["class_p_values"][[1, 2]] == 1 / 301).all()
+    assert not any(np.isnan(found[n]).any() for n in OUTPUTS)
+    same_scores({k: v[[0, 1, 3]] for k, v in found.items()}, tiny.path, x[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+@pytest.mark.parametrize(("form", "parts"), [("posterior", ()), ("density", ()), ("joint", PARTS)])
+def test_given_equal_masses_the_graph_is_the_reference(classes, form, parts):
+    """Everything after the masses against nonconformity.py and conformal.py: 1e-9, NaN and infinite rows included."""
+    rng = np.random.default_rng(classes)
+    masses = rng.normal(-20, 30, size=(200, 3, classes)).astype(np.float32)
+    logits = rng.normal(0, 10, size=(200, classes)).astype(np.float32)
+    masses[0, 1, 0], masses[1, 2, -1], logits[2, -1], logits[3, 0] = np.nan, -np.inf, np.inf, np.nan
+    nonconformity = Nonconformity(
+        form=form,
+        class_weights=rng.uniform(5, 5000, classes),
+        layer_weights=np.array([1.0, 0.25, 3.0]),
+        parts=parts,
+        references={p: np.sort(rng.normal(0, 60, 50)) for p in parts},
+    )
+    outputs = Outputs(masses=masses, logits=logits)
+    a = nonconformity(outputs)
+    predicted = nonconformity.predict(outputs, a)
+    score = outlier_score(a, predicted)
+    finite = score[np.isfinite(score)]
+    calibration = np.sort(finite) + 1e-6
+    g = GraphBuilder()
+    detector = DetectorGraph(
+        graph=g, nonconformity=nonconformity, outlier_scores=calibration, true_class_scores=calibration
+    )
+    names = detector.outputs("masses", "logits")
+
+    found = dict(zip(names, run_graph(g, {"masses": masses, "logits": logits}, names.values()), strict=True))
+
+    np.testing.assert_allclose(found["outlier_score"], score, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(found["predicted_class"], predicted)
+    np.testing.assert_array_equal(found["p_value"], conformal.p_values(score, calibration))
+    class_p = conformal.p_values(a, calibration)
+    np.testing.assert_array_equal(found["class_p_values"], class_p)
+    np.testing.assert_array_equal(found["credibility"], conformal.credibility(class_p))
+    np.testing.assert_array_equal(found["confidence"], conformal.confidence(class_p))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 1000])
+def test_p_values_count_ties_exactly(n):
+    """Scores on, between and beyond calibration scores that repeat, with +inf."""
+    rng = np.random.default_rng(n)
+    calibration = np.sort(rng.integers(0, 5, n) / 3)
+    scores = np.concatenate([calibration, rng.normal(size=20), [-1e300, 1e300, np.inf]]).reshape(1, -1)
+    g = GraphBuilder()
+
+    (found,) = run_graph(g, {"s": scores}, [p_values(g, "s", calibration)])
+
+    np.testing.assert_array_equal(found, conformal.p_values(scores, calibration))
+
+
+@pytest.mark.parametrize("n", [2, 3, 11, 100])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_tail_surprise_is_that_of_conformal(n, repeats):
+    """On, between, before and past reference scores, with and without repeated ones."""
+    rng = np.random.default_rng(n)
+    reference = np.sort(rng.integers(0, 4, n).astype(float) if repeats else rng.normal(size=n))
+    scores = np.concatenate([reference, rng.normal(size=50) * 3, [-1e6, 1e6]])
+    g = GraphBuilder()
+
+    (found,) = run_graph(g, {"s": scores}, [tail_surprise(g, "s", reference)])
+
+    np.testing.assert_allclose(found, conformal.tail_surprise(scores, reference), rtol=1e-12, atol=1e-12)
+
+
+def test_the_model_is_plain_and_its_data_are_aligned(tiny, tmp_path):
+    """No control flow, no other domains, offsets on pages, metadata for the verdict; a large network moves too."""
+    proto = onnx.load_from_string(tiny.model)
+    big = np.random.default_rng(0).normal(size=(12, 30_000)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(big, "big"))
+    proto.graph.node.append(helper.make_node("MatMul", ["inputs", "big"], ["unused"]))
+    path = variant(tiny, tmp_path / "b", model=proto.SerializeToString())
+
+    export_onnx(path, tmp_path / "d.onnx")
+
+    model = onnx.load(tmp_path / "d.onnx", load_external_data=False)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 21)]
+    assert not {n.op_type for n in model.graph.node} & {"Loop", "Scan", "If"}
+    assert {n.domain for n in model.graph.node} == {""}
+    external = {t.name: {e.key: e.value for e in t.external_data} for t in model.graph.initializer if t.external_data}
+    assert len(external) == 3
+    assert {e["location"] for e in external.values()} == {"d.onnx.data"}
+    assert all(int(e["offset"]) % 4096 == 0 for e in external.values())
+    loaded = {t.name: t for t in onnx.load(tmp_path / "d.onnx").graph.initializer}
+    np.testing.assert_array_equal(numpy_helper.to_array(loaded["big"]), big)
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert json.loads(metadata["softkin.classes"]) == ["a", "b", "c"]
+    assert float(metadata["softkin.default_alpha"]) == 0.05
+    assert metadata["softkin.digest"] == bundle.digest(path)
+
+
+def test_existing_files_are_replaced_only_when_asked(tiny, tmp_path, capsys):
+    """Either of the two is enough to refuse; nothing else changes; --force replaces both."""
+    out, data = tmp_path / "d.onnx", tmp_path / "d.onnx.data"
+    data.write_text("mine")
+
+    assert cli.main(["export-onnx", str(tiny.path), str(out)]) == 1
+    assert f"{data}: exists already; pass --force to replace it" in capsys.readouterr().err
+    assert (data.read_text(), list(tmp_path.iterdir())) == ("mine", [data])
+
+    assert cli.main(["export-onnx", str(tiny.path), str(out), "--force"]) == 0
+    assert cli.main(["export-onnx", str(tiny.path), str(out), "--force"]) == 0
+    assert f"{out}: outputs logits, outlier_score, p_value" in capsys.readouterr().out
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["d.onnx", "d.onnx.data"]
+    onnx.checker.check_model(str(out))
+
+
+def test_paths_that_cannot_be_written_are_clear_errors(tiny, tiny_copy, tmp_path):
+    """A missing directory, a file in its place, a directory in the file's place, the bundle itself."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for out, message in {
+        tmp_path / "none" / "d.onnx": r"cannot write the export \(No such file",
+        tmp_path / "file" / "d.onnx": r"cannot write the export \(Not a directory",
+        tmp_path / "folder": "it is a directory; choose another name",
+        tiny_copy / "model.onnx": "lies inside the bundle",
+    }.items():
+        with pytest.raises(BundleError, match=message):
+            export_onnx(tiny_copy, out, force=True)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["copy", "file", "folder"]
+    bundle.read_bundle(tiny_copy)
+
+
+def test_a_directory_without_permission_is_a_clear_error(tiny, tmp_path):
+    """The reason stands in the message."""
+    loaded, user = bundle.read_bundle(tiny.path), os.geteuid()
+    tmp_path.chmod(0o500)
+    if user == 0:
+        os.seteuid(65534)  # root may write anywhere
+    try:
+        with pytest.raises(BundleError, match=r"cannot write the export \(Permission denied\)"):
+            write_export(loaded, tmp_path / "d.onnx")
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_what_was_there(tiny, tmp_path):
+    """A write that fails half way, over an older export."""
+    out = tmp_path / "d.onnx"
+    export_onnx(tiny.path, out)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # files cannot grow past it, as on a full disk
+    try:
+        with pytest.raises(BundleError, match=r"cannot write the export \(.+\); nothing was changed there"):
+            export_onnx(tiny.path, out, force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_an_export_that_scores_otherwise_is_refused(tiny, tmp_path):
+    """The golden rows are scored before the files are in place."""
+    loaded = bundle.read_bundle(tiny.path)
+    wrong = dataclasses.replace(loaded.golden, outlier_scores=loaded.golden.outlier_scores + 1)
+
+    with pytest.raises(BundleError, match="in the exported model"):
+        write_export(dataclasses.replace(loaded, golden=wrong), tmp_path / "d.onnx")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_with_an_outputs_name_inside_is_refused(tiny, tmp_path):
+    """Its tensor and ours would be one."""
+    proto = onnx.load_from_string(tiny.model)
+    proto.graph.node.append(helper.make_node("Identity", ["logits"], ["confidence"]))
+    path = variant(tiny, tmp_path / "b", model=proto.SerializeToString())
+
+    with pytest.raises(BundleError, match="has a tensor 'confidence', the name of an output"):
+        export_onnx(path, tmp_path / "d.onnx")
+
+
+@pytest.mark.slow
+def test_a_bank_above_two_gigabytes(tiny, tmp_path):
+    """What a protobuf cannot hold; the last row of the file is the one that answers."""
+    width, n = 4095, 3 * 700 * 64
+    rows = {"dtype": "F32", "shape": [n, width + 1], "data_offsets": [0, 4 * n * (width + 1)]}
+    header = json.dumps({"rows.wide": rows}).encode()
+    header += b" " * (-len(header) % 8)
+    (tmp_path / "b").mkdir()
+    with (tmp_path / "b" / bundle.BANK).open("wb") as f:  # sparse: zeros, but for the last row
+        f.write(struct.pack("<Q", len(header)) + header)
+        start = f.tell()
+        f.seek(start + 4 * (n - 1) * (width + 1))
+        f.write(np.eye(1, width + 1, dtype=np.float32).tobytes())
+    mapped = np.memmap(tmp_path / "b" / bundle.BANK, np.float32, "r", start, (n, width + 1))
+    assert mapped.nbytes > 2**31
+    bank = Bank(
+        layers={"wide": LayerBank(metric="cosine", temperature=0.05, rows=mapped, center=np.zeros(width, np.float32))},
+        labels=np.repeat(np.arange(3, dtype=np.int32), n // 3),
+        ids=np.arange(n),
+        weights=np.ones(n, np.float32),
+        num_classes=3,
+    )
+    value = helper.make_tensor_value_info
+    network = helper.make_graph(
+        [helper.make_node("LpNormalization", ["inputs"], ["representation.wide"], axis=1, p=2)],
+        "wide",
+        [value("inputs", TensorProto.FLOAT, ["batch", width])],
+        [value("representation.wide", TensorProto.FLOAT, ["batch", width])],
+    )
+    model = helper.make_model(network, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "b" / bundle.MODEL)
+    loaded = bundle.read_bundle(tiny.path)
+    layer = Layer(name="wide", dim=width, metric="cosine", temperature=0.05, weight=1.0, reducer="none")
+    manifest = dataclasses.replace(
+        loaded.manifest, layers=(layer,), nonconformity="density", parts=(), input_shape=(width,)
+    )
+    nothing = bundle.Golden(inputs=np.zeros((0, width), np.float32), outlier_scores=np.zeros(0), p_values=np.zeros(0))
+    big = dataclasses.replace(loaded, path=tmp_path / "b", manifest=manifest, bank=bank, golden=nothing)
+
+    done = write_export(big, tmp_path / "d.onnx")
+
+    assert done.data_bytes == mapped.nbytes
+    onnx.checker.check_model(str(done.model))
+    x = np.eye(2, width, dtype=np.float32)
+    found = run_plain(done.model, x, tmp_path, prepacking=False)
+    near = np.log(n // 3) - np.log1p((n // 3 - 1) * np.exp(-20.0))
+    np.testing.assert_allclose(found["outlier_score"], [near, 20.0], rtol=1e-5)
+    assert found["predicted_class"][0] == 2
+    done.data.unlink()  # pytest keeps the directories of its last runs
