@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from softkin.errors import DataError
 from softkin.manifest import Manifest
@@ -116,7 +116,7 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         return
     m = manifest
     smallest = 1 / (m.calibration_size + 1)
-    facts = Table("", "", show_header=False)
+    facts = Table(Column(), Column(overflow="fold"), show_header=False)  # a digest cut short is of no use
     for key, value in {
         "detector": f"{m.name} {m.version}",
         "digest": digest,
