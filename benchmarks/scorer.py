@@ -1,6 +1,6 @@
 """Side by side: the scorer against the machine's ceilings and against peers, in one interleaved run.
 
-    make bench                                   everything; about 15 minutes on two cores
+    make bench                                   everything; about 5 minutes on two cores
     python benchmarks/scorer.py --cases small --out DIR
 
 Writes scorer_<cores>vcpu_<date>.json, .md and .png.
@@ -63,11 +63,11 @@ class Case:
 
 _SLOW = ("FAISS HNSW, k = 50 (approximate)", "scikit-learn brute, k = 50", "torch, attention", "softkin + exact top-50")
 CASES = {
-    "60k-128": Case(60_000, 128, 10, (1, 32, 256), 9),
-    "60k-512": Case(60_000, 512, 100, (1, 32, 256), 9, leave_out=_SLOW[:1]),
-    "1m-128": Case(1_000_000, 128, 1000, (1, 32), 5, leave_out=_SLOW),
+    "60k-128": Case(60_000, 128, 10, (1, 32, 256), 31),
+    "60k-512": Case(60_000, 512, 100, (1, 32, 256), 31, leave_out=_SLOW[:1]),
+    "1m-128": Case(1_000_000, 128, 1000, (1, 32), 15, leave_out=_SLOW),
 }
-LINE = tuple(Case(n, 128, 10, (32,), 7) for n in (4_000, 16_000, 60_000, 250_000, 1_000_000))
+LINE = tuple(Case(n, 128, 10, (32,), 21) for n in (4_000, 16_000, 60_000, 250_000, 1_000_000))
 """Bank sizes for the plot of time against size."""
 
 
@@ -94,7 +94,7 @@ def measure(case: Case, builds: dict[str, Build]) -> dict[str, Any]:
         workers = [w for w in workers if not w.error]
         timings: dict[str, Any] = {}
         for rows in case.batches:
-            seconds = interleave(workers, rows, case.rounds if rows > 1 else 4 * case.rounds)
+            seconds = interleave(workers, rows, case.rounds if rows > 1 else 2 * case.rounds)
             ceiling = np.array(seconds[CEILING])
             timings[str(rows)] = {
                 name: {
