@@ -14,22 +14,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from softkin.bank import PADDING_LABEL, TILE_ROWS, Bank, LayerBank
 from softkin.errors import BundleError
 from softkin.manifest import FileEntry, Manifest, parse_manifest
 from softkin.mass import Metric
+from softkin.staging import staged
 from softkin.tensor_file import TensorFile
 
 MANIFEST, MODEL, BANK = "manifest.json", "model.onnx", "bank.safetensors"
@@ -151,7 +148,8 @@ def write_bundle(
     target = Path(path).absolute()
     if target.exists() and not replace:
         raise BundleError(f"{target}: exists already; choose another directory, or remove it first")
-    with _staging(target) as staging:
+    with staged(target, what="bundle", make_parent=True) as (staging,):
+        staging.mkdir()
         (staging / MODEL).write_bytes(model)
         save_file(bank_tensors(bank), staging / BANK)
         references = {f"references.{k}": v for k, v in calibration.references.items()}
@@ -163,40 +161,6 @@ def write_bundle(
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         read_bundle(staging)
     return manifest
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    staging: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        yield staging
-        for file in [*staging.iterdir(), staging]:
-            _sync(file)
-        staging.chmod(0o755)  # mkdtemp makes it private; the service runs as another user than the builder
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            target.rename(old / target.name)
-            staging.rename(target)
-            shutil.rmtree(old)
-        else:
-            staging.rename(target)
-        _sync(target.parent)
-    except (OSError, SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise BundleError(f"{target}: cannot write the bundle ({reason}); nothing was changed there") from e
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _sha256(path: Path) -> str:

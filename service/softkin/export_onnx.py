@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +23,7 @@ from softkin.detector_graph import OUTPUTS, DetectorGraph
 from softkin.errors import BundleError, DeviceError
 from softkin.scorer import LOGITS, representation_output, run_session, start_session
 from softkin.scorer_graph import GraphBuilder, is_bounded, layer_graph
+from softkin.staging import staged
 
 ALIGNMENT = 4096
 COPY_BYTES = 8 << 20
@@ -71,11 +68,11 @@ def write_export(bundle: Bundle, out: str | os.PathLike[str], *, force: bool = F
         if os.path.lexists(file) and (file.is_dir() or not force):
             remedy = "it is a directory; choose another name" if file.is_dir() else "pass --force to replace it"
             raise BundleError(f"{file}: exists already; {remedy}")
-    with _staging(target, data) as (staged, staged_data):
+    with staged(target, data, what="export") as (model, staged_data):
         proto = compose(bundle)
         _move_data(proto, bundle.path / bundles.BANK, staged_data)
-        staged.write_bytes(proto.SerializeToString())
-        _prove(staged, bundle)
+        model.write_bytes(proto.SerializeToString())
+        _prove(model, bundle)
         size = staged_data.stat().st_size
     return Exported(model=target, data=data, data_bytes=size, outputs=tuple(o.name for o in proto.graph.output))
 
@@ -207,59 +204,3 @@ def _prove(model: Path, bundle: Bundle) -> None:
             f"{bundle.path}: golden row {row} scores {found[row]:.6g} in the exported model, "
             f"{golden.outlier_scores[row]:.6g} when built (relative tolerance {GOLDEN_TOLERANCE:g})"
         )
-
-
-@contextmanager
-def _staging(*targets: Path) -> Iterator[list[Path]]:
-    """Paths of the targets' names in a temporary sibling directory; synced and renamed into place at the end.
-
-    External data are found by name, so the files get their final names from the start.
-    """
-    parent = targets[0].parent
-    staging: Path | None = None
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{targets[0].name}.", dir=parent))
-        staged = [staging / t.name for t in targets]
-        yield staged
-        for file in staged:
-            _sync(file)
-        _put(staged, list(targets), staging)
-        _sync(parent)
-    except OSError as e:
-        reason = e.strerror or str(e)
-        raise BundleError(f"{targets[0]}: cannot write the export ({reason}); nothing was changed there") from e
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _put(staged: list[Path], targets: list[Path], staging: Path) -> None:
-    """Rename every file into place, or none: what stood there is set aside first, and comes back on failure.
-
-    So no moment shows an old model beside new data.
-    """
-    aside: dict[Path, Path] = {}
-    placed: list[Path] = []
-    try:
-        for target in targets:
-            if os.path.lexists(target):
-                old = staging / f"{target.name}.old"
-                target.rename(old)
-                aside[target] = old
-        for source, target in zip(reversed(staged), reversed(targets), strict=True):  # the data before the model
-            source.rename(target)
-            placed.append(target)
-    except BaseException:
-        for target in placed:
-            target.unlink()
-        for target, old in aside.items():
-            old.rename(target)
-        raise
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

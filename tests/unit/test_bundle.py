@@ -180,6 +180,27 @@ def test_an_existing_bundle_is_replaced_only_when_asked(tiny, tmp_path):
     Detector.load(out, device="cpu")
 
 
+def test_a_failed_replacement_brings_the_old_bundle_back(tiny, tmp_path, monkeypatch):
+    """The old one is set aside before the new one takes its place; when that fails, it must not be lost."""
+    out = tmp_path / "b"
+    arguments = {"bank_rows": tiny.bank, "calibration_rows": tiny.calibration}
+    build(out, tiny.model, tiny.spec, **arguments)
+    before = bundles.digest(out)
+    rename = Path.rename
+
+    def fail_into_place(self, target):
+        if Path(target) == out and self.name == "b":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_into_place)
+    with pytest.raises(BundleError, match=r"cannot write the bundle \(Input/output error\); nothing was changed"):
+        build(out, tiny.model, dataclasses.replace(tiny.spec, version="2"), **arguments, replace=True)
+
+    assert bundles.digest(out) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
 def test_a_full_disk_leaves_nothing_behind(tiny, tmp_path):
     """A write that fails half way: clear error, no half bundle, the old one untouched."""
     loaded = bundles.read_bundle(tiny.path)

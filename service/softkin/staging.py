@@ -1,0 +1,78 @@
+"""Files and directories that appear whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from softkin.errors import BundleError
+
+
+@contextmanager
+def staged(*targets: Path, what: str, make_parent: bool = False) -> Iterator[list[Path]]:
+    """Paths of the targets' own names in a temporary sibling directory; synced and renamed into place at the end.
+
+    All targets or none: what stood there before is set aside first, and comes back when a rename fails.
+
+    Args:
+        targets: files or directories of one parent.
+        what: they are, for errors.
+        make_parent: make the parent directory where it is missing.
+
+    Raises:
+        BundleError: the parent cannot be written, or the disk is full; everything is as it was before.
+    """
+    parent = targets[0].parent
+    staging: Path | None = None
+    try:
+        if make_parent:
+            parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{targets[0].name}.", dir=parent))
+        paths = [staging / t.name for t in targets]
+        yield paths
+        for path in paths:
+            for file in [*(path.iterdir() if path.is_dir() else ()), path]:
+                _sync(file)
+        _put(paths, list(targets), staging)
+        _sync(parent)
+    except (OSError, SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise BundleError(f"{targets[0]}: cannot write the {what} ({reason}); nothing was changed there") from e
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put(paths: list[Path], targets: list[Path], staging: Path) -> None:
+    aside: dict[Path, Path] = {}
+    placed: list[Path] = []
+    try:
+        for target in targets:
+            if os.path.lexists(target):
+                old = staging / f"{target.name}.old"
+                target.rename(old)
+                aside[target] = old
+        # The last target first: a model is never seen without the data that it points to.
+        for path, target in zip(reversed(paths), reversed(targets), strict=True):
+            path.rename(target)
+            placed.append(target)
+    except BaseException:
+        for target in placed:
+            target.rename(staging / f"{target.name}.new")
+        for target, old in aside.items():
+            old.rename(target)
+        raise
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
