@@ -33,9 +33,10 @@ def softkin(*, bank: str, labels: str, temperature: float, neighbors: int = 0, b
     import softkin.scorer as scoring
     from softkin.bank import pack
     from softkin.bundle import bank_tensors
+    from softkin.scorer_graph import representation_output
 
     z, y = load(bank, labels)
-    name = scoring.representation_output("z")
+    name = representation_output("z")
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], [name])],

@@ -11,17 +11,15 @@ from numpy.typing import NDArray
 from softkin import bundle as bundles
 from softkin import conformal
 from softkin.bank import Bank
-from softkin.bundle import Bundle
+from softkin.bundle import Bundle, Golden
 from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
-from softkin.scorer import Device, Scorer
+from softkin.scorer import SLICE_ROWS, Device, Scorer
 from softkin.scores import ErrorBudget, Neighbors, Scores
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative change of a golden outlier score that another device or library version may cause."""
-MAX_BATCH_ROWS = 256
-"""Rows per session run: larger arrays are scored in slices, so that memory does not grow with the request."""
 
 
 class Detector:
@@ -95,9 +93,9 @@ class Detector:
         return scores
 
     def warm_up(self) -> None:
-        """Run the largest batch once, so that no request pays for first-time allocation."""
-        inputs = np.zeros((MAX_BATCH_ROWS, *self.manifest.input_shape), self.manifest.input_dtype)
-        self.score(inputs, alpha=None)
+        """Run the largest slice once, so that no request pays for first-time allocation."""
+        inputs = np.zeros((SLICE_ROWS, *self.manifest.input_shape), self.manifest.input_dtype)
+        self.score(inputs)
 
     def outputs(self, x: NDArray[np.generic]) -> Outputs:
         """Logits and class masses of checked inputs, for calibration and analysis; see `Outputs`."""
@@ -122,14 +120,8 @@ class Detector:
         return np.ascontiguousarray(x)
 
     def _infer(self, x: NDArray[np.generic], k: int) -> tuple[Outputs, Neighbors | None]:
-        slices = [x[i : i + MAX_BATCH_ROWS] for i in range(0, len(x), MAX_BATCH_ROWS)]
-        outputs = Outputs.concatenate([self._scorer.run(s) for s in slices])
-        if not k:
-            return outputs, None
-        nearest = [self._scorer.nearest(s, k) for s in slices]
-        return outputs, self._neighbors(
-            np.concatenate([n[0] for n in nearest]), np.concatenate([n[1] for n in nearest]), outputs
-        )
+        outputs = self._scorer.run(x)
+        return outputs, self._neighbors(*self._scorer.nearest(x, k), outputs) if k else None
 
     def _neighbors(
         self, contributions_BLK: NDArray[np.float32], rows_BLK: NDArray[np.int64], outputs: Outputs
@@ -178,14 +170,23 @@ class Detector:
         if not len(bundle.golden.inputs):
             return
         found = self.score(bundle.golden.inputs).outlier_score
-        expected = bundle.golden.outlier_scores
-        off = np.abs(found - expected) / np.maximum(np.abs(expected), 1.0)
-        if not (off <= GOLDEN_TOLERANCE).all():
-            row = int(off.argmax())
-            raise BundleError(
-                f"{bundle.path / bundles.GOLDEN}: golden row {row} scores {found[row]:.6g} on {self.device}, "
-                f"{expected[row]:.6g} when built (relative tolerance {GOLDEN_TOLERANCE:g}); it cannot serve here"
-            )
+        refuse_difference(found, bundle.golden, f"{bundle.path / bundles.GOLDEN} on {self.device}")
+
+
+def refuse_difference(found: NDArray[np.floating], golden: Golden, where: str) -> None:
+    """Compare outlier scores of the golden rows with those of the builder.
+
+    Raises:
+        BundleError: one differs by more than `GOLDEN_TOLERANCE`.
+    """
+    expected = golden.outlier_scores
+    off = np.abs(found - expected) / np.maximum(np.abs(expected), 1.0)
+    if not (off <= GOLDEN_TOLERANCE).all():  # NaN fails too
+        row = int(np.nan_to_num(off, nan=np.inf).argmax())
+        raise BundleError(
+            f"{where}: golden row {row} scores {found[row]:.6g} here, {expected[row]:.6g} when built (relative "
+            f"tolerance {GOLDEN_TOLERANCE:g}); it cannot be used here"
+        )
 
 
 def nonconformity_of(manifest: Manifest, bank: Bank, references: dict[str, NDArray[np.float64]]) -> Nonconformity:

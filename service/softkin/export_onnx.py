@@ -12,25 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from softkin import bundle as bundles
 from softkin.bundle import Bundle
-from softkin.detector import GOLDEN_TOLERANCE, nonconformity_of
+from softkin.detector import nonconformity_of, refuse_difference
 from softkin.detector_graph import OUTPUTS, DetectorGraph
 from softkin.errors import BundleError, DeviceError
-from softkin.scorer import LOGITS, representation_output, run_session, start_session
-from softkin.scorer_graph import GraphBuilder, is_bounded, layer_graph
+from softkin.scorer import LOGITS, extend, read_network, run_session, start_session
+from softkin.scorer_graph import GraphBuilder, is_bounded, layer_graph, stack_masses
 from softkin.staging import staged
 
 ALIGNMENT = 4096
 COPY_BYTES = 8 << 20
 LARGE_BYTES = 1 << 20
 """Initializers of the network from this size on go to the data file."""
-OLDEST_OPSET = 18
-"""The first in which every operator takes its axes the way the graph gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +78,9 @@ def compose(bundle: Bundle) -> onnx.ModelProto:
     """The detector as one model whose bank initializers point into bank.safetensors."""
     proto = _read_network(bundle)
     g, bank = GraphBuilder(), bundle.bank
-    axis = g.constant(np.array([1], np.int64))
-    layers = []
-    for name, layer in bank.layers.items():
-        part = layer_graph(g, bank, name, bundle.path / bundles.BANK, bounded=is_bounded(layer))
-        layers.append(g.op("Unsqueeze", [part.masses(representation_output(name)), axis]))
-    masses = g.op("Concat", layers, axis=1)
+    file = bundle.path / bundles.BANK
+    layers = [layer_graph(g, bank, n, file, bounded=is_bounded(layer)) for n, layer in bank.layers.items()]
+    masses = stack_masses(g, layers)
     logits = next((o for o in proto.graph.output if o.name == LOGITS), None)
     detector = DetectorGraph(
         graph=g,
@@ -101,28 +95,14 @@ def compose(bundle: Bundle) -> onnx.ModelProto:
         dtype = TensorProto.INT32 if name == "predicted_class" else TensorProto.DOUBLE
         shape = [batch, bank.num_classes] if name == "class_p_values" else [batch]
         outputs.append(helper.make_tensor_value_info(name, dtype, shape))
-    proto.graph.node.extend(g.nodes)
-    proto.graph.initializer.extend(g.initializers)
-    kept = list(outputs)
-    del proto.graph.output[:]
-    proto.graph.output.extend(kept)
+    extend(proto, g, outputs)
     _describe(proto, bundle)
     return proto
 
 
 def _read_network(bundle: Bundle) -> onnx.ModelProto:
     file = bundle.path / bundles.MODEL
-    try:
-        proto = onnx.load(file)
-    except Exception as e:  # protobuf's DecodeError and OSError alike
-        raise BundleError(f"{file}: not a readable ONNX model ({e}); build the bundle again") from e
-    found = {o.name for o in proto.graph.output}
-    for layer in bundle.bank.layers:
-        if representation_output(layer) not in found:
-            raise BundleError(f"{file}: has no output {representation_output(layer)!r}; it has {sorted(found)}")
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if opset < OLDEST_OPSET:
-        raise BundleError(f"{file}: is of opset {opset}; the detector needs {OLDEST_OPSET} or newer, export it again")
+    proto = read_network(file, bundle.bank)
     taken = {name for node in proto.graph.node for name in node.output} | {i.name for i in proto.graph.input}
     if clash := sorted(taken & set(OUTPUTS)):
         raise BundleError(f"{file}: has a tensor {clash[0]!r}, the name of an output of the export; rename it there")
@@ -197,10 +177,4 @@ def _prove(model: Path, bundle: Bundle) -> None:
         found = run_session(session, ["outlier_score"], feeds, "cpu")[0]
     except DeviceError as e:
         raise BundleError(f"{bundle.path}: the exported model does not run: {e}") from e
-    off = np.abs(found - golden.outlier_scores) / np.maximum(np.abs(golden.outlier_scores), 1.0)
-    if not (off <= GOLDEN_TOLERANCE).all():
-        row = int(off.argmax())
-        raise BundleError(
-            f"{bundle.path}: golden row {row} scores {found[row]:.6g} in the exported model, "
-            f"{golden.outlier_scores[row]:.6g} when built (relative tolerance {GOLDEN_TOLERANCE:g})"
-        )
+    refuse_difference(found, golden, f"{bundle.path}, in the exported model")

@@ -6,8 +6,9 @@ import contextlib
 import io
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -18,7 +19,15 @@ from softkin.bank import Bank
 from softkin.device import available_threads, cuda_driver_present
 from softkin.errors import BundleError, DeviceError
 from softkin.nonconformity import Outputs
-from softkin.scorer_graph import GraphBuilder, LayerGraph, is_bounded, layer_graph
+from softkin.scorer_graph import (
+    OLDEST_OPSET,
+    GraphBuilder,
+    LayerGraph,
+    is_bounded,
+    layer_graph,
+    representation_output,
+    stack_masses,
+)
 
 # onnxruntime's official builds send usage data to their maker unless told not to before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -28,11 +37,8 @@ Device = Literal["auto", "cuda", "cpu"]
 
 LOGITS = "logits"
 MASSES = "class_mass"
-
-
-def representation_output(layer: str) -> str:
-    """Name of the model output that holds a layer's representation."""
-    return f"representation.{layer}"
+SLICE_ROWS = 256
+"""Rows per session run: larger arrays go through in slices, so that memory does not grow with the request."""
 
 
 def reducer_key(layer: str) -> str:
@@ -70,21 +76,21 @@ class Scorer:
         self._threads, self._chunk_rows = threads, chunk_rows
         self._lock = threading.Lock()
         self._evidence: ort.InferenceSession | None = None
-        proto = self._read_model()
+        proto = read_network(model, bank)
         self.has_logits = LOGITS in {o.name for o in proto.graph.output}
         self.input_name: str = proto.graph.input[0].name
         self._bounded = {n: is_bounded(layer) for n, layer in bank.layers.items()}
         self._bank = bank.without_rows()  # the sessions read the rows from the file: one copy is enough
         self._session, self.device = self._start(self._compose_masses(proto), device)
-        self._outputs = [*([LOGITS] if self.has_logits else []), MASSES]
 
     def run(self, x: NDArray[np.generic]) -> Outputs:
-        """Class masses `[B, L, C]` and logits `[B, C]` of a batch of inputs, B >= 1.
+        """Class masses `[B, L, C]` and logits `[B, C]` of inputs, B >= 1, computed in slices of `SLICE_ROWS`.
 
         Raises:
             DeviceError: the device failed while running.
         """
-        results = run_session(self._session, self._outputs, {self.input_name: x}, self.device)
+        names = [*([LOGITS] if self.has_logits else []), MASSES]
+        results = _run_slices(self._session, names, {self.input_name: x}, self.device)
         return Outputs(masses=results[-1], logits=results[0] if self.has_logits else None)
 
     def nearest(self, x: NDArray[np.generic], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -93,7 +99,7 @@ class Scorer:
         A session of its own, started by the first call, so that requests without evidence never pay for it.
 
         Args:
-            x: batch of inputs.
+            x: inputs, computed in slices like those of `run`.
             k: 1 to the number of bank rows.
 
         Returns:
@@ -101,38 +107,22 @@ class Scorer:
         """
         with self._lock:
             if self._evidence is None:
-                graph = self._compose_nearest(self._read_model())
+                graph = self._compose_nearest(read_network(self._model_path, self._bank))
                 self._evidence, _ = self._start(graph, self.device)
-        feeds = {self.input_name: x, "softkin/k": np.array([k], np.int64)}
         names = [f"{kind}.{layer}" for layer in self._bank.layers for kind in ("contribution", "row")]
-        results = run_session(self._evidence, names, feeds, self.device)
+        fixed = {"softkin/k": np.array([k], np.int64)}
+        results = _run_slices(self._evidence, names, {self.input_name: x}, self.device, fixed)
         return np.stack(results[0::2], axis=1), np.stack(results[1::2], axis=1)
 
     def _start(self, graph: onnx.ModelProto, device: Device) -> tuple[ort.InferenceSession, Literal["cuda", "cpu"]]:
         return start_session(graph, device, threads=self._threads, external_folder=self._bank_file.parent)
 
-    def _read_model(self) -> onnx.ModelProto:
-        try:
-            proto = onnx.load(self._model_path)
-        except Exception as e:  # protobuf's DecodeError and OSError alike
-            raise BundleError(f"{self._model_path}: not a readable ONNX model ({e}); build the bundle again") from e
-        found = {o.name for o in proto.graph.output}
-        for layer in self._bank.layers:
-            if representation_output(layer) not in found:
-                raise BundleError(
-                    f"{self._model_path}: has no output {representation_output(layer)!r}; it has {sorted(found)}"
-                )
-        return proto
-
     def _compose_masses(self, proto: onnx.ModelProto) -> onnx.ModelProto:
         g = GraphBuilder()
-        axis = g.constant(np.array([1], np.int64))
-        per_layer = [
-            g.op("Unsqueeze", [self._layer(g, n).masses(representation_output(n)), axis]) for n in self._bank.layers
-        ]
-        g.nodes.append(helper.make_node("Concat", per_layer, [MASSES], name=f"softkin/{MASSES}", axis=1))
+        masses = stack_masses(g, [self._layer(g, name) for name in self._bank.layers])
+        g.nodes.append(helper.make_node("Identity", [masses], [MASSES], name=f"softkin/{MASSES}"))
         outputs = [o for o in proto.graph.output if o.name == LOGITS]
-        return _extend(proto, g, [*outputs, helper.make_tensor_value_info(MASSES, TensorProto.FLOAT, None)])
+        return extend(proto, g, [*outputs, helper.make_tensor_value_info(MASSES, TensorProto.FLOAT, None)])
 
     def _compose_nearest(self, proto: onnx.ModelProto) -> onnx.ModelProto:
         g, outputs = GraphBuilder(), []
@@ -142,7 +132,7 @@ class Scorer:
                 g.nodes.append(helper.make_node("Identity", [source], [f"{kind}.{name}"]))
                 outputs.append(helper.make_tensor_value_info(f"{kind}.{name}", dtype, None))
         proto.graph.input.append(helper.make_tensor_value_info("softkin/k", TensorProto.INT64, [1]))
-        return _extend(proto, g, outputs)
+        return extend(proto, g, outputs)
 
     def _layer(self, g: GraphBuilder, name: str) -> LayerGraph:
         return layer_graph(
@@ -165,11 +155,24 @@ class Network:
         self.input_name: str = self._session.get_inputs()[0].name
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
-    def run(self, x: NDArray[np.generic], *, batch_rows: int = 256) -> dict[str, NDArray[np.float32]]:
-        """All outputs by name, for `[n >= 1, ...]` raw inputs, computed in slices of `batch_rows`."""
-        slices = [x[i : i + batch_rows] for i in range(0, len(x), batch_rows)]
-        parts = [run_session(self._session, self.outputs, {self.input_name: s}, self.device) for s in slices]
-        return {n: np.concatenate([p[i] for p in parts]) for i, n in enumerate(self.outputs)}
+    def run(self, x: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name, for `[n >= 1, ...]` raw inputs, computed in slices of `SLICE_ROWS`."""
+        results = _run_slices(self._session, self.outputs, {self.input_name: x}, self.device)
+        return dict(zip(self.outputs, results, strict=True))
+
+
+def _run_slices(
+    session: ort.InferenceSession,
+    outputs: list[str],
+    rows: Mapping[str, NDArray[np.generic]],
+    device: str,
+    fixed: Mapping[str, NDArray[np.generic]] | None = None,
+) -> list[NDArray[Any]]:
+    """Outputs of all rows, joined; `fixed` inputs are the same for every slice."""
+    ((name, x),) = rows.items()
+    slices = [x[i : i + SLICE_ROWS] for i in range(0, len(x), SLICE_ROWS)]
+    parts = [run_session(session, outputs, {name: s, **(fixed or {})}, device) for s in slices]
+    return parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]
 
 
 def run_session(
@@ -231,9 +234,31 @@ def start_session(
     return session, actual
 
 
-def _extend(proto: onnx.ModelProto, g: GraphBuilder, outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+def read_network(model: Path, bank: Bank) -> onnx.ModelProto:
+    """Read a bundle's network and check that the bank's layers can be put on it.
+
+    Raises:
+        BundleError: not a readable model, an output is missing, or its operators are too old.
+    """
+    try:
+        proto = onnx.load(model)
+    except Exception as e:  # protobuf's DecodeError and OSError alike
+        raise BundleError(f"{model}: not a readable ONNX model ({e}); build the bundle again") from e
+    found = {o.name for o in proto.graph.output}
+    for layer in bank.layers:
+        if representation_output(layer) not in found:
+            raise BundleError(f"{model}: has no output {representation_output(layer)!r}; it has {sorted(found)}")
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < OLDEST_OPSET:
+        raise BundleError(f"{model}: is of opset {opset}; the scorer needs {OLDEST_OPSET} or newer, export it again")
+    return proto
+
+
+def extend(proto: onnx.ModelProto, g: GraphBuilder, outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+    """Add a graph's nodes to a network, and put `outputs` in the place of its outputs."""
     proto.graph.node.extend(g.nodes)
     proto.graph.initializer.extend(g.initializers)
+    kept = list(outputs)  # some of them may live in the list that is cleared
     del proto.graph.output[:]
-    proto.graph.output.extend(outputs)
+    proto.graph.output.extend(kept)
     return proto

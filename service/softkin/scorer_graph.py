@@ -22,6 +22,8 @@ from softkin.bank import TILE_ROWS, Bank, LayerBank
 from softkin.tensor_file import TensorFile
 
 OPSET = 21
+OLDEST_OPSET = 18
+"""The first in which every operator takes its axes the way the graph gives them."""
 IR_VERSION = 10
 CHUNK_ROWS = 8192
 LARGE_CHUNK_ROWS = 16384
@@ -209,6 +211,18 @@ def _fold_groups(labels: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[
 def chunk_rows_for(num_rows: int) -> int:
     """Rows per chunk that measured fastest; a multiple of the tile."""
     return LARGE_CHUNK_ROWS if num_rows >= LARGE_BANK_ROWS else CHUNK_ROWS
+
+
+def representation_output(layer: str) -> str:
+    """Name of the network output that holds a layer's representation."""
+    return f"representation.{layer}"
+
+
+def stack_masses(g: GraphBuilder, layers: Sequence[LayerGraph]) -> str:
+    """Name of `[B, L, C]` class masses, from the network's representations."""
+    axis = g.constant(np.array([1], np.int64))
+    masses = [g.op("Unsqueeze", [layer.masses(representation_output(layer.name)), axis]) for layer in layers]
+    return g.op("Concat", masses, axis=1)
 
 
 def layer_graph(

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from softkin import mass
 from softkin.bank import Bank, pack
 from softkin.bundle import bank_tensors
-from softkin.scorer import Scorer, representation_output
+from softkin.scorer import Scorer
+from softkin.scorer_graph import representation_output
 
 # A log mass is exact to 1e-5 relative, plus float32 rounding of the terms that a distance is the difference of: at
 # T = 1e-3 of the median distance, one unit in the last place of |z|^2 is already visible.

@@ -9,6 +9,7 @@ import resource
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -164,6 +165,21 @@ def test_a_model_without_the_banks_layer_is_refused(tiny, tmp_path):
     with pytest.raises(DataError, match=r"no output 'representation\.ghost'; it has \["):
         build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_an_old_opset_is_refused(tiny, tmp_path):
+    """Its operators take their axes otherwise: named here, instead of failing somewhere in the runtime."""
+    model = onnx.load_from_string(tiny.model)
+    model.opset_import[0].version = 17
+
+    with pytest.raises(BundleError, match="is of opset 17; the scorer needs 18 or newer"):
+        build(
+            tmp_path / "b",
+            model.SerializeToString(),
+            tiny.spec,
+            bank_rows=tiny.bank,
+            calibration_rows=tiny.calibration,
+        )
 
 
 def test_an_existing_bundle_is_replaced_only_when_asked(tiny, tmp_path):

@@ -21,7 +21,8 @@ from softkin.errors import DataError
 from softkin.manifest import Layer, Manifest
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Nonconformity, Outputs, Part, outlier_score
-from softkin.scorer import LOGITS, Network, Scorer, reducer_key, representation_output
+from softkin.scorer import LOGITS, Network, Scorer, reducer_key
+from softkin.scorer_graph import representation_output
 from softkin_training.rows import Rows, fingerprint, refuse_overlap
 from softkin_training.temperature import neighbor_distance
 
@@ -96,9 +97,9 @@ def build(
         manifest = _manifest(spec, bank, network, bank_rows, calibration)
         references: dict[str, NDArray[np.float64]] = {}
         if reference is not None:
-            references = _references(spec, bank, _outputs(scorer, reference))
+            references = _references(spec, bank, scorer.run(reference.x))
         nonconformity = nonconformity_of(manifest, bank, references)
-        scores = _calibrate(nonconformity, _outputs(scorer, calibration), calibration.y, references)
+        scores = _calibrate(nonconformity, scorer.run(calibration.x), calibration.y, references)
         golden = _golden(nonconformity, scorer, bank_rows, scores)
     return bundles.write_bundle(
         out, manifest, model=model, bank=bank, calibration=scores, golden=golden, replace=replace
@@ -179,11 +180,6 @@ def _manifest(spec: DetectorSpec, bank: Bank, network: Network, bank_rows: Rows,
             },
         },
     )
-
-
-def _outputs(scorer: Scorer, rows: Rows, batch_rows: int = 256) -> Outputs:
-    parts = [scorer.run(rows.x[i : i + batch_rows]) for i in range(0, len(rows), batch_rows)]
-    return Outputs.concatenate(parts)
 
 
 def _references(spec: DetectorSpec, bank: Bank, outputs: Outputs) -> dict[str, NDArray[np.float64]]:

@@ -150,7 +150,8 @@ def _entanglement(arguments: argparse.Namespace) -> None:
     import torch
 
     from softkin import bundle as bundles
-    from softkin.scorer import Network, representation_output
+    from softkin.scorer import Network
+    from softkin.scorer_graph import representation_output
     from softkin_training.data import read_npz
     from softkin_training.losses import entanglement
 

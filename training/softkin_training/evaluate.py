@@ -18,7 +18,8 @@ from softkin import conformal, mass
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.detector import Detector
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
-from softkin.scorer import Network, representation_output
+from softkin.scorer import Network
+from softkin.scorer_graph import representation_output
 from softkin_training import baselines
 from softkin_training.detection_metrics import Rate, auroc, fpr95, fpr95_id, rate
 from softkin_training.rows import Rows

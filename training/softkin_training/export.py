@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from softkin.errors import ExportError
 from softkin.mass import Metric
-from softkin.scorer import LOGITS, Network, reducer_key, representation_output
-from softkin.scorer_graph import OPSET
+from softkin.scorer import LOGITS, Network, reducer_key
+from softkin.scorer_graph import OPSET, representation_output
 from softkin_training.models import Classifier
 
 INPUT_NAME = "inputs"

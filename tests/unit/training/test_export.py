@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from softkin.errors import ExportError
-from softkin.scorer import Network, reducer_key, representation_output
+from softkin.scorer import Network, reducer_key
+from softkin.scorer_graph import representation_output
 from softkin_training import export as exporting
 from softkin_training.config import ModelConfig
 from softkin_training.export import TOLERANCE, Reducer, export
