@@ -56,7 +56,6 @@ class Golden:
 
     inputs: NDArray[np.generic]
     outlier_scores: NDArray[np.float64]
-    p_values: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,5 +252,4 @@ def _read_golden(file: Path, m: Manifest) -> Golden:
     return Golden(
         inputs=inputs,
         outlier_scores=tensors.take("outlier_scores", "float64", (len(inputs),)).astype(np.float64, copy=False),
-        p_values=tensors.take("p_values", "float64", (len(inputs),)).astype(np.float64, copy=False),
     )

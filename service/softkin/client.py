@@ -14,14 +14,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from softkin import converters
-from softkin.converters import DetectorInfo, Limits
+from softkin.converters import RETRY_AFTER, DetectorInfo, Limits
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
 from softkin.scores import Neighbors, Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
-RETRY_AFTER = "grpc-retry-pushback-ms"
 ROW_LENGTH_BYTES = 32
 """Room for the length prefixes and the number of rows, which grow with what a request carries."""
 

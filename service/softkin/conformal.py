@@ -39,6 +39,11 @@ def smallest_p_value(n: int) -> float:
     return 1.0 / (n + 1.0)
 
 
+def rows_needed(alpha: float) -> int:
+    """The fewest calibration rows that can give a p-value of alpha or less."""
+    return math.ceil(1.0 / alpha - 1e-9) - 1
+
+
 def check_alpha(alpha: float, n: int) -> float:
     """Return `alpha` if n calibration rows can honour it.
 
@@ -48,11 +53,11 @@ def check_alpha(alpha: float, n: int) -> float:
     if not 0.0 < alpha < 1.0:  # also catches NaN
         raise InvalidInputError("alpha", f"got {alpha:g}; it is a false-alarm rate and must lie strictly in (0, 1)")
     if alpha < smallest_p_value(n):
-        needed = math.ceil(1.0 / alpha - 1e-9) - 1
+        least = f"{smallest_p_value(n):.6g}"
         raise InvalidInputError(
             "alpha",
-            f"got {alpha:g}, but {n} calibration rows cannot give a p-value below {smallest_p_value(n):.6g}, so "
-            f"nothing could be flagged; use alpha >= {smallest_p_value(n):.6g} or at least {needed} calibration rows",
+            f"got {alpha:g}, but {n} calibration rows cannot give a p-value below {least}, so nothing could be "
+            f"flagged; use alpha >= {least} or at least {rows_needed(alpha)} calibration rows",
         )
     return alpha
 

@@ -16,6 +16,8 @@ from softkin.v1 import outlier_pb2 as pb
 
 T = TypeVar("T", bound=np.generic)
 
+RETRY_AFTER = "grpc-retry-pushback-ms"
+"""Trailer with the milliseconds to wait; gRPC's own retry mechanism obeys it (gRFC A6)."""
 MAX_AXES = 8
 DTYPES: dict[pb.DataType, np.dtype[np.generic]] = {
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),

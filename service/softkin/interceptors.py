@@ -11,6 +11,7 @@ from typing import Any, Never
 import grpc
 
 from softkin import errors
+from softkin.converters import RETRY_AFTER
 from softkin.metrics import Metrics
 
 log = logging.getLogger("softkin.server")
@@ -30,9 +31,6 @@ STATUS_CODES: dict[type[errors.SoftkinError], grpc.StatusCode] = {
     errors.SoftkinError: Code.INTERNAL,
 }
 """The status of every error; a subclass without an entry takes its base's."""
-
-RETRY_AFTER = "grpc-retry-pushback-ms"
-"""Trailer with the milliseconds to wait; gRPC's own retry mechanism obeys it (gRFC A6)."""
 
 _REASONS = {
     Code.INVALID_ARGUMENT: "invalid",

@@ -36,6 +36,14 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.masses)
 
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """`[B]`: False for a row on which the network overflows."""
+        finite = np.asarray(np.isfinite(self.masses).all(axis=(1, 2)))
+        if self.logits is not None:
+            finite &= np.isfinite(self.logits).all(axis=1)
+        return finite
+
     def take(self, rows: NDArray[np.bool_]) -> Outputs:
         """The rows where `rows` is true."""
         return Outputs(masses=self.masses[rows], logits=None if self.logits is None else self.logits[rows])
@@ -71,9 +79,7 @@ class Nonconformity:
         A row on which the network overflows (finite input, but an output that is NaN or infinite) gets +inf: nothing is
         stranger, and NaN would compare as nothing at all.
         """
-        finite = np.asarray(np.isfinite(outputs.masses).all(axis=(1, 2)))
-        if outputs.logits is not None:
-            finite &= np.isfinite(outputs.logits).all(axis=1)
+        finite = outputs.finite
         a_BC = np.full((len(outputs), outputs.masses.shape[2]), np.inf)
         if finite.any():
             a_BC[finite] = self._of_finite(outputs.take(finite))
@@ -97,6 +103,11 @@ class Nonconformity:
             return mass.density(m[:, -1:], self.class_weights, np.ones(1))
         assert outputs.logits is not None, "the energy part needs a network"
         return np.repeat(mass.energy(outputs.logits)[:, None], m.shape[2], axis=1)
+
+    def part_score(self, part: Part, outputs: Outputs) -> Floats:
+        """`[B]`: one part at the predicted class."""
+        a_BC = self.part(part, outputs)
+        return outlier_score(a_BC, self.predict(outputs, a_BC))
 
     def predict(self, outputs: Outputs, nonconformity_BC: Floats) -> NDArray[np.int32]:
         """`[B]`: the network's own class; without a network the class of smallest nonconformity."""

@@ -84,6 +84,15 @@ def test_labels_beyond_the_class_names_are_refused(tiny, tmp_path):
         rebuild(tiny, tmp_path / "b", calibration=wrong)
 
 
+def test_calibration_rows_that_overflow_the_network_are_refused(tiny, tmp_path):
+    """They are meant to be inliers; wherever the draw puts them, the example is named."""
+    x = tiny.calibration.x.copy()
+    x[:8] = 3e38
+
+    with pytest.raises(DataError, match=r"calibration: the network overflows on example 100\d"):
+        rebuild(tiny, tmp_path / "b", calibration=dataclasses.replace(tiny.calibration, x=x))
+
+
 def test_class_names_must_match_the_logits(tiny, tmp_path):
     """A model with three logits and four names is a mistake."""
     with pytest.raises(DataError, match="3 logits, but 4 class names"):

@@ -378,7 +378,7 @@ def test_a_bank_above_two_gigabytes(tiny, tmp_path):
     manifest = dataclasses.replace(
         loaded.manifest, layers=(layer,), nonconformity="density", parts=(), input_shape=(width,)
     )
-    nothing = bundle.Golden(inputs=np.zeros((0, width), np.float32), outlier_scores=np.zeros(0), p_values=np.zeros(0))
+    nothing = bundle.Golden(inputs=np.zeros((0, width), np.float32), outlier_scores=np.zeros(0))
     big = dataclasses.replace(loaded, path=tmp_path / "b", manifest=manifest, bank=bank, golden=nothing)
 
     done = write_export(big, tmp_path / "d.onnx")

@@ -97,10 +97,10 @@ def build(
         manifest = _manifest(spec, bank, network, bank_rows, calibration)
         references: dict[str, NDArray[np.float64]] = {}
         if reference is not None:
-            references = _references(spec, bank, scorer.run(reference.x))
+            references = _references(spec, bank, _finite_outputs(scorer, reference))
         nonconformity = nonconformity_of(manifest, bank, references)
-        scores = _calibrate(nonconformity, scorer.run(calibration.x), calibration.y, references)
-        golden = _golden(nonconformity, scorer, bank_rows, scores)
+        scores = _calibrate(nonconformity, _finite_outputs(scorer, calibration), calibration.y, references)
+        golden = _golden(nonconformity, scorer, bank_rows)
     return bundles.write_bundle(
         out, manifest, model=model, bank=bank, calibration=scores, golden=golden, replace=replace
     )
@@ -118,10 +118,10 @@ def _split(rows: Rows, spec: DetectorSpec) -> tuple[Rows | None, Rows]:
 
 def _require_rows(n: int, alpha: float) -> None:
     if alpha < conformal.smallest_p_value(n):
-        needed = int(np.ceil(1 / alpha - 1e-9)) - 1
         raise DataError(
-            f"calibration: {n} rows cannot give a p-value of {alpha:g}; at least {needed} are needed after the "
-            f"reference rows are set aside, or choose alpha >= {conformal.smallest_p_value(n):.6g}"
+            f"calibration: {n} rows cannot give a p-value of {alpha:g}; at least "
+            f"{conformal.rows_needed(alpha)} are needed after the reference rows are set aside, "
+            f"or choose alpha >= {conformal.smallest_p_value(n):.6g}"
         )
 
 
@@ -182,15 +182,19 @@ def _manifest(spec: DetectorSpec, bank: Bank, network: Network, bank_rows: Rows,
     )
 
 
+def _finite_outputs(scorer: Scorer, rows: Rows) -> Outputs:
+    outputs = scorer.run(rows.x)
+    if not outputs.finite.all():
+        example = int(rows.ids[outputs.finite.argmin()])
+        raise DataError(f"calibration: the network overflows on example {example}; check its scale: inliers do not")
+    return outputs
+
+
 def _references(spec: DetectorSpec, bank: Bank, outputs: Outputs) -> dict[str, NDArray[np.float64]]:
     """Sorted label-free scores of each part on the reference rows."""
     weights = np.array([layer.weight for layer in spec.layers])
-    references: dict[str, NDArray[np.float64]] = {}
-    for part in spec.parts:
-        plain = Nonconformity(form="density", class_weights=bank.class_weights, layer_weights=weights)
-        a_BC = plain.part(part, outputs)
-        references[part] = np.sort(outlier_score(a_BC, plain.predict(outputs, a_BC)))
-    return references
+    plain = Nonconformity(form="density", class_weights=bank.class_weights, layer_weights=weights)
+    return {part: np.sort(plain.part_score(part, outputs)) for part in spec.parts}
 
 
 def _calibrate(
@@ -200,9 +204,6 @@ def _calibrate(
     references: dict[str, NDArray[np.float64]],
 ) -> Calibration:
     a_BC = nonconformity(outputs)
-    if not np.isfinite(a_BC).all():
-        row = int((~np.isfinite(a_BC).all(axis=1)).argmax())
-        raise DataError(f"calibration: the network overflows on row {row}; check its scale, it must be an inlier")
     true = np.take_along_axis(a_BC, labels[:, None], axis=1)[:, 0]
     order = np.argsort(true, kind="stable")
     return Calibration(
@@ -213,9 +214,9 @@ def _calibrate(
     )
 
 
-def _golden(nonconformity: Nonconformity, scorer: Scorer, rows: Rows, calibration: Calibration) -> Golden:
+def _golden(nonconformity: Nonconformity, scorer: Scorer, rows: Rows) -> Golden:
     inputs = rows.x[:: max(1, len(rows) // GOLDEN_ROWS)][:GOLDEN_ROWS]
     outputs = scorer.run(inputs)
     a_BC = nonconformity(outputs)
     scores = outlier_score(a_BC, nonconformity.predict(outputs, a_BC))
-    return Golden(inputs=inputs, outlier_scores=scores, p_values=conformal.p_values(scores, calibration.outlier_scores))
+    return Golden(inputs=inputs, outlier_scores=scores)

@@ -17,7 +17,7 @@ from softkin import bundle as bundles
 from softkin import conformal, mass
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.detector import Detector
-from softkin.nonconformity import Nonconformity, Outputs, outlier_score
+from softkin.nonconformity import Nonconformity, Outputs, Part
 from softkin.scorer import Network
 from softkin.scorer_graph import representation_output
 from softkin_training import baselines
@@ -106,7 +106,8 @@ def evaluate(
     """
     loaded = bundles.read_bundle(bundle)
     detector = Detector(loaded)
-    alpha = conformal.check_alpha(alpha or detector.manifest.default_alpha, detector.manifest.calibration_size)
+    m = detector.manifest
+    alpha = conformal.check_alpha(m.default_alpha if alpha is None else alpha, m.calibration_size)
     sets = {"inliers": inliers, **{f"outliers/{k}": v for k, v in outliers.items()}}
     own = {k: detector.score(x, alpha=alpha) for k, x in sets.items()}
     if calibration is not None:
@@ -129,7 +130,6 @@ def evaluate(
             p = {k: 1.0 - v for k, v in values.items()}
         reports[name] = _report(title, values, p, alpha)
     accuracy = None if labels is None else float((own["inliers"].predicted_class == labels).mean())
-    m = detector.manifest
     return Report(
         detector=m.name,
         version=m.version,
@@ -202,12 +202,8 @@ def _others(
         layer_weights=np.array([layer.weight for layer in detector.manifest.layers]),
     )
 
-    def part(name: Any) -> Score:
-        def score(p: _Pass) -> Floats:
-            a_BC = plain.part(name, p.outputs)
-            return outlier_score(a_BC, plain.predict(p.outputs, a_BC))
-
-        return score
+    def part(name: Part) -> Score:
+        return lambda p: plain.part_score(name, p.outputs)
 
     def count(p: _Pass) -> Floats:
         return baselines.dknn_nonconformity(p.z, rows, labels, bank.num_classes)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from softkin import Detector
+from softkin import Detector, InvalidInputError
 from softkin_training import baselines
 from softkin_training.detection_metrics import auroc, fpr95, fpr95_id, rate
 from softkin_training.evaluate import evaluate, markdown, write_report
@@ -54,6 +54,13 @@ def test_without_calibration_rows_only_rankings_are_reported(tiny):
     assert plain.scores["energy"].false_alarms is None
     assert plain.scores["softkin"].false_alarms is not None
     assert 0 <= plain.scores["dknn"].mean_auroc <= 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 0.001])
+def test_an_alpha_that_cannot_be_honoured_is_refused(tiny, alpha):
+    """Zero too: it is not the same as leaving alpha out."""
+    with pytest.raises(InvalidInputError, match=f"alpha: got {alpha:g}"):
+        evaluate(tiny.path, inliers=tiny.inliers, labels=None, outliers={"far": tiny.outliers}, alpha=alpha)
 
 
 def test_the_report_is_written_as_json_and_markdown(report, tmp_path):
