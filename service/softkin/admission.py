@@ -53,10 +53,8 @@ class Admission:
             if not self._slots.acquire(timeout=min(context.time_remaining(), LONGEST_WAIT_SECONDS)):
                 raise CallEndedError(grpc.StatusCode.DEADLINE_EXCEEDED)
             try:
-                if context.time_remaining() <= 0:
-                    raise CallEndedError(grpc.StatusCode.DEADLINE_EXCEEDED)
-                if not context.is_active():
-                    raise CallEndedError(grpc.StatusCode.CANCELLED)
+                if context.time_remaining() <= 0 or not context.is_active():
+                    raise ended(context)
                 yield
             finally:
                 self._slots.release()
@@ -81,6 +79,12 @@ class Admission:
             self._rows -= rows
             self._requests -= 1
             self._gauge.set(self._rows)
+
+
+def ended(context: grpc.ServicerContext) -> CallEndedError:
+    """What to raise for a call that nobody waits for any more: past its deadline, or cancelled."""
+    late = context.time_remaining() <= 0
+    return CallEndedError(grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
 
 
 def _overloaded(limit: str) -> OverloadedError:

@@ -5,6 +5,7 @@
       NotFoundError          no detector of that name and version
       BundleError            a bundle on disk is damaged, inconsistent or of an unknown format
       DeviceError            the device asked for is not there, or failed
+      CancelledError         the caller stopped a call that was running
       UnavailableError       the service cannot answer now; a retry may succeed
         OverloadedError      too much work is pending; retry after the stated delay
       DataError              rows or labels given for training, bank or calibration are unfit
@@ -45,6 +46,13 @@ class BundleError(SoftkinError):
 
 class DeviceError(SoftkinError):
     """The device asked for is missing, or failed while running."""
+
+
+class CancelledError(SoftkinError):
+    """The caller stopped the computation: nothing failed, and there is no result."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled by the caller; there is no result")
 
 
 class UnavailableError(SoftkinError):

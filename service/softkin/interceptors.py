@@ -20,6 +20,7 @@ Code = grpc.StatusCode
 STATUS_CODES: dict[type[errors.SoftkinError], grpc.StatusCode] = {
     errors.InvalidInputError: Code.INVALID_ARGUMENT,
     errors.NotFoundError: Code.NOT_FOUND,
+    errors.CancelledError: Code.CANCELLED,
     errors.OverloadedError: Code.RESOURCE_EXHAUSTED,
     errors.UnavailableError: Code.UNAVAILABLE,
     errors.DeviceError: Code.UNAVAILABLE,

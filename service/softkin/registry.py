@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from softkin.cancellation import Cancellation
 from softkin.errors import InvalidInputError, NotFoundError, SoftkinError, UnavailableError
 from softkin.manifest import Manifest
 from softkin.scores import Scores
@@ -26,14 +27,21 @@ class ScoringDetector(Protocol):
 
     @property
     def device(self) -> str:
-        """Where it really runs: `cuda` or `cpu`."""
+        """Where it really runs: `cuda` or `cpu`; one for each shard of the bank, with commas between."""
 
     @property
     def smallest_p_value(self) -> float:
         """1 / (n + 1)."""
 
-    def score(self, x: NDArray[np.generic], *, alpha: float | None = None, num_neighbors: int = 0) -> Scores:
-        """Score rows, from any thread."""
+    def score(
+        self,
+        x: NDArray[np.generic],
+        *,
+        alpha: float | None = None,
+        num_neighbors: int = 0,
+        cancellation: Cancellation | None = None,
+    ) -> Scores:
+        """Score rows, from any thread, until `cancellation` is used."""
 
     def warm_up(self) -> None:
         """Pay for first-time allocation."""

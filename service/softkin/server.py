@@ -41,6 +41,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 READY = SERVICE
 """Name under which the health service tells readiness; the empty name tells liveness."""
 
+LONGER_THAN_GRACE_SECONDS = 60.0
+"""gRPC's own grace period must not end first: what is cancelled then could not be counted."""
 SPARE_THREADS = 16
 """Threads that no pending request can hold: they refuse at once, and answer health and reflection, under any load."""
 
@@ -79,6 +81,8 @@ class Server:
         self._stopped = threading.Event()
         self._close_metrics: Callable[[], None] = lambda: None
         self.port = self.metrics_port = 0
+        self.abandoned_requests = 0
+        """Requests that were under way when `stop` lost patience; their callers got no answer."""
 
     @property
     def pending_requests(self) -> int:
@@ -144,7 +148,7 @@ class Server:
                 calibration_rows=m.calibration_size,
                 bank_rows=m.bank_size,
             )
-        on_cpu = any(d.device == "cpu" for d in self._registry)
+        on_cpu = any("cpu" in d.device for d in self._registry)
         fallen = self._settings.device == "auto" and on_cpu and cuda_driver_present()
         self._metrics.device_fallback.set(int(fallen))
         self._servicer.ready.set()
@@ -154,7 +158,9 @@ class Server:
         """Report NOT_SERVING, wait the drain delay, refuse new calls, finish those in flight, close the ports."""
         self._health.enter_graceful_shutdown()
         self._hurry.wait(self._settings.drain_delay_seconds)
-        self._grpc.stop(None if self._hurry.is_set() else self._settings.drain_grace_seconds).wait()
+        grace = 0 if self._hurry.is_set() else self._settings.drain_grace_seconds
+        if not self._grpc.stop(grace + LONGER_THAN_GRACE_SECONDS).wait(grace):
+            self._abandon()
         self._pool.shutdown(wait=False)
         self._close_metrics()
         self._close_metrics = lambda: None
@@ -163,8 +169,13 @@ class Server:
     def stop_now(self) -> None:
         """Cancel what is in flight; a `stop` that is under way in another thread ends at once."""
         self._hurry.set()
-        self._grpc.stop(None)
+        self._abandon()
         self.stop()
+
+    def _abandon(self) -> None:
+        # Counted first: computations of cancelled requests stop at once.
+        self.abandoned_requests = max(self.abandoned_requests, self.pending_requests)
+        self._grpc.stop(None).wait()
 
     def wait(self) -> None:
         """Block until stopped."""
@@ -236,13 +247,13 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
     if signals.get() != 0:
         server.stop_now()
     stopping.join()
-    abandoned = server.pending_requests
+    abandoned = server.abandoned_requests
     log.info(log_line("stopped", seconds=round(time.perf_counter() - started, 3), abandoned_requests=abandoned))
-    if abandoned:
+    if server.pending_requests:
         # Threads still computing would hold the interpreter's exit until they are done.
         logging.shutdown()
         os._exit(1)
-    return 0
+    return 1 if abandoned else 0
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import time
 import grpc
 
 from softkin import converters
-from softkin.admission import Admission
-from softkin.errors import UnavailableError
+from softkin.admission import Admission, ended
+from softkin.cancellation import Cancellation
+from softkin.errors import CancelledError, UnavailableError
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
 from softkin.settings import ServerSettings
@@ -40,9 +41,18 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
         call = converters.decode_score_request(request, self._limits)
         alpha = self._settings.alpha if call.alpha is None else call.alpha
         decoded = clock()
+        cancellation = Cancellation()
         with self._admission.turn(len(call.inputs) if call.inputs.ndim else 0, context):
+            # A caller who has gone, or whose deadline has passed, frees the device within one chunk of the bank.
+            if not context.add_callback(cancellation.cancel):
+                raise ended(context)
             admitted = clock()
-            scores = detector.score(call.inputs, alpha=alpha, num_neighbors=call.num_neighbors)
+            try:
+                scores = detector.score(
+                    call.inputs, alpha=alpha, num_neighbors=call.num_neighbors, cancellation=cancellation
+                )
+            except CancelledError:
+                raise ended(context) from None
         scored = clock()
         response = converters.scores_to_proto(scores)
         response.stage_seconds.update(decode=decoded - started, queue=admitted - decoded, encode=clock() - scored)

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from softkin.cancellation import Cancellation
 from softkin.conformal import check_alpha
-from softkin.errors import InvalidInputError
+from softkin.errors import CancelledError, InvalidInputError
 from softkin.manifest import Layer, Manifest
 from softkin.scores import ErrorBudget, Neighbors, Scores
 
@@ -51,7 +52,7 @@ class StandIn:
     Args:
         name: of the detector.
         version: of the detector.
-        gate: when given, every `score` of a request waits until it is set.
+        gate: when given, every `score` of a request waits until it is set, or the request is cancelled.
         failure: when given, `score` raises it.
     """
 
@@ -78,13 +79,20 @@ class StandIn:
         """Note that it happened."""
         self.warmed_up = True
 
-    def score(self, x: NDArray[np.generic], *, alpha: float | None = None, num_neighbors: int = 0) -> Scores:
+    def score(
+        self,
+        x: NDArray[np.generic],
+        *,
+        alpha: float | None = None,
+        num_neighbors: int = 0,
+        cancellation: Cancellation | None = None,
+    ) -> Scores:
         """Score by arithmetic."""
         alpha = check_alpha(self.manifest.default_alpha if alpha is None else alpha, CALIBRATION_SIZE)
         rows = self._check(x)
         self.entered.release()
         if self.gate is not None:
-            assert self.gate.wait(timeout=60)
+            self._wait(self.gate, cancellation or Cancellation())
         if self.failure is not None:
             raise self.failure
         with self._lock:
@@ -112,6 +120,17 @@ class StandIn:
             neighbors=_neighbors(score, num_neighbors) if num_neighbors else None,
             stage_seconds={"infer": 0.25, "calibrate": 0.125},
         )
+
+    @staticmethod
+    def _wait(gate: threading.Event, cancellation: Cancellation) -> None:
+        stopped = threading.Event()
+        with cancellation.stopping_by(stopped.set):
+            for _ in range(6000):
+                if stopped.is_set():
+                    raise CancelledError
+                if gate.wait(timeout=0.01):
+                    return
+        raise AssertionError("nobody opened the gate for a minute")
 
     def _check(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
         if x.dtype != np.float32:

@@ -126,6 +126,35 @@ def test_a_request_whose_caller_has_gone_is_not_scored(start, rows, gate):
     assert running.server.pending_requests == 0
 
 
+def test_a_request_that_is_computed_stops_when_its_caller_goes(start, rows, gate):
+    """Nobody opens the gate: the device is free again because the caller cancelled."""
+    detector = StandIn(gate=gate)
+    running = start(detector, workers=1)
+    call = in_background(running, rows(3), timeout=60)
+    assert detector.entered.acquire(timeout=20)
+
+    call.cancel()
+
+    running.until(lambda: running.server.pending_requests == 0)
+    running.until(lambda: running.sample("softkin_rejected_total", reason="cancelled") == 1)
+    assert detector.rows_scored == 0
+
+
+def test_a_request_that_is_computed_stops_at_its_deadline(start, rows, gate):
+    """The same for a deadline that passes while the device works."""
+    detector = StandIn(gate=gate)
+    running = start(detector, workers=1)
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.stub.Score(pb.ScoreRequest(inputs=array_to_tensor(rows(3))), timeout=1.0)
+
+    assert detector.entered.acquire(timeout=20)
+    assert e.value.code() is Code.DEADLINE_EXCEEDED
+    running.until(lambda: running.server.pending_requests == 0)
+    running.until(lambda: running.sample("softkin_rejected_total", reason="deadline") == 1)
+    assert detector.rows_scored == 0
+
+
 def test_only_as_many_requests_compute_at_once_as_there_are_workers(start, rows, gate):
     """The others wait for a slot instead of competing for the same cores."""
     detector = StandIn(gate=gate)

@@ -9,6 +9,7 @@ from softkin.interceptors import STATUS_CODES, CallEndedError, status_code
 Code = grpc.StatusCode
 EXPECTED = {
     "BundleError": Code.INTERNAL,
+    "CancelledError": Code.CANCELLED,
     "DataError": Code.INTERNAL,
     "DeviceError": Code.UNAVAILABLE,
     "ExportError": Code.INTERNAL,
