@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from softkin import bundle as bundles
 from softkin import conformal
-from softkin.bank import Bank, pack
-from softkin.bundle import Calibration, Golden, bank_tensors
-from softkin.detector import nonconformity_of
+from softkin.bank import Bank, Precision, pack
+from softkin.bundle import Golden
 from softkin.errors import DataError
-from softkin.manifest import Layer, Manifest
+from softkin.manifest import Approximation, Layer, Manifest
 from softkin.mass import Metric
-from softkin.nonconformity import Form, Nonconformity, Outputs, Part, outlier_score
-from softkin.scorer import LOGITS, Network, Scorer, reducer_key
+from softkin.nonconformity import Form, Part
+from softkin.scorer import LOGITS, Network, reducer_key
 from softkin.scorer_graph import representation_output
+from softkin_training.approximate import choose
+from softkin_training.calibrate import Calibrated, calibrate
+from softkin_training.condense import condense
 from softkin_training.rows import Rows, fingerprint, refuse_overlap
 from softkin_training.temperature import neighbor_distance
 
@@ -55,12 +57,25 @@ class DetectorSpec:
     alpha: float = 0.05
     temperature_scale: float = 0.25
     """Temperature of each layer, in units of the median distance between nearest bank rows."""
+    condense: float = 1.0
+    """How many training rows a bank row stands for: above 1 the bank holds weighted prototypes (`condense.py`)."""
+    precision: Precision | Literal["auto"] = "float32"
+    """What the bank's rows are stored in; `auto`: the fewest bits that keep within `max_p_value_change`."""
+    max_p_value_change: float = 1.0
+    """Error budget: largest change of a p-value on the calibration rows against all rows in float32."""
     seed: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def build(
-    out: Path, model: bytes, spec: DetectorSpec, *, bank_rows: Rows, calibration_rows: Rows, replace: bool = False
+    out: Path,
+    model: bytes,
+    spec: DetectorSpec,
+    *,
+    bank_rows: Rows,
+    calibration_rows: Rows,
+    outliers: Mapping[str, NDArray[np.generic]] | None = None,
+    replace: bool = False,
 ) -> Manifest:
     """Build a bundle from an exported model.
 
@@ -70,13 +85,14 @@ def build(
         spec: what to build.
         bank_rows: training rows for the bank, raw inputs with labels and ids.
         calibration_rows: rows that neither the network nor the bank has seen.
+        outliers: raw inputs by name; where the bank is condensed or rounded, the manifest says how AUROC changed.
         replace: put the bundle in the place of an existing one.
 
     Returns:
         The manifest as written.
 
     Raises:
-        DataError: bank and calibration overlap, or there are too few rows for alpha.
+        DataError: bank and calibration overlap, there are too few rows for alpha, or the error budget is exceeded.
         BundleError: the directory cannot be written.
     """
     refuse_overlap(bank_rows, calibration_rows, "bank", "calibration")
@@ -88,21 +104,44 @@ def build(
     reference, calibration = _split(calibration_rows, spec)
     _require_rows(len(calibration), spec.alpha)
     with tempfile.TemporaryDirectory() as folder:
-        model_path, bank_path = Path(folder) / bundles.MODEL, Path(folder) / bundles.BANK
-        model_path.write_bytes(model)
-        network = Network(model_path)
-        bank = _make_bank(network, bank_rows, spec)
-        save_file(bank_tensors(bank), bank_path)
-        scorer = Scorer(model_path, bank, bank_path)
-        manifest = _manifest(spec, bank, network, bank_rows, calibration)
-        references: dict[str, NDArray[np.float64]] = {}
-        if reference is not None:
-            references = _references(spec, bank, _finite_outputs(scorer, reference))
-        nonconformity = nonconformity_of(manifest, bank, references)
-        scores = _calibrate(nonconformity, _finite_outputs(scorer, calibration), calibration.y, references)
-        golden = _golden(nonconformity, scorer, bank_rows)
+        path = Path(folder) / bundles.MODEL
+        path.write_bytes(model)
+        network = Network(path)
+
+        def calibrated(bank: Bank) -> Calibrated:
+            return calibrate(
+                path,
+                bank,
+                form=spec.nonconformity,
+                parts=spec.parts,
+                layer_weights=np.array([layer.weight for layer in spec.layers]),
+                reference=reference,
+                rows=calibration,
+            )
+
+        z = _representations(network, bank_rows, spec)
+        exact = calibrated(_bank(z, bank_rows.y, bank_rows.ids, spec))
+        bank = _condensed_bank(z, bank_rows, spec) if spec.condense > 1 else exact.bank
+        chosen, approximation = choose(
+            exact,
+            bank,
+            precision=spec.precision,
+            budget=spec.max_p_value_change,
+            calibrated=calibrated,
+            alpha=spec.alpha,
+            outliers=outliers or {},
+        )
+        golden_inputs = bank_rows.x[:: max(1, len(bank_rows) // GOLDEN_ROWS)][:GOLDEN_ROWS]
+        golden = Golden(inputs=golden_inputs, outlier_scores=chosen.outlier_scores(golden_inputs))
+    manifest = _manifest(spec, chosen.bank, network, bank_rows, calibration, approximation)
     return bundles.write_bundle(
-        out, manifest, model=model, bank=bank, calibration=scores, golden=golden, replace=replace
+        out,
+        manifest,
+        model=model,
+        bank=chosen.bank,
+        calibration=chosen.calibration,
+        golden=golden,
+        replace=replace,
     )
 
 
@@ -125,27 +164,64 @@ def _require_rows(n: int, alpha: float) -> None:
         )
 
 
-def _make_bank(network: Network, rows: Rows, spec: DetectorSpec) -> Bank:
+def _representations(network: Network, rows: Rows, spec: DetectorSpec) -> dict[str, NDArray[np.float32]]:
+    """Per layer `[N, D]`."""
     for layer in spec.layers:
         if representation_output(layer.name) not in network.outputs:
             raise DataError(
                 f"the model has no output {representation_output(layer.name)!r}; it has {sorted(network.outputs)}"
             )
     outputs = network.run(rows.x)
-    metrics = {layer.name: layer.metric for layer in spec.layers}
-    z = {n: outputs[representation_output(n)] for n in metrics}
     if LOGITS in outputs and outputs[LOGITS].shape[1] != len(spec.classes):
         raise DataError(
             f"the model has {outputs[LOGITS].shape[1]} logits, but {len(spec.classes)} class names are given"
         )
-    sample = np.random.default_rng(spec.seed).permutation(len(rows))[:TEMPERATURE_ROWS]
+    return {layer.name: outputs[representation_output(layer.name)] for layer in spec.layers}
+
+
+def _bank(
+    z: dict[str, NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    spec: DetectorSpec,
+    weights: NDArray[np.float32] | None = None,
+) -> Bank:
+    metrics = {layer.name: layer.metric for layer in spec.layers}
+    sample = np.random.default_rng(spec.seed).permutation(len(labels))[:TEMPERATURE_ROWS]
     temperatures = {
         n: spec.temperature_scale * neighbor_distance(z[n], sample, metric) for n, metric in metrics.items()
     }
-    return pack(z, rows.y, rows.ids, num_classes=len(spec.classes), temperatures=temperatures, metrics=metrics)
+    return pack(
+        z, labels, ids, num_classes=len(spec.classes), temperatures=temperatures, metrics=metrics, weights=weights
+    )
 
 
-def _manifest(spec: DetectorSpec, bank: Bank, network: Network, bank_rows: Rows, calibration: Rows) -> Manifest:
+def _condensed_bank(z: dict[str, NDArray[np.float32]], rows: Rows, spec: DetectorSpec) -> Bank:
+    """Prototypes of every layer, with temperatures by the same rule on them: they lie farther apart than rows."""
+    found = {
+        layer.name: condense(
+            z[layer.name], rows.y, rows.ids, ratio=spec.condense, metric=layer.metric, seed=spec.seed
+        )
+        for layer in spec.layers
+    }
+    layers = list(found.values())
+    return _bank(
+        {n: p.rows for n, p in found.items()},
+        layers[0].labels,
+        np.stack([p.ids for p in layers]),
+        spec,
+        np.stack([p.weights for p in layers]),
+    )
+
+
+def _manifest(
+    spec: DetectorSpec,
+    bank: Bank,
+    network: Network,
+    bank_rows: Rows,
+    calibration: Rows,
+    approximation: Approximation | None,
+) -> Manifest:
     return Manifest(
         name=spec.name,
         version=spec.version,
@@ -170,6 +246,9 @@ def _manifest(spec: DetectorSpec, bank: Bank, network: Network, bank_rows: Rows,
         default_alpha=spec.alpha,
         calibration_size=len(calibration),
         bank_size=bank.size,
+        bank_precision=bank.precision,
+        condensed_from=len(bank_rows) if spec.condense > 1 else 0,
+        approximation=approximation,
         provenance={
             **spec.provenance,
             "seed": spec.seed,
@@ -180,43 +259,3 @@ def _manifest(spec: DetectorSpec, bank: Bank, network: Network, bank_rows: Rows,
             },
         },
     )
-
-
-def _finite_outputs(scorer: Scorer, rows: Rows) -> Outputs:
-    outputs = scorer.run(rows.x)
-    if not outputs.finite.all():
-        example = int(rows.ids[outputs.finite.argmin()])
-        raise DataError(f"calibration: the network overflows on example {example}; check its scale: inliers do not")
-    return outputs
-
-
-def _references(spec: DetectorSpec, bank: Bank, outputs: Outputs) -> dict[str, NDArray[np.float64]]:
-    """Sorted label-free scores of each part on the reference rows."""
-    weights = np.array([layer.weight for layer in spec.layers])
-    plain = Nonconformity(form="density", class_weights=bank.class_weights, layer_weights=weights)
-    return {part: np.sort(plain.part_score(part, outputs)) for part in spec.parts}
-
-
-def _calibrate(
-    nonconformity: Nonconformity,
-    outputs: Outputs,
-    labels: NDArray[np.int64],
-    references: dict[str, NDArray[np.float64]],
-) -> Calibration:
-    a_BC = nonconformity(outputs)
-    true = np.take_along_axis(a_BC, labels[:, None], axis=1)[:, 0]
-    order = np.argsort(true, kind="stable")
-    return Calibration(
-        outlier_scores=np.sort(outlier_score(a_BC, nonconformity.predict(outputs, a_BC))),
-        true_class_scores=true[order],
-        true_classes=labels[order].astype(np.int32),
-        references=references,
-    )
-
-
-def _golden(nonconformity: Nonconformity, scorer: Scorer, rows: Rows) -> Golden:
-    inputs = rows.x[:: max(1, len(rows) // GOLDEN_ROWS)][:GOLDEN_ROWS]
-    outputs = scorer.run(inputs)
-    a_BC = nonconformity(outputs)
-    scores = outlier_score(a_BC, nonconformity.predict(outputs, a_BC))
-    return Golden(inputs=inputs, outlier_scores=scores)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from softkin.bank import Precision
 from softkin.errors import RecipeError
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
@@ -162,6 +163,12 @@ class DetectorConfig(_Section):
     """Training rows in the bank; all of them where there are fewer."""
     temperature_scale: Positive = 0.25
     """Temperature of every layer, in units of the median distance between nearest bank rows."""
+    condense: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """How many training rows a bank row stands for; above 1 the bank holds weighted prototypes."""
+    precision: Precision | Literal["auto"] = "float32"
+    """What the bank is stored in; `auto`: the fewest bits that keep within max_p_value_change."""
+    max_p_value_change: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Error budget of precision and condense: largest change of a calibration row's p-value; 1 = no limit."""
 
     @model_validator(mode="after")
     def _check(self) -> DetectorConfig:
@@ -169,6 +176,8 @@ class DetectorConfig(_Section):
         _require(len(set(self.joint_parts)) == len(self.joint_parts), "joint_parts", "must not repeat a part")
         needs_parts = self.nonconformity == "joint" and not self.joint_parts
         _require(not needs_parts, "joint_parts", "must name at least one part for nonconformity = 'joint'")
+        limited = self.precision != "auto" or self.max_p_value_change < 1
+        _require(limited, "max_p_value_change", "must be below 1 for precision = 'auto', which it decides")
         return self
 
 

@@ -194,7 +194,7 @@ def _others(
     """Every other score of this bundle's network and bank: title and function."""
     real = bank.labels != PADDING_LABEL
     labels = bank.labels[real].astype(np.int64)
-    rows = {n: layer.rows[real, :-1] + layer.center for n, layer in bank.layers.items()}
+    rows = {n: layer.representations(real) for n, layer in bank.layers.items()}
     last = detector.manifest.layers[-1].name
     plain = Nonconformity(
         form="density",

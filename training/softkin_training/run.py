@@ -83,6 +83,9 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         parts=tuple(detector.joint_parts) if detector.nonconformity == "joint" else (),
         alpha=detector.alpha,
         temperature_scale=detector.temperature_scale,
+        condense=detector.condense,
+        precision=detector.precision,
+        max_p_value_change=detector.max_p_value_change,
         seed=recipe.seed,
         provenance={
             "recipe": recipe.to_dict(),
@@ -100,6 +103,7 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         spec,
         bank_rows=choose_bank_rows(dataset.train, detector.bank_rows, recipe.seed),
         calibration_rows=dataset.calibration,
+        outliers=dataset.outliers,
         replace=True,
     )
 
