@@ -87,3 +87,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def tiny_copy(tiny: Tiny, tmp_path: Path) -> Path:
     """A copy of the tiny bundle to damage."""
     return Path(shutil.copytree(tiny.path, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def cuda_works() -> bool:
+    """Whether a tiny session really runs on CUDA here."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        "probe",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CUDAExecutionProvider"])
+    return session.get_providers()[0] == "CUDAExecutionProvider"

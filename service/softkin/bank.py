@@ -1,20 +1,22 @@
 """The bank of training representations, laid out the way the scorer reads it: class-sorted tiles.
 
-Rows of one class stand together, cut into tiles of `TILE_ROWS` that never straddle a class; the last tile of a class is
-filled with padding rows of mass 0. So the class mass is a sum over whole tiles, and no one-hot matrix is ever needed.
+Rows of one class stand together in tiles that never straddle a class. First come all the whole tiles of
+`LARGE_TILE_ROWS` rows, then what is left of each class in tiles of `TILE_ROWS`, the last one filled with padding rows
+of mass 0. So the class mass is a sum over whole tiles, few of them, and hardly a row is padding.
 
-A stored row has one number more than the representation: its offset, which the scorer multiplies by 1. The row's
-logit is then a single dot product:
+A row's logit is a single dot product, up to a term that depends on the query alone:
 
-    cosine              z.b / T + log w            rows b, scale 1/T, offset T log w
+    cosine              z.b / T + log w              rows b, scale 1/T, offset T log w
     squared_euclidean   (2 z.b - |b|^2) / T + log w  rows b, scale 2/T, offset T/2 log w - |b|^2 / 2
 
-both up to a term that depends on the query alone.
+Rows in float32 hold their offset as one number more, which the scorer multiplies by 1. Rows in float16 and int8 have
+their offsets beside them: see `precision.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,11 @@ from softkin import mass
 from softkin.errors import DataError
 from softkin.mass import Metric
 
+Precision = Literal["float32", "float16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
 TILE_ROWS = 64
+LARGE_TILE_ROWS = 256
 PADDING_LABEL = -1
 PADDING_OFFSET = np.float32(-1e30)
 """Finite, so that times any scale it stays finite, and far below every real logit."""
@@ -35,20 +41,41 @@ class LayerBank:
 
     metric: Metric
     temperature: float
-    rows: NDArray[np.float32]
-    """`[N, D+1]` tiled rows; the last column is the offset."""
+    rows: NDArray[np.generic]
+    """`[N, D+1]` float32 tiled rows, the last column being the offset; or `[N, D]` float16 or int8 without it."""
     center: NDArray[np.float32]
     """`[D]`: subtracted from queries and already from `rows`; keeps the dot products from cancelling. 0 for cosine."""
+    offsets: NDArray[np.float32] | None = None
+    """`[N]`: offsets of float16 and int8 rows."""
+    scales: NDArray[np.float32] | None = None
+    """`[N]`: what an int8 row is multiplied by to give the representation."""
+
+    @property
+    def precision(self) -> Precision:
+        """What a row's numbers are stored in."""
+        return next(p for p in PRECISIONS if self.rows.dtype == p)
 
     @property
     def dim(self) -> int:
         """Width D of the representation."""
-        return self.rows.shape[1] - 1
+        return self.rows.shape[1] - (self.precision == "float32")
 
     @property
     def scale(self) -> float:
         """What the scorer multiplies queries by."""
         return (1.0 if self.metric == "cosine" else 2.0) / self.temperature
+
+    @property
+    def row_offsets(self) -> NDArray[np.float32]:
+        """`[N]`: the offset of every row, wherever it is stored."""
+        return self.rows[:, -1].astype(np.float32) if self.offsets is None else self.offsets
+
+    def representations(self, rows: NDArray[np.integer] | NDArray[np.bool_] | slice) -> NDArray[np.float32]:
+        """`[n, D]` float32: what the chosen tiled rows stand for, rounded as they are stored."""
+        z = self.rows[rows][:, : self.dim].astype(np.float32)
+        if self.scales is not None:
+            z *= self.scales[rows][:, None]
+        return np.asarray(z + self.center)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +86,9 @@ class Bank:
     labels: NDArray[np.int32]
     """`[N]` class of each row; `PADDING_LABEL` for padding."""
     ids: NDArray[np.int64]
-    """`[N]` example ids; -1 for padding."""
+    """`[1, N]` example ids, or `[L, N]` where every layer has its own (condensed banks); -1 for padding."""
     weights: NDArray[np.float32]
-    """`[N]` row weights; 0 for padding."""
+    """`[1, N]` or `[L, N]`, like `ids`: row weights; 0 for padding."""
     num_classes: int
 
     @property
@@ -70,21 +97,29 @@ class Bank:
         return int((self.labels != PADDING_LABEL).sum())
 
     @property
+    def precision(self) -> Precision:
+        """What the rows of all layers are stored in."""
+        return next(iter(self.layers.values())).precision
+
+    @property
     def class_weights(self) -> NDArray[np.float64]:
-        """`[C]` total weight per class."""
+        """`[C]` total weight per class: the rows that it stands for, the same in every layer."""
         real = self.labels != PADDING_LABEL
-        weights = self.weights[real].astype(np.float64)
+        weights = self.weights[0, real].astype(np.float64)
         return np.asarray(np.bincount(self.labels[real], weights, self.num_classes), np.float64)
 
     def without_rows(self) -> Bank:
         """The same bank less the representations, for when a session has read them from the file."""
-        empty = {n: replace(b, rows=np.zeros((0, b.dim + 1), np.float32)) for n, b in self.layers.items()}
+        empty = {n: replace(b, rows=b.rows[:0].copy(), offsets=None, scales=None) for n, b in self.layers.items()}
         return replace(self, layers=empty)
 
     @property
-    def tile_labels(self) -> NDArray[np.int32]:
-        """`[N / TILE_ROWS]` class of each tile: a tile's first row is never padding."""
-        return self.labels[::TILE_ROWS]
+    def large_rows(self) -> int:
+        """Number of leading rows that stand in large tiles, each of one class and without padding."""
+        whole = len(self.labels) // LARGE_TILE_ROWS
+        tiles = self.labels[: whole * LARGE_TILE_ROWS].reshape(whole, LARGE_TILE_ROWS)
+        pure = (tiles == tiles[:, :1]).all(axis=1) & (tiles[:, 0] != PADDING_LABEL)
+        return LARGE_TILE_ROWS * int(whole if pure.all() else pure.argmin())
 
 
 def pack(
@@ -102,22 +137,23 @@ def pack(
     Args:
         representations: per layer `[N, D]`, finite; for cosine each row has unit norm (or is zero).
         labels: `[N]` class indices; every class in [0, num_classes) must occur.
-        ids: `[N]` example ids, unique.
+        ids: `[N]` example ids, unique; or `[L, N]` where layers hold different examples, in the order of the layers.
         num_classes: C.
         temperatures: per layer, > 0.
         metrics: per layer.
-        weights: `[N]` positive row weights; all 1 when left out.
+        weights: `[N]` or `[L, N]` positive row weights; all 1 when left out.
 
     Raises:
         DataError: arrays disagree, a class has no rows, a value is not finite, an id occurs twice.
     """
     n = len(labels)
-    w = np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32)
-    _check(representations, labels, ids, w, num_classes)
+    w_KN = np.atleast_2d(np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32))
+    ids_KN = np.atleast_2d(np.asarray(ids))
+    _check(representations, labels, ids_KN, w_KN, num_classes)
     take = _tile_order(np.asarray(labels), num_classes)
     padding = take < 0
     layers = {}
-    for name, z_ND in representations.items():
+    for (name, z_ND), w in zip(representations.items(), np.broadcast_to(w_KN, (len(representations), n)), strict=True):
         metric, temperature = metrics[name], temperatures[name]
         if metric == "squared_euclidean":
             center = z_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -133,8 +169,8 @@ def pack(
     return Bank(
         layers=layers,
         labels=np.where(padding, PADDING_LABEL, labels[take]).astype(np.int32),
-        ids=np.where(padding, -1, ids[take]).astype(np.int64),
-        weights=np.where(padding, 0.0, w[take]).astype(np.float32),
+        ids=np.where(padding, -1, ids_KN[:, take]).astype(np.int64),
+        weights=np.where(padding, 0.0, w_KN[:, take]).astype(np.float32),
         num_classes=num_classes,
     )
 
@@ -142,10 +178,13 @@ def pack(
 def _tile_order(labels: NDArray[np.integer], num_classes: int) -> NDArray[np.int64]:
     """Source index of every tiled row, -1 for padding."""
     order = np.argsort(labels, kind="stable")
-    parts: list[NDArray[np.int64]] = []
+    large: list[NDArray[np.int64]] = []
+    small: list[NDArray[np.int64]] = []
     for rows in np.split(order, np.cumsum(np.bincount(labels, minlength=num_classes))[:-1]):
-        parts += [rows, np.full(-len(rows) % TILE_ROWS, -1, np.int64)]
-    return np.concatenate(parts)
+        cut = len(rows) // LARGE_TILE_ROWS * LARGE_TILE_ROWS
+        large.append(rows[:cut])
+        small += [rows[cut:], np.full(-len(rows) % TILE_ROWS, -1, np.int64)]
+    return np.concatenate(large + small)
 
 
 def _check(
@@ -155,8 +194,14 @@ def _check(
     weights: NDArray[np.float32],
     num_classes: int,
 ) -> None:
-    n = len(labels)
-    for what, length in {**{k: len(v) for k, v in representations.items()}, "ids": len(ids), "w": len(weights)}.items():
+    n, layers = len(labels), len(representations)
+    for what, array in {"ids": ids, "weights": weights}.items():
+        if array.ndim != 2 or len(array) not in (1, layers):
+            raise DataError(
+                f"bank: {what} have shape {list(array.shape)}; give one row, or one for each of {layers} layers"
+            )
+    lengths = {**{k: len(v) for k, v in representations.items()}, "ids": ids.shape[1], "weights": weights.shape[1]}
+    for what, length in lengths.items():
         if length != n:
             raise DataError(f"bank: {what} has {length} rows, labels have {n}; they must describe the same rows")
     counts = np.bincount(labels[labels >= 0], minlength=num_classes) if n else np.zeros(num_classes)
@@ -164,11 +209,12 @@ def _check(
         raise DataError(f"bank: labels must lie in [0, {num_classes}); got [{labels.min()}, {labels.max()}]")
     if (counts == 0).any():
         raise DataError(f"bank: class {int(counts.argmin())} has no rows; every class needs at least one")
-    if len(np.unique(ids)) != n:
+    if any(len(np.unique(row)) != n for row in ids):
         raise DataError("bank: example ids must be unique, or evidence cannot be traced back")
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise DataError("bank: weights must be finite and positive")
-    for name, z in representations.items():
+    for i, (name, z) in enumerate(representations.items()):
         bad = ~np.isfinite(z).all(axis=1)
         if bad.any():
-            raise DataError(f"bank: layer {name!r}, example {int(ids[bad.argmax()])} has a value that is not finite")
+            example = int(ids[i if len(ids) > 1 else 0, bad.argmax()])
+            raise DataError(f"bank: layer {name!r}, example {example} has a value that is not finite")

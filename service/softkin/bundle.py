@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from softkin.bank import PADDING_LABEL, TILE_ROWS, Bank, LayerBank
 from softkin.errors import BundleError
-from softkin.manifest import FileEntry, Manifest, parse_manifest
+from softkin.manifest import FileEntry, Layer, Manifest, parse_manifest
 from softkin.mass import Metric
 from softkin.staging import staged
 from softkin.tensor_file import TensorFile
@@ -190,6 +190,9 @@ def bank_tensors(bank: Bank) -> Tensors:
     for name, layer in bank.layers.items():
         tensors[f"rows.{name}"] = layer.rows
         tensors[f"center.{name}"] = layer.center
+        for key, array in {"offsets": layer.offsets, "scales": layer.scales}.items():
+            if array is not None:
+                tensors[f"{key}.{name}"] = array
     return _contiguous(tensors)
 
 
@@ -205,26 +208,32 @@ def _read_bank(file: Path, m: Manifest) -> Bank:
         raise BundleError(f"{file}: labels do not cover exactly the {len(m.classes)} classes of the manifest")
     if int(real.sum()) != m.bank_size:
         raise BundleError(f"{file}: holds {int(real.sum())} rows, the manifest says bank_size {m.bank_size}")
-    layers = {}
-    for layer in m.layers:
-        rows = tensors.take(f"rows.{layer.name}", "float32", (n, layer.dim + 1), copy=False)
-        center = tensors.take(f"center.{layer.name}", "float32", (layer.dim,))
-        metric: Metric = "cosine" if layer.metric == "cosine" else "squared_euclidean"
-        layers[layer.name] = LayerBank(
-            metric=metric,
-            temperature=layer.temperature,
-            rows=rows.astype(np.float32, copy=False),
-            center=center.astype(np.float32, copy=False),
-        )
-    weights = tensors.take("weights", "float32", (n,)).astype(np.float32, copy=False)
-    if not (weights[real] > 0).all():
+    copies = len(m.layers) if m.condensed_from else 1
+    weights = tensors.take("weights", "float32", (copies, n)).astype(np.float32, copy=False)
+    if not (weights[:, real] > 0).all():
         raise BundleError(f"{file}: weights of rows must be positive")
     return Bank(
-        layers=layers,
+        layers={layer.name: _read_layer(tensors, layer, m.bank_precision, n) for layer in m.layers},
         labels=labels,
-        ids=tensors.take("ids", "int64", (n,)).astype(np.int64, copy=False),
+        ids=tensors.take("ids", "int64", (copies, n)).astype(np.int64, copy=False),
         weights=weights,
         num_classes=len(m.classes),
+    )
+
+
+def _read_layer(tensors: TensorFile, layer: Layer, precision: str, n: int) -> LayerBank:
+    def column(name: str, present: bool) -> NDArray[np.float32] | None:
+        return tensors.take(f"{name}.{layer.name}", "float32", (n,)).astype(np.float32) if present else None
+
+    metric: Metric = "cosine" if layer.metric == "cosine" else "squared_euclidean"
+    width = layer.dim + (precision == "float32")
+    return LayerBank(
+        metric=metric,
+        temperature=layer.temperature,
+        rows=tensors.take(f"rows.{layer.name}", precision, (n, width), copy=False),
+        center=tensors.take(f"center.{layer.name}", "float32", (layer.dim,)).astype(np.float32, copy=False),
+        offsets=column("offsets", precision != "float32"),
+        scales=column("scales", precision == "int8"),
     )
 
 

@@ -12,11 +12,14 @@ from softkin import bundle as bundles
 from softkin import conformal
 from softkin.bank import Bank
 from softkin.bundle import Bundle, Golden
+from softkin.cancellation import Cancellation
 from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
-from softkin.scorer import SLICE_ROWS, Device, Scorer
+from softkin.scorer import Nearest
 from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.session import SLICE_ROWS
+from softkin.shards import ShardedScorer
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative change of a golden outlier score that another device or library version may cause."""
@@ -29,17 +32,17 @@ class Detector:
         manifest: what the detector is.
         has_logits: whether the model is a classifier; False for bare embeddings.
         digest: sha256 of the manifest, hexadecimal.
-        device: where it really runs, `cuda` or `cpu`.
+        device: where it really runs, `cuda` or `cpu`; one for each shard, with commas between.
         smallest_p_value: 1 / (n + 1); no input can be flagged at an alpha below it.
     """
 
-    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> None:
         self.manifest: Manifest = bundle.manifest
         self.digest = bundle.digest
         self.smallest_p_value = conformal.smallest_p_value(self.manifest.calibration_size)
         self._calibration = bundle.calibration
         self._bank: Bank = bundle.bank.without_rows()
-        self._scorer = Scorer(
+        self._scorer = ShardedScorer(
             bundle.path / bundles.MODEL, bundle.bank, bundle.path / bundles.BANK, device=device, threads=threads
         )
         self.device = self._scorer.device
@@ -53,31 +56,42 @@ class Detector:
         self._prove(bundle)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: Device = "auto", threads: int | None = None) -> Detector:
+    def load(cls, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> Detector:
         """Read a bundle, verify it, start its session and check it against its golden rows.
 
         Args:
             path: bundle directory.
-            device: `cuda` refuses to run anywhere else; `auto` takes CUDA where it really works, else the CPU.
-            threads: compute threads on the CPU; the cores this process may use when None.
+            device: `cuda` or `cuda:N` refuses to run anywhere else; `auto` takes CUDA where it really works, else the
+                CPU; several with commas between hold a shard of the bank each.
+            threads: compute threads on the CPU, for each shard; the cores this process may use when None.
 
         Raises:
+            InvalidInputError: no such device, or more shards than the bank has tiles.
             BundleError: damaged, inconsistent, of another format, or it does not score its golden rows as when built.
             DeviceError: `cuda` was asked for and is not there.
         """
         return cls(bundles.read_bundle(path), device=device, threads=threads)
 
-    def score(self, x: NDArray[np.generic], *, alpha: float | None = None, num_neighbors: int = 0) -> Scores:
+    def score(
+        self,
+        x: NDArray[np.generic],
+        *,
+        alpha: float | None = None,
+        num_neighbors: int = 0,
+        cancellation: Cancellation | None = None,
+    ) -> Scores:
         """Score rows; each on its own: a row's scores do not depend on the rows beside it.
 
         Args:
             x: `[B, *manifest.input_shape]` of dtype `manifest.input_dtype`, B >= 1, finite.
             alpha: false-alarm rate to accept, in [smallest_p_value, 1); the manifest's default when None.
             num_neighbors: how many nearest training rows per row and layer to return as evidence; 0 for none.
+            cancellation: stops the call within one chunk of the bank.
 
         Raises:
             InvalidInputError: names the argument, the value and what is allowed.
             DeviceError: the device failed while running.
+            CancelledError: `cancellation` was used.
         """
         alpha = conformal.check_alpha(
             self.manifest.default_alpha if alpha is None else alpha, self.manifest.calibration_size
@@ -86,7 +100,7 @@ class Detector:
             raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
         x = self._check(x)
         started = time.perf_counter()
-        outputs, neighbors = self._infer(x, min(num_neighbors, self._bank.size))
+        outputs, neighbors = self._infer(x, min(num_neighbors, self._bank.size), cancellation)
         inferred = time.perf_counter()
         scores = self._calibrate(outputs, alpha, neighbors)
         scores.stage_seconds.update(infer=inferred - started, calibrate=time.perf_counter() - inferred)
@@ -99,7 +113,7 @@ class Detector:
 
     def outputs(self, x: NDArray[np.generic]) -> Outputs:
         """Logits and class masses of checked inputs, for calibration and analysis; see `Outputs`."""
-        return self._infer(self._check(x), 0)[0]
+        return self._scorer.run(self._check(x))
 
     def _check(self, x: NDArray[np.generic]) -> NDArray[np.generic]:
         m = self.manifest
@@ -119,24 +133,29 @@ class Detector:
                 raise InvalidInputError("inputs", f"row {row} has NaN or infinity; every value must be finite")
         return np.ascontiguousarray(x)
 
-    def _infer(self, x: NDArray[np.generic], k: int) -> tuple[Outputs, Neighbors | None]:
-        outputs = self._scorer.run(x)
-        return outputs, self._neighbors(*self._scorer.nearest(x, k), outputs) if k else None
+    def _infer(
+        self, x: NDArray[np.generic], k: int, cancellation: Cancellation | None
+    ) -> tuple[Outputs, Neighbors | None]:
+        if not k:
+            return self._scorer.run(x, cancellation), None
+        outputs, nearest = self._scorer.run_with_nearest(x, k, cancellation)
+        return outputs, self._neighbors(nearest, outputs)
 
-    def _neighbors(
-        self, contributions_BLK: NDArray[np.float32], rows_BLK: NDArray[np.int64], outputs: Outputs
-    ) -> Neighbors:
+    def _neighbors(self, nearest: Nearest, outputs: Outputs) -> Neighbors:
         bank = self._bank
         total_BL = np.logaddexp.reduce(outputs.masses.astype(np.float64), axis=2)
         temperature_L = np.array([layer.temperature for layer in bank.layers.values()])
-        log_weights = np.log(bank.weights[rows_BLK].astype(np.float64))
-        distances = temperature_L[None, :, None] * (log_weights - contributions_BLK)
+        # Condensed banks have weights and ids of their own in every layer.
+        layer_L = np.arange(len(bank.layers)) if len(bank.ids) > 1 else np.zeros(len(bank.layers), int)
+        at = (layer_L[None, :, None], nearest.rows)
+        log_weights = np.log(bank.weights[at].astype(np.float64))
+        distances = temperature_L[None, :, None] * (log_weights - nearest.contributions)
         return Neighbors(
             layers=tuple(bank.layers),
-            ids=bank.ids[rows_BLK],
-            labels=bank.labels[rows_BLK],
+            ids=bank.ids[at],
+            labels=bank.labels[nearest.rows],
             distances=np.maximum(distances, 0.0).astype(np.float32),
-            shares=np.minimum(np.exp(contributions_BLK - total_BL[:, :, None]), 1.0).astype(np.float32),
+            shares=np.minimum(np.exp(nearest.contributions - total_BL[:, :, None]), 1.0).astype(np.float32),
         )
 
     def _calibrate(self, outputs: Outputs, alpha: float, neighbors: Neighbors | None) -> Scores:

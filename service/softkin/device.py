@@ -1,11 +1,16 @@
-"""What this process may compute on: threads and GPU driver, as the operating system tells it."""
+"""What this process may compute on: threads and devices, as the operating system tells it."""
 
 from __future__ import annotations
 
 import ctypes
 import math
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from softkin.errors import InvalidInputError
 
 
 def available_threads() -> int:
@@ -30,3 +35,36 @@ def cuda_driver_present() -> bool:
     except OSError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Target:
+    """One device that a session is asked to run on."""
+
+    kind: Literal["cuda", "cpu"]
+    index: int = 0
+    """Which GPU."""
+    required: bool = False
+    """Refuse to run anywhere else."""
+
+
+def parse_device(device: str) -> tuple[Target, ...]:
+    """What `--device` means: one target, or one for each shard of the bank.
+
+    Args:
+        device: `cpu`; `cuda` or `cuda:N`, which refuse to run anywhere else; `auto`: CUDA where it really works, else
+            the CPU; or several of `cpu`, `cuda:N` with commas between: each then holds its share of the bank.
+
+    Raises:
+        InvalidInputError: none of these.
+    """
+    if device == "auto":
+        return (Target("cuda") if cuda_driver_present() else Target("cpu"),)
+    targets = []
+    for name in device.split(","):
+        found = re.fullmatch(r"(cpu)|cuda(?::(\d{1,3}))?", name)
+        if found is None:
+            allowed = "auto, cpu, cuda, cuda:N, or several of cpu and cuda:N separated by commas"
+            raise InvalidInputError("device", f"got {device!r}; must be {allowed}")
+        targets.append(Target("cpu") if found[1] else Target("cuda", int(found[2] or 0), required=True))
+    return tuple(targets)

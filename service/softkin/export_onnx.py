@@ -19,10 +19,13 @@ from softkin import bundle as bundles
 from softkin.bundle import Bundle
 from softkin.detector import nonconformity_of, refuse_difference
 from softkin.detector_graph import OUTPUTS, DetectorGraph
+from softkin.device import Target
 from softkin.errors import BundleError, DeviceError
-from softkin.scorer import LOGITS, extend, read_network, run_session, start_session
-from softkin.scorer_graph import GraphBuilder, is_bounded, layer_graph, stack_masses
+from softkin.scorer import LOGITS, extend, layer_graphs, read_network
+from softkin.scorer_graph import GraphBuilder, chunk_rows_for, representation_output, stack_masses
+from softkin.session import run_session, start_session
 from softkin.staging import staged
+from softkin.tensor_file import TensorFile
 
 ALIGNMENT = 4096
 COPY_BYTES = 8 << 20
@@ -79,8 +82,8 @@ def compose(bundle: Bundle) -> onnx.ModelProto:
     proto = _read_network(bundle)
     g, bank = GraphBuilder(), bundle.bank
     file = bundle.path / bundles.BANK
-    layers = [layer_graph(g, bank, n, file, bounded=is_bounded(layer)) for n, layer in bank.layers.items()]
-    masses = stack_masses(g, layers)
+    layers = layer_graphs(g, bank, TensorFile(file), chunk_rows_for(len(bank.labels), "cpu"))
+    masses = stack_masses(g, [layer.masses(representation_output(layer.name))[0] for layer in layers])
     logits = next((o for o in proto.graph.output if o.name == LOGITS), None)
     detector = DetectorGraph(
         graph=g,
@@ -172,7 +175,7 @@ def _prove(model: Path, bundle: Bundle) -> None:
     if not len(golden.inputs):
         return
     try:
-        session, _ = start_session(model, "cpu")
+        session, _ = start_session(model, Target("cpu"))
         feeds = {bundle.manifest.input_name: golden.inputs}
         found = run_session(session, ["outlier_score"], feeds, "cpu")[0]
     except DeviceError as e:

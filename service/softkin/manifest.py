@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from softkin.bank import PRECISIONS
 from softkin.errors import BundleError
 from softkin.mass import METRICS
 from softkin.nonconformity import FORMS, PARTS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INPUT_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -45,6 +46,23 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Approximation:
+    """What a bank of fewer bits or fewer rows changes, against all rows in float32, each calibrated by itself.
+
+    Measured on the calibration rows when the bundle was built; scoring never reads it.
+    """
+
+    budget: float
+    """Largest change of a p-value that the builder accepted; 1 where it set no limit."""
+    max_p_value_change: float
+    mean_p_value_change: float
+    verdict_changes: float
+    """Share of rows whose verdict at the default alpha differs."""
+    auroc_changes: dict[str, Any]
+    """AUROC after less AUROC before, against each outlier set that the builder was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Everything about a detector that is not an array."""
 
@@ -64,6 +82,12 @@ class Manifest:
     default_alpha: float
     calibration_size: int
     bank_size: int
+    """Rows in the bank, without padding."""
+    bank_precision: str = "float32"
+    condensed_from: int = 0
+    """Training rows that the bank's weighted prototypes stand for; 0: its rows are training rows themselves."""
+    approximation: Approximation | None = None
+    """None: all rows in float32, nothing is approximate."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Recipe, seeds, split fingerprints, library versions: for people; scoring never reads it."""
     files: dict[str, FileEntry] = field(default_factory=dict)
@@ -104,6 +128,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
     raw["files"] = {k: _build(FileEntry, x, f"{source}: files.{k}") for k, x in _as_dict(raw, "files", source).items()}
     for key in ("input_shape", "classes", "parts"):
         raw[key] = tuple(_as_list(raw, key, source))
+    if raw.get("approximation") is not None:
+        raw["approximation"] = _build(Approximation, raw["approximation"], f"{source}: approximation")
     manifest = _build(Manifest, raw, source)
     _check_values(manifest, source)
     return manifest
@@ -166,3 +192,6 @@ def _check_values(m: Manifest, source: str) -> None:
     require(0 < m.default_alpha < 1, "default_alpha", m.default_alpha, "must lie in (0, 1)")
     require(m.calibration_size > 0, "calibration_size", m.calibration_size, "must be positive")
     require(m.bank_size > 0, "bank_size", m.bank_size, "must be positive")
+    require(m.bank_precision in PRECISIONS, "bank_precision", m.bank_precision, f"must be one of {PRECISIONS}")
+    fits = m.condensed_from == 0 or m.condensed_from >= m.bank_size
+    require(fits, "condensed_from", m.condensed_from, "must be 0, or at least bank_size")

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import threading
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from softkin.bank import Bank
-from softkin.device import available_threads, cuda_driver_present
+from softkin.bank import PADDING_LABEL, Bank
+from softkin.cancellation import Cancellation
+from softkin.device import Target, parse_device
 from softkin.errors import BundleError, DeviceError
 from softkin.nonconformity import Outputs
 from softkin.scorer_graph import (
     OLDEST_OPSET,
     GraphBuilder,
     LayerGraph,
+    chunk_rows_for,
+    chunks,
     is_bounded,
-    layer_graph,
     representation_output,
     stack_masses,
 )
-
-# onnxruntime's official builds send usage data to their maker unless told not to before the first import.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort
-
-Device = Literal["auto", "cuda", "cpu"]
+from softkin.session import run_slices, start_session
+from softkin.tensor_file import TensorFile
 
 LOGITS = "logits"
 MASSES = "class_mass"
-SLICE_ROWS = 256
-"""Rows per session run: larger arrays go through in slices, so that memory does not grow with the request."""
+NEIGHBORS_INPUT = "softkin/k"
 
 
 def reducer_key(layer: str) -> str:
@@ -46,16 +39,33 @@ def reducer_key(layer: str) -> str:
     return f"softkin.reducer.{layer}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """The bank rows with the largest mass at each input, per layer, best first."""
+
+    contributions: NDArray[np.float32]
+    """`[B, L, K]` log mass contributions `log w - d / T`."""
+    rows: NDArray[np.int64]
+    """`[B, L, K]` tiled row numbers."""
+
+
 class Scorer:
-    """The network and the bank as onnxruntime sessions. `run` and `nearest` may be called from several threads.
+    """The network and the bank, or a shard of it, as one onnxruntime session. May be called from several threads.
 
     Args:
         model: path of model.onnx; outputs `logits` (optional) and one `representation.<layer>` per bank layer.
         bank: the bank, already verified.
-        bank_file: the safetensors file that holds the bank; sessions read its rows from there.
-        device: `cuda` refuses to run anywhere else; `auto` takes CUDA where it really works, else the CPU.
-        threads: compute threads on the CPU; `available_threads()` when None.
-        chunk_rows: bank rows per matrix product, a multiple of the tile; chosen by the size of the bank when None.
+        bank_file: the safetensors file that holds the bank; the session reads its rows from there.
+        device: one device, see `parse_device`.
+        threads: compute threads on the CPU; all this process may use when None.
+        chunk_rows: bank rows per matrix product, a multiple of the large tile; chosen by bank and device when None.
+        rows: the tiled rows to score against; all when None. Must start and end between tiles.
+
+    Attributes:
+        device: where the session really runs, `cuda` or `cpu`.
+        has_logits: whether the model is a classifier.
+        input_name: of the model's input.
+        num_rows: bank rows it scores against, without padding.
 
     Raises:
         BundleError: the model cannot be read or lacks an output.
@@ -68,76 +78,70 @@ class Scorer:
         bank: Bank,
         bank_file: Path,
         *,
-        device: Device = "auto",
+        device: str | Target = "auto",
         threads: int | None = None,
         chunk_rows: int | None = None,
+        rows: slice | None = None,
     ) -> None:
-        self._model_path, self._bank, self._bank_file = model, bank, bank_file
-        self._threads, self._chunk_rows = threads, chunk_rows
-        self._lock = threading.Lock()
-        self._evidence: ort.InferenceSession | None = None
+        (target,) = (device,) if isinstance(device, Target) else parse_device(device)
         proto = read_network(model, bank)
         self.has_logits = LOGITS in {o.name for o in proto.graph.output}
         self.input_name: str = proto.graph.input[0].name
-        self._bounded = {n: is_bounded(layer) for n, layer in bank.layers.items()}
-        self._bank = bank.without_rows()  # the sessions read the rows from the file: one copy is enough
-        self._session, self.device = self._start(self._compose_masses(proto), device)
+        self._layers = list(bank.layers)
+        self.num_rows = int((bank.labels[rows or slice(None)] != PADDING_LABEL).sum())
+        file = TensorFile(bank_file)
 
-    def run(self, x: NDArray[np.generic]) -> Outputs:
-        """Class masses `[B, L, C]` and logits `[B, C]` of inputs, B >= 1, computed in slices of `SLICE_ROWS`.
+        def start(kind: str) -> tuple[Any, Any]:
+            composed = onnx.ModelProto()
+            composed.CopyFrom(proto)
+            size = chunk_rows or chunk_rows_for(len(bank.labels), kind)
+            _compose(composed, bank, file, size, rows or slice(None), integer=multiplies_integers(kind))
+            keep = kind == "cuda" and bank.precision != "float32"
+            return start_session(
+                composed, target, threads=threads, external_folder=bank_file.parent, keep_constants=keep
+            )
+
+        self._session, self.device = start(target.kind)
+        if self.device != target.kind:
+            refuse_fallback(target)
+            self._session, self.device = start("cpu")  # the graph for CUDA would be slow here
+
+    def run(self, x: NDArray[np.generic], cancellation: Cancellation | None = None) -> Outputs:
+        """Class masses `[B, L, C]` and logits `[B, C]` of inputs, B >= 1.
+
+        Args:
+            x: `[B, ...]` inputs, computed in slices of `SLICE_ROWS`.
+            cancellation: stops the call at the end of the chunk that is being computed.
 
         Raises:
             DeviceError: the device failed while running.
+            CancelledError: `cancellation` was used.
         """
-        names = [*([LOGITS] if self.has_logits else []), MASSES]
-        results = _run_slices(self._session, names, {self.input_name: x}, self.device)
-        return Outputs(masses=results[-1], logits=results[0] if self.has_logits else None)
+        return self._run(x, 0, cancellation)[0]
 
-    def nearest(self, x: NDArray[np.generic], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k bank rows with the largest mass at each input, per layer, best first.
+    def run_with_nearest(
+        self, x: NDArray[np.generic], k: int, cancellation: Cancellation | None = None
+    ) -> tuple[Outputs, Nearest]:
+        """Like `run`, and from the same pass the k bank rows with the largest mass; k from 1 to the real rows here."""
+        outputs, found = self._run(x, k, cancellation)
+        return outputs, Nearest(contributions=np.stack(found[0::2], axis=1), rows=np.stack(found[1::2], axis=1))
 
-        A session of its own, started by the first call, so that requests without evidence never pay for it.
-
-        Args:
-            x: inputs, computed in slices like those of `run`.
-            k: 1 to the number of bank rows.
-
-        Returns:
-            `[B, L, k]` log mass contributions `log w - d / T`, and `[B, L, k]` tiled row numbers.
-        """
-        with self._lock:
-            if self._evidence is None:
-                graph = self._compose_nearest(read_network(self._model_path, self._bank))
-                self._evidence, _ = self._start(graph, self.device)
-        names = [f"{kind}.{layer}" for layer in self._bank.layers for kind in ("contribution", "row")]
-        fixed = {"softkin/k": np.array([k], np.int64)}
-        results = _run_slices(self._evidence, names, {self.input_name: x}, self.device, fixed)
-        return np.stack(results[0::2], axis=1), np.stack(results[1::2], axis=1)
-
-    def _start(self, graph: onnx.ModelProto, device: Device) -> tuple[ort.InferenceSession, Literal["cuda", "cpu"]]:
-        return start_session(graph, device, threads=self._threads, external_folder=self._bank_file.parent)
-
-    def _compose_masses(self, proto: onnx.ModelProto) -> onnx.ModelProto:
-        g = GraphBuilder()
-        masses = stack_masses(g, [self._layer(g, name) for name in self._bank.layers])
-        g.nodes.append(helper.make_node("Identity", [masses], [MASSES], name=f"softkin/{MASSES}"))
-        outputs = [o for o in proto.graph.output if o.name == LOGITS]
-        return extend(proto, g, [*outputs, helper.make_tensor_value_info(MASSES, TensorProto.FLOAT, None)])
-
-    def _compose_nearest(self, proto: onnx.ModelProto) -> onnx.ModelProto:
-        g, outputs = GraphBuilder(), []
-        for name in self._bank.layers:
-            value, row = self._layer(g, name).nearest(representation_output(name), "softkin/k")
-            for kind, source, dtype in (("contribution", value, TensorProto.FLOAT), ("row", row, TensorProto.INT64)):
-                g.nodes.append(helper.make_node("Identity", [source], [f"{kind}.{name}"]))
-                outputs.append(helper.make_tensor_value_info(f"{kind}.{name}", dtype, None))
-        proto.graph.input.append(helper.make_tensor_value_info("softkin/k", TensorProto.INT64, [1]))
-        return extend(proto, g, outputs)
-
-    def _layer(self, g: GraphBuilder, name: str) -> LayerGraph:
-        return layer_graph(
-            g, self._bank, name, self._bank_file, bounded=self._bounded[name], chunk_rows=self._chunk_rows
+    def _run(
+        self, x: NDArray[np.generic], k: int, cancellation: Cancellation | None
+    ) -> tuple[Outputs, list[NDArray[Any]]]:
+        names = [MASSES, *([LOGITS] if self.has_logits else [])]
+        evidence = [name for layer in self._layers for name in _evidence_outputs(layer)] if k else []
+        fixed = {NEIGHBORS_INPUT: np.array([k], np.int64)}
+        found = run_slices(
+            self._session,
+            [*names, *evidence],
+            {self.input_name: x},
+            self.device,
+            fixed=fixed,
+            cancellation=cancellation,
         )
+        logits = found[1] if self.has_logits else None
+        return Outputs(masses=found[0], logits=logits), found[len(names) :]
 
 
 class Network:
@@ -149,89 +153,68 @@ class Network:
         threads: as for `Scorer`.
     """
 
-    def __init__(self, model: Path, *, device: Device = "auto", threads: int | None = None) -> None:
-        self._session, self.device = start_session(model, device, threads=threads)
+    def __init__(self, model: Path, *, device: str = "auto", threads: int | None = None) -> None:
+        (target,) = parse_device(device)
+        self._session, self.device = start_session(model, target, threads=threads)
+        if self.device != target.kind:
+            refuse_fallback(target)
         self.outputs = [o.name for o in self._session.get_outputs()]
         self.input_name: str = self._session.get_inputs()[0].name
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
     def run(self, x: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
         """All outputs by name, for `[n >= 1, ...]` raw inputs, computed in slices of `SLICE_ROWS`."""
-        results = _run_slices(self._session, self.outputs, {self.input_name: x}, self.device)
+        results = run_slices(self._session, self.outputs, {self.input_name: x}, self.device)
         return dict(zip(self.outputs, results, strict=True))
 
 
-def _run_slices(
-    session: ort.InferenceSession,
-    outputs: list[str],
-    rows: Mapping[str, NDArray[np.generic]],
-    device: str,
-    fixed: Mapping[str, NDArray[np.generic]] | None = None,
-) -> list[NDArray[Any]]:
-    """Outputs of all rows, joined; `fixed` inputs are the same for every slice."""
-    ((name, x),) = rows.items()
-    slices = [x[i : i + SLICE_ROWS] for i in range(0, len(x), SLICE_ROWS)]
-    parts = [run_session(session, outputs, {name: s, **(fixed or {})}, device) for s in slices]
-    return parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]
+def multiplies_integers(device: str) -> bool:
+    """Whether onnxruntime multiplies uint8 by int8 matrices there: CUDA does not, the CPU does."""
+    return device == "cpu"
 
 
-def run_session(
-    session: ort.InferenceSession, outputs: list[str], feeds: dict[str, NDArray[np.generic]], device: str
-) -> list[NDArray[np.float32]]:
-    """One run, with onnxruntime's failures turned into DeviceError."""
-    try:
-        return list(session.run(outputs, feeds))
-    except Exception as e:  # onnxruntime's exceptions share no base of their own
-        raise DeviceError(f"onnxruntime failed on {device}: {e}") from e
-
-
-def start_session(
-    model: Path | onnx.ModelProto, device: Device, *, threads: int | None = None, external_folder: Path | None = None
-) -> tuple[ort.InferenceSession, Literal["cuda", "cpu"]]:
-    """Start a session and say where it really runs.
-
-    Args:
-        model: path of a model, or a composed one.
-        device: `cuda` refuses to run anywhere else; `auto` takes CUDA where it really works, else the CPU.
-        threads: compute threads on the CPU; `available_threads()` when None.
-        external_folder: where a composed model's external data lie.
-
-    Returns:
-        The session, and `cuda` or `cpu`.
+def refuse_fallback(target: Target) -> None:
+    """Refuse a session that fell back to the CPU though the device was required.
 
     Raises:
-        BundleError: onnxruntime cannot load the model.
-        DeviceError: `cuda` was asked for and the session does not run there.
+        DeviceError: with the remedy.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Idle pool threads that spin steal the cores from the gRPC threads.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if external_folder is not None:
-        key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(external_folder.resolve()))
-    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
-    if device == "cuda" or (device == "auto" and cuda_driver_present()):
-        # TF32 would move scores by 1e-3; the arena must not double when a batch is a little larger.
-        cuda = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
-        providers.insert(0, ("CUDAExecutionProvider", cuda))
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session tells the truth
-            ort.preload_dlls()  # the CUDA libraries of pip packages are on no search path
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    try:
-        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
-    except Exception as e:
-        raise BundleError(f"onnxruntime cannot load the model {model if isinstance(model, Path) else ''}: {e}") from e
-    # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
-    actual: Literal["cuda", "cpu"] = "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
-    if device == "cuda" and actual != "cuda":
+    if target.required:
         raise DeviceError(
-            "device cuda: onnxruntime could not start on CUDA (driver 580 or newer and the CUDA 13 libraries are "
-            "needed: pip install 'softkin[cuda]'); use device cpu to serve from the CPU"
+            f"device cuda:{target.index}: onnxruntime could not start on CUDA (driver 580 or newer and the CUDA 13 "
+            "libraries are needed: pip install 'softkin[cuda]'); use device cpu to serve from the CPU"
         )
-    return session, actual
+
+
+def layer_graphs(
+    g: GraphBuilder, bank: Bank, file: TensorFile, chunk_rows: int, rows: slice = slice(None), *, integer: bool = True
+) -> list[LayerGraph]:
+    """One part of the graph for each layer; see `LayerGraph`."""
+    parts = chunks(bank, chunk_rows, rows)
+    return [
+        LayerGraph(graph=g, name=n, layer=b, bank=bank, file=file, bounded=is_bounded(b), chunks=parts, integer=integer)
+        for n, b in bank.layers.items()
+    ]
+
+
+def _compose(
+    proto: onnx.ModelProto, bank: Bank, file: TensorFile, chunk_rows: int, rows: slice, *, integer: bool
+) -> None:
+    g, outputs, masses = GraphBuilder(), [o for o in proto.graph.output if o.name == LOGITS], []
+    proto.graph.input.append(helper.make_tensor_value_info(NEIGHBORS_INPUT, TensorProto.INT64, [1]))
+    for layer in layer_graphs(g, bank, file, chunk_rows, rows, integer=integer):
+        mass, *evidence = layer.masses(representation_output(layer.name), NEIGHBORS_INPUT)
+        masses.append(mass)
+        dtypes = (TensorProto.FLOAT, TensorProto.INT64)
+        for name, source, dtype in zip(_evidence_outputs(layer.name), evidence, dtypes, strict=True):
+            g.nodes.append(helper.make_node("Identity", [source], [name], name=f"softkin/{name}"))
+            outputs.append(helper.make_tensor_value_info(name, dtype, None))
+    g.nodes.append(helper.make_node("Identity", [stack_masses(g, masses)], [MASSES], name=f"softkin/{MASSES}"))
+    extend(proto, g, [*outputs, helper.make_tensor_value_info(MASSES, TensorProto.FLOAT, None)])
+
+
+def _evidence_outputs(layer: str) -> tuple[str, str]:
+    return f"contribution.{layer}", f"row.{layer}"
 
 
 def read_network(model: Path, bank: Bank) -> onnx.ModelProto:

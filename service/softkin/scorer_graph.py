@@ -1,32 +1,35 @@
-"""The scoring graph in plain ONNX operators: representations -> class masses, or -> nearest rows.
+"""The scoring graph in plain ONNX operators: representations -> class masses and nearest rows.
 
 Soft-nearest-neighbour mass is attention over the bank. The graph is unrolled, without Loop, Scan or If: each chunk of
-the bank is a Gemm of its own whose initializer lies in bank.safetensors, so the runtime prepacks it, memory is bounded
-by one chunk whatever the size of the bank, and a run can be stopped between chunks. Each chunk hands exactly one
-tensor on: with two, the runtime's depth-first order keeps every chunk's logits alive.
+the bank is a matrix product of its own whose initializer lies in bank.safetensors, so the runtime prepacks it, memory
+is bounded by one chunk whatever the size of the bank, and a run can be stopped between chunks. Nodes stand in the order
+in which they should run, chunk by chunk, and the session keeps to it: the runtime's own order keeps every chunk's
+logits alive as soon as a chunk hands on two tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from softkin.bank import TILE_ROWS, Bank, LayerBank
+from softkin.bank import LARGE_TILE_ROWS, PADDING_OFFSET, TILE_ROWS, Bank, LayerBank
+from softkin.precision import QUERY_LEVELS, QUERY_ZERO_POINT
 from softkin.tensor_file import TensorFile
 
 OPSET = 21
 OLDEST_OPSET = 18
 """The first in which every operator takes its axes the way the graph gives them."""
 IR_VERSION = 10
-CHUNK_ROWS = 8192
-LARGE_CHUNK_ROWS = 16384
+# Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
+CHUNK_ROWS = 17 * LARGE_TILE_ROWS
+LARGE_CHUNK_ROWS = 65 * LARGE_TILE_ROWS
+CUDA_CHUNK_ROWS = 257 * LARGE_TILE_ROWS
 LARGE_BANK_ROWS = 1_000_000
 MERGE_MATRIX_SIZE = 1 << 18
 """Up to this many tiles x classes, one product with a one-hot matrix merges tiles to classes; above, folds do."""
@@ -34,6 +37,8 @@ FOLD = 32
 """Tiles that one merge step sums; few enough that classes of very different sizes waste little padding."""
 MAX_EXPONENT = 80.0
 """exp(+-80) and sums of millions of them stay inside float32's normal range."""
+SMALLEST_STEP = 1e-30
+"""Stands in for the largest number of a query that is all zeros."""
 LOWEST = float(np.float32(-3e38))
 """Stands for minus infinity where a real one would turn subtractions into NaN."""
 
@@ -67,11 +72,12 @@ class GraphBuilder:
             self._constants[key] = name
         return self._constants[key]
 
-    def external(self, name: str, shape: Sequence[int], file: str, offset: int) -> str:
-        """Name of a float32 initializer whose data lie in `file` at `offset`."""
-        tensor = TensorProto(name=f"{self.prefix}/{name}", data_type=TensorProto.FLOAT, dims=shape)
+    def external(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], file: str, offset: int) -> str:
+        """Name of an initializer whose data lie in `file` at `offset`."""
+        data_type = helper.np_dtype_to_tensor_dtype(dtype)
+        tensor = TensorProto(name=f"{self.prefix}/{name}", data_type=data_type, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
-        length = 4 * int(np.prod(shape, dtype=np.int64))
+        length = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         for key, value in {"location": file, "offset": str(offset), "length": str(length)}.items():
             tensor.external_data.add(key=key, value=value)
         self.initializers.append(tensor)
@@ -82,100 +88,177 @@ def is_bounded(layer: LayerBank) -> bool:
     """True where logits provably stay in float32's exponential range, so that no maximum need be subtracted.
 
     Rows and queries of cosine layers have unit norm: |z.b / T| <= 1 / T. Row weights move a logit by log w; offsets
-    carry that, and padding is meant to underflow to 0.
+    carry that, and padding is meant to underflow to 0. Rounded rows and queries are a little longer than 1.
     """
     if layer.metric != "cosine":
         return False
-    real = layer.rows[:, -1] > -1e29
-    largest = float(np.abs(layer.rows[real, -1]).max(initial=0.0))
-    return layer.scale * (1.0 + largest) <= MAX_EXPONENT
+    offsets = layer.row_offsets
+    largest = float(np.abs(offsets[offsets > PADDING_OFFSET]).max(initial=0.0))
+    longest = 1.0 if layer.precision == "float32" else 1.1
+    return layer.scale * (longest + largest) <= MAX_EXPONENT
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive tiled rows that make one matrix product."""
+
+    start: int
+    stop: int
+    tile_rows: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> list[Chunk]:
+    """Cut tiled rows into chunks of at most `chunk_rows`, large tiles and small ones apart.
+
+    Args:
+        bank: the bank.
+        chunk_rows: a multiple of `LARGE_TILE_ROWS`.
+        rows: which tiled rows; starts and ends between tiles.
+    """
+    first, last, _ = rows.indices(len(bank.labels))
+    border = min(max(bank.large_rows, first), last)
+    return [
+        Chunk(start, min(start + chunk_rows, stop), tile)
+        for begin, stop, tile in ((first, border, LARGE_TILE_ROWS), (border, last, TILE_ROWS))
+        for start in range(begin, stop, chunk_rows)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGraph:
-    """Builds one layer's part of the graph."""
+    """Builds one layer's part of the graph.
+
+    Args:
+        graph: where to add the nodes.
+        name: of the layer.
+        layer: its bank; the rows themselves are not needed, only what they are stored in.
+        bank: the whole bank.
+        file: the safetensors file that holds it.
+        bounded: see `is_bounded`.
+        chunks: which rows, cut into matrix products.
+        integer: multiply int8 rows as integers, which CPUs do; elsewhere they become float32 in the graph.
+    """
 
     graph: GraphBuilder
     name: str
     layer: LayerBank
     bank: Bank
-    file: str
-    offset: int
-    chunk_rows: int
+    file: TensorFile
     bounded: bool
-    """See `is_bounded`."""
+    chunks: Sequence[Chunk]
+    integer: bool
 
-    def masses(self, z_BD: str) -> str:
-        """Name of `[B, C]` class masses for representations `z_BD` (normalised already where the metric says so)."""
-        g, bounded = self.graph, self.bounded
-        query, shift = self._query(z_BD)
-        tiles = []
-        for logits in self._chunks(query):
-            tiled = g.op("Reshape", [logits, g.constant(np.array([0, -1, TILE_ROWS], np.int64))])
-            tiles.append(self._sum_exp(tiled) if bounded else self._log_sum_exp(tiled))
-        mass = g.op("Concat", tiles, axis=1) if len(tiles) > 1 else tiles[0]
-        labels = self.bank.tile_labels
-        if bounded and len(labels) * self.bank.num_classes <= MERGE_MATRIX_SIZE:
-            one_hot = (labels[:, None] == np.arange(self.bank.num_classes)).astype(np.float32)
-            mass, labels = g.op("MatMul", [mass, g.constant(one_hot)]), np.arange(self.bank.num_classes, dtype=np.int32)
-        while len(labels) > self.bank.num_classes:
-            groups, labels = _fold_groups(labels)
-            mass = self._fold(mass, groups, bounded)
-        if bounded:
-            mass = g.op("Log", [mass])
-        return g.op("Add", [mass, shift])
-
-    def nearest(self, z_BD: str, k: str) -> tuple[str, str]:
-        """Names of `[B, K]` log mass contributions, largest first, and of the tiled row numbers they come from.
+    def masses(self, z_BD: str, k: str | None = None) -> tuple[str, str, str]:
+        """Names of `[B, C]` class masses and of the nearest rows, for `[B, D]` representations.
 
         Args:
-            z_BD: representations.
-            k: name of an int64 `[1]` tensor: how many rows; at most the number of real rows.
+            z_BD: representations, normalised already where the metric says so.
+            k: name of an int64 `[1]` tensor: how many nearest rows, 0 to the number of real rows; None: no such
+                outputs.
+
+        Returns:
+            `[B, C]` masses; `[B, K]` log mass contributions, largest first; `[B, K]` tiled row numbers they come from.
+            The last two are empty names without `k`.
         """
         g = self.graph
         query, shift = self._query(z_BD)
-        values, rows = [], []
-        for i, logits in enumerate(self._chunks(query)):
-            at_most = g.op("Min", [k, g.constant(np.array([self._chunk_length(i)], np.int64))])
-            top, where = g.ops("TopK", [logits, at_most], 2, axis=1, sorted=0)
-            values.append(top)
-            rows.append(g.op("Add", [where, g.constant(np.array(i * self.chunk_rows, np.int64))]))
-        value = g.op("Concat", values, axis=1) if len(values) > 1 else values[0]
-        row = g.op("Concat", rows, axis=1) if len(rows) > 1 else rows[0]
-        top, where = g.ops("TopK", [value, k], 2, axis=1)
-        return g.op("Add", [top, shift]), g.op("GatherElements", [row, where], axis=1)
+        tiles, labels, values, rows = [], [], [], []
+        for i, chunk in enumerate(self.chunks):
+            logits = self._logits(query, i, chunk)
+            tiled = g.op("Reshape", [logits, g.constant(np.array([0, -1, chunk.tile_rows], np.int64))])
+            tiles.append(self._sum_exp(tiled) if self.bounded else self._log_sum_exp_of_tiles(tiled))
+            labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
+            if k is not None:
+                at_most = g.op("Min", [k, g.constant(np.array([len(chunk)], np.int64))])
+                top, where = g.ops("TopK", [logits, at_most], 2, axis=1, sorted=0)
+                values.append(top)
+                rows.append(g.op("Add", [where, g.constant(np.array(chunk.start, np.int64))]))
+        mass = self._merge(self._join(tiles), np.concatenate(labels), shift)
+        if k is None:
+            return mass, "", ""
+        top, where = g.ops("TopK", [self._join(values), k], 2, axis=1)
+        return mass, g.op("Add", [top, shift]), g.op("GatherElements", [self._join(rows), where], axis=1)
 
-    def _query(self, z_BD: str) -> tuple[str, str]:
-        """Scaled queries with a column of ones for the offsets, and the query-only term of the logits `[B, 1]`."""
+    def _join(self, parts: list[str]) -> str:
+        return self.graph.op("Concat", parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def _query(self, z_BD: str) -> tuple[_Query, str]:
+        """What the chunks multiply, and the query-only term of the logits `[B, 1]`."""
         g, layer = self.graph, self.layer
-        scale = g.constant(float(layer.scale))
+        axis = g.constant(np.array([1], np.int64))
+        per_temperature = g.constant(float(-1.0 / layer.temperature))
         if layer.metric == "cosine":
-            shift = g.constant(np.full((1, 1), -1.0 / layer.temperature, np.float32))
+            shift = per_temperature
         else:
             z_BD = g.op("Sub", [z_BD, g.constant(layer.center)])
-            squared = g.op("ReduceSumSquare", [z_BD, g.constant(np.array([1], np.int64))], keepdims=1)
-            shift = g.op("Mul", [squared, g.constant(float(-1.0 / layer.temperature))])
-        ones = g.op("Pad", [z_BD, g.constant(np.array([0, 0, 0, 1], np.int64)), g.constant(1.0)])
-        return g.op("Mul", [ones, scale]), shift
+            shift = g.op("Mul", [g.op("ReduceSumSquare", [z_BD, axis], keepdims=1), per_temperature])
+        scale = g.constant(float(layer.scale))
+        if layer.precision != "int8" or not self.integer:
+            ones = g.op("Pad", [z_BD, g.constant(np.array([0, 0, 0, 1], np.int64)), g.constant(1.0)])
+            return _Query(g.op("Mul", [ones, scale]), ""), shift
+        # One scale per row: with one for the batch (DynamicQuantizeLinear) a score would depend on its batch mates.
+        largest = g.op("Max", [g.op("ReduceMax", [g.op("Abs", [z_BD]), axis], keepdims=1), g.constant(SMALLEST_STEP)])
+        levels = g.op("Round", [g.op("Mul", [g.op("Div", [z_BD, largest]), g.constant(float(QUERY_LEVELS))])])
+        values = g.op("Cast", [g.op("Add", [levels, g.constant(float(QUERY_ZERO_POINT))])], to=TensorProto.UINT8)
+        # The step that keeps the norm, see precision.py.
+        norm = g.op("ReduceL2", [z_BD, axis], keepdims=1)
+        step = g.op("Div", [norm, g.op("Max", [g.op("ReduceL2", [levels, axis], keepdims=1), g.constant(1.0)])])
+        return _Query(values, g.op("Mul", [step, scale])), shift
 
-    def _chunk_length(self, i: int) -> int:
-        return min(self.chunk_rows, len(self.bank.labels) - i * self.chunk_rows)
+    def _logits(self, query: _Query, i: int, chunk: Chunk) -> str:
+        """`[B, chunk]` logits up to the query-only term."""
+        g, layer = self.graph, self.layer
+        rows = self._stored("rows", i, chunk)
+        if layer.precision == "float32":
+            return g.op("Gemm", [query.values, rows], transB=1)
+        if layer.precision == "int8" and self.integer:
+            return self._integer_logits(query, i, chunk, rows)
+        rows = g.op("Cast", [rows], to=TensorProto.FLOAT)
+        column = g.constant(np.array([-1, 1], np.int64))
+        if layer.precision == "int8":
+            rows = g.op("Mul", [rows, g.op("Reshape", [self._stored("scales", i, chunk), column])])
+        rows = g.op("Concat", [rows, g.op("Reshape", [self._stored("offsets", i, chunk), column])], axis=1)
+        return g.op("Gemm", [query.values, rows], transB=1)
 
-    def _chunks(self, query: str) -> list[str]:
-        """Logits `[B, chunk]` of every chunk, up to the query-only term."""
-        g, width, n = self.graph, self.layer.dim + 1, len(self.bank.labels)
-        outputs = []
-        for i in range(-(-n // self.chunk_rows)):
-            start = i * self.chunk_rows
-            rows = g.external(
-                f"{self.name}/rows_{i}", [self._chunk_length(i), width], self.file, self.offset + 4 * start * width
-            )
-            outputs.append(g.op("Gemm", [query, rows], transB=1))
-        return outputs
+    def _integer_logits(self, query: _Query, i: int, chunk: Chunk, rows: str) -> str:
+        g, layer = self.graph, self.layer
+        products = g.op("MatMulInteger", [query.values, g.op("Transpose", [rows], perm=[1, 0]), _zero_point(g)])
+        # In this form onnxruntime fuses what follows into the product.
+        steps = g.op("Mul", [query.steps, self._stored("scales", i, chunk)])
+        logits = g.op("Mul", [g.op("Cast", [products], to=TensorProto.FLOAT), steps])
+        if not layer.row_offsets[chunk.start : chunk.stop].any():
+            return logits
+        # Subtracted: an addition would be fused too, and onnxruntime 1.31 would then multiply the offsets by the steps.
+        less = g.op("Mul", [self._stored("offsets", i, chunk), g.constant(float(-layer.scale))])
+        return g.op("Sub", [logits, less])
+
+    def _stored(self, what: str, i: int, chunk: Chunk) -> str:
+        """Name of the initializer that holds a chunk of one of the layer's arrays in the file."""
+        array = f"{what}.{self.name}"
+        dtype, shape = self.file.describe(array)
+        width = int(np.prod(shape[1:], dtype=np.int64))
+        return self.graph.external(
+            f"{self.name}/{what}_{i}",
+            dtype,
+            [len(chunk), *shape[1:]],
+            self.file.file.name,
+            self.file.offset(array) + dtype.itemsize * chunk.start * width,
+        )
 
     def _sum_exp(self, x_BTR: str) -> str:
         g = self.graph
         return g.op("ReduceSum", [g.op("Exp", [x_BTR]), g.constant(np.array([2], np.int64))], keepdims=0)
+
+    def _log_sum_exp_of_tiles(self, x_BTR: str) -> str:
+        # Any row of a tile less its log softmax is the tile's log-sum-exp: one fused kernel instead of five passes. The
+        # first row is never padding.
+        g = self.graph
+        first = g.constant(np.array(0, np.int64))
+        row = g.op("Gather", [x_BTR, first], axis=2)
+        return g.op("Sub", [row, g.op("Gather", [g.op("LogSoftmax", [x_BTR], axis=2), first], axis=2)])
 
     def _log_sum_exp(self, x_BTR: str) -> str:
         # Spelt out: onnxruntime's ReduceLogSumExp is scalar on CPU.
@@ -185,22 +268,51 @@ class LayerGraph:
         total = g.op("ReduceSum", [g.op("Exp", [g.op("Sub", [x_BTR, top])]), axis], keepdims=0)
         return g.op("Add", [g.op("Log", [total]), g.op("Squeeze", [top, axis])])
 
-    def _fold(self, mass_BT: str, groups: NDArray[np.int64], bounded: bool) -> str:
+    def _merge(self, mass_BT: str, labels: NDArray[np.int32], shift: str) -> str:
+        """`[B, C]` class masses from those of tiles; minus infinity for classes of which there is no tile."""
+        g, bounded, classes = self.graph, self.bounded, np.arange(self.bank.num_classes)
+        if bounded and len(labels) * len(classes) <= MERGE_MATRIX_SIZE:
+            one_hot = (labels[:, None] == classes).astype(np.float32)
+            mass_BT, labels = g.op("MatMul", [mass_BT, g.constant(one_hot)]), classes.astype(np.int32)
+        while len(np.unique(labels)) < len(labels):
+            groups, labels = _fold_groups(labels)
+            mass_BT = self._fold(mass_BT, groups)
+        if not np.array_equal(labels, classes):
+            where = np.full((len(classes), 1), len(labels), np.int64)
+            where[labels, 0] = np.arange(len(labels))
+            mass_BT = self._fold(mass_BT, where)
+        if bounded:
+            mass_BT = g.op("Log", [mass_BT])
+        return g.op("Add", [mass_BT, shift])
+
+    def _fold(self, mass_BT: str, groups: NDArray[np.int64]) -> str:
+        """Sum of each group of tiles; the index past the end stands for no tile."""
         g = self.graph
-        nothing = g.constant(0.0 if bounded else LOWEST)
+        nothing = g.constant(0.0 if self.bounded else LOWEST)
         padded = g.op("Pad", [mass_BT, g.constant(np.array([0, 0, 0, 1], np.int64)), nothing])
         grouped = g.op("Gather", [padded, g.constant(groups)], axis=1)
-        if bounded:
+        if self.bounded:
             return g.op("ReduceSum", [grouped, g.constant(np.array([2], np.int64))], keepdims=0)
         return self._log_sum_exp(grouped)
 
 
+class _Query(NamedTuple):
+    values: str
+    """`[B, D+1]` float32 with a column of ones for the offsets, or `[B, D]` uint8."""
+    steps: str
+    """`[B, 1]`: what a uint8 step is worth; empty for float32."""
+
+
+def _zero_point(g: GraphBuilder) -> str:
+    return g.constant(np.array(QUERY_ZERO_POINT, np.uint8))
+
+
 def _fold_groups(labels: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Groups of up to `FOLD` neighbours of equal label, filled with the index past the end, and the groups' labels."""
+    """Groups of up to `FOLD` tiles of equal label, filled with the index past the end, and the groups' labels."""
     groups, group_labels = [], []
+    width = min(FOLD, int(np.bincount(labels).max()))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        width = min(FOLD, int(np.bincount(labels).max()))
         for start in range(0, len(members), width):
             part = members[start : start + width]
             groups.append(np.concatenate([part, np.full(width - len(part), len(labels))]))
@@ -208,8 +320,10 @@ def _fold_groups(labels: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[
     return np.stack(groups).astype(np.int64), np.array(group_labels, np.int32)
 
 
-def chunk_rows_for(num_rows: int) -> int:
-    """Rows per chunk that measured fastest; a multiple of the tile."""
+def chunk_rows_for(num_rows: int, device: str) -> int:
+    """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products."""
+    if device == "cuda":
+        return CUDA_CHUNK_ROWS
     return LARGE_CHUNK_ROWS if num_rows >= LARGE_BANK_ROWS else CHUNK_ROWS
 
 
@@ -218,24 +332,7 @@ def representation_output(layer: str) -> str:
     return f"representation.{layer}"
 
 
-def stack_masses(g: GraphBuilder, layers: Sequence[LayerGraph]) -> str:
-    """Name of `[B, L, C]` class masses, from the network's representations."""
+def stack_masses(g: GraphBuilder, masses: Sequence[str]) -> str:
+    """Name of `[B, L, C]` class masses, from those of the layers."""
     axis = g.constant(np.array([1], np.int64))
-    masses = [g.op("Unsqueeze", [layer.masses(representation_output(layer.name)), axis]) for layer in layers]
-    return g.op("Concat", masses, axis=1)
-
-
-def layer_graph(
-    g: GraphBuilder, bank: Bank, name: str, file: Path, *, bounded: bool, chunk_rows: int | None = None
-) -> LayerGraph:
-    """The part of the graph for one layer of a bank stored in `file`; the bank's rows themselves are not needed."""
-    return LayerGraph(
-        graph=g,
-        name=name,
-        layer=bank.layers[name],
-        bank=bank,
-        file=file.name,
-        offset=TensorFile(file).offset(f"rows.{name}"),
-        chunk_rows=chunk_rows or chunk_rows_for(len(bank.labels)),
-        bounded=bounded,
-    )
+    return g.op("Concat", [g.op("Unsqueeze", [m, axis]) for m in masses], axis=1)

@@ -36,7 +36,7 @@ class ErrorBudget:
     digest: str
     """sha256 over the bundle's manifest: it names every file's own sha256."""
     device: str
-    """Where the session really runs: `cuda` or `cpu`."""
+    """Where it really runs: `cuda` or `cpu`; one for each shard of the bank, with commas between."""
     alpha: float
     """The false-alarm rate the verdicts were made at."""
     calibration_size: int

@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from softkin.device import parse_device
 from softkin.errors import InvalidInputError
 
 ENV_PREFIX = "SOFTKIN_"
@@ -41,8 +42,10 @@ class ServerSettings(BaseSettings):
     )
     port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Prometheus port; 0 picks a free one.")
-    device: Literal["auto", "cuda", "cpu"] = Field(
-        default="auto", description="Where to compute: 'cuda' refuses to run anywhere else, 'auto' may fall back."
+    device: str = Field(
+        default="auto",
+        description="Where to compute: 'cuda' or 'cuda:N' refuses to run anywhere else, 'auto' may fall back to 'cpu'; "
+        "several with commas between hold a share of each bank.",
     )
     alpha: float | None = Field(
         default=None,
@@ -86,6 +89,15 @@ class ServerSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line."
     )
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        try:
+            parse_device(value)
+        except InvalidInputError as e:
+            raise ValueError(e.message.partition("; ")[2]) from None
+        return value
 
     @field_validator("bundles", mode="before")
     @classmethod
@@ -157,7 +169,7 @@ def from_flags(flags: argparse.Namespace) -> ServerSettings:
             raise InvalidInputError("settings", str(error["ctx"]["error"])) from None
         name = str(error["loc"][0])
         source = _flag(name) if name in given else _variable(name)
-        allowed = _allowed(ServerSettings.model_fields[name]) or str(error["msg"])
+        allowed = _allowed(ServerSettings.model_fields[name]) or str(error["msg"]).removeprefix("Value error, ")
         raise InvalidInputError(source, f"got {error['input']!r}; {allowed}") from None
     if not settings.bundles:
         raise InvalidInputError("BUNDLE", f"none given; name at least one bundle directory, or set {ENV_PREFIX}BUNDLES")

@@ -44,14 +44,18 @@ class TensorFile:
         """Byte offset of an array in the file, for a graph that points at it instead of copying it."""
         return self._start + int(self._entry(name)["data_offsets"][0])
 
+    def describe(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Dtype and shape of an array."""
+        entry = self._entry(name)
+        return np.dtype(DTYPES.get(entry["dtype"], "V1")), tuple(entry["shape"])
+
     def take(self, name: str, dtype: str, shape: tuple[int | None, ...], *, copy: bool = True) -> NDArray[np.generic]:
         """An array of the given dtype and shape (None: any length), finite; a read-only map of the file unless copied.
 
         Raises:
             BundleError: names the file, the array, what was found and what is asked for.
         """
-        entry = self._entry(name)
-        found_shape, found_dtype = tuple(entry["shape"]), np.dtype(DTYPES.get(entry["dtype"], "V1"))
+        found_dtype, found_shape = self.describe(name)
         fits = len(found_shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found_shape, strict=True))
         if found_dtype != np.dtype(dtype) or not fits:
             want = "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"

@@ -245,7 +245,7 @@ def test_inspect_of_something_else_exits_1(tmp_path, capsys):
         (["serve"], "BUNDLE: none given"),
         (["serve", "b", "--port", "70000"], "--port: got '70000'; allowed: 0 to 65535"),
         (["serve", "b", "--prot", "1"], "unrecognized arguments: --prot"),
-        (["serve", "b", "--device", "tpu"], "--device: got 'tpu'; allowed: auto, cuda, cpu"),
+        (["serve", "b", "--device", "tpu"], "--device: got 'tpu'; must be auto, cpu, cuda, cuda:N, or several of"),
     ],
 )
 def test_wrong_usage_exits_2(capsys, arguments, message):

@@ -120,23 +120,5 @@ def test_cuda_without_a_device_refuses_to_start(tiny, cuda_works):
     )
 
     assert result.returncode == 1
-    assert "device cuda: onnxruntime could not start on CUDA" in result.stderr
+    assert "device cuda:0: onnxruntime could not start on CUDA" in result.stderr
     assert "use device cpu" in result.stderr
-
-
-@pytest.fixture(scope="module")
-def cuda_works() -> bool:
-    """Whether a tiny session really runs on CUDA here."""
-    import onnxruntime as ort
-    from onnx import TensorProto, helper
-
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["y"])],
-        "probe",
-        [value("x", TensorProto.FLOAT, [1])],
-        [value("y", TensorProto.FLOAT, [1])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CUDAExecutionProvider"])
-    return session.get_providers()[0] == "CUDAExecutionProvider"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softkin.bank import PADDING_LABEL, TILE_ROWS, pack
+from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, TILE_ROWS, pack
 from softkin.errors import DataError
 
 
@@ -25,19 +25,22 @@ def packed(labels, metric="squared_euclidean", **changes):
     return pack(arguments.pop("representations"), arguments.pop("labels"), arguments.pop("ids"), **arguments)
 
 
-@given(st.lists(st.integers(1, 3 * TILE_ROWS), min_size=1, max_size=5), st.integers(0, 99))
+@given(st.lists(st.integers(1, 3 * LARGE_TILE_ROWS), min_size=1, max_size=5), st.integers(0, 99))
 @settings(deadline=None)
 def test_tiles_hold_one_class_and_no_row_is_lost(counts, seed):
-    """Whole tiles of one class, every id once, its label beside it."""
+    """Whole tiles of one class, large ones first and without padding; every id once, its label beside it."""
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
 
     bank = packed(labels.tolist())
 
     tiles = bank.labels.reshape(-1, TILE_ROWS)
     assert ((tiles == tiles[:, :1]) | (tiles == PADDING_LABEL)).all()
-    assert bank.tile_labels.tolist() == sorted(bank.tile_labels)
+    assert bank.large_rows >= sum(n // LARGE_TILE_ROWS * LARGE_TILE_ROWS for n in counts)
+    large = bank.labels[: bank.large_rows].reshape(-1, LARGE_TILE_ROWS)
+    assert ((large == large[:, :1]) & (large != PADDING_LABEL)).all()
+    assert (bank.labels[::TILE_ROWS] != PADDING_LABEL).all()
     real = bank.labels != PADDING_LABEL
-    assert dict(zip(bank.ids[real], bank.labels[real], strict=True)) == dict(
+    assert dict(zip(bank.ids[0, real], bank.labels[real], strict=True)) == dict(
         zip(np.arange(len(labels)) + 100, labels, strict=True)
     )
     assert bank.size == len(labels)
@@ -51,6 +54,7 @@ def test_tiles_hold_one_class_and_no_row_is_lost(counts, seed):
         pytest.param({"ids": np.array([1, 2])}, "ids has 2 rows, labels have 3", id="lengths"),
         pytest.param({"num_classes": 3}, "class 2 has no rows", id="empty class"),
         pytest.param({"num_classes": 1}, r"labels must lie in \[0, 1\)", id="label out of range"),
+        pytest.param({"ids": np.zeros((2, 3), int)}, r"ids have shape \[2, 3\]; .* each of 1 layers", id="layers"),
         pytest.param({"weights": np.array([1.0, 0.0, 1.0])}, "weights must be finite and positive", id="zero weight"),
         pytest.param(
             {"representations": {"a": np.array([[0, 0, 0], [0, np.nan, 0], [0, 0, 0]], np.float32)}},
@@ -63,3 +67,24 @@ def test_unfit_rows_are_refused(changes, message):
     """The error says what is wrong and where."""
     with pytest.raises(DataError, match=message):
         packed([0, 1, 1], **changes)
+
+
+def test_layers_may_hold_different_examples():
+    """Condensed banks: ids and weights of each layer's own; the weight of a class is the same in all."""
+    z = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+
+    bank = pack(
+        {"a": z, "b": z},
+        np.array([0, 1, 1]),
+        np.array([[5, 6, 7], [8, 9, 5]]),
+        num_classes=2,
+        temperatures={"a": 0.5, "b": 0.5},
+        metrics={"a": "squared_euclidean", "b": "squared_euclidean"},
+        weights=np.array([[4.0, 1.0, 2.0], [4.0, 2.0, 1.0]]),
+    )
+
+    real = bank.labels != PADDING_LABEL
+    assert bank.ids[:, real].tolist() == [[5, 6, 7], [8, 9, 5]]
+    assert bank.class_weights.tolist() == [4.0, 3.0]
+    difference = (bank.layers["b"].row_offsets - bank.layers["a"].row_offsets)[real]
+    np.testing.assert_allclose(difference, [0, 0.25 * np.log(2), -0.25 * np.log(2)], atol=1e-6)

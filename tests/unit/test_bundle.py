@@ -74,11 +74,20 @@ def test_a_truncated_or_missing_file_is_found(tiny_copy, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda m: m.update(format_version=2), "format_version is 2, this softkin reads 1", id="future"),
+        pytest.param(lambda m: m.update(format_version=3), "format_version is 3, this softkin reads 2", id="future"),
         pytest.param(lambda m: m.pop("classes"), "classes must be a list", id="missing list"),
         pytest.param(lambda m: m.pop("created"), "missing field 'created'", id="missing field"),
         pytest.param(lambda m: m.update(extra=1), "unknown field 'extra'", id="unknown field"),
         pytest.param(lambda m: m.update(bank_size="300"), "bank_size must be int, got '300'", id="type"),
+        pytest.param(
+            lambda m: m.update(bank_precision="int4"), "bank_precision is 'int4'; must be one of", id="precision"
+        ),
+        pytest.param(
+            lambda m: m.update(condensed_from=7), "condensed_from is 7; must be 0, or at least", id="condensed"
+        ),
+        pytest.param(
+            lambda m: m.update(approximation={"budget": 1}), "approximation: missing field", id="approximation"
+        ),
         pytest.param(lambda m: m.update(bank_size=True), "bank_size must be int, got True", id="bool is no int"),
         pytest.param(lambda m: m.update(default_alpha=1.5), "default_alpha is 1.5; must lie in", id="alpha"),
         pytest.param(lambda m: m.update(name="../x"), r"name is '\.\./x'", id="path as name"),

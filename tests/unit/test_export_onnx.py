@@ -360,8 +360,8 @@ def test_a_bank_above_two_gigabytes(tiny, tmp_path):
     bank = Bank(
         layers={"wide": LayerBank(metric="cosine", temperature=0.05, rows=mapped, center=np.zeros(width, np.float32))},
         labels=np.repeat(np.arange(3, dtype=np.int32), n // 3),
-        ids=np.arange(n),
-        weights=np.ones(n, np.float32),
+        ids=np.arange(n)[None],
+        weights=np.ones((1, n), np.float32),
         num_classes=3,
     )
     value = helper.make_tensor_value_info

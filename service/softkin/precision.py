@@ -1,0 +1,64 @@
+"""Rows of a bank in fewer bits: float16 and int8.
+
+What is rounded is a row b to b', and for int8 a query z to z' as well. The scorer then takes the distance of z' and b',
+not the product of rounded vectors: z.b = (|z|^2 + |b|^2 - |z - b|^2) / 2, with |z' - b'| in the place of |z - b|. The
+error of a logit so shrinks with the distance: it is least for the nearest rows, which carry the mass. For int8 that
+costs nothing: the scale of each vector is chosen to keep its norm. For float16 the offset takes what the norm lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from softkin.bank import PADDING_OFFSET, Bank, LayerBank, Precision
+from softkin.errors import DataError
+
+BANK_LEVELS = 127
+"""int8 rows use -127..127."""
+QUERY_LEVELS = 63
+"""Queries use 7 bits, -63..63 around a zero point of 64: processors without VNNI add pairs of products in 16 bits, and
+two products of a full byte with an int8 would saturate there, silently."""
+QUERY_ZERO_POINT = 64
+BLOCK_ROWS = 1 << 16
+
+
+def reduce_precision(bank: Bank, precision: Precision) -> Bank:
+    """The bank with its rows rounded to `precision`.
+
+    Args:
+        bank: in float32.
+        precision: `float32` returns the bank as it is.
+
+    Raises:
+        DataError: a representation is too large for float16.
+    """
+    if precision == "float32":
+        return bank
+    return replace(bank, layers={n: _reduce(layer, precision) for n, layer in bank.layers.items()})
+
+
+def _reduce(layer: LayerBank, precision: Precision) -> LayerBank:
+    n, dim = len(layer.rows), layer.dim
+    rows = np.empty((n, dim), precision)
+    scales = np.ones(n, np.float32) if precision == "int8" else None
+    offsets = np.empty(n, np.float32)
+    for start in range(0, n, BLOCK_ROWS):  # float64 only block by block
+        part = slice(start, start + BLOCK_ROWS)
+        b = layer.rows[part, :dim].astype(np.float64)
+        offsets[part] = layer.rows[part, dim]
+        if scales is not None:
+            largest = np.abs(b).max(axis=1, keepdims=True)
+            rows[part] = np.rint(b * np.divide(BANK_LEVELS, largest, out=np.zeros_like(largest), where=largest > 0))
+            norm, levels = (np.linalg.norm(v, axis=1) for v in (b, rows[part].astype(np.float64)))
+            scales[part] = np.divide(norm, levels, out=np.ones_like(norm), where=levels > 0)
+        else:
+            with np.errstate(over="ignore"):  # refused below, by name
+                rows[part] = b
+            offsets[part] += (np.square(b).sum(axis=1) - np.square(rows[part].astype(np.float64)).sum(axis=1)) / 2
+    if not np.isfinite(offsets).all():
+        largest = float(np.abs(layer.rows[:, :dim]).max())
+        raise DataError(f"bank: a representation holds {largest:.4g}, too large for float16; use float32 or int8")
+    offsets[layer.rows[:, dim] == PADDING_OFFSET] = PADDING_OFFSET
+    return replace(layer, rows=rows, offsets=offsets, scales=scales)

@@ -1,0 +1,134 @@
+"""onnxruntime sessions that behave: where they really run, how many threads, in which order, and how they stop."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from softkin.cancellation import Cancellation
+from softkin.device import Target, available_threads
+from softkin.errors import BundleError, CancelledError, DeviceError
+
+# onnxruntime's official builds send usage data to their maker unless told not to before the first import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
+
+SLICE_ROWS = 256
+"""Rows per session run: larger arrays go through in slices, so that memory does not grow with the request."""
+
+
+def start_session(
+    model: Path | onnx.ModelProto,
+    target: Target,
+    *,
+    threads: int | None = None,
+    external_folder: Path | None = None,
+    keep_constants: bool = False,
+) -> tuple[ort.InferenceSession, Literal["cuda", "cpu"]]:
+    """Start a session and say where it really runs.
+
+    Args:
+        model: path of a model, or a composed one.
+        target: where it should run; a session that cannot start on CUDA starts on the CPU, and says so.
+        threads: compute threads on the CPU; `available_threads()` when None.
+        external_folder: where a composed model's external data lie.
+        keep_constants: do not compute constants at load: a bank in fewer bits would unfold to float32 for good.
+
+    Raises:
+        BundleError: onnxruntime cannot load the model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or available_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # As the nodes stand in the model: chunk by chunk, so that one chunk's logits are gone before the next one's come.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    # Threads spin from one node to the next, where waking them costs as much as the node, but not between runs, where
+    # they would steal the cores from the gRPC threads.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if external_folder is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(external_folder.resolve()))
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if target.kind == "cuda":
+        # TF32 would move scores by 1e-3; the arena must not double when a batch is a little larger.
+        cuda = {"device_id": str(target.index), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session tells the truth
+            ort.preload_dlls()  # the CUDA libraries of pip packages are on no search path
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    disabled = ["ConstantFolding"] if keep_constants else []
+    try:
+        session = ort.InferenceSession(
+            source, options, providers=providers, disabled_optimizers=disabled, enable_fallback=0
+        )
+    except Exception as e:
+        raise BundleError(f"onnxruntime cannot load the model {model if isinstance(model, Path) else ''}: {e}") from e
+    # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
+    return session, "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+
+
+def run_session(
+    session: ort.InferenceSession,
+    outputs: list[str],
+    feeds: Mapping[str, NDArray[np.generic]],
+    device: str,
+    cancellation: Cancellation | None = None,
+) -> list[NDArray[Any]]:
+    """One run, with onnxruntime's failures turned into our own.
+
+    Args:
+        session: from `start_session`.
+        outputs: names of the outputs to compute.
+        feeds: inputs by name.
+        device: for the message.
+        cancellation: stops the run at the end of the node that is being computed.
+
+    Raises:
+        DeviceError: the device failed.
+        CancelledError: `cancellation` was used.
+    """
+    options = ort.RunOptions()
+
+    def stop() -> None:
+        options.terminate = True
+
+    try:
+        with cancellation.stopping_by(stop) if cancellation else contextlib.nullcontext():
+            return list(session.run(outputs, feeds, options))
+    except CancelledError:
+        raise
+    except Exception as e:  # onnxruntime's exceptions share no base of their own
+        if cancellation and cancellation.cancelled:
+            raise CancelledError from None
+        raise DeviceError(f"onnxruntime failed on {device}: {e}") from e
+
+
+def run_slices(
+    session: ort.InferenceSession,
+    outputs: list[str],
+    rows: Mapping[str, NDArray[np.generic]],
+    device: str,
+    *,
+    fixed: Mapping[str, NDArray[np.generic]] | None = None,
+    cancellation: Cancellation | None = None,
+) -> list[NDArray[Any]]:
+    """Outputs of all rows, computed in slices of `SLICE_ROWS` and joined; `fixed` inputs are the same for every slice.
+
+    Raises:
+        DeviceError: the device failed.
+        CancelledError: `cancellation` was used.
+    """
+    ((name, x),) = rows.items()
+    slices = [x[i : i + SLICE_ROWS] for i in range(0, len(x), SLICE_ROWS)]
+    parts = [run_session(session, outputs, {name: s, **(fixed or {})}, device, cancellation) for s in slices]
+    return parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]

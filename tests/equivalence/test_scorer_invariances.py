@@ -1,0 +1,204 @@
+"""What must not change class masses: order, chunks, shards, batch mates, and, within the stated error, fewer bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scorer_cases import RELATIVE, ROUNDING, make, packed, start, terms
+from softkin import mass
+from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, PRECISIONS
+from softkin.device import Target
+from softkin.precision import QUERY_LEVELS, reduce_precision
+from softkin.scorer import Scorer
+from softkin.shards import shard_rows
+
+DIMS = {"a": 9}
+COUNTS = [1, 300, 70, 530]
+FORMS = {"bounded": ("cosine", 0.5), "any temperature": ("cosine", 0.002), "euclidean": ("squared_euclidean", 3.0)}
+"""Metric and temperature: the form without a maximum, and the one for any temperature by both metrics."""
+
+sharing = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def case(form, seed=0, precision="float32"):
+    """Bank, its rows, labels and queries."""
+    metric, temperature = FORMS[form]
+    z, labels, weights = make(COUNTS, DIMS, metric, 0.5, True, seed)
+    bank = packed(z, labels, {"a": temperature}, metric, weights)
+    query = np.concatenate([z["a"][:5], -z["a"][:3]])
+    return reduce_precision(bank, precision), z["a"], labels, weights, query
+
+
+def close(found, expected, bank, query):
+    """To the rounding of the terms that a logit is the difference of."""
+    layer = bank.layers["a"]
+    size = terms(query, layer.representations(bank.labels != PADDING_LABEL), layer.metric)
+    slack = RELATIVE * np.maximum(np.abs(expected), 1.0) + ROUNDING * size / layer.temperature
+    return (np.abs(found - expected) <= slack).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(seed=st.integers(0, 2**32 - 1))
+@sharing
+def test_the_order_of_the_bank_does_not_matter(tmp_path_factory, form, seed):
+    """Any permutation of the rows gives the same masses."""
+    bank, z, labels, weights, query = case(form)
+    metric, temperature = FORMS[form]
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = packed({"a": z[order]}, labels[order], {"a": temperature}, metric, weights[order])
+
+    found, expected = (start(tmp_path_factory.mktemp("b"), b, DIMS).run(query).masses for b in (shuffled, bank))
+
+    assert close(found, expected, bank, query)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+@given(chunk=st.integers(1, 5), shards=st.integers(1, 9))
+@sharing
+def test_chunks_and_shards_do_not_matter(tmp_path_factory, form, precision, chunk, shards):
+    """Any cut of the bank merges to the same masses, in any order."""
+    bank, *_, query = case(form, precision=precision)
+    folder = tmp_path_factory.mktemp("b")
+    expected = start(folder, bank, DIMS).run(query).masses
+    shards = min(shards, bank.large_rows // LARGE_TILE_ROWS + (len(bank.labels) - bank.large_rows) // 64)
+
+    parts = [
+        Scorer(
+            folder / "model.onnx",
+            bank,
+            folder / "bank.safetensors",
+            device="cpu",
+            chunk_rows=chunk * LARGE_TILE_ROWS,
+            rows=rows,
+        ).run(query)
+        for rows in shard_rows(bank, shards)
+    ]
+
+    assert close(mass.merge_masses(np.stack([p.masses for p in parts[::-1]])), expected, bank, query)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_batch_mates_do_not_matter(tmp_path, form, precision):
+    """Alone or beside rows of a million times their size: equal to 1e-6 relative."""
+    bank, *_, query = case(form, precision=precision)
+    scorer = start(tmp_path, bank, DIMS)
+
+    together = scorer.run(np.concatenate([query, 1e6 * query])).masses[: len(query)]
+    alone = np.concatenate([scorer.run(row[None]).masses for row in query])
+
+    np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("integer", [True, False], ids=["CPU", "elsewhere"])
+def test_fewer_bits_give_the_masses_of_the_rounded_vectors(tmp_path, monkeypatch, form, precision, integer):
+    """By the reference, on what rows and queries are rounded to; also in the graph for devices that multiply floats."""
+    bank, _, _, _, query = case(form, precision=precision)
+    layer, real = bank.layers["a"], bank.labels != PADDING_LABEL
+    if not integer:
+        monkeypatch.setattr("softkin.scorer.multiplies_integers", lambda kind: False)
+
+    found = start(tmp_path, bank, DIMS).run(query).masses[:, 0]
+
+    z = query.astype(np.float64) - layer.center
+    if precision == "int8" and integer:
+        levels = np.rint(z / np.abs(z).max(axis=1, keepdims=True) * QUERY_LEVELS)
+        z = levels * np.linalg.norm(z, axis=1, keepdims=True) / np.linalg.norm(levels, axis=1, keepdims=True)
+    b = layer.representations(real).astype(np.float64) - layer.center
+    # Cosine distance is half the squared distance of unit vectors; the scorer takes that of the rounded ones.
+    half = 2.0 if layer.metric == "cosine" else 1.0
+    expected = mass.class_mass(
+        z,
+        b,
+        bank.labels[real],
+        num_classes=len(COUNTS),
+        temperature=half * layer.temperature,
+        metric="squared_euclidean",
+        weights_N=bank.weights[0, real],
+    )
+    assert close(found, expected, bank, query)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_evidence_is_the_rows_with_the_largest_contributions(tmp_path, form, precision):
+    """From the same pass as the masses, exact for any k, and it leaves the masses alone."""
+    bank, *_, query = case(form, precision=precision)
+    scorer = start(tmp_path, bank, DIMS, chunk_rows=LARGE_TILE_ROWS)
+    plain = scorer.run(query)
+    everything = scorer.run_with_nearest(query, bank.size)[1]
+
+    for k in (1, 7, bank.size):
+        outputs, nearest = scorer.run_with_nearest(query, k)
+        np.testing.assert_array_equal(outputs.masses, plain.masses)
+        np.testing.assert_array_equal(nearest.contributions, everything.contributions[:, :, :k])
+        assert (np.diff(nearest.contributions) <= 0).all()
+    assert (np.sort(everything.rows[:, 0]) == np.flatnonzero(bank.labels != PADDING_LABEL)).all()
+    total, expected = (
+        np.logaddexp.reduce(m.astype(np.float64), axis=2) for m in (everything.contributions, plain.masses)
+    )
+    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("metric", mass.METRICS)
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_far_outliers_have_finite_masses(tmp_path, metric, factor, precision):
+    """A query thousands of median distances away is far, not NaN; a zero query too."""
+    z, labels, _ = make(COUNTS, DIMS, metric, 0.5, False)
+    temperature = factor * float(np.median(mass.distances(z["a"][:5], z["a"], metric)))
+    bank = reduce_precision(packed(z, labels, {"a": temperature}, metric, None), precision)
+    query = np.stack([1e4 * np.ones(9), -1e4 * np.eye(9)[0], np.zeros(9)]).astype(np.float32)
+    if metric == "cosine":  # the network normalises; far means opposite
+        query = np.stack([-z["a"][0], np.eye(9)[0], np.zeros(9)]).astype(np.float32)
+
+    assert np.isfinite(start(tmp_path, bank, DIMS).run(query).masses).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_duplicates_and_ties_count_as_often_as_they_stand_there(tmp_path, form, precision):
+    """1,000 copies of one row have the mass of one row plus log 1000; evidence lists different rows."""
+    metric, temperature = FORMS[form]
+    z = mass.unit_rows(np.repeat(np.array([[1, 2, 3], [3, -1, 1]], np.float32), [1000, 1], axis=0)).astype(np.float32)
+    labels = np.repeat([0, 1], [1000, 1])
+    bank = reduce_precision(packed({"a": z}, labels, {"a": temperature}, metric, None), precision)
+
+    outputs, nearest = start(tmp_path, bank, {"a": 3}).run_with_nearest(z[:1], 10)
+
+    # Rounding moves a row away from the query; float32 and float16 hardly do.
+    moved = {"float32": 1e-6, "float16": 1e-6, "int8": 1e-3}[precision] / temperature
+    np.testing.assert_allclose(outputs.masses[0, 0, 0], np.log(1000), atol=moved + 1e-3)
+    assert len(set(nearest.rows[0, 0])) == 10
+    assert (bank.labels[nearest.rows[0, 0]] == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ten_thousand_classes(tmp_path, form):
+    """One row and a few rows each: every class has its own mass."""
+    metric, temperature = FORMS[form]
+    counts = np.where(np.arange(10_000) % 100 == 0, 3, 1)
+    z, labels, _ = make(counts, {"a": 4}, metric, 0.1, False)
+    bank = packed(z, labels, {"a": temperature}, metric, None)
+    query = z["a"][:3]
+
+    found = start(tmp_path, bank, {"a": 4}).run(query).masses[:, 0]
+
+    expected = mass.class_mass(query, z["a"], labels, num_classes=10_000, temperature=temperature, metric=metric)
+    assert close(found, expected, bank, query)
+
+
+def test_an_unrequired_device_that_is_missing_falls_back_to_the_graph_for_the_cpu(tmp_path, cuda_works):
+    """`auto` on a machine whose CUDA does not work scores as `cpu` does."""
+    bank, *_, query = case("bounded", precision="int8")
+    on_cpu = start(tmp_path, bank, DIMS)
+    asked = Scorer(tmp_path / "model.onnx", bank, tmp_path / "bank.safetensors", device=Target("cuda"))
+
+    assert asked.device == ("cuda" if cuda_works else "cpu")
+    np.testing.assert_allclose(asked.run(query).masses, on_cpu.run(query).masses, atol=0.1 if cuda_works else 0)

@@ -1,0 +1,87 @@
+"""A bank split over several devices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softkin import Detector, InvalidInputError
+from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, TILE_ROWS, pack
+from softkin.device import parse_device
+from softkin.shards import shard_rows
+
+
+def bank_of(counts):
+    """A bank with that many rows per class."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    z = np.ones((len(labels), 1), np.float32)
+    return pack(
+        {"a": z},
+        labels,
+        np.arange(len(labels)),
+        num_classes=len(counts),
+        temperatures={"a": 1.0},
+        metrics={"a": "squared_euclidean"},
+    )
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=6), st.integers(1, 12))
+@settings(deadline=None, max_examples=200)
+def test_shards_cover_every_row_once_and_cut_between_tiles(counts, count):
+    """Also where a shard gets a single tile; more shards than tiles are refused."""
+    bank = bank_of(counts)
+    n, large = len(bank.labels), bank.large_rows
+    tiles = large // LARGE_TILE_ROWS + (n - large) // TILE_ROWS
+    if count > tiles:
+        with pytest.raises(InvalidInputError, match=f"names {count} shards, but this bank has only {tiles} tiles"):
+            shard_rows(bank, count)
+        return
+
+    found = shard_rows(bank, count)
+
+    assert len(found) == count
+    assert np.concatenate([np.arange(n)[rows] for rows in found]).tolist() == list(range(n))
+    for rows in found:
+        size = LARGE_TILE_ROWS if rows.start < large else TILE_ROWS
+        assert (rows.start - (0 if rows.start < large else large)) % size == 0
+        assert (bank.labels[rows] != PADDING_LABEL).any()
+
+
+@pytest.mark.parametrize("device", ["cpu,cpu", "cpu,cpu,cpu,cpu"])
+def test_a_sharded_detector_scores_like_a_whole_one(tiny, device):
+    """Scores, verdicts and evidence; shards that lack a class included."""
+    whole, sharded = (Detector.load(tiny.path, device=d) for d in ("cpu", device))
+    x = np.concatenate([tiny.inliers[:30], tiny.outliers[:30]])
+
+    expected, found = (d.score(x, num_neighbors=200) for d in (whole, sharded))
+
+    assert sharded.device == device
+    assert found.budget.device == device
+    np.testing.assert_allclose(found.outlier_score, expected.outlier_score, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found.is_outlier, expected.is_outlier)
+    np.testing.assert_array_equal(found.neighbors.ids[:, :, :3], expected.neighbors.ids[:, :, :3])
+    np.testing.assert_allclose(found.neighbors.shares, expected.neighbors.shares, atol=1e-5)
+
+
+def test_more_shards_than_tiles_are_refused(tiny):
+    """The bank of 300 rows has 6 tiles."""
+    with pytest.raises(InvalidInputError, match="names 7 shards, but this bank has only 6 tiles to share"):
+        Detector.load(tiny.path, device=",".join(["cpu"] * 7))
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cpu,", "auto,cpu", "cuda:", "cuda:-1", "cuda:0 ,cpu", "CPU"])
+def test_unknown_devices_are_refused(device):
+    """With what is allowed."""
+    with pytest.raises(InvalidInputError, match="must be auto, cpu, cuda, cuda:N, or several"):
+        parse_device(device)
+
+
+def test_devices_are_parsed():
+    """Which GPU, and whether another device would do."""
+    (zero,), (one, cpu) = parse_device("cuda"), parse_device("cuda:1,cpu")
+
+    assert (zero.kind, zero.index, zero.required) == ("cuda", 0, True)
+    assert (one.kind, one.index, one.required) == ("cuda", 1, True)
+    assert (cpu.kind, cpu.required) == ("cpu", False)
