@@ -27,7 +27,7 @@ OLDEST_OPSET = 18
 """The first in which every operator takes its axes the way the graph gives them."""
 IR_VERSION = 10
 # Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
-CHUNK_ROWS = 17 * LARGE_TILE_ROWS
+CHUNK_ROWS = 33 * LARGE_TILE_ROWS
 LARGE_CHUNK_ROWS = 65 * LARGE_TILE_ROWS
 CUDA_CHUNK_ROWS = 257 * LARGE_TILE_ROWS
 LARGE_BANK_ROWS = 1_000_000
@@ -166,14 +166,14 @@ class LayerGraph:
         g = self.graph
         query, shift = self._query(z_BD)
         tiles, labels, values, rows = [], [], [], []
+        at_most = {n: g.op("Min", [k, g.constant(np.array([n], np.int64))]) for n in {len(c) for c in self.chunks} if k}
         for i, chunk in enumerate(self.chunks):
             logits = self._logits(query, i, chunk)
             tiled = g.op("Reshape", [logits, g.constant(np.array([0, -1, chunk.tile_rows], np.int64))])
             tiles.append(self._sum_exp(tiled) if self.bounded else self._log_sum_exp_of_tiles(tiled))
             labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
             if k is not None:
-                at_most = g.op("Min", [k, g.constant(np.array([len(chunk)], np.int64))])
-                top, where = g.ops("TopK", [logits, at_most], 2, axis=1, sorted=0)
+                top, where = g.ops("TopK", [logits, at_most[len(chunk)]], 2, axis=1, sorted=0)
                 values.append(top)
                 rows.append(g.op("Add", [where, g.constant(np.array(chunk.start, np.int64))]))
         mass = self._merge(self._join(tiles), np.concatenate(labels), shift)
