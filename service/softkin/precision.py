@@ -15,12 +15,12 @@ import numpy as np
 from softkin.bank import PADDING_OFFSET, Bank, LayerBank, Precision
 from softkin.errors import DataError
 
-BANK_LEVELS = 127
-"""int8 rows use -127..127."""
-QUERY_LEVELS = 63
-"""Queries use 7 bits, -63..63 around a zero point of 64: processors without VNNI add pairs of products in 16 bits, and
-two products of a full byte with an int8 would saturate there, silently."""
-QUERY_ZERO_POINT = 64
+BANK_LEVELS = 63
+"""int8 rows use -63..63: processors without VNNI add pairs of products in 16 bits, where two products of a whole uint8
+with a whole int8 would saturate, silently. The rows give the bit, because their errors average out over neighbours."""
+QUERY_LEVELS = 127
+"""Queries use -127..127 around a zero point of 128."""
+QUERY_ZERO_POINT = 128
 BLOCK_ROWS = 1 << 16
 
 

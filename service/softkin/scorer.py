@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from softkin.errors import BundleError, DeviceError
 from softkin.nonconformity import Outputs
 from softkin.scorer_graph import (
     OLDEST_OPSET,
+    Chunk,
     GraphBuilder,
     LayerGraph,
     chunk_rows_for,
@@ -31,7 +33,6 @@ from softkin.tensor_file import TensorFile
 
 LOGITS = "logits"
 MASSES = "class_mass"
-NEIGHBORS_INPUT = "softkin/k"
 
 
 def reducer_key(layer: str) -> str:
@@ -94,8 +95,8 @@ class Scorer:
         def start(kind: str) -> tuple[Any, Any]:
             composed = onnx.ModelProto()
             composed.CopyFrom(proto)
-            size = chunk_rows or chunk_rows_for(len(bank.labels), kind)
-            _compose(composed, bank, file, size, rows or slice(None), integer=multiplies_integers(kind))
+            parts = chunks(bank, chunk_rows or chunk_rows_for(len(bank.labels), kind), rows or slice(None))
+            self._k_inputs = _compose(composed, bank, file, parts, integer=multiplies_integers(kind))
             keep = kind == "cuda" and bank.precision != "float32"
             return start_session(
                 composed, target, threads=threads, external_folder=bank_file.parent, keep_constants=keep
@@ -131,7 +132,7 @@ class Scorer:
     ) -> tuple[Outputs, list[NDArray[Any]]]:
         names = [MASSES, *([LOGITS] if self.has_logits else [])]
         evidence = [name for layer in self._layers for name in _evidence_outputs(layer)] if k else []
-        fixed = {NEIGHBORS_INPUT: np.array([k], np.int64)}
+        fixed = {name: np.array([min(k, n) if n else k], np.int64) for n, name in self._k_inputs.items()}
         found = run_slices(
             self._session,
             [*names, *evidence],
@@ -187,10 +188,9 @@ def refuse_fallback(target: Target) -> None:
 
 
 def layer_graphs(
-    g: GraphBuilder, bank: Bank, file: TensorFile, chunk_rows: int, rows: slice = slice(None), *, integer: bool = True
+    g: GraphBuilder, bank: Bank, file: TensorFile, parts: Sequence[Chunk], *, integer: bool = True
 ) -> list[LayerGraph]:
     """One part of the graph for each layer; see `LayerGraph`."""
-    parts = chunks(bank, chunk_rows, rows)
     return [
         LayerGraph(graph=g, name=n, layer=b, bank=bank, file=file, bounded=is_bounded(b), chunks=parts, integer=integer)
         for n, b in bank.layers.items()
@@ -198,12 +198,16 @@ def layer_graphs(
 
 
 def _compose(
-    proto: onnx.ModelProto, bank: Bank, file: TensorFile, chunk_rows: int, rows: slice, *, integer: bool
-) -> None:
+    proto: onnx.ModelProto, bank: Bank, file: TensorFile, parts: Sequence[Chunk], *, integer: bool
+) -> dict[int, str]:
+    """Add the bank to a network; returns the names of the inputs that say how many nearest rows: see `LayerGraph`."""
+    # Inputs of their own instead of a Min in the graph: TopK reads its k on the host, where a GPU's Min would not be.
+    k_inputs = {n: f"softkin/k_{n}" for n in sorted({0, *map(len, parts)})}
+    for name in k_inputs.values():
+        proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, [1]))
     g, outputs, masses = GraphBuilder(), [o for o in proto.graph.output if o.name == LOGITS], []
-    proto.graph.input.append(helper.make_tensor_value_info(NEIGHBORS_INPUT, TensorProto.INT64, [1]))
-    for layer in layer_graphs(g, bank, file, chunk_rows, rows, integer=integer):
-        mass, *evidence = layer.masses(representation_output(layer.name), NEIGHBORS_INPUT)
+    for layer in layer_graphs(g, bank, file, parts, integer=integer):
+        mass, *evidence = layer.masses(representation_output(layer.name), k_inputs)
         masses.append(mass)
         dtypes = (TensorProto.FLOAT, TensorProto.INT64)
         for name, source, dtype in zip(_evidence_outputs(layer.name), evidence, dtypes, strict=True):
@@ -211,6 +215,7 @@ def _compose(
             outputs.append(helper.make_tensor_value_info(name, dtype, None))
     g.nodes.append(helper.make_node("Identity", [stack_masses(g, masses)], [MASSES], name=f"softkin/{MASSES}"))
     extend(proto, g, [*outputs, helper.make_tensor_value_info(MASSES, TensorProto.FLOAT, None)])
+    return k_inputs
 
 
 def _evidence_outputs(layer: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ logits alive as soon as a chunk hands on two tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -151,13 +151,14 @@ class LayerGraph:
     chunks: Sequence[Chunk]
     integer: bool
 
-    def masses(self, z_BD: str, k: str | None = None) -> tuple[str, str, str]:
+    def masses(self, z_BD: str, k: Mapping[int, str] | None = None) -> tuple[str, str, str]:
         """Names of `[B, C]` class masses and of the nearest rows, for `[B, D]` representations.
 
         Args:
             z_BD: representations, normalised already where the metric says so.
-            k: name of an int64 `[1]` tensor: how many nearest rows, 0 to the number of real rows; None: no such
-                outputs.
+            k: how many nearest rows, 0 to the number of real rows here: names of int64 `[1]` tensors that hold the
+                least of that number and the key, for the lengths of all chunks and for 0, which stands for no bound.
+                None: no such outputs.
 
         Returns:
             `[B, C]` masses; `[B, K]` log mass contributions, largest first; `[B, K]` tiled row numbers they come from.
@@ -166,20 +167,19 @@ class LayerGraph:
         g = self.graph
         query, shift = self._query(z_BD)
         tiles, labels, values, rows = [], [], [], []
-        at_most = {n: g.op("Min", [k, g.constant(np.array([n], np.int64))]) for n in {len(c) for c in self.chunks} if k}
         for i, chunk in enumerate(self.chunks):
             logits = self._logits(query, i, chunk)
             tiled = g.op("Reshape", [logits, g.constant(np.array([0, -1, chunk.tile_rows], np.int64))])
             tiles.append(self._sum_exp(tiled) if self.bounded else self._log_sum_exp_of_tiles(tiled))
             labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
             if k is not None:
-                top, where = g.ops("TopK", [logits, at_most[len(chunk)]], 2, axis=1, sorted=0)
+                top, where = g.ops("TopK", [logits, k[len(chunk)]], 2, axis=1, sorted=0)
                 values.append(top)
                 rows.append(g.op("Add", [where, g.constant(np.array(chunk.start, np.int64))]))
         mass = self._merge(self._join(tiles), np.concatenate(labels), shift)
         if k is None:
             return mass, "", ""
-        top, where = g.ops("TopK", [self._join(values), k], 2, axis=1)
+        top, where = g.ops("TopK", [self._join(values), k[0]], 2, axis=1)
         return mass, g.op("Add", [top, shift]), g.op("GatherElements", [self._join(rows), where], axis=1)
 
     def _join(self, parts: list[str]) -> str:

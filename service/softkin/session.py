@@ -51,7 +51,7 @@ def start_session(
     options.log_severity_level = 3
     # As the nodes stand in the model: chunk by chunk, so that one chunk's logits are gone before the next one's come.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    # Threads that spin while they wait gain a twentieth on idle cores and lose half where gRPC's threads want them too.
+    # Threads that spin while they wait gain a twentieth on idle cores, and lose far more where others want these cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if external_folder is not None:
         key = "session.model_external_initializers_file_folder_path"

@@ -202,3 +202,24 @@ def test_an_unrequired_device_that_is_missing_falls_back_to_the_graph_for_the_cp
 
     assert asked.device == ("cuda" if cuda_works else "cpu")
     np.testing.assert_allclose(asked.run(query).masses, on_cpu.run(query).masses, atol=0.1 if cuda_works else 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_cuda_gives_the_masses_of_the_cpu(tmp_path, cuda_works, form, precision):
+    """To float32's rounding; int8 to that of the queries, which only the CPU rounds. Evidence names the same rows."""
+    if not cuda_works:
+        pytest.skip("needs a CUDA device")
+    bank, *_, query = case(form, precision=precision)
+    on_cpu = start(tmp_path, bank, DIMS)
+    on_cuda = Scorer(tmp_path / "model.onnx", bank, tmp_path / "bank.safetensors", device="cuda")
+
+    found, nearest = on_cuda.run_with_nearest(query, 5)
+
+    expected, wanted = on_cpu.run_with_nearest(query, 5)
+    if precision == "int8":
+        np.testing.assert_allclose(found.masses, expected.masses, rtol=0.05, atol=0.1)
+    else:
+        assert close(found.masses, expected.masses, bank, query)
+        np.testing.assert_array_equal(nearest.rows, wanted.rows)

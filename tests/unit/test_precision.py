@@ -8,7 +8,7 @@ import pytest
 from softkin import mass
 from softkin.bank import PADDING_LABEL, PADDING_OFFSET, pack
 from softkin.errors import DataError
-from softkin.precision import reduce_precision
+from softkin.precision import BANK_LEVELS, QUERY_LEVELS, QUERY_ZERO_POINT, reduce_precision
 
 
 def packed(z, metric):
@@ -36,7 +36,7 @@ def test_offsets_make_products_distances_of_the_rounded_rows(metric, precision):
     np.testing.assert_allclose(found, b @ query + before.row_offsets[real] - moved / 2, atol=2e-5)
 
 
-@pytest.mark.parametrize(("precision", "step"), [("float16", 2**-11), ("int8", 0.5 / 127)])
+@pytest.mark.parametrize(("precision", "step"), [("float16", 2**-11), ("int8", 0.5 / BANK_LEVELS)])
 def test_rows_are_rounded_to_the_nearest_step(precision, step):
     """Relative to each row's largest number, so that rows of any scale fare alike."""
     z = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32) * np.logspace(-3, 3, 64)[:, None]
@@ -61,6 +61,13 @@ def test_padding_and_zero_rows_stay_what_they_are(precision):
     assert (layer.row_offsets == PADDING_OFFSET).sum() == 2 * 64 - 3
     assert np.isfinite(layer.representations(slice(None))).all()
     assert layer.representations(slice(0, 1)).tolist() == [[0, 0]]
+
+
+def test_no_pair_of_products_leaves_16_bits():
+    """What processors without VNNI add up in one step."""
+    assert np.iinfo(np.int16).max >= 2 * (QUERY_ZERO_POINT + QUERY_LEVELS) * BANK_LEVELS
+    assert np.iinfo(np.uint8).max >= QUERY_ZERO_POINT + QUERY_LEVELS
+    assert QUERY_ZERO_POINT - QUERY_LEVELS >= 0
 
 
 def test_float32_is_the_bank_itself():

@@ -1,0 +1,93 @@
+"""What follows the class masses, in ONNX operators, against the NumPy reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from softkin import conformal
+from softkin.detector_graph import DetectorGraph, p_values, tail_surprise
+from softkin.nonconformity import PARTS, Nonconformity, Outputs, outlier_score
+from softkin.scorer_graph import GraphBuilder
+
+
+def run_graph(g, inputs, outputs):
+    """Run the nodes of a builder on arrays by name."""
+    dtypes = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float64): TensorProto.DOUBLE}
+    graph = helper.make_graph(
+        g.nodes,
+        "piece",
+        [helper.make_tensor_value_info(k, dtypes[v.dtype], v.shape) for k, v in inputs.items()],
+        [helper.make_empty_tensor_value_info(o) for o in outputs],
+        g.initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(list(outputs), inputs)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+@pytest.mark.parametrize(("form", "parts"), [("posterior", ()), ("density", ()), ("joint", PARTS)])
+def test_given_equal_masses_the_graph_is_the_reference(classes, form, parts):
+    """Everything after the masses against nonconformity.py and conformal.py: 1e-9, NaN and infinite rows included."""
+    rng = np.random.default_rng(classes)
+    masses = rng.normal(-20, 30, size=(200, 3, classes)).astype(np.float32)
+    logits = rng.normal(0, 10, size=(200, classes)).astype(np.float32)
+    masses[0, 1, 0], masses[1, 2, -1], logits[2, -1], logits[3, 0] = np.nan, -np.inf, np.inf, np.nan
+    nonconformity = Nonconformity(
+        form=form,
+        class_weights=rng.uniform(5, 5000, classes),
+        layer_weights=np.array([1.0, 0.25, 3.0]),
+        parts=parts,
+        references={p: np.sort(rng.normal(0, 60, 50)) for p in parts},
+    )
+    outputs = Outputs(masses=masses, logits=logits)
+    a = nonconformity(outputs)
+    predicted = nonconformity.predict(outputs, a)
+    score = outlier_score(a, predicted)
+    finite = score[np.isfinite(score)]
+    calibration = np.sort(finite) + 1e-6
+    g = GraphBuilder()
+    detector = DetectorGraph(
+        graph=g, nonconformity=nonconformity, outlier_scores=calibration, true_class_scores=calibration
+    )
+    names = detector.outputs("masses", "logits")
+
+    found = dict(zip(names, run_graph(g, {"masses": masses, "logits": logits}, names.values()), strict=True))
+
+    np.testing.assert_allclose(found["outlier_score"], score, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(found["predicted_class"], predicted)
+    np.testing.assert_array_equal(found["p_value"], conformal.p_values(score, calibration))
+    class_p = conformal.p_values(a, calibration)
+    np.testing.assert_array_equal(found["class_p_values"], class_p)
+    np.testing.assert_array_equal(found["credibility"], conformal.credibility(class_p))
+    np.testing.assert_array_equal(found["confidence"], conformal.confidence(class_p))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 1000])
+def test_p_values_count_ties_exactly(n):
+    """Scores on, between and beyond calibration scores that repeat, with +inf."""
+    rng = np.random.default_rng(n)
+    calibration = np.sort(rng.integers(0, 5, n) / 3)
+    scores = np.concatenate([calibration, rng.normal(size=20), [-1e300, 1e300, np.inf]]).reshape(1, -1)
+    g = GraphBuilder()
+
+    (found,) = run_graph(g, {"s": scores}, [p_values(g, "s", calibration)])
+
+    np.testing.assert_array_equal(found, conformal.p_values(scores, calibration))
+
+
+@pytest.mark.parametrize("n", [2, 3, 11, 100])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_tail_surprise_is_that_of_conformal(n, repeats):
+    """On, between, before and past reference scores, with and without repeated ones."""
+    rng = np.random.default_rng(n)
+    reference = np.sort(rng.integers(0, 4, n).astype(float) if repeats else rng.normal(size=n))
+    scores = np.concatenate([reference, rng.normal(size=50) * 3, [-1e6, 1e6]])
+    g = GraphBuilder()
+
+    (found,) = run_graph(g, {"s": scores}, [tail_surprise(g, "s", reference)])
+
+    np.testing.assert_allclose(found, conformal.tail_surprise(scores, reference), rtol=1e-12, atol=1e-12)
