@@ -109,6 +109,21 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
     )
 
 
+def describe_bank(m: Manifest) -> str:
+    """How many rows in which precision, and what that changed against all rows in float32."""
+    stored = f"{m.bank_size} rows in {m.bank_precision}"
+    if m.condensed_from:
+        stored = f"{m.bank_size} prototypes of {m.condensed_from} rows in {m.bank_precision}"
+    if m.approximation is None:
+        return stored
+    a = m.approximation
+    aurocs = "".join(f", AUROC of {name} by {change:+.4f}" for name, change in a.auroc_changes.items())
+    return (
+        f"{stored}; against all rows in float32, p-values change by {a.max_p_value_change:.2g} at most and "
+        f"{a.mean_p_value_change:.2g} in the mean, verdicts on {a.verdict_changes:.2%} of the calibration rows{aurocs}"
+    )
+
+
 def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
     """Print what a bundle is."""
     if as_json:
@@ -126,7 +141,7 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         "nonconformity": f"joint of {', '.join(m.parts)}" if m.parts else m.nonconformity,
         "default alpha": f"{m.default_alpha:g}",
         "calibration": f"{m.calibration_size} rows, smallest p-value {smallest:.4g}",
-        "bank": _bank(m),
+        "bank": describe_bank(m),
         "size": f"{sum(f.size for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files",
     }.items():
         facts.add_row(key, escape(value))
@@ -135,19 +150,6 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         layers.add_row(escape(x.name), str(x.dim), x.metric, f"{x.temperature:g}", f"{x.weight:g}", escape(x.reducer))
     console = Console(soft_wrap=True)
     console.print(facts, layers, highlight=False)
-
-
-def _bank(m: Manifest) -> str:
-    stored = f"{m.bank_size} rows in {m.bank_precision}"
-    if m.condensed_from:
-        stored = f"{m.bank_size} prototypes of {m.condensed_from} rows in {m.bank_precision}"
-    if m.approximation is None:
-        return stored
-    a = m.approximation
-    return (
-        f"{stored}; against all rows in float32, p-values change by {a.max_p_value_change:.2g} at most and "
-        f"{a.mean_p_value_change:.2g} in the mean, verdicts on {a.verdict_changes:.2%} of the calibration rows"
-    )
 
 
 def _class_name(classes: Sequence[str], index: int) -> str:

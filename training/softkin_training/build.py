@@ -199,9 +199,7 @@ def _bank(
 def _condensed_bank(z: dict[str, NDArray[np.float32]], rows: Rows, spec: DetectorSpec) -> Bank:
     """Prototypes of every layer, with temperatures by the same rule on them: they lie farther apart than rows."""
     found = {
-        layer.name: condense(
-            z[layer.name], rows.y, rows.ids, ratio=spec.condense, metric=layer.metric, seed=spec.seed
-        )
+        layer.name: condense(z[layer.name], rows.y, rows.ids, ratio=spec.condense, metric=layer.metric, seed=spec.seed)
         for layer in spec.layers
     }
     layers = list(found.values())

@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from softkin.bundle import read_manifest
+    from softkin.display import describe_bank
     from softkin_training.config import load_recipe
     from softkin_training.data import load_dataset
     from softkin_training.evaluate import markdown
@@ -86,7 +88,9 @@ def _run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     report = run(recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet)
     print(markdown(report), end="")
-    print(f"\nbundle: {arguments.out / 'bundle'}\nreport: {arguments.out / 'report'}")
+    manifest = read_manifest(arguments.out / "bundle")
+    print(f"\nbank:   {describe_bank(manifest)}")
+    print(f"bundle: {arguments.out / 'bundle'}\nreport: {arguments.out / 'report'}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -113,13 +117,14 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> None:
+    from softkin.display import describe_bank
     from softkin_training.config import load_recipe
     from softkin_training.data import load_dataset
     from softkin_training.run import BUNDLE, build_step
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    build_step(recipe, load_dataset(recipe), arguments.out)
-    print(arguments.out / BUNDLE)
+    manifest = build_step(recipe, load_dataset(recipe), arguments.out)
+    print(f"{arguments.out / BUNDLE}: {describe_bank(manifest)}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -177,7 +177,7 @@ class DetectorConfig(_Section):
         needs_parts = self.nonconformity == "joint" and not self.joint_parts
         _require(not needs_parts, "joint_parts", "must name at least one part for nonconformity = 'joint'")
         limited = self.precision != "auto" or self.max_p_value_change < 1
-        _require(limited, "max_p_value_change", "must be below 1 for precision = 'auto', which it decides")
+        _require(limited, "max_p_value_change", "must be set, below 1, for precision = 'auto', which it decides")
         return self
 
 

@@ -192,9 +192,6 @@ def _others(
     bank: Bank, detector: Detector, calibration: Rows | None, calibration_pass: _Pass | None
 ) -> dict[str, tuple[str, Score]]:
     """Every other score of this bundle's network and bank: title and function."""
-    real = bank.labels != PADDING_LABEL
-    labels = bank.labels[real].astype(np.int64)
-    rows = {n: layer.representations(real) for n, layer in bank.layers.items()}
     last = detector.manifest.layers[-1].name
     plain = Nonconformity(
         form="density",
@@ -205,29 +202,44 @@ def _others(
     def part(name: Part) -> Score:
         return lambda p: plain.part_score(name, p.outputs)
 
-    def count(p: _Pass) -> Floats:
-        return baselines.dknn_nonconformity(p.z, rows, labels, bank.num_classes)
-
     scores: dict[str, tuple[str, Score]] = {
         "posterior": ("posterior", part("posterior")),
         "density": ("density", part("density")),
         "density_last": (f"density, {last}", part("density_last")),
-        "kth_neighbor": (
-            f"k-th neighbour distance, {last}",
-            lambda p: baselines.kth_neighbor(p.z[last], rows[last]),
-        ),
     }
-    if calibration is not None and calibration_pass is not None:
-        true = np.take_along_axis(count(calibration_pass), calibration.y[:, None], axis=1)[:, 0]
-        scores["dknn"] = ("DkNN credibility", lambda p: baselines.dknn_credibility(count(p), true))
-    else:
-        # Credibility is a monotone function of the smallest count: the same ranking without a calibration set.
-        scores["dknn"] = ("DkNN credibility", lambda p: count(p).min(axis=1))
+    if not detector.manifest.condensed_from:  # prototypes are too few to be counted as neighbours
+        scores |= _neighbor_scores(bank, last, calibration, calibration_pass)
     scores.pop(detector.manifest.nonconformity, None)  # the bundle's own row already
     if detector.has_logits:
         scores["energy"] = ("energy", lambda p: mass.energy(_logits(p)))
         scores["max_softmax"] = ("max softmax", lambda p: baselines.max_softmax(_logits(p)))
     return scores
+
+
+def _neighbor_scores(
+    bank: Bank, last: str, calibration: Rows | None, calibration_pass: _Pass | None
+) -> dict[str, tuple[str, Score]]:
+    """The scores that look at k neighbours among the bank's rows."""
+    real = bank.labels != PADDING_LABEL
+    labels = bank.labels[real].astype(np.int64)
+    rows = {n: layer.representations(real) for n, layer in bank.layers.items()}
+
+    def count(p: _Pass) -> Floats:
+        return baselines.dknn_nonconformity(p.z, rows, labels, bank.num_classes)
+
+    def dknn(p: _Pass) -> Floats:
+        if true is not None:
+            return baselines.dknn_credibility(count(p), true)
+        # Credibility is a monotone function of the smallest count: the same ranking without a calibration set.
+        return np.asarray(count(p).min(axis=1))
+
+    true = None
+    if calibration is not None and calibration_pass is not None:
+        true = np.take_along_axis(count(calibration_pass), calibration.y[:, None], axis=1)[:, 0]
+    return {
+        "kth_neighbor": (f"k-th neighbour distance, {last}", lambda p: baselines.kth_neighbor(p.z[last], rows[last])),
+        "dknn": ("DkNN credibility", dknn),
+    }
 
 
 def _logits(p: _Pass) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from softkin_training.cli import main
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 from softkin_training.rows import fingerprint, row_digests
-from softkin_training.run import choose_bank_rows
+from softkin_training.run import choose_bank_rows, evaluate_step
 
 pytestmark = pytest.mark.training
 
@@ -140,3 +140,21 @@ def test_false_alarms_match_alpha_over_repeated_splits_of_real_scores(out, datas
 
     low, high = binom.interval(1 - 1e-4, 4000, alpha)
     assert low <= count <= high
+
+
+def test_a_condensed_bank_in_int8_is_built_reported_and_evaluated(out, dataset, tmp_path, capsys):
+    """From the exported model of a run; the report leaves out what counts neighbours."""
+    (tmp_path / "model.onnx").write_bytes((out / "model.onnx").read_bytes())
+    options = ["--set", "training.epochs=8", "--set", "detector.condense=4", "--set", "detector.precision=int8"]
+
+    assert main(["build", "digits", "--out", str(tmp_path), *options]) == 0
+
+    assert "prototypes of 893 rows in int8; against all rows in float32, p-values change by" in capsys.readouterr().out
+    m = read_bundle(tmp_path / "bundle").manifest
+    assert (m.bank_precision, m.condensed_from) == ("int8", 893)
+    assert m.approximation.auroc_changes.keys() == dataset.outliers.keys()
+    report = evaluate_step(dataset, tmp_path)
+    assert {"posterior", "energy"} <= report.scores.keys()
+    assert not {"kth_neighbor", "dknn"} & report.scores.keys()
+    exact = json.loads((out / "report" / "report.json").read_text())["scores"]["softkin"]["mean_auroc"]
+    assert report.scores["softkin"].mean_auroc > exact - 0.02
