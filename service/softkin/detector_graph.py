@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from softkin.graph_builder import GraphBuilder
 from softkin.nonconformity import Nonconformity, Part
-from softkin.scorer_graph import GraphBuilder
 
 Floats = NDArray[np.float64]
 

@@ -17,12 +17,14 @@ from onnx import TensorProto, helper
 
 from softkin import bundle as bundles
 from softkin.bundle import Bundle
+from softkin.chunks import chunk_rows_for, cut_into_chunks
 from softkin.detector import nonconformity_of, refuse_difference
 from softkin.detector_graph import OUTPUTS, DetectorGraph
 from softkin.device import Target
 from softkin.errors import BundleError, DeviceError
+from softkin.graph_builder import GraphBuilder
 from softkin.scorer import LOGITS, extend, layer_graphs, read_network
-from softkin.scorer_graph import GraphBuilder, chunk_rows_for, chunks, representation_output, stack_masses
+from softkin.scorer_graph import representation_output, stack_masses
 from softkin.session import run_session, start_session
 from softkin.staging import staged
 from softkin.tensor_file import TensorFile
@@ -82,7 +84,7 @@ def compose(bundle: Bundle) -> onnx.ModelProto:
     proto = _read_network(bundle)
     g, bank = GraphBuilder(), bundle.bank
     file = bundle.path / bundles.BANK
-    layers = layer_graphs(g, bank, TensorFile(file), chunks(bank, chunk_rows_for(len(bank.labels), "cpu")))
+    layers = layer_graphs(g, bank, TensorFile(file), cut_into_chunks(bank, chunk_rows_for(len(bank.labels), "cpu")))
     masses = stack_masses(g, [layer.masses(representation_output(layer.name))[0] for layer in layers])
     logits = next((o for o in proto.graph.output if o.name == LOGITS), None)
     detector = DetectorGraph(

@@ -14,16 +14,14 @@ from onnx import TensorProto, helper
 
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.cancellation import Cancellation
+from softkin.chunks import Chunk, chunk_rows_for, cut_into_chunks
 from softkin.device import Target, parse_device
 from softkin.errors import BundleError, DeviceError
+from softkin.graph_builder import GraphBuilder
 from softkin.nonconformity import Outputs
 from softkin.scorer_graph import (
     OLDEST_OPSET,
-    Chunk,
-    GraphBuilder,
     LayerGraph,
-    chunk_rows_for,
-    chunks,
     is_bounded,
     representation_output,
     stack_masses,
@@ -95,7 +93,7 @@ class Scorer:
         def start(kind: str) -> tuple[Any, Any]:
             composed = onnx.ModelProto()
             composed.CopyFrom(proto)
-            parts = chunks(bank, chunk_rows or chunk_rows_for(len(bank.labels), kind), rows or slice(None))
+            parts = cut_into_chunks(bank, chunk_rows or chunk_rows_for(len(bank.labels), kind), rows or slice(None))
             self._k_inputs = _compose(composed, bank, file, parts, integer=multiplies_integers(kind))
             keep = kind == "cuda" and bank.precision != "float32"
             return start_session(

@@ -10,15 +10,16 @@ logits alive as soon as a chunk hands on two tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
-from softkin.bank import LARGE_TILE_ROWS, PADDING_OFFSET, TILE_ROWS, Bank, LayerBank
+from softkin.bank import PADDING_OFFSET, Bank, LayerBank
+from softkin.chunks import Chunk
+from softkin.graph_builder import GraphBuilder
 from softkin.precision import QUERY_LEVELS, QUERY_ZERO_POINT
 from softkin.tensor_file import TensorFile
 
@@ -26,11 +27,6 @@ OPSET = 21
 OLDEST_OPSET = 18
 """The first in which every operator takes its axes the way the graph gives them."""
 IR_VERSION = 10
-# Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
-CHUNK_ROWS = 33 * LARGE_TILE_ROWS
-LARGE_CHUNK_ROWS = 65 * LARGE_TILE_ROWS
-CUDA_CHUNK_ROWS = 257 * LARGE_TILE_ROWS
-LARGE_BANK_ROWS = 1_000_000
 MERGE_MATRIX_SIZE = 1 << 18
 """Up to this many tiles x classes, one product with a one-hot matrix merges tiles to classes; above, folds do."""
 FOLD = 32
@@ -41,47 +37,6 @@ SMALLEST_STEP = 1e-30
 """Stands in for the largest number of a query that is all zeros."""
 LOWEST = float(np.float32(-3e38))
 """Stands for minus infinity where a real one would turn subtractions into NaN."""
-
-
-@dataclass
-class GraphBuilder:
-    """Collects nodes and initializers under names that do not clash with a model's own."""
-
-    prefix: str = "softkin"
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initializers: list[TensorProto] = field(default_factory=list)
-    _constants: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
-
-    def op(self, op_type: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Append a node with one output and return the output's name."""
-        return self.ops(op_type, inputs, 1, **attributes)[0]
-
-    def ops(self, op_type: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
-        """Append a node and return its outputs' names."""
-        names = [f"{self.prefix}/{op_type}_{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(op_type, list(inputs), names, name=names[0], **attributes))
-        return names
-
-    def constant(self, value: NDArray[np.generic] | float | Sequence[int]) -> str:
-        """Name of an initializer holding `value`: float32 for a float, int64 for a list."""
-        array = np.asarray(value, np.float32 if isinstance(value, float) else None)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._constants:
-            name = f"{self.prefix}/constant_{len(self._constants)}"
-            self.initializers.append(numpy_helper.from_array(array, name))
-            self._constants[key] = name
-        return self._constants[key]
-
-    def external(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], file: str, offset: int) -> str:
-        """Name of an initializer whose data lie in `file` at `offset`."""
-        data_type = helper.np_dtype_to_tensor_dtype(dtype)
-        tensor = TensorProto(name=f"{self.prefix}/{name}", data_type=data_type, dims=shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        length = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        for key, value in {"location": file, "offset": str(offset), "length": str(length)}.items():
-            tensor.external_data.add(key=key, value=value)
-        self.initializers.append(tensor)
-        return tensor.name
 
 
 def is_bounded(layer: LayerBank) -> bool:
@@ -96,35 +51,6 @@ def is_bounded(layer: LayerBank) -> bool:
     largest = float(np.abs(offsets[offsets > PADDING_OFFSET]).max(initial=0.0))
     longest = 1.0 if layer.precision == "float32" else 1.1
     return layer.scale * (longest + largest) <= MAX_EXPONENT
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive tiled rows that make one matrix product."""
-
-    start: int
-    stop: int
-    tile_rows: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-def chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> list[Chunk]:
-    """Cut tiled rows into chunks of at most `chunk_rows`, large tiles and small ones apart.
-
-    Args:
-        bank: the bank.
-        chunk_rows: a multiple of `LARGE_TILE_ROWS`.
-        rows: which tiled rows; starts and ends between tiles.
-    """
-    first, last, _ = rows.indices(len(bank.labels))
-    border = min(max(bank.large_rows, first), last)
-    return [
-        Chunk(start, min(start + chunk_rows, stop), tile)
-        for begin, stop, tile in ((first, border, LARGE_TILE_ROWS), (border, last, TILE_ROWS))
-        for start in range(begin, stop, chunk_rows)
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,13 +244,6 @@ def _fold_groups(labels: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[
             groups.append(np.concatenate([part, np.full(width - len(part), len(labels))]))
             group_labels.append(label)
     return np.stack(groups).astype(np.int64), np.array(group_labels, np.int32)
-
-
-def chunk_rows_for(num_rows: int, device: str) -> int:
-    """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products."""
-    if device == "cuda":
-        return CUDA_CHUNK_ROWS
-    return LARGE_CHUNK_ROWS if num_rows >= LARGE_BANK_ROWS else CHUNK_ROWS
 
 
 def representation_output(layer: str) -> str:

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 
 from softkin import conformal
 from softkin.detector_graph import DetectorGraph, p_values, tail_surprise
+from softkin.graph_builder import GraphBuilder
 from softkin.nonconformity import PARTS, Nonconformity, Outputs, outlier_score
-from softkin.scorer_graph import GraphBuilder
 
 
 def run_graph(g, inputs, outputs):

@@ -1,0 +1,49 @@
+"""How the bank is cut into matrix products: what bounds memory, and where a run can be stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from softkin.bank import LARGE_TILE_ROWS, TILE_ROWS, Bank
+
+# Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
+CHUNK_ROWS = 33 * LARGE_TILE_ROWS
+LARGE_CHUNK_ROWS = 65 * LARGE_TILE_ROWS
+CUDA_CHUNK_ROWS = 257 * LARGE_TILE_ROWS
+LARGE_BANK_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive tiled rows that make one matrix product."""
+
+    start: int
+    stop: int
+    tile_rows: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def cut_into_chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> list[Chunk]:
+    """Cut tiled rows into chunks of at most `chunk_rows`, large tiles and small ones apart.
+
+    Args:
+        bank: the bank.
+        chunk_rows: a multiple of `LARGE_TILE_ROWS`.
+        rows: which tiled rows; starts and ends between tiles.
+    """
+    first, last, _ = rows.indices(len(bank.labels))
+    border = min(max(bank.large_rows, first), last)
+    return [
+        Chunk(start, min(start + chunk_rows, stop), tile)
+        for begin, stop, tile in ((first, border, LARGE_TILE_ROWS), (border, last, TILE_ROWS))
+        for start in range(begin, stop, chunk_rows)
+    ]
+
+
+def chunk_rows_for(num_rows: int, device: str) -> int:
+    """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products."""
+    if device == "cuda":
+        return CUDA_CHUNK_ROWS
+    return LARGE_CHUNK_ROWS if num_rows >= LARGE_BANK_ROWS else CHUNK_ROWS
