@@ -28,6 +28,7 @@ test-service: $(SERVICE_VENV)/.installed  ## the tests of the service, where tor
 
 bench: $(STAMP)  ## the scorer beside peers and the machine's ceilings; writes benchmarks/results
 	$(INSTALL) --group bench
+	$(INSTALL) --no-deps pytorch-ood  # it asks for torchvision, which its k-th neighbour does without
 	$(BIN)/python benchmarks/scorer.py
 
 check: $(STAMP)  ## lint, types, architecture, generated code

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from softkin.bank import LARGE_TILE_ROWS, TILE_ROWS, Bank
 
 # Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
-CHUNK_ROWS = 33 * LARGE_TILE_ROWS
-LARGE_CHUNK_ROWS = 65 * LARGE_TILE_ROWS
+CHUNK_ROWS = 17 * LARGE_TILE_ROWS
 CUDA_CHUNK_ROWS = 257 * LARGE_TILE_ROWS
-LARGE_BANK_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,6 @@ def cut_into_chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> l
     ]
 
 
-def chunk_rows_for(num_rows: int, device: str) -> int:
+def chunk_rows_for(device: str) -> int:
     """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products."""
-    if device == "cuda":
-        return CUDA_CHUNK_ROWS
-    return LARGE_CHUNK_ROWS if num_rows >= LARGE_BANK_ROWS else CHUNK_ROWS
+    return CUDA_CHUNK_ROWS if device == "cuda" else CHUNK_ROWS

@@ -84,7 +84,7 @@ def compose(bundle: Bundle) -> onnx.ModelProto:
     proto = _read_network(bundle)
     g, bank = GraphBuilder(), bundle.bank
     file = bundle.path / bundles.BANK
-    layers = layer_graphs(g, bank, TensorFile(file), cut_into_chunks(bank, chunk_rows_for(len(bank.labels), "cpu")))
+    layers = layer_graphs(g, bank, TensorFile(file), cut_into_chunks(bank, chunk_rows_for("cpu")))
     masses = stack_masses(g, [layer.masses(representation_output(layer.name))[0] for layer in layers])
     logits = next((o for o in proto.graph.output if o.name == LOGITS), None)
     detector = DetectorGraph(

@@ -57,7 +57,7 @@ class Scorer:
         bank_file: the safetensors file that holds the bank; the session reads its rows from there.
         device: one device, see `parse_device`.
         threads: compute threads on the CPU; all this process may use when None.
-        chunk_rows: bank rows per matrix product, a multiple of the large tile; chosen by bank and device when None.
+        chunk_rows: bank rows per matrix product, a multiple of the large tile; chosen by device when None.
         rows: the tiled rows to score against; all when None. Must start and end between tiles.
 
     Attributes:
@@ -93,7 +93,7 @@ class Scorer:
         def start(kind: str) -> tuple[Any, Any]:
             composed = onnx.ModelProto()
             composed.CopyFrom(proto)
-            parts = cut_into_chunks(bank, chunk_rows or chunk_rows_for(len(bank.labels), kind), rows or slice(None))
+            parts = cut_into_chunks(bank, chunk_rows or chunk_rows_for(kind), rows or slice(None))
             self._k_inputs = _compose(composed, bank, file, parts, integer=multiplies_integers(kind))
             keep = kind == "cuda" and bank.precision != "float32"
             return start_session(

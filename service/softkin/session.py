@@ -23,6 +23,8 @@ import onnxruntime as ort
 
 SLICE_ROWS = 256
 """Rows per session run: larger arrays go through in slices, so that memory does not grow with the request."""
+SPIN_MICROSECONDS = 200
+"""Longer than most nodes take; endless spinning loses half the speed where other processes want the cores."""
 
 
 def start_session(
@@ -51,8 +53,11 @@ def start_session(
     options.log_severity_level = 3
     # As the nodes stand in the model: chunk by chunk, so that one chunk's logits are gone before the next one's come.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    # Threads that spin while they wait gain a twentieth on idle cores, and lose far more where others want these cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads spin from one node to the next, where waking them costs as much as the node. Not longer, and never between
+    # runs: gRPC's threads share these cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if external_folder is not None:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(external_folder.resolve()))
