@@ -198,14 +198,16 @@ def layer_graphs(
 def _compose(
     proto: onnx.ModelProto, bank: Bank, file: TensorFile, parts: Sequence[Chunk], *, integer: bool
 ) -> dict[int, str]:
-    """Add the bank to a network; returns the names of the inputs that say how many nearest rows: see `LayerGraph`."""
+    """Add the bank to a network; returns the inputs that `LayerGraph.masses` asks for, by what bounds them."""
     # Inputs of their own instead of a Min in the graph: TopK reads its k on the host, where a GPU's Min would not be.
-    k_inputs = {n: f"softkin/k_{n}" for n in sorted({0, *map(len, parts)})}
-    for name in k_inputs.values():
-        proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, [1]))
+    k_inputs: dict[int, str] = {}
+
+    def at_most(n: int) -> str:
+        return k_inputs.setdefault(n, f"softkin/k_{n}")
+
     g, outputs, masses = GraphBuilder(), [o for o in proto.graph.output if o.name == LOGITS], []
     for layer in layer_graphs(g, bank, file, parts, integer=integer):
-        mass, *evidence = layer.masses(representation_output(layer.name), k_inputs)
+        mass, *evidence = layer.masses(representation_output(layer.name), at_most)
         masses.append(mass)
         dtypes = (TensorProto.FLOAT, TensorProto.INT64)
         for name, source, dtype in zip(_evidence_outputs(layer.name), evidence, dtypes, strict=True):
@@ -213,6 +215,7 @@ def _compose(
             outputs.append(helper.make_tensor_value_info(name, dtype, None))
     g.nodes.append(helper.make_node("Identity", [stack_masses(g, masses)], [MASSES], name=f"softkin/{MASSES}"))
     extend(proto, g, [*outputs, helper.make_tensor_value_info(MASSES, TensorProto.FLOAT, None)])
+    proto.graph.input.extend(helper.make_tensor_value_info(k, TensorProto.INT64, [1]) for k in k_inputs.values())
     return k_inputs
 
 

@@ -9,8 +9,8 @@ logits alive as soon as a chunk hands on two tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ MERGE_MATRIX_SIZE = 1 << 18
 """Up to this many tiles x classes, one product with a one-hot matrix merges tiles to classes; above, folds do."""
 FOLD = 32
 """Tiles that one merge step sums; few enough that classes of very different sizes waste little padding."""
+MERGE_CHUNKS = 16
+"""Chunks after which their nearest rows are merged."""
 MAX_EXPONENT = 80.0
 """exp(+-80) and sums of millions of them stay inside float32's normal range."""
 SMALLEST_STEP = 1e-30
@@ -77,36 +79,43 @@ class LayerGraph:
     chunks: Sequence[Chunk]
     integer: bool
 
-    def masses(self, z_BD: str, k: Mapping[int, str] | None = None) -> tuple[str, str, str]:
+    def masses(self, z_BD: str, at_most: Callable[[int], str] | None = None) -> tuple[str, str, str]:
         """Names of `[B, C]` class masses and of the nearest rows, for `[B, D]` representations.
 
         Args:
             z_BD: representations, normalised already where the metric says so.
-            k: how many nearest rows, 0 to the number of real rows here: names of int64 `[1]` tensors that hold the
-                least of that number and the key, for the lengths of all chunks and for 0, which stands for no bound.
-                None: no such outputs.
+            at_most: gives for any n the name of an int64 `[1]` tensor with the number of nearest rows, but at most n;
+                0 stands for no bound. The number is 0 to that of the real rows here. None: no such outputs.
 
         Returns:
             `[B, C]` masses; `[B, K]` log mass contributions, largest first; `[B, K]` tiled row numbers they come from.
-            The last two are empty names without `k`.
+            The last two are empty names without `at_most`.
         """
         g = self.graph
         query, shift = self._query(z_BD)
-        tiles, labels, values, rows = [], [], [], []
+        tiles, labels, best, seen = [], [], _Best(), 0
         for i, chunk in enumerate(self.chunks):
             logits = self._logits(query, i, chunk)
             tiled = g.op("Reshape", [logits, g.constant(np.array([0, -1, chunk.tile_rows], np.int64))])
             tiles.append(self._sum_exp(tiled) if self.bounded else self._log_sum_exp_of_tiles(tiled))
             labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
-            if k is not None:
-                top, where = g.ops("TopK", [logits, k[len(chunk)]], 2, axis=1, sorted=0)
-                values.append(top)
-                rows.append(g.op("Add", [where, g.constant(np.array(chunk.start, np.int64))]))
+            if at_most is not None:
+                seen += len(chunk)
+                top, where = g.ops("TopK", [logits, at_most(len(chunk))], 2, axis=1, sorted=0)
+                best.values.append(top)
+                best.rows.append(g.op("Add", [where, g.constant(np.array(chunk.start, np.int64))]))
+                if len(best.values) == MERGE_CHUNKS:
+                    best = self._merge_best(best, at_most(seen), sort=False)
         mass = self._merge(self._join(tiles), np.concatenate(labels), shift)
-        if k is None:
+        if at_most is None:
             return mass, "", ""
-        top, where = g.ops("TopK", [self._join(values), k[0]], 2, axis=1)
-        return mass, g.op("Add", [top, shift]), g.op("GatherElements", [self._join(rows), where], axis=1)
+        best = self._merge_best(best, at_most(0), sort=True)
+        return mass, g.op("Add", [best.values[0], shift]), best.rows[0]
+
+    def _merge_best(self, best: _Best, k: str, *, sort: bool) -> _Best:
+        """The k best of several chunks, so that what waits does not grow with their number."""
+        top, where = self.graph.ops("TopK", [self._join(best.values), k], 2, axis=1, sorted=int(sort))
+        return _Best([top], [self.graph.op("GatherElements", [self._join(best.rows), where], axis=1)])
 
     def _join(self, parts: list[str]) -> str:
         return self.graph.op("Concat", parts, axis=1) if len(parts) > 1 else parts[0]
@@ -220,6 +229,14 @@ class LayerGraph:
         if self.bounded:
             return g.op("ReduceSum", [grouped, g.constant(np.array([2], np.int64))], keepdims=0)
         return self._log_sum_exp(grouped)
+
+
+@dataclass
+class _Best:
+    """Names of `[B, K]` logits of the nearest rows so far and of their tiled row numbers, to be joined."""
+
+    values: list[str] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
 
 
 class _Query(NamedTuple):

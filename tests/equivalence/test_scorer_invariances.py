@@ -127,9 +127,10 @@ def test_fewer_bits_give_the_masses_of_the_rounded_vectors(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
-def test_evidence_is_the_rows_with_the_largest_contributions(tmp_path, form, precision):
+def test_evidence_is_the_rows_with_the_largest_contributions(tmp_path, monkeypatch, form, precision):
     """From the same pass as the masses, exact for any k, and it leaves the masses alone."""
     bank, *_, query = case(form, precision=precision)
+    monkeypatch.setattr("softkin.scorer_graph.MERGE_CHUNKS", 2)
     scorer = start(tmp_path, bank, DIMS, chunk_rows=LARGE_TILE_ROWS)
     plain = scorer.run(query)
     everything = scorer.run_with_nearest(query, bank.size)[1]
