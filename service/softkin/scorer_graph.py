@@ -10,7 +10,7 @@ logits alive as soon as a chunk hands on two tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ MERGE_MATRIX_SIZE = 1 << 18
 FOLD = 32
 """Tiles that one merge step sums; few enough that classes of very different sizes waste little padding."""
 MERGE_CHUNKS = 16
-"""Chunks after which their nearest rows are merged."""
+"""Chunks whose nearest rows are merged at a time."""
 MAX_EXPONENT = 80.0
 """exp(+-80) and sums of millions of them stay inside float32's normal range."""
 SMALLEST_STEP = 1e-30
@@ -93,29 +93,32 @@ class LayerGraph:
         """
         g = self.graph
         query, shift = self._query(z_BD)
-        tiles, labels, best, seen = [], [], _Best(), 0
+        tiles, labels = [], []
+        best: list[_Best] = []
         for i, chunk in enumerate(self.chunks):
             logits = self._logits(query, i, chunk)
             tiled = g.op("Reshape", [logits, g.constant(np.array([0, -1, chunk.tile_rows], np.int64))])
             tiles.append(self._sum_exp(tiled) if self.bounded else self._log_sum_exp_of_tiles(tiled))
             labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
             if at_most is not None:
-                seen += len(chunk)
                 top, where = g.ops("TopK", [logits, at_most(len(chunk))], 2, axis=1, sorted=0)
-                best.values.append(top)
-                best.rows.append(g.op("Add", [where, g.constant(np.array(chunk.start, np.int64))]))
-                if len(best.values) == MERGE_CHUNKS:
-                    best = self._merge_best(best, at_most(seen), sort=False)
+                row = g.op("Add", [where, g.constant(np.array(chunk.start, np.int64))])
+                best.append(_Best(top, row, len(chunk), 0))
+                # Sixteen merge to one, sixteen of those again: what waits hardly grows with the number of chunks,
+                # whatever order the runtime takes them in.
+                while len(best) >= MERGE_CHUNKS and best[-MERGE_CHUNKS].merges == best[-1].merges:
+                    best[-MERGE_CHUNKS:] = [self._merge_best(best[-MERGE_CHUNKS:], at_most)]
         mass = self._merge(self._join(tiles), np.concatenate(labels), shift)
         if at_most is None:
             return mass, "", ""
-        best = self._merge_best(best, at_most(0), sort=True)
-        return mass, g.op("Add", [best.values[0], shift]), best.rows[0]
+        nearest = self._merge_best(best, lambda _: at_most(0))
+        return mass, g.op("Add", [nearest.logits, shift]), nearest.rows
 
-    def _merge_best(self, best: _Best, k: str, *, sort: bool) -> _Best:
-        """The k best of several chunks, so that what waits does not grow with their number."""
-        top, where = self.graph.ops("TopK", [self._join(best.values), k], 2, axis=1, sorted=int(sort))
-        return _Best([top], [self.graph.op("GatherElements", [self._join(best.rows), where], axis=1)])
+    def _merge_best(self, parts: list[_Best], at_most: Callable[[int], str]) -> _Best:
+        covered = sum(part.covered for part in parts)
+        top, where = self.graph.ops("TopK", [self._join([p.logits for p in parts]), at_most(covered)], 2, axis=1)
+        rows = self.graph.op("GatherElements", [self._join([p.rows for p in parts]), where], axis=1)
+        return _Best(top, rows, covered, parts[0].merges + 1)
 
     def _join(self, parts: list[str]) -> str:
         return self.graph.op("Concat", parts, axis=1) if len(parts) > 1 else parts[0]
@@ -231,12 +234,17 @@ class LayerGraph:
         return self._log_sum_exp(grouped)
 
 
-@dataclass
-class _Best:
-    """Names of `[B, K]` logits of the nearest rows so far and of their tiled row numbers, to be joined."""
+class _Best(NamedTuple):
+    """The nearest rows of some chunks."""
 
-    values: list[str] = field(default_factory=list)
-    rows: list[str] = field(default_factory=list)
+    logits: str
+    """`[B, K]`."""
+    rows: str
+    """`[B, K]` tiled row numbers."""
+    covered: int
+    """Rows that they are the nearest of."""
+    merges: int
+    """How often merged."""
 
 
 class _Query(NamedTuple):
