@@ -105,7 +105,7 @@ def test_no_bundle_is_an_error_that_names_both_ways():
         ("--max-rows", "0", "allowed: 1 to 1048576"),
         ("--drain-grace-seconds", "inf", "allowed: 0 to 3600"),
         ("--drain-grace-seconds", "nan", "allowed: 0 to 3600"),
-        ("--device", "gpu", "must be auto, cpu, cuda, cuda:N, or several of"),
+        ("--device", "gpu", "must be auto, cpu, cuda, cuda:N, or several of cpu and cuda:N separated by commas"),
         ("--log-level", "loud", "allowed: debug, info, warning, error"),
     ],
 )
