@@ -117,8 +117,8 @@ def test_plain_onnxruntime_gives_the_numbers_of_the_detector(tiny, tmp_path, met
 @pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "float16"}, {"precision": "int8"}, {"condense": 10.0, "precision": "int8"}],
-    ids=["float16", "int8", "condensed int8"],
+    [{"precision": "float16"}, {"precision": "int8"}],
+    ids=["float16", "int8"],
 )
 def test_approximate_banks_are_exported_as_they_are(tiny, tmp_path, metric, changes):
     """In the bits that they have on disk, and plain onnxruntime multiplies them as the detector does."""

@@ -24,7 +24,6 @@ from softkin.scorer import LOGITS, Network, reducer_key
 from softkin.scorer_graph import representation_output
 from softkin_training.approximate import choose
 from softkin_training.calibrate import Calibrated, calibrate
-from softkin_training.condense import condense
 from softkin_training.rows import Rows, fingerprint, refuse_overlap
 from softkin_training.temperature import neighbor_distance
 
@@ -198,6 +197,8 @@ def _bank(
 
 def _condensed_bank(z: dict[str, NDArray[np.float32]], rows: Rows, spec: DetectorSpec) -> Bank:
     """Prototypes of every layer, with temperatures by the same rule on them: they lie farther apart than rows."""
+    from softkin_training.condense import condense  # needs scikit-learn, which no other bank does
+
     found = {
         layer.name: condense(z[layer.name], rows.y, rows.ids, ratio=spec.condense, metric=layer.metric, seed=spec.seed)
         for layer in spec.layers
