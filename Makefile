@@ -8,7 +8,7 @@ PROTO_VENV := .venv-proto
 SERVICE_VENV := .venv-service
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-service bench check protos prometheus clean
+.PHONY: demo test test-service bench guarantees check protos prometheus clean
 
 demo: $(STAMP)  ## train, export, build, serve, score, scrape on embedded data; writes runs/demo
 	$(BIN)/python -m softkin_training.demo --out runs/demo
@@ -31,6 +31,10 @@ bench: $(STAMP)  ## the scorer beside peers and the machine's ceilings; writes b
 	$(INSTALL) --no-deps pytorch-ood  # it asks for torchvision, which its k-th neighbour does without
 	$(BIN)/python benchmarks/scorer.py
 
+guarantees: $(STAMP)  ## every figure of docs/guarantees.md
+	$(INSTALL) --group bench
+	$(BIN)/python benchmarks/guarantees.py
+
 check: $(STAMP)  ## lint, types, architecture, generated code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -51,7 +55,7 @@ $(STAMP): pyproject.toml deploy/constraints.txt
 	@echo "Setting up $(VENV): a few minutes the first time, mostly torch and onnxruntime."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "pip>=25.1"
-	$(INSTALL) --group test --group check -e '.[training]'
+	$(INSTALL) --group test --group peers --group check -e '.[training]'
 	@touch $@
 
 $(SERVICE_VENV)/.installed: pyproject.toml deploy/constraints.txt

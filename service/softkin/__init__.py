@@ -23,6 +23,7 @@ from softkin.errors import (
     OverloadedError,
     RecipeError,
     SoftkinError,
+    StateError,
     UnavailableError,
 )
 from softkin.scores import ErrorBudget, Neighbors, Scores
@@ -48,6 +49,7 @@ __all__ = [
     "RecipeError",
     "Scores",
     "SoftkinError",
+    "StateError",
     "UnavailableError",
     "__version__",
 ]

@@ -5,6 +5,7 @@
     bank.safetensors         the tiled bank
     calibration.safetensors  sorted calibration scores
     golden.safetensors       probe inputs with their expected scores
+    used_rows.safetensors    digests of the rows it was made of
 
 No pickle and no code, ever; no path is taken from the manifest.
 """
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from softkin.bank import PADDING_LABEL, TILE_ROWS, Bank, LayerBank
+from softkin.calibration import Calibration
 from softkin.errors import BundleError
 from softkin.manifest import FileEntry, Layer, Manifest, parse_manifest
 from softkin.mass import Metric
@@ -30,24 +32,19 @@ from softkin.staging import staged
 from softkin.tensor_file import TensorFile
 
 MANIFEST, MODEL, BANK = "manifest.json", "model.onnx", "bank.safetensors"
-CALIBRATION, GOLDEN = "calibration.safetensors", "golden.safetensors"
-DATA_FILES = (MODEL, BANK, CALIBRATION, GOLDEN)
+CALIBRATION, GOLDEN, USED_ROWS = "calibration.safetensors", "golden.safetensors", "used_rows.safetensors"
+DATA_FILES = (MODEL, BANK, CALIBRATION, GOLDEN, USED_ROWS)
 
 Tensors = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Sorted scores of rows that neither the network nor the bank has seen."""
+class UsedRows:
+    """Which rows the detector was made of, as sorted 64-bit digests (`row_digests`): so that none is used twice."""
 
-    outlier_scores: NDArray[np.float64]
-    """`[n]` ascending: label-free scores, behind p-values."""
-    true_class_scores: NDArray[np.float64]
-    """`[n]` ascending: nonconformity at the true class, behind class p-values."""
-    true_classes: NDArray[np.int32]
-    """`[n]` classes in the order of `true_class_scores`."""
-    references: dict[str, NDArray[np.float64]]
-    """Per part of the joint form: its sorted scores on the reference rows, disjoint from the n rows above."""
+    seen: NDArray[np.uint64]
+    """Rows that trained the network, stand in the bank, or set the scale of the joint form."""
+    calibration: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +66,7 @@ class Bundle:
     bank: Bank
     calibration: Calibration
     golden: Golden
+    used_rows: UsedRows
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -114,6 +112,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         bank=_read_bank(root / BANK, manifest),
         calibration=_read_calibration(root / CALIBRATION, manifest),
         golden=_read_golden(root / GOLDEN, manifest),
+        used_rows=_read_used_rows(root / USED_ROWS),
     )
 
 
@@ -125,6 +124,7 @@ def write_bundle(
     bank: Bank,
     calibration: Calibration,
     golden: Golden,
+    used_rows: UsedRows,
     replace: bool = False,
 ) -> Manifest:
     """Write a bundle to a temporary sibling, sync it, read it back, then rename it into place.
@@ -136,6 +136,7 @@ def write_bundle(
         bank: the tiled bank.
         calibration: sorted calibration scores.
         golden: probe rows.
+        used_rows: digests of the rows that the detector was made of.
         replace: put the new bundle in the place of an existing one; otherwise an existing path is an error.
 
     Returns:
@@ -152,9 +153,10 @@ def write_bundle(
         (staging / MODEL).write_bytes(model)
         save_file(bank_tensors(bank), staging / BANK)
         references = {f"references.{k}": v for k, v in calibration.references.items()}
-        arrays = {k: v for k, v in vars(calibration).items() if k != "references"}
+        arrays = {k: v for k, v in vars(calibration).items() if isinstance(v, np.ndarray)}
         save_file(_contiguous({**arrays, **references}), staging / CALIBRATION)
         save_file(_contiguous(vars(golden)), staging / GOLDEN)
+        save_file(_contiguous(vars(used_rows)), staging / USED_ROWS)
         files = {n: FileEntry(sha256=_sha256(staging / n), size=(staging / n).stat().st_size) for n in DATA_FILES}
         manifest = dataclasses.replace(manifest, files=files)
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -246,13 +248,24 @@ def _sorted(tensors: TensorFile, name: str, n: int | None) -> NDArray[np.float64
 
 def _read_calibration(file: Path, m: Manifest) -> Calibration:
     tensors = TensorFile(file)
-    n = m.calibration_size
-    return Calibration(
+    n, num_classes = m.calibration_size, len(m.classes)
+
+    def classes(name: str) -> NDArray[np.int32]:
+        found = tensors.take(name, "int32", (n,)).astype(np.int32, copy=False)
+        if found.min() < 0 or found.max() >= num_classes:
+            raise BundleError(f"{file}: array {name!r} must hold classes in [0, {num_classes})")
+        return found
+
+    calibration = Calibration(
         outlier_scores=_sorted(tensors, "outlier_scores", n),
+        predicted_classes=classes("predicted_classes"),
         true_class_scores=_sorted(tensors, "true_class_scores", n),
-        true_classes=tensors.take("true_classes", "int32", (n,)).astype(np.int32, copy=False),
+        true_classes=classes("true_classes"),
         references={p: _sorted(tensors, f"references.{p}", None) for p in m.parts},
     )
+    if calibration.rows_by_predicted_class(num_classes) != m.predicted_class_rows:
+        raise BundleError(f"{file}: rows by predicted class are not the manifest's predicted_class_rows")
+    return calibration
 
 
 def _read_golden(file: Path, m: Manifest) -> Golden:
@@ -261,4 +274,12 @@ def _read_golden(file: Path, m: Manifest) -> Golden:
     return Golden(
         inputs=inputs,
         outlier_scores=tensors.take("outlier_scores", "float64", (len(inputs),)).astype(np.float64, copy=False),
+    )
+
+
+def _read_used_rows(file: Path) -> UsedRows:
+    tensors = TensorFile(file)
+    return UsedRows(
+        seen=tensors.take("seen", "uint64", (None,)).astype(np.uint64, copy=False),
+        calibration=tensors.take("calibration", "uint64", (None,)).astype(np.uint64, copy=False),
     )

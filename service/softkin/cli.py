@@ -1,4 +1,4 @@
-"""The `softkin` command: serve, score, inspect, export-onnx, healthcheck.
+"""The `softkin` command: serve, score, drift, inspect, export-onnx, healthcheck.
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 """
@@ -104,19 +104,30 @@ def _target_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="per request (default: 30)")
 
 
+def _detector_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--detector", default="", metavar="NAME", help="detector (default: the only one loaded)")
+    parser.add_argument(
+        "--detector-version", default="", metavar="V", help="its version (default: the one that serves)"
+    )
+
+
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     _target_arguments(parser)
     parser.add_argument("file", metavar="FILE.npz", help="arrays by name; pickled objects are refused")
     parser.add_argument("--key", default="x_test", metavar="NAME", help="array to score (default: x_test)")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
-    parser.add_argument("--alpha", type=float, metavar="A", help="false-alarm rate (default: the server's)")
+    parser.add_argument("--alpha", type=float, metavar="A", help="rate to accept (default: the server's)")
+    parser.add_argument(
+        "--guarantee",
+        metavar="G",
+        help="marginal, certified, class_conditional or false_discovery_rate (default: the server's)",
+    )
+    parser.add_argument("--confidence", type=float, metavar="C", help="of the certified bound (default: the server's)")
+    parser.add_argument("--smoothing-seed", type=int, metavar="N", help="smooth p-values at random (default: do not)")
     parser.add_argument(
         "--neighbors", type=int, default=0, metavar="K", help="nearest training rows to show (default: 0)"
     )
-    parser.add_argument("--detector", default="", metavar="NAME", help="detector (default: the only one loaded)")
-    parser.add_argument(
-        "--detector-version", default="", metavar="V", help="its version (default: the one that serves)"
-    )
+    _detector_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object per row, then one with the error budget")
 
 
@@ -134,8 +145,32 @@ def _score(options: argparse.Namespace) -> int:
         version=options.detector_version,
     ) as client:
         classes = client.detector_info().classes
-        scores = client.score(x, alpha=options.alpha, num_neighbors=options.neighbors)
+        scores = client.score(
+            x,
+            alpha=options.alpha,
+            guarantee=options.guarantee,
+            confidence=options.confidence,
+            smoothing_seed=options.smoothing_seed,
+            num_neighbors=options.neighbors,
+        )
     (display.print_json if options.json else display.print_table)(scores, classes)
+    return 0
+
+
+def _drift_arguments(parser: argparse.ArgumentParser) -> None:
+    _target_arguments(parser)
+    _detector_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _drift(options: argparse.Namespace) -> int:
+    from softkin import display
+    from softkin.client import Client
+
+    with Client(
+        options.target, timeout_seconds=options.timeout, detector=options.detector, version=options.detector_version
+    ) as client:
+        display.print_drift(client.drift(), as_json=options.json)
     return 0
 
 
@@ -179,6 +214,7 @@ def _healthcheck(options: argparse.Namespace) -> int:
 COMMANDS = {
     "serve": Command("Serve bundles over gRPC.", _serve_arguments, _serve),
     "score": Command("Score an array file against a server.", _score_arguments, _score),
+    "drift": Command("Show what a server's drift watch has seen.", _drift_arguments, _drift),
     "inspect": Command("Show what a bundle is.", _inspect_arguments, _inspect),
     "export-onnx": Command(
         "Write a bundle's whole detector as one ONNX model, for any runtime.", _export_arguments, _export

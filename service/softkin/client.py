@@ -14,11 +14,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from softkin import converters
-from softkin.converters import RETRY_AFTER, DetectorInfo, Limits
+from softkin.converters import RETRY_AFTER, DetectorInfo, DriftInfo, Limits
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
-from softkin.scores import Neighbors, Scores
+from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.selection import fewest_selectable, selection_threshold
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
+from softkin.verdicts import Guarantee
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 ROW_LENGTH_BYTES = 32
@@ -70,12 +72,25 @@ class Client:
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._limits: Limits | None = None
 
-    def score(self, x: NDArray[np.generic], *, alpha: float | None = None, num_neighbors: int = 0) -> Scores:
+    def score(
+        self,
+        x: NDArray[np.generic],
+        *,
+        alpha: float | None = None,
+        guarantee: Guarantee | None = None,
+        confidence: float | None = None,
+        smoothing_seed: int | None = None,
+        num_neighbors: int = 0,
+    ) -> Scores:
         """Score rows, in as many requests as the server's limits ask for.
 
         Args:
             x: `[B, ...]`, of the dtype and shape that `detector_info` gives; nothing is converted.
-            alpha: false-alarm rate to accept; the server's default when None.
+            alpha: rate to accept; the server's default when None.
+            guarantee: what alpha promises, see `softkin.verdicts`; the server's default when None. With
+                `false_discovery_rate` rows are selected among all of `x`, however many requests that takes.
+            confidence: of `certified`, and of the bound that the error budget states; the server's default when None.
+            smoothing_seed: in [0, 2^64), for smoothed p-values; deterministic ones when None.
             num_neighbors: nearest training rows per row and layer to return; 0 for none.
 
         Returns:
@@ -91,8 +106,16 @@ class Client:
         x = np.asarray(x)
         if num_neighbors < 0:
             raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
+        if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
+            raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
         head = pb.ScoreRequest(
-            detector=self._detector, version=self._version, alpha=alpha, num_neighbors=min(num_neighbors, 2**32 - 1)
+            detector=self._detector,
+            version=self._version,
+            alpha=alpha,
+            guarantee=pb.GUARANTEE_UNSPECIFIED if guarantee is None else converters.guarantee_number(guarantee),
+            confidence=confidence,
+            smoothing_seed=smoothing_seed,
+            num_neighbors=min(num_neighbors, 2**32 - 1),
         )
         parts: list[Scores] = []
         for rows in self._split(x, head):
@@ -108,6 +131,16 @@ class Client:
             UnavailableError: no answer in time.
         """
         return converters.proto_to_detector_info(self._describe().detector)
+
+    def drift(self) -> DriftInfo:
+        """What the server's drift watch of the detector has seen.
+
+        Raises:
+            NotFoundError: no such detector or version.
+            UnavailableError: no answer in time.
+        """
+        request = pb.GetDriftRequest(detector=self._detector, version=self._version)
+        return converters.proto_to_drift(self._call(self._stub.GetDrift, request))
 
     def healthy(self) -> bool:
         """Whether the server is ready to score; False too when it cannot be reached."""
@@ -178,7 +211,7 @@ def _join(parts: list[Scores]) -> Scores:
     first = parts[0]
     if len(parts) == 1:
         return first
-    if any(p.budget != first.budget for p in parts):
+    if any(_without_selection(p.budget) != _without_selection(first.budget) for p in parts):
         raise UnavailableError("the detector was replaced between two requests for one array; score the array again")
     arrays = (
         "outlier_score",
@@ -192,10 +225,30 @@ def _join(parts: list[Scores]) -> Scores:
     seconds = {k: sum(p.stage_seconds.get(k, 0.0) for p in parts) for k in first.stage_seconds}
     joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
     return replace(
-        first,
-        **joined,
+        _select_again(replace(first, **joined)),
         neighbors=_join_neighbors([p.neighbors for p in parts if p.neighbors is not None]),
         stage_seconds=seconds,
+    )
+
+
+def _without_selection(budget: ErrorBudget) -> ErrorBudget:
+    """What must be the same in all answers for one array; a selection's threshold is each request's own."""
+    if budget.guarantee != "false_discovery_rate":
+        return budget
+    return replace(budget, p_value_threshold=0.0, fewest_selectable=None)
+
+
+def _select_again(joined: Scores) -> Scores:
+    """Select among all rows where each request has selected among its own."""
+    b = joined.budget
+    if b.guarantee != "false_discovery_rate":
+        return joined
+    threshold = selection_threshold(joined.p_value, b.alpha)
+    fewest = fewest_selectable(len(joined), b.calibration_size, b.alpha)
+    return replace(
+        joined,
+        is_outlier=joined.p_value <= threshold,
+        budget=replace(b, p_value_threshold=threshold, fewest_selectable=fewest),
     )
 
 

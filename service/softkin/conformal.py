@@ -1,12 +1,14 @@
 """Conformal p-values: how often an inlier looks at least as strange.
 
 Exact under exchangeability of the calibration rows and the scored row (Vovk, Gammerman, Shafer 2005, ch. 2):
-P(p <= alpha) <= alpha for every alpha.
+P(p <= alpha) <= alpha for every alpha; smoothed p-values have P(p <= alpha) = alpha, ties or not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +18,72 @@ from softkin.errors import InvalidInputError
 Floats = NDArray[np.float64]
 
 
-def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating]) -> Floats:
-    """`(1 + #{i : calibration_i >= score}) / (n + 1)`; ties count against the row, so alpha is never exceeded.
+def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating], u: Floats | None = None) -> Floats:
+    """`(1 + #{i : calibration_i >= score}) / (n + 1)`: ties count against the row, so alpha is never exceeded.
+
+    With `u` smoothed, `(#{i : calibration_i > score} + u (1 + #{i : calibration_i = score})) / (n + 1)`: exactly
+    uniform (Vovk, Gammerman, Shafer 2005, section 2.4).
 
     Args:
         scores: any shape; higher = stranger. +inf is allowed and gives the smallest p-value.
-        calibration: `[n]` sorted ascending, n >= 1: scores of rows that neither the network nor the bank has seen.
+        calibration: `[n]` sorted ascending: scores of rows that neither the network nor the bank has seen.
+        u: independent uniform numbers in (0, 1), of a shape that broadcasts to that of `scores`.
 
     Returns:
-        Same shape as `scores`, in [1/(n+1), 1].
+        Same shape as `scores`, in [1/(n+1), 1]; smoothed in (0, 1).
     """
     n = len(calibration)
     # A NaN would sort past the end and read as the strangest score of all, hiding a fault of ours.
-    assert n >= 1
     assert not np.isnan(scores).any()
     at_least = n - np.searchsorted(calibration, scores, side="left")
-    return np.asarray((1.0 + at_least) / (n + 1.0), np.float64)
+    if u is None:
+        return np.asarray((1.0 + at_least) / (n + 1.0), np.float64)
+    above = n - np.searchsorted(calibration, scores, side="right")
+    return np.asarray((above + u * (1.0 + at_least - above)) / (n + 1.0), np.float64)
+
+
+def split_by_class(calibration: Floats, classes: NDArray[np.int32], num_classes: int) -> list[Floats]:
+    """Per class its calibration scores, sorted as `calibration` is; empty where a class has none."""
+    order = np.argsort(classes, kind="stable")
+    return np.split(calibration[order], np.searchsorted(classes[order], np.arange(1, num_classes)))
+
+
+def class_conditional_p_values(
+    scores_B: Floats, classes_B: NDArray[np.int32], calibration: Sequence[Floats], u_B: Floats | None = None
+) -> Floats:
+    """P-values against the calibration rows of each row's own class: P(p <= alpha | class) <= alpha (Mondrian).
+
+    Vovk, Gammerman, Shafer 2005, section 4.5. A class without calibration rows gives 1.
+
+    Args:
+        scores_B: `[B]`.
+        classes_B: `[B]` the class of each row, by a rule that calibration rows got too.
+        calibration: per class, see `split_by_class`.
+        u_B: for smoothed p-values, see `p_values`.
+
+    Returns:
+        `[B]`, at least 1 / (rows of the class + 1) unless smoothed.
+    """
+    p_B = np.ones(len(scores_B))
+    for j in np.unique(classes_B):
+        rows = classes_B == j
+        p_B[rows] = p_values(scores_B[rows], calibration[j], None if u_B is None else u_B[rows])
+    return p_B
+
+
+def row_uniforms(seed: int, x: NDArray[np.generic]) -> Floats:
+    """`[B]` numbers in (0, 1) for smoothing, from the seed and the bytes of each row of `x` `[B, ...]` alone.
+
+    So a row gets the same number in any batch, at any place and from any server, and without the seed nobody can
+    predict it. Over random seeds each is uniform (keyed BLAKE2b).
+
+    Args:
+        seed: in [0, 2^64).
+        x: raw inputs.
+    """
+    key = seed.to_bytes(8, "little")
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in x)
+    return np.asarray(((np.frombuffer(digests, "<u8") >> np.uint64(12)) + 0.5) * 2.0**-52)
 
 
 def smallest_p_value(n: int) -> float:
@@ -44,6 +96,19 @@ def rows_needed(alpha: float) -> int:
     return math.ceil(1.0 / alpha - 1e-9) - 1
 
 
+def rank(alpha: float, n: int) -> int:
+    """How many of the n + 1 values that a p-value can take are at most alpha: floor(alpha (n + 1))."""
+    k = math.floor(alpha * (n + 1))
+    # As floating-point p-values compare, not as alpha (n + 1) rounds.
+    return k + int((k + 1) / (n + 1) <= alpha) - int(k / (n + 1) > alpha)
+
+
+def rounded_up(rate: float) -> str:
+    """A rate in (0, 1] to six digits, never less than it is: a message's remedy must be accepted as it stands."""
+    text = f"{rate:.6g}"
+    return text if float(text) >= rate else f"{rate + 10.0 ** (math.floor(math.log10(rate)) - 5):.6g}"
+
+
 def check_alpha(alpha: float, n: int) -> float:
     """Return `alpha` if n calibration rows can honour it.
 
@@ -53,7 +118,7 @@ def check_alpha(alpha: float, n: int) -> float:
     if not 0.0 < alpha < 1.0:  # also catches NaN
         raise InvalidInputError("alpha", f"got {alpha:g}; it is a false-alarm rate and must lie strictly in (0, 1)")
     if alpha < smallest_p_value(n):
-        least = f"{smallest_p_value(n):.6g}"
+        least = rounded_up(smallest_p_value(n))
         raise InvalidInputError(
             "alpha",
             f"got {alpha:g}, but {n} calibration rows cannot give a p-value below {least}, so nothing could be "

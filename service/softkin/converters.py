@@ -9,10 +9,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from softkin.certificate import Certificate, certify
+from softkin.drift import DriftReport
 from softkin.errors import InvalidInputError
 from softkin.registry import ScoringDetector
 from softkin.scores import ErrorBudget, Neighbors, Scores
 from softkin.v1 import outlier_pb2 as pb
+from softkin.verdicts import Guarantee
 
 T = TypeVar("T", bound=np.generic)
 
@@ -25,6 +28,12 @@ DTYPES: dict[pb.DataType, np.dtype[np.generic]] = {
     pb.DATA_TYPE_UINT8: np.dtype("u1"),
     pb.DATA_TYPE_INT32: np.dtype("<i4"),
     pb.DATA_TYPE_INT64: np.dtype("<i8"),
+}
+GUARANTEE_NUMBERS: dict[Guarantee, pb.Guarantee] = {
+    "marginal": pb.GUARANTEE_MARGINAL,
+    "certified": pb.GUARANTEE_CERTIFIED,
+    "class_conditional": pb.GUARANTEE_CLASS_CONDITIONAL,
+    "false_discovery_rate": pb.GUARANTEE_FALSE_DISCOVERY_RATE,
 }
 _NUMBERS = {(dtype.kind, dtype.itemsize): number for number, dtype in DTYPES.items()}
 
@@ -65,9 +74,24 @@ class DetectorInfo:
     layers: tuple[LayerInfo, ...]
     nonconformity: str
     default_alpha: float
+    default_guarantee: str
     calibration_size: int
     smallest_p_value: float
+    predicted_class_rows: tuple[int, ...]
+    certificate: Certificate
     bank_size: int
+    bank_precision: str
+    condensed_from: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftInfo:
+    """The drift watch of a detector as a client sees it."""
+
+    detector: str
+    version: str
+    digest: str
+    report: DriftReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +100,9 @@ class ScoreCall:
 
     inputs: NDArray[np.generic]
     alpha: float | None
+    guarantee: Guarantee | None
+    confidence: float | None
+    smoothing_seed: int | None
     num_neighbors: int
 
 
@@ -149,9 +176,15 @@ def decode_score_request(request: pb.ScoreRequest, limits: Limits) -> ScoreCall:
             "num_neighbors",
             f"got {request.num_neighbors}; this server gives at most max_neighbors = {limits.max_neighbors}",
         )
+    if request.guarantee not in GUARANTEE_NUMBERS.values() and request.guarantee != pb.GUARANTEE_UNSPECIFIED:
+        allowed = ", ".join(pb.Guarantee.Name(number) for number in GUARANTEE_NUMBERS.values())
+        raise InvalidInputError("guarantee", f"got {int(request.guarantee)}; allowed: {allowed}")
     return ScoreCall(
         inputs=tensor_to_array(request.inputs, "inputs"),
         alpha=request.alpha if request.HasField("alpha") else None,
+        guarantee=_guarantee(request.guarantee),
+        confidence=request.confidence if request.HasField("confidence") else None,
+        smoothing_seed=request.smoothing_seed if request.HasField("smoothing_seed") else None,
         num_neighbors=request.num_neighbors,
     )
 
@@ -167,7 +200,7 @@ def scores_to_proto(scores: Scores) -> pb.ScoreResponse:
         credibility=scores.credibility.tolist(),
         confidence=scores.confidence.tolist(),
         class_p_values=array_to_tensor(scores.class_p_values),
-        budget=pb.ErrorBudget(**vars(scores.budget)),
+        budget=pb.ErrorBudget(**{**vars(scores.budget), "guarantee": guarantee_number(scores.budget.guarantee)}),
         stage_seconds=scores.stage_seconds,
     )
     if (n := scores.neighbors) is not None:
@@ -199,13 +232,35 @@ def proto_to_scores(response: pb.ScoreResponse) -> Scores:
             version=b.version,
             digest=b.digest,
             device=b.device,
+            guarantee=_guarantee(b.guarantee) or "unknown",
             alpha=b.alpha,
+            confidence=b.confidence,
+            p_value_threshold=b.p_value_threshold,
+            false_alarm_bound=b.false_alarm_bound if b.HasField("false_alarm_bound") else None,
+            fewest_selectable=b.fewest_selectable if b.HasField("fewest_selectable") else None,
             calibration_size=b.calibration_size,
             smallest_p_value=b.smallest_p_value,
+            smoothed=b.smoothed,
         ),
         neighbors=_neighbors(response.neighbors) if response.HasField("neighbors") else None,
         stage_seconds=dict(response.stage_seconds),
     )
+
+
+def guarantee_number(guarantee: str) -> pb.Guarantee:
+    """The wire's number of a guarantee.
+
+    Raises:
+        InvalidInputError: there is no such guarantee.
+    """
+    for name, number in GUARANTEE_NUMBERS.items():
+        if name == guarantee:
+            return number
+    raise InvalidInputError("guarantee", f"got {guarantee!r}; allowed: {', '.join(GUARANTEE_NUMBERS)}")
+
+
+def _guarantee(number: int) -> Guarantee | None:
+    return next((name for name, known in GUARANTEE_NUMBERS.items() if known == number), None)
 
 
 def _neighbors(n: pb.Neighbors) -> Neighbors:
@@ -235,12 +290,16 @@ def proto_to_limits(limits: pb.Limits) -> Limits:
     )
 
 
-def detector_to_proto(detector: ScoringDetector, default_alpha: float) -> pb.DetectorInfo:
+def detector_to_proto(
+    detector: ScoringDetector, default_alpha: float, guarantee: Guarantee, confidence: float
+) -> pb.DetectorInfo:
     """Describe a detector.
 
     Args:
         detector: what is loaded.
-        default_alpha: the false-alarm rate this server uses when a request names none.
+        default_alpha: the rate this server uses when a request names none.
+        guarantee: likewise.
+        confidence: of the certificate.
     """
     m = detector.manifest
     return pb.DetectorInfo(
@@ -254,9 +313,14 @@ def detector_to_proto(detector: ScoringDetector, default_alpha: float) -> pb.Det
         layers=[pb.LayerInfo(name=x.name, dim=x.dim, metric=x.metric, temperature=x.temperature) for x in m.layers],
         nonconformity=m.nonconformity,
         default_alpha=default_alpha,
+        default_guarantee=guarantee_number(guarantee),
         calibration_size=m.calibration_size,
         smallest_p_value=detector.smallest_p_value,
+        predicted_class_rows=m.predicted_class_rows,
+        certificate=pb.Certificate(**vars(certify(default_alpha, m.calibration_size, confidence))),
         bank_size=m.bank_size,
+        bank_precision=m.bank_precision,
+        condensed_from=m.condensed_from,
     )
 
 
@@ -275,7 +339,58 @@ def proto_to_detector_info(info: pb.DetectorInfo) -> DetectorInfo:
         ),
         nonconformity=info.nonconformity,
         default_alpha=info.default_alpha,
+        default_guarantee=_guarantee(info.default_guarantee) or "unknown",
         calibration_size=info.calibration_size,
         smallest_p_value=info.smallest_p_value,
+        predicted_class_rows=tuple(info.predicted_class_rows),
+        certificate=Certificate(
+            alpha=info.certificate.alpha,
+            confidence=info.certificate.confidence,
+            false_alarm_bound=info.certificate.false_alarm_bound,
+            smallest_certified=info.certificate.smallest_certified,
+        ),
         bank_size=info.bank_size,
+        bank_precision=info.bank_precision,
+        condensed_from=info.condensed_from,
+    )
+
+
+def drift_to_proto(report: DriftReport, detector: ScoringDetector) -> pb.GetDriftResponse:
+    """Encode what the watch of a detector has seen."""
+    return pb.GetDriftResponse(
+        detector=detector.manifest.name,
+        version=detector.manifest.version,
+        digest=detector.digest,
+        rows=report.rows,
+        log10_martingale=report.log10_martingale,
+        max_log10_martingale=report.max_log10_martingale,
+        alarm=report.alarm,
+        alarm_level=report.level,
+        alarm_row=report.alarm_row,
+        cusum_no_guarantee=report.cusum,
+        flag_rate=report.flag_rate,
+        alpha=report.alpha,
+        window_rows=report.window_rows,
+        p_value_histogram=report.histogram.tolist(),
+    )
+
+
+def proto_to_drift(drift: pb.GetDriftResponse) -> DriftInfo:
+    """Decode what the watch of a detector has seen."""
+    return DriftInfo(
+        detector=drift.detector,
+        version=drift.version,
+        digest=drift.digest,
+        report=DriftReport(
+            rows=drift.rows,
+            level=drift.alarm_level,
+            log10_martingale=drift.log10_martingale,
+            max_log10_martingale=drift.max_log10_martingale,
+            alarm_row=drift.alarm_row,
+            cusum=drift.cusum_no_guarantee,
+            window_rows=drift.window_rows,
+            flag_rate=drift.flag_rate,
+            alpha=drift.alpha,
+            histogram=np.array(drift.p_value_histogram, np.int64),
+        ),
     )

@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import bundle as bundles
-from softkin import conformal
+from softkin import conformal, verdicts
 from softkin.bank import Bank
 from softkin.bundle import Bundle, Golden
 from softkin.cancellation import Cancellation
+from softkin.certificate import DEFAULT_CONFIDENCE
 from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
 from softkin.scorer import Nearest
-from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.scores import Neighbors, Scores
 from softkin.session import SLICE_ROWS
 from softkin.shards import ShardedScorer
+from softkin.verdicts import Guarantee, Rule
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative change of a golden outlier score that another device or library version may cause."""
@@ -34,12 +36,14 @@ class Detector:
         digest: sha256 of the manifest, hexadecimal.
         device: where it really runs, `cuda` or `cpu`; one for each shard, with commas between.
         smallest_p_value: 1 / (n + 1); no input can be flagged at an alpha below it.
+        calibration_scores: `[n]` sorted ascending: outlier scores behind p-values, for `softkin.drift`.
     """
 
     def __init__(self, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> None:
         self.manifest: Manifest = bundle.manifest
         self.digest = bundle.digest
         self.smallest_p_value = conformal.smallest_p_value(self.manifest.calibration_size)
+        self.calibration_scores = bundle.calibration.outlier_scores
         self._calibration = bundle.calibration
         self._bank: Bank = bundle.bank.without_rows()
         self._scorer = ShardedScorer(
@@ -77,14 +81,23 @@ class Detector:
         x: NDArray[np.generic],
         *,
         alpha: float | None = None,
+        guarantee: Guarantee = "marginal",
+        confidence: float = DEFAULT_CONFIDENCE,
+        smoothing_seed: int | None = None,
         num_neighbors: int = 0,
         cancellation: Cancellation | None = None,
     ) -> Scores:
         """Score rows; each on its own: a row's scores do not depend on the rows beside it.
 
+        Only verdicts with guarantee `false_discovery_rate` do, which are about a whole batch.
+
         Args:
             x: `[B, *manifest.input_shape]` of dtype `manifest.input_dtype`, B >= 1, finite.
-            alpha: false-alarm rate to accept, in [smallest_p_value, 1); the manifest's default when None.
+            alpha: rate to accept, in [smallest_p_value, 1); the manifest's default when None.
+            guarantee: what alpha promises: see `softkin.verdicts`.
+            confidence: of `certified`, and of the bound that the error budget states, in (0, 1).
+            smoothing_seed: in [0, 2^64): p-values are smoothed at random, exact at ties too, and the same for the same
+                row and seed; None: deterministic p-values, conservative at ties.
             num_neighbors: how many nearest training rows per row and layer to return as evidence; 0 for none.
             cancellation: stops the call within one chunk of the bank.
 
@@ -93,16 +106,24 @@ class Detector:
             DeviceError: the device failed while running.
             CancelledError: `cancellation` was used.
         """
-        alpha = conformal.check_alpha(
-            self.manifest.default_alpha if alpha is None else alpha, self.manifest.calibration_size
+        rule = verdicts.check_rule(
+            guarantee,
+            alpha=self.manifest.default_alpha if alpha is None else alpha,
+            confidence=confidence,
+            calibration_size=self.manifest.calibration_size,
+            class_sizes=self.manifest.predicted_class_rows,
+            smoothed=smoothing_seed is not None,
         )
+        if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
+            raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
         if num_neighbors < 0:
             raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
         x = self._check(x)
         started = time.perf_counter()
         outputs, neighbors = self._infer(x, min(num_neighbors, self._bank.size), cancellation)
         inferred = time.perf_counter()
-        scores = self._calibrate(outputs, alpha, neighbors)
+        u_B = None if smoothing_seed is None else conformal.row_uniforms(smoothing_seed, x)
+        scores = self._calibrate(outputs, rule, u_B, neighbors)
         scores.stage_seconds.update(infer=inferred - started, calibrate=time.perf_counter() - inferred)
         return scores
 
@@ -158,28 +179,31 @@ class Detector:
             shares=np.minimum(np.exp(nearest.contributions - total_BL[:, :, None]), 1.0).astype(np.float32),
         )
 
-    def _calibrate(self, outputs: Outputs, alpha: float, neighbors: Neighbors | None) -> Scores:
+    def _calibrate(
+        self, outputs: Outputs, rule: Rule, u_B: NDArray[np.float64] | None, neighbors: Neighbors | None
+    ) -> Scores:
         a_BC = self._nonconformity(outputs)
         predicted = self._nonconformity.predict(outputs, a_BC)
         score = outlier_score(a_BC, predicted)
-        p = conformal.p_values(score, self._calibration.outlier_scores)
-        class_p = conformal.p_values(a_BC, self._calibration.true_class_scores)
+        if rule.guarantee == "class_conditional":
+            p, class_p = self._calibration.class_conditional(score, predicted, a_BC, u_B)
+        else:
+            p, class_p = self._calibration.marginal(score, a_BC, u_B)
+        found = rule.decide(p)
         return Scores(
             outlier_score=score,
             p_value=p,
-            is_outlier=p <= alpha,
+            is_outlier=found.is_outlier,
             predicted_class=predicted,
             credibility=conformal.credibility(class_p),
             confidence=conformal.confidence(class_p),
             class_p_values=class_p,
-            budget=ErrorBudget(
+            budget=rule.budget(
+                found,
                 detector=self.manifest.name,
                 version=self.manifest.version,
                 digest=self.digest,
                 device=self.device,
-                alpha=alpha,
-                calibration_size=self.manifest.calibration_size,
-                smallest_p_value=self.smallest_p_value,
             ),
             neighbors=neighbors,
         )

@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from softkin.converters import DriftInfo
 from softkin.errors import DataError
 from softkin.manifest import Manifest
-from softkin.scores import Scores
+from softkin.scores import ErrorBudget, Scores
 
 
 def read_array(path: str, key: str) -> NDArray[np.generic]:
@@ -101,12 +102,53 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
     console.print(table)
     b, flagged = scores.budget, int(scores.is_outlier.sum())
     console.print(
-        f"{len(scores)} rows, {flagged} flagged: {flagged / len(scores):.2%}, where inliers alone would give about "
-        f"{b.alpha:.2%} (alpha {b.alpha:g}, {b.calibration_size} calibration rows; "
-        f"{b.detector} {b.version} on {b.device})",
+        f"{len(scores)} rows, {flagged} flagged: {flagged / len(scores):.2%}; {promise(b)} ({b.calibration_size} "
+        f"calibration rows; {b.detector} {b.version} on {b.device})",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def promise(b: ErrorBudget) -> str:
+    """What the verdicts of an answer promise, in a line."""
+    if b.guarantee == "false_discovery_rate":
+        return (
+            f"of the rows flagged at most {b.alpha:g} are inliers, in expectation; "
+            f"{b.fewest_selectable} of the rows must have the smallest p-value before any is flagged"
+        )
+    bound = f"at most {b.false_alarm_bound:.2%} with this calibration set, at confidence {b.confidence:g}"
+    if b.guarantee == "certified":
+        return f"inliers alone give {bound} (certified at alpha {b.alpha:g})"
+    group = " in every predicted class" if b.guarantee == "class_conditional" else ""
+    return f"inliers alone would give about {b.alpha:.2%}{group}, {bound}"
+
+
+def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
+    """Print what a drift watch has seen."""
+    r = drift.report
+    if as_json:
+        raw = dataclasses.asdict(drift) | {"alarm": r.alarm}
+        raw["report"]["histogram"] = r.histogram.tolist()
+        print(json.dumps(raw, allow_nan=False))
+        return
+    facts = Table(show_header=False)
+    since = f"yes, at row {r.alarm_row}" if r.alarm else "no"
+    for key, value in {
+        "detector": f"{drift.detector} {drift.version}",
+        "rows watched": str(r.rows),
+        "drift alarm": f"{since} (chance of one, ever, while nothing drifts: at most {r.level:g})",
+        "evidence": f"10^{r.log10_martingale:.2f}, at most 10^{r.max_log10_martingale:.2f}; alarm at {1 / r.level:g}",
+        "recent evidence": f"{r.cusum:.1f} nats (CUSUM, no guarantee on false alarms)",
+        "recent flag rate": f"{r.flag_rate:.2%} of {r.window_rows} rows, alpha is {r.alpha:g}",
+        "recent p-values": f"{_bars(r.histogram)}  from 0 to 1; level while nothing drifts",
+    }.items():
+        facts.add_row(key, escape(value))
+    Console(soft_wrap=True).print(facts, highlight=False)
+
+
+def _bars(counts: NDArray[np.int64]) -> str:
+    top = max(int(counts.max()), 1)
+    return "".join(" ▁▂▃▄▅▆▇█"[round(8 * int(n) / top)] for n in counts)
 
 
 def describe_bank(m: Manifest) -> str:
@@ -130,7 +172,7 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         print(json.dumps({"digest": digest, **dataclasses.asdict(manifest)}, indent=1, sort_keys=True))
         return
     m = manifest
-    smallest = 1 / (m.calibration_size + 1)
+    smallest, c = 1 / (m.calibration_size + 1), m.certificate
     facts = Table(Column(), Column(overflow="fold"), show_header=False)  # a digest cut short is of no use
     for key, value in {
         "detector": f"{m.name} {m.version}",
@@ -140,7 +182,10 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         "classes": f"{len(m.classes)}: {', '.join(m.classes)}",
         "nonconformity": f"joint of {', '.join(m.parts)}" if m.parts else m.nonconformity,
         "default alpha": f"{m.default_alpha:g}",
-        "calibration": f"{m.calibration_size} rows, smallest p-value {smallest:.4g}",
+        "calibration": f"{m.calibration_size} rows, smallest p-value {smallest:.4g}; by predicted class "
+        f"{min(m.predicted_class_rows)} to {max(m.predicted_class_rows)}",
+        "certificate": f"at alpha {c.alpha:g} the false-alarm rate is at most {c.false_alarm_bound:.4g}, at confidence "
+        f"{c.confidence:g}; the smallest rate that can be certified is {c.smallest_certified:.4g}",
         "bank": describe_bank(m),
         "size": f"{sum(f.size for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files",
     }.items():

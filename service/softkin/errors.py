@@ -4,6 +4,7 @@
       InvalidInputError      the caller's arrays or arguments are wrong; retrying cannot help
       NotFoundError          no detector of that name and version
       BundleError            a bundle on disk is damaged, inconsistent or of an unknown format
+      StateError             what a server keeps between restarts cannot be read or written
       DeviceError            the device asked for is not there, or failed
       CancelledError         the caller stopped a call that was running
       UnavailableError       the service cannot answer now; a retry may succeed
@@ -42,6 +43,10 @@ class NotFoundError(SoftkinError):
 
 class BundleError(SoftkinError):
     """A bundle is damaged, inconsistent or of an unknown format; the message names the file."""
+
+
+class StateError(SoftkinError):
+    """What a server keeps between restarts cannot be read or written; the message names the file."""
 
 
 class DeviceError(SoftkinError):

@@ -27,6 +27,7 @@ STATUS_CODES: dict[type[errors.SoftkinError], grpc.StatusCode] = {
     # None of these is about the request: a caller who meets one met a fault of the server.
     errors.BundleError: Code.INTERNAL,
     errors.DataError: Code.INTERNAL,
+    errors.StateError: Code.INTERNAL,
     errors.RecipeError: Code.INTERNAL,
     errors.ExportError: Code.INTERNAL,
     errors.SoftkinError: Code.INTERNAL,

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from softkin.bank import PRECISIONS
+from softkin.certificate import Certificate
 from softkin.errors import BundleError
 from softkin.mass import METRICS
 from softkin.nonconformity import FORMS, PARTS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INPUT_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -81,6 +82,9 @@ class Manifest:
     """The parts of the joint form; empty for the others."""
     default_alpha: float
     calibration_size: int
+    predicted_class_rows: tuple[int, ...]
+    """Calibration rows by the class that the network predicted."""
+    certificate: Certificate
     bank_size: int
     """Rows in the bank, without padding."""
     bank_precision: str = "float32"
@@ -126,7 +130,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
         _build(Layer, x, f"{source}: layers[{i}]") for i, x in enumerate(_as_list(raw, "layers", source))
     )
     raw["files"] = {k: _build(FileEntry, x, f"{source}: files.{k}") for k, x in _as_dict(raw, "files", source).items()}
-    for key in ("input_shape", "classes", "parts"):
+    raw["certificate"] = _build(Certificate, raw.get("certificate"), f"{source}: certificate")
+    for key in ("input_shape", "classes", "parts", "predicted_class_rows"):
         raw[key] = tuple(_as_list(raw, key, source))
     if raw.get("approximation") is not None:
         raw["approximation"] = _build(Approximation, raw["approximation"], f"{source}: approximation")
@@ -191,6 +196,12 @@ def _check_values(m: Manifest, source: str) -> None:
     require(bool(m.parts) == (m.nonconformity == "joint"), "parts", m.parts, "belong to the joint form and only to it")
     require(0 < m.default_alpha < 1, "default_alpha", m.default_alpha, "must lie in (0, 1)")
     require(m.calibration_size > 0, "calibration_size", m.calibration_size, "must be positive")
+    sizes = m.predicted_class_rows
+    counts = len(sizes) == len(m.classes) and all(isinstance(n, int) and n >= 0 for n in sizes)
+    require(counts and sum(sizes) == m.calibration_size, "predicted_class_rows", sizes, "must sum to calibration_size")
+    c = m.certificate
+    require(c.alpha == m.default_alpha, "certificate.alpha", c.alpha, "must be default_alpha")
+    require(0 < c.confidence < 1, "certificate.confidence", c.confidence, "must lie in (0, 1)")
     require(m.bank_size > 0, "bank_size", m.bank_size, "must be positive")
     require(m.bank_precision in PRECISIONS, "bank_precision", m.bank_precision, f"must be one of {PRECISIONS}")
     fits = m.condensed_from == 0 or m.condensed_from >= m.bank_size

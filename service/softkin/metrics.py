@@ -6,15 +6,17 @@ Label values are bounded: names of loaded detectors, methods, codes and fixed wo
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from softkin.drift import DriftReport
 from softkin.scores import Scores
 
 SECONDS = [1e-5 * 2**k for k in range(22)]  # 10 us to 21 s
@@ -68,6 +70,8 @@ class Metrics:
             "softkin_calibration_rows", "Calibration rows behind each p-value.", DETECTOR, registry=registry
         )
         self._bank_rows = Gauge("softkin_bank_rows", "Training rows in the bank.", DETECTOR, registry=registry)
+        self._drift = _DriftCollector()
+        registry.register(self._drift)
         self.device_fallback = Gauge(
             "softkin_device_fallback",
             "1 when device auto took the CPU though the build offers CUDA.",
@@ -113,6 +117,46 @@ class Metrics:
         self._bank_rows.labels(name, version).set(bank_rows)
         for verdict in ("inlier", "outlier"):
             self._rows.labels(name, version, verdict)
+
+    def drift_watched(self, name: str, version: str, report: Callable[[], DriftReport]) -> None:
+        """Show the drift watch of a detector; `report` is asked at every scrape."""
+        self._drift.watch((name, version), report)
+
+
+class _DriftCollector(Collector):
+    """The drift watches' gauges, read when they are scraped."""
+
+    GAUGES: ClassVar[dict[str, tuple[str, Callable[[DriftReport], float]]]] = {
+        "rows": ("Rows watched, over restarts where state is kept.", lambda r: r.rows),
+        "log10_martingale": (
+            "Evidence against exchangeability with the calibration rows.",
+            lambda r: r.log10_martingale,
+        ),
+        "max_log10_martingale": ("The largest evidence so far.", lambda r: r.max_log10_martingale),
+        "alarm": ("1 once the martingale has reached 1 / alarm level.", lambda r: r.alarm),
+        "alarm_level": ("Chance of an alarm, ever, while nothing drifts.", lambda r: r.level),
+        "cusum_no_guarantee": (
+            "Recent evidence for strange rows, in nats; alarms on it have no rate.",
+            lambda r: r.cusum,
+        ),
+        "flag_rate": ("Share of recent rows with p-value <= softkin_alpha.", lambda r: r.flag_rate),
+    }
+
+    def __init__(self) -> None:
+        self._reports: dict[tuple[str, str], Callable[[], DriftReport]] = {}
+
+    def watch(self, labels: tuple[str, str], report: Callable[[], DriftReport]) -> None:
+        self._reports = {**self._reports, labels: report}
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        return [GaugeMetricFamily(f"softkin_drift_{k}", text, labels=DETECTOR) for k, (text, _) in self.GAUGES.items()]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        reports = {labels: report() for labels, report in self._reports.items()}
+        for family, (_, value) in zip(self.describe(), self.GAUGES.values(), strict=True):
+            for labels, report in reports.items():
+                family.add_metric(labels, float(value(report)))
+            yield family
 
 
 class _RowHistogram(Collector):

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
+from softkin.certificate import DEFAULT_CONFIDENCE
 from softkin.errors import InvalidInputError, NotFoundError, SoftkinError, UnavailableError
 from softkin.manifest import Manifest
 from softkin.scores import Scores
+from softkin.verdicts import Guarantee
 
 
 class ScoringDetector(Protocol):
@@ -33,11 +35,18 @@ class ScoringDetector(Protocol):
     def smallest_p_value(self) -> float:
         """1 / (n + 1)."""
 
+    @property
+    def calibration_scores(self) -> NDArray[np.float64]:
+        """`[n]` sorted ascending: outlier scores behind p-values."""
+
     def score(
         self,
         x: NDArray[np.generic],
         *,
         alpha: float | None = None,
+        guarantee: Guarantee = "marginal",
+        confidence: float = DEFAULT_CONFIDENCE,
+        smoothing_seed: int | None = None,
         num_neighbors: int = 0,
         cancellation: Cancellation | None = None,
     ) -> Scores:

@@ -37,11 +37,24 @@ class ErrorBudget:
     """sha256 over the bundle's manifest: it names every file's own sha256."""
     device: str
     """Where it really runs: `cuda` or `cpu`; one for each shard of the bank, with commas between."""
+    guarantee: str
+    """What alpha promises; see `softkin.verdicts`."""
     alpha: float
-    """The false-alarm rate the verdicts were made at."""
+    """The rate the verdicts were made at."""
+    confidence: float
+    """With which `false_alarm_bound` holds, over the draw of the calibration rows."""
+    p_value_threshold: float
+    """Rows with a p-value at or below it are flagged; 0 where none is."""
+    false_alarm_bound: float | None
+    """The rate that false alarms at this threshold do not exceed, for this calibration set; the worst class's for
+    `class_conditional`; None for `false_discovery_rate`, which is about a batch."""
+    fewest_selectable: int | None
+    """For `false_discovery_rate`: how many rows of the batch must have the smallest p-value before any is flagged."""
     calibration_size: int
     smallest_p_value: float
-    """1 / (calibration_size + 1): no input can be flagged at an alpha below it."""
+    """1 / (calibration_size + 1), for `class_conditional` of the smallest class: no alpha below it is accepted."""
+    smoothed: bool
+    """Whether ties and the p-values' steps were smoothed at random, from the caller's seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +64,10 @@ class Scores:
     outlier_score: NDArray[np.float64]
     """`[B]`: nonconformity at the predicted class."""
     p_value: NDArray[np.float64]
-    """`[B]`: conformal p-value of `outlier_score`, in [1/(n+1), 1]."""
+    """`[B]`: conformal p-value of `outlier_score`, in [1/(n+1), 1]; among the calibration rows of the predicted class
+    where the guarantee is `class_conditional`."""
     is_outlier: NDArray[np.bool_]
-    """`[B]`: `p_value <= alpha`."""
+    """`[B]`: `p_value <= budget.p_value_threshold`."""
     predicted_class: NDArray[np.int32]
     """`[B]`: the network's own class; without a network, the class of smallest nonconformity."""
     credibility: NDArray[np.float64]
@@ -61,7 +75,8 @@ class Scores:
     confidence: NDArray[np.float64]
     """`[B]`: one minus the second largest class p-value (Papernot & McDaniel 2018)."""
     class_p_values: NDArray[np.float64]
-    """`[B, C]`: p-value of each class as a label for the row."""
+    """`[B, C]`: p-value of each class as a label for the row; among the calibration rows of that class where the
+    guarantee is `class_conditional`."""
     budget: ErrorBudget
     neighbors: Neighbors | None = None
     """Present when neighbours were asked for."""
@@ -72,5 +87,5 @@ class Scores:
         return len(self.outlier_score)
 
     def __repr__(self) -> str:
-        flagged = int(self.is_outlier.sum())
-        return f"Scores({len(self)} rows, {flagged} flagged at alpha={self.budget.alpha:g}, {self.budget.detector})"
+        b, flagged = self.budget, int(self.is_outlier.sum())
+        return f"Scores({len(self)} rows, {flagged} flagged at alpha={b.alpha:g} ({b.guarantee}), {b.detector})"

@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from queue import SimpleQueue
 
 import grpc
@@ -26,8 +27,8 @@ from prometheus_client import (
 
 from softkin import __version__
 from softkin.admission import Admission
-from softkin.conformal import check_alpha
 from softkin.device import cuda_driver_present
+from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor, log, log_line
 from softkin.metrics import Metrics
@@ -36,6 +37,7 @@ from softkin.servicer import OutlierServicer
 from softkin.settings import ServerSettings
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
+from softkin.verdicts import check_rule
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 READY = SERVICE
@@ -63,7 +65,11 @@ class Server:
         self._registry = registry
         self._metrics = metrics
         self._admission = Admission(settings, metrics)
-        self._servicer = OutlierServicer(settings, registry, metrics, self._admission)
+        self._watches = DriftWatches(
+            level=settings.drift_level, folder=settings.drift_state, save_seconds=settings.drift_save_seconds
+        )
+        self._servicer = OutlierServicer(settings, registry, metrics, self._admission, self._watches)
+        self._saving = ExitStack()
         self._health = health.HealthServicer()
         self._pool = ThreadPoolExecutor(settings.max_pending_requests + SPARE_THREADS, thread_name_prefix="rpc")
         self._grpc = grpc.server(
@@ -133,12 +139,21 @@ class Server:
         """Warm every detector up, then report SERVING.
 
         Raises:
-            InvalidInputError: the server's alpha is below a detector's smallest p-value.
+            InvalidInputError: a detector's calibration rows cannot honour the server's alpha and guarantee.
+            StateError: the drift state cannot be kept or read.
         """
+        self._saving.enter_context(self._watches.saving())
         for d in self._registry:
-            m = d.manifest
-            alpha = check_alpha(self._servicer.default_alpha(d), m.calibration_size)
+            m, alpha = d.manifest, self._servicer.default_alpha(d)
+            check_rule(
+                self._settings.guarantee,
+                alpha=alpha,
+                confidence=self._settings.confidence,
+                calibration_size=m.calibration_size,
+                class_sizes=m.predicted_class_rows,
+            )
             d.warm_up()
+            self._metrics.drift_watched(m.name, m.version, partial(self._watches.add(d).report, alpha))
             self._metrics.detector_ready(
                 m.name,
                 m.version,
@@ -164,6 +179,7 @@ class Server:
         self._pool.shutdown(wait=False)
         self._close_metrics()
         self._close_metrics = lambda: None
+        self._saving.close()
         self._stopped.set()
 
     def stop_now(self) -> None:

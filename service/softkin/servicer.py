@@ -10,6 +10,7 @@ import grpc
 from softkin import converters
 from softkin.admission import Admission, ended
 from softkin.cancellation import Cancellation
+from softkin.drift_watches import DriftWatches
 from softkin.errors import CancelledError, UnavailableError
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
@@ -21,11 +22,19 @@ from softkin.v1 import outlier_pb2_grpc as pb_grpc
 class OutlierServicer(pb_grpc.OutlierServiceServicer):
     """Answers while `ready` is set; before that, only that the server is starting."""
 
-    def __init__(self, settings: ServerSettings, registry: Registry, metrics: Metrics, admission: Admission) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        registry: Registry,
+        metrics: Metrics,
+        admission: Admission,
+        watches: DriftWatches,
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
         self._admission = admission
+        self._watches = watches
         self.ready = threading.Event()
         self._limits = converters.Limits(
             max_rows=settings.max_rows,
@@ -40,6 +49,7 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
         detector = self._find(request.detector, request.version)
         call = converters.decode_score_request(request, self._limits)
         alpha = self._settings.alpha if call.alpha is None else call.alpha
+        confidence = self._settings.confidence if call.confidence is None else call.confidence
         decoded = clock()
         cancellation = Cancellation()
         with self._admission.turn(len(call.inputs) if call.inputs.ndim else 0, context):
@@ -49,7 +59,13 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
             admitted = clock()
             try:
                 scores = detector.score(
-                    call.inputs, alpha=alpha, num_neighbors=call.num_neighbors, cancellation=cancellation
+                    call.inputs,
+                    alpha=alpha,
+                    guarantee=call.guarantee or self._settings.guarantee,
+                    confidence=confidence,
+                    smoothing_seed=call.smoothing_seed,
+                    num_neighbors=call.num_neighbors,
+                    cancellation=cancellation,
                 )
             except CancelledError:
                 raise ended(context) from None
@@ -57,6 +73,7 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
         response = converters.scores_to_proto(scores)
         response.stage_seconds.update(decode=decoded - started, queue=admitted - decoded, encode=clock() - scored)
         self._metrics.scored(scores, response.stage_seconds)
+        self._watches.observe(scores)
         return response
 
     def GetDetector(self, request: pb.GetDetectorRequest, context: grpc.ServicerContext) -> pb.GetDetectorResponse:  # noqa: N802
@@ -71,6 +88,11 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
         detectors = [self._info(d) for d in self._registry] if self.ready.is_set() else []
         return pb.ListDetectorsResponse(detectors=detectors, limits=converters.limits_to_proto(self._limits))
 
+    def GetDrift(self, request: pb.GetDriftRequest, context: grpc.ServicerContext) -> pb.GetDriftResponse:  # noqa: N802
+        """What the drift watch of one detector has seen."""
+        detector = self._find(request.detector, request.version)
+        return converters.drift_to_proto(self._watches.report(detector, self.default_alpha(detector)), detector)
+
     def default_alpha(self, detector: ScoringDetector) -> float:
         """The false-alarm rate used when a request names none."""
         return detector.manifest.default_alpha if self._settings.alpha is None else self._settings.alpha
@@ -81,4 +103,5 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
         return self._registry.get(name, version)
 
     def _info(self, detector: ScoringDetector) -> pb.DetectorInfo:
-        return converters.detector_to_proto(detector, self.default_alpha(detector))
+        s = self._settings
+        return converters.detector_to_proto(detector, self.default_alpha(detector), s.guarantee, s.confidence)

@@ -20,8 +20,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from softkin.certificate import DEFAULT_CONFIDENCE
 from softkin.device import parse_device
+from softkin.drift import DEFAULT_LEVEL
 from softkin.errors import InvalidInputError
+from softkin.verdicts import Guarantee
 
 ENV_PREFIX = "SOFTKIN_"
 POSITIONAL = "bundles"
@@ -51,7 +54,27 @@ class ServerSettings(BaseSettings):
         default=None,
         gt=0,
         lt=1,
-        description="False-alarm rate used when a request names none; each bundle's own default when not set.",
+        description="Rate used when a request names none; each bundle's own default when not set.",
+    )
+    guarantee: Guarantee = Field(
+        default="marginal", description="What alpha promises when a request does not say; see docs/guarantees.md."
+    )
+    confidence: float = Field(
+        default=DEFAULT_CONFIDENCE,
+        gt=0,
+        lt=1,
+        description="Confidence of certified verdicts and of the stated bound, when a request names none.",
+    )
+    drift_level: float = Field(
+        default=DEFAULT_LEVEL, gt=0, lt=1, description="Chance of a drift alarm, ever, while nothing drifts."
+    )
+    drift_state: Path | None = Field(
+        default=None,
+        description="Directory that keeps the drift watches over a restart, one for each server; they begin anew when "
+        "not set.",
+    )
+    drift_save_seconds: float = Field(
+        default=10, gt=0, le=3600, description="Seconds between two writes of the drift state."
     )
     threads: int | None = Field(
         default=None,

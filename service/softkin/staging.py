@@ -49,6 +49,19 @@ def staged(*targets: Path, what: str, make_parent: bool = False) -> Iterator[lis
             shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling that is synced and replaces `path` once written; a crash leaves the old file whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _put(paths: list[Path], targets: list[Path], staging: Path) -> None:
     aside: dict[Path, Path] = {}
     placed: list[Path] = []

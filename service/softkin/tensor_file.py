@@ -13,7 +13,16 @@ from safetensors import SafetensorError, safe_open
 
 from softkin.errors import BundleError
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "U64": "<u8",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I8": "|i1",
+    "U8": "|u1",
+}
 FINITE_CHECK_BYTES = 64 << 20
 
 

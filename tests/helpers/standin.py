@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
-from softkin.conformal import check_alpha
+from softkin.certificate import DEFAULT_CONFIDENCE, certify
 from softkin.errors import CancelledError, InvalidInputError
 from softkin.manifest import Layer, Manifest
-from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.scores import Neighbors, Scores
+from softkin.verdicts import Guarantee, check_rule
 
 CALIBRATION_SIZE = 99
 SHAPE = (2, 3)
@@ -42,6 +43,8 @@ def manifest(name: str = "standin", version: str = "1") -> Manifest:
         nonconformity="density",
         default_alpha=0.05,
         calibration_size=CALIBRATION_SIZE,
+        predicted_class_rows=(50, 30, 19),
+        certificate=certify(0.05, CALIBRATION_SIZE),
         bank_size=7,
     )
 
@@ -68,6 +71,7 @@ class StandIn:
         self.digest = hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
         self.device = "cpu"
         self.smallest_p_value = 1 / (CALIBRATION_SIZE + 1)
+        self.calibration_scores = np.arange(CALIBRATION_SIZE, dtype=np.float64)
         self.gate = gate
         self.failure = failure
         self.entered = threading.Semaphore(0)
@@ -84,11 +88,21 @@ class StandIn:
         x: NDArray[np.generic],
         *,
         alpha: float | None = None,
+        guarantee: Guarantee = "marginal",
+        confidence: float = DEFAULT_CONFIDENCE,
+        smoothing_seed: int | None = None,
         num_neighbors: int = 0,
         cancellation: Cancellation | None = None,
     ) -> Scores:
-        """Score by arithmetic."""
-        alpha = check_alpha(self.manifest.default_alpha if alpha is None else alpha, CALIBRATION_SIZE)
+        """Score by arithmetic; a smoothing seed is added to every p-value as so many billionths."""
+        rule = check_rule(
+            guarantee,
+            alpha=self.manifest.default_alpha if alpha is None else alpha,
+            confidence=confidence,
+            calibration_size=CALIBRATION_SIZE,
+            class_sizes=self.manifest.predicted_class_rows,
+            smoothed=smoothing_seed is not None,
+        )
         rows = self._check(x)
         self.entered.release()
         if self.gate is not None:
@@ -100,22 +114,22 @@ class StandIn:
         score = rows.reshape(len(rows), -1).astype(np.float64).sum(axis=1)
         p = np.maximum(1, np.round(100 / (1 + np.maximum(np.floor(score), 0)))) / 100
         class_p = np.stack([p, p / 3, p / 7], axis=1)
+        p = p + (smoothing_seed or 0) * 1e-9
+        verdicts = rule.decide(p)
         return Scores(
             outlier_score=score,
             p_value=p,
-            is_outlier=p <= alpha,
+            is_outlier=verdicts.is_outlier,
             predicted_class=(np.abs(score).astype(np.int64) % 3).astype(np.int32),
-            credibility=p,
-            confidence=1 - p / 3,
+            credibility=class_p[:, 0],
+            confidence=1 - class_p[:, 1],
             class_p_values=class_p,
-            budget=ErrorBudget(
+            budget=rule.budget(
+                verdicts,
                 detector=self.manifest.name,
                 version=self.manifest.version,
                 digest=self.digest,
                 device=self.device,
-                alpha=alpha,
-                calibration_size=CALIBRATION_SIZE,
-                smallest_p_value=self.smallest_p_value,
             ),
             neighbors=_neighbors(score, num_neighbors) if num_neighbors else None,
             stage_seconds={"infer": 0.25, "calibrate": 0.125},

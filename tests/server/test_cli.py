@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from softkin import cli
 from standin import StandIn, manifest
@@ -15,9 +16,14 @@ from standin import StandIn, manifest
 FLAGS = {
     "serve": [
         "--alpha",
+        "--confidence",
         "--device",
         "--drain-delay-seconds",
         "--drain-grace-seconds",
+        "--drift-level",
+        "--drift-save-seconds",
+        "--drift-state",
+        "--guarantee",
         "--host",
         "--log-level",
         "--max-message-bytes",
@@ -32,15 +38,19 @@ FLAGS = {
     ],
     "score": [
         "--alpha",
+        "--confidence",
         "--detector",
         "--detector-version",
+        "--guarantee",
         "--json",
         "--key",
         "--limit",
         "--neighbors",
+        "--smoothing-seed",
         "--target",
         "--timeout",
     ],
+    "drift": ["--detector", "--detector-version", "--json", "--target", "--timeout"],
     "inspect": ["--json"],
     "export-onnx": ["--force"],
     "healthcheck": ["--target", "--timeout"],
@@ -108,9 +118,15 @@ def test_score_prints_one_json_object_per_row_then_the_error_budget(server, npz,
         "version": "1",
         "digest": StandIn().digest,
         "device": "cpu",
+        "guarantee": "marginal",
         "alpha": 0.1,
+        "confidence": 0.95,
+        "p_value_threshold": 0.1,
+        "false_alarm_bound": pytest.approx(beta.ppf(0.95, 10, 90), rel=1e-9),
+        "fewest_selectable": None,
         "calibration_size": 99,
         "smallest_p_value": 0.01,
+        "smoothed": False,
     }
 
 
@@ -126,8 +142,10 @@ def test_score_prints_a_table_and_puts_the_share_flagged_beside_alpha(server, np
     assert "outlier" in out
     assert "ankle boot x2, sandal, sneaker [new]" in out
     assert (
-        f"3 rows, {flagged} flagged: {flagged / 3:.2%}, where inliers alone would give about 5.00% (alpha 0.05" in out
-    )
+        f"3 rows, {flagged} flagged: {flagged / 3:.2%}; inliers alone would give about 5.00%, at most "
+        f"{beta.ppf(0.95, 5, 95):.2%} with this calibration set, at confidence 0.95 (99 calibration rows; standin 1 on "
+        "cpu)\n"
+    ) in out
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from softkin import BundleError, DataError, Detector
 from softkin import bundle as bundles
+from softkin.certificate import certify
 from softkin_training.build import build
 
 
@@ -45,6 +46,13 @@ def test_what_is_written_is_what_is_read(tiny):
     assert len(bundle.calibration.outlier_scores) == bundle.manifest.calibration_size == 300
     assert {len(r) for r in bundle.calibration.references.values()} == {100}
     assert bundle.golden.inputs.shape == (16, 12)
+    assert bundle.manifest.predicted_class_rows == bundle.calibration.rows_by_predicted_class(3)
+    assert bundle.manifest.certificate == certify(0.05, 300)
+    for digests in (bundle.used_rows.seen, bundle.used_rows.calibration):
+        assert (np.diff(digests.astype(object)) > 0).all()
+    assert len(bundle.used_rows.seen) == 300 + 100
+    assert len(bundle.used_rows.calibration) == 300
+    assert not np.isin(bundle.used_rows.calibration, bundle.used_rows.seen).any()
 
 
 @pytest.mark.parametrize("file", bundles.DATA_FILES)
@@ -74,7 +82,7 @@ def test_a_truncated_or_missing_file_is_found(tiny_copy, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda m: m.update(format_version=3), "format_version is 3, this softkin reads 2", id="future"),
+        pytest.param(lambda m: m.update(format_version=9), "format_version is 9, this softkin reads 3", id="future"),
         pytest.param(lambda m: m.pop("classes"), "classes must be a list", id="missing list"),
         pytest.param(lambda m: m.pop("created"), "missing field 'created'", id="missing field"),
         pytest.param(lambda m: m.update(extra=1), "unknown field 'extra'", id="unknown field"),
@@ -97,6 +105,35 @@ def test_a_truncated_or_missing_file_is_found(tiny_copy, file):
         pytest.param(lambda m: m["layers"][0].pop("dim"), r"layers\[0\]: missing field 'dim'", id="layer field"),
         pytest.param(lambda m: m["files"].pop("model.onnx"), "model.onnx: not listed", id="file not listed"),
         pytest.param(lambda m: m.update(parts=[]), "parts", id="joint without parts"),
+        pytest.param(
+            lambda m: m["predicted_class_rows"].__setitem__(0, 0),
+            r"predicted_class_rows is \(0, .*must sum to calibration_size",
+            id="rows by class",
+        ),
+        pytest.param(
+            lambda m: m["predicted_class_rows"].append(0),
+            "predicted_class_rows .*must sum to calibration_size",
+            id="rows of a class too many",
+        ),
+        pytest.param(
+            lambda m: m.pop("predicted_class_rows"), "predicted_class_rows must be a list", id="no rows by class"
+        ),
+        pytest.param(lambda m: m.pop("certificate"), "certificate: expected an object, got None", id="no certificate"),
+        pytest.param(
+            lambda m: m["certificate"].pop("false_alarm_bound"),
+            "certificate: missing field 'false_alarm_bound'",
+            id="certificate field",
+        ),
+        pytest.param(
+            lambda m: m["certificate"].update(alpha=0.1),
+            "certificate.alpha is 0.1; must be default_alpha",
+            id="certificate of another alpha",
+        ),
+        pytest.param(
+            lambda m: m["certificate"].update(confidence=1.0),
+            r"certificate.confidence is 1.0; must lie in \(0, 1\)",
+            id="certificate without doubt",
+        ),
     ],
 )
 def test_a_wrong_manifest_is_refused(tiny_copy, change, message):
@@ -143,6 +180,14 @@ def _unsorted(tensors):
     tensors["outlier_scores"] = tensors["outlier_scores"][::-1].copy()
 
 
+def _swap_classes(tensors):
+    tensors["predicted_classes"] = np.where(tensors["predicted_classes"] == 2, 1, tensors["predicted_classes"])
+
+
+def _class_3(tensors):
+    tensors["predicted_classes"][0] = 3
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
@@ -153,7 +198,10 @@ def _unsorted(tensors):
         pytest.param(bundles.BANK, lambda t: t.pop("ids"), "has no array 'ids'", id="missing array"),
         pytest.param(bundles.CALIBRATION, _unsorted, "'outlier_scores' must be sorted ascending", id="unsorted"),
         pytest.param(bundles.CALIBRATION, lambda t: t.pop("references.density"), "references.density", id="reference"),
+        pytest.param(bundles.CALIBRATION, _swap_classes, "not the manifest's predicted_class_rows", id="class sizes"),
+        pytest.param(bundles.CALIBRATION, _class_3, r"'predicted_classes' must hold classes in \[0, 3\)", id="class"),
         pytest.param(bundles.GOLDEN, lambda t: t.pop("inputs"), "has no array 'inputs'", id="golden"),
+        pytest.param(bundles.USED_ROWS, lambda t: t.pop("seen"), "has no array 'seen'", id="used rows"),
     ],
 )
 def test_arrays_that_disagree_are_refused(tiny_copy, file, change, message):
@@ -230,7 +278,8 @@ def test_a_full_disk_leaves_nothing_behind(tiny, tmp_path):
     """A write that fails half way: clear error, no half bundle, the old one untouched."""
     loaded = bundles.read_bundle(tiny.path)
     model = (tiny.path / bundles.MODEL).read_bytes()
-    arguments = {"bank": loaded.bank, "calibration": loaded.calibration, "golden": loaded.golden}
+    names = ("bank", "calibration", "golden", "used_rows")
+    arguments = {name: getattr(loaded, name) for name in names}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # files cannot grow past it, as on a full disk
     try:

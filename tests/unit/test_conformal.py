@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.stats import kstest
 
 from softkin import conformal
 from softkin.errors import InvalidInputError
 
+LEVEL = 1e-4
+"""Chance that a correct implementation fails one of the statistical tests."""
+
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30)
+
+
+def smoothed(score, calibration, u):
+    """The definition of a smoothed p-value, by loops."""
+    above = sum(c > score for c in calibration)
+    equal = sum(c == score for c in calibration)
+    return (above + u * (1 + equal)) / (len(calibration) + 1)
 
 
 @given(scores, scores)
@@ -21,6 +34,42 @@ def test_p_value_is_the_definition(calibration, tested):
     n = len(calibration)
     expected = [(1 + sum(c >= s for c in calibration)) / (n + 1) for s in tested]
     assert found.tolist() == expected
+
+
+@given(scores, scores, st.integers(0, 2**32))
+def test_a_smoothed_p_value_is_the_definition(calibration, tested, seed):
+    """(number larger + u (1 + number equal)) / (n + 1), ties included; never above the p-value without smoothing."""
+    u = np.random.default_rng(seed).random(len(tested))
+
+    found = conformal.p_values(np.array(tested), np.sort(calibration), u)
+
+    assert found.tolist() == [smoothed(s, calibration, v) for s, v in zip(tested, u, strict=True)]
+    assert (found <= conformal.p_values(np.array(tested), np.sort(calibration))).all()
+
+
+@given(scores, st.integers(0, 2**32))
+def test_one_uniform_number_smooths_all_classes_of_a_row(calibration, seed):
+    """u `[B, 1]` is broadcast over the scores `[B, C]`."""
+    rng = np.random.default_rng(seed)
+    tested, u = rng.integers(-6, 7, size=(4, 3)).astype(float), rng.random(4)
+
+    found = conformal.p_values(tested, np.sort(calibration), u[:, None])
+
+    assert found.tolist() == [
+        [smoothed(s, calibration, v) for s in row] for row, v in zip(tested.tolist(), u, strict=True)
+    ]
+
+
+def test_the_smoothed_p_value_of_an_infinite_score_is_below_the_smallest_step():
+    """No calibration row is above it, and only the row itself is equal."""
+    assert conformal.p_values(np.array([np.inf]), np.arange(9.0), np.array([0.25])).tolist() == [0.025]
+
+
+@pytest.mark.parametrize("u", [None, np.array([0.5])])
+def test_a_score_that_is_no_number_is_a_fault_and_never_a_p_value(u):
+    """It would sort past the end and pass for the strangest of all."""
+    with pytest.raises(AssertionError):
+        conformal.p_values(np.array([np.nan]), np.arange(9.0), u)
 
 
 @given(scores, scores)
@@ -36,6 +85,109 @@ def test_p_value_falls_as_the_score_rises_and_stays_in_range(calibration, tested
 def test_an_infinite_score_gets_the_smallest_p_value():
     """A row without any mass is the strangest there is."""
     assert conformal.p_values(np.array([np.inf]), np.arange(9.0)).tolist() == [0.1]
+
+
+class_rows = st.lists(st.tuples(st.integers(-5, 5).map(float), st.integers(0, 3)), min_size=1, max_size=40)
+
+
+@given(class_rows)
+def test_scores_are_split_by_class_in_order(rows):
+    """Per class what a loop collects, sorted; empty where a class has none. Class 4 has none here."""
+    rows = sorted(rows)
+    s, j = np.array([r[0] for r in rows]), np.array([r[1] for r in rows], np.int32)
+
+    found = conformal.split_by_class(s, j, 5)
+
+    assert [part.tolist() for part in found] == [[a for a, b in rows if b == k] for k in range(5)]
+
+
+@given(class_rows, class_rows, st.booleans(), st.integers(0, 2**32))
+def test_class_conditional_p_values_are_those_of_the_class_alone(calibration, tested, smooth, seed):
+    """The definition among the calibration rows of the row's class; a class without any gives 1."""
+    calibration = sorted(calibration)
+    parts = [np.array([a for a, b in calibration if b == k]) for k in range(4)]
+    s, j = np.array([r[0] for r in tested]), np.array([r[1] for r in tested], np.int32)
+    u = np.random.default_rng(seed).random(len(s))
+
+    found = conformal.class_conditional_p_values(s, j, parts, u if smooth else None)
+
+    for i in range(len(s)):
+        same = [a for a, b in calibration if b == j[i]]
+        expected = smoothed(s[i], same, u[i]) if smooth else (1 + sum(a >= s[i] for a in same)) / (len(same) + 1)
+        assert found[i] == expected
+        assert smooth or same or found[i] == 1.0
+
+
+def test_the_number_for_smoothing_depends_on_seed_and_row_alone():
+    """Not on place, batch mates, memory layout or the array's strides; other seed or row, other number."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4, 3)).astype(np.float32)
+    order = rng.permutation(50)
+
+    u = conformal.row_uniforms(7, x)
+
+    assert u.shape == (50,)
+    assert u.dtype == np.float64
+    assert ((u > 0) & (u < 1)).all()
+    assert conformal.row_uniforms(7, x[order]).tolist() == u[order].tolist()
+    assert [conformal.row_uniforms(7, row[None]).item() for row in x] == u.tolist()
+    assert conformal.row_uniforms(7, np.asfortranarray(x)).tolist() == u.tolist()
+    assert conformal.row_uniforms(7, np.repeat(x, 2, axis=0)[::2]).tolist() == u.tolist()
+    assert len({*u, *conformal.row_uniforms(8, x), *conformal.row_uniforms(2**64 - 1, x)}) == 150
+
+
+def test_equal_bytes_get_equal_numbers_and_one_bit_more_another():
+    """Copies of a row are smoothed alike; 0 and -0 differ in a bit."""
+    x = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, -0.0]], np.float32)
+
+    a, b, c = conformal.row_uniforms(0, x)
+
+    assert a == b != c
+
+
+@pytest.mark.parametrize(("rows", "seeds"), [(1, 20_000), (20_000, 1), (100, 200)])
+def test_the_numbers_for_smoothing_are_uniform(rows, seeds):
+    """Over seeds for one row, over rows for one seed, and over both: Kolmogorov-Smirnov at the declared level."""
+    x = np.arange(rows, dtype=np.int64)[:, None]
+
+    u = np.concatenate([conformal.row_uniforms(seed, x) for seed in range(seeds)])
+
+    assert kstest(u, "uniform").pvalue > LEVEL
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.integers(0, 3001), st.integers(-2, 2))
+@example(48, 1, 0)  # 1 / 49 * 49 rounds to less than 1
+def test_rank_counts_the_p_values_at_most_alpha(n, k, steps):
+    """As floating-point p-values compare: at k / (n + 1) exactly, and one or two floats beside it."""
+    alpha = min(k, n + 1) / (n + 1)
+    for _ in range(abs(steps)):
+        alpha = float(np.nextafter(alpha, np.sign(steps)))
+    alpha = min(max(alpha, 0.0), 1.0)
+
+    assert conformal.rank(alpha, n) == sum(c / (n + 1) <= alpha for c in range(1, n + 2))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.floats(0, 1))
+def test_rank_counts_the_p_values_at_most_any_alpha(n, alpha):
+    """The same for an alpha that has nothing to do with n."""
+    assert conformal.rank(alpha, n) == sum(c / (n + 1) <= alpha for c in range(1, n + 2))
+
+
+@given(st.integers(1, 10**7))
+def test_alpha_is_honoured_from_the_smallest_p_value_on(n):
+    """1 / (n + 1) itself is accepted, the float below it is not, and the message's remedy is accepted too."""
+    least = conformal.smallest_p_value(n)
+    assert conformal.check_alpha(least, n) == least
+    assert conformal.rank(least, n) == 1
+
+    with pytest.raises(InvalidInputError) as e:
+        conformal.check_alpha(float(np.nextafter(least, 0)), n)
+
+    remedy = float(str(e.value).partition("use alpha >= ")[2].partition(" ")[0])
+    assert conformal.check_alpha(remedy, n) == remedy
+    assert Fraction(remedy) <= Fraction(least) * (1 + Fraction(1, 10**4))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0, 2.0, float("nan")])
@@ -65,12 +217,12 @@ def test_confidence_is_one_minus_the_second_largest_p():
 
 @given(scores.filter(lambda s: len(s) >= 2), st.lists(st.floats(-20, 20), min_size=2, max_size=50))
 def test_tail_surprise_is_monotone_finite_and_not_negative(reference, tested):
-    """Ties and constant references included."""
+    """Ties and constant references included; to the rounding of an interpolation."""
     found = conformal.tail_surprise(np.sort(tested), np.sort(reference))
 
     assert np.isfinite(found).all()
     assert (found >= 0).all()
-    assert (np.diff(found) >= 0).all()
+    assert (np.diff(found) >= -1e-15).all()
 
 
 def test_tail_surprise_is_standard_exponential_for_inliers_and_orders_far_outliers():

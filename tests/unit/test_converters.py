@@ -12,17 +12,43 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from softkin import converters
-from softkin.converters import DTYPES, Limits, array_to_tensor, decode_score_request, tensor_to_array
+from softkin.certificate import certify
+from softkin.converters import (
+    DTYPES,
+    GUARANTEE_NUMBERS,
+    Limits,
+    array_to_tensor,
+    decode_score_request,
+    tensor_to_array,
+)
+from softkin.drift import DriftReport
 from softkin.errors import InvalidInputError
 from softkin.scores import ErrorBudget, Neighbors, Scores
 from softkin.v1 import outlier_pb2 as pb
+from softkin.verdicts import GUARANTEES
+from standin import StandIn
 
 LIMITS = Limits(max_rows=4, max_message_bytes=1000, max_neighbors=3)
 NAMES = ("float32", "float64", "uint8", "int32", "int64")
+BUDGET = ErrorBudget(
+    detector="d",
+    version="v",
+    digest="ab" * 32,
+    device="cuda",
+    guarantee="certified",
+    alpha=1 / 3,
+    confidence=1 / 7,
+    p_value_threshold=np.nextafter(0.25, 1),
+    false_alarm_bound=np.nextafter(0.125, 1),
+    fewest_selectable=2**41,
+    calibration_size=2**40,
+    smallest_p_value=1e-300,
+    smoothed=True,
+)
 
 
-def scores(rng, b=5, c=3, k=2, neighbors=True):
-    """An answer with unlike values everywhere."""
+def scores(rng, b=5, c=3, k=2, neighbors=True, **budget):
+    """An answer with unlike values everywhere; `budget`: fields of the error budget to change."""
 
     def f64(*shape):
         return rng.normal(size=shape)
@@ -35,15 +61,7 @@ def scores(rng, b=5, c=3, k=2, neighbors=True):
         credibility=f64(b),
         confidence=np.nextafter(f64(b), 9),
         class_p_values=f64(b, c),
-        budget=ErrorBudget(
-            detector="d",
-            version="v",
-            digest="ab" * 32,
-            device="cuda",
-            alpha=1 / 3,
-            calibration_size=2**40,
-            smallest_p_value=1e-300,
-        ),
+        budget=dataclasses.replace(BUDGET, **budget),
         neighbors=Neighbors(
             layers=("conv", "dense"),
             ids=rng.integers(-(2**60), 2**60, (b, 2, k)),
@@ -78,6 +96,93 @@ def test_scores_survive_the_wire_bit_by_bit(neighbors):
     after = converters.proto_to_scores(pb.ScoreResponse.FromString(wire))
 
     assert flat(after) == flat(before)
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.parametrize("absent", ["false_alarm_bound", "fewest_selectable"])
+def test_every_guarantee_and_an_absent_bound_survive_the_wire(guarantee, absent):
+    """Absent is None again, never 0: a bound of 0 would be a promise."""
+    rng = np.random.default_rng(0)
+    for value in (None, 0):
+        before = scores(rng, guarantee=guarantee, smoothed=False, **{absent: value})
+
+        wire = converters.scores_to_proto(before).SerializeToString()
+
+        assert converters.proto_to_scores(pb.ScoreResponse.FromString(wire)).budget == before.budget
+
+
+def test_every_guarantee_of_the_contract_has_a_name():
+    """A new enum value must be given one; the wire's names are those in capitals."""
+    assert set(GUARANTEE_NUMBERS) == set(GUARANTEES)
+    assert set(GUARANTEE_NUMBERS.values()) == set(pb.Guarantee.values()) - {pb.GUARANTEE_UNSPECIFIED}
+    for name, number in GUARANTEE_NUMBERS.items():
+        assert pb.Guarantee.Name(number) == f"GUARANTEE_{name.upper()}"
+        assert converters.guarantee_number(name) == number
+
+
+def test_a_guarantee_without_a_number_is_refused():
+    """By the client, before anything is sent; a number of a newer server decodes as unknown instead."""
+    with pytest.raises(InvalidInputError) as e:
+        converters.guarantee_number("most")
+    assert str(e.value) == (
+        "guarantee: got 'most'; allowed: marginal, certified, class_conditional, false_discovery_rate"
+    )
+
+    newer = converters.scores_to_proto(scores(np.random.default_rng(0)))
+    newer.budget.guarantee = 77
+    assert converters.proto_to_scores(newer).budget.guarantee == "unknown"
+
+
+def test_a_request_says_what_alpha_promises():
+    """Each option arrives; absent is told apart from 0, which is wrong for a confidence and right for a seed."""
+    inputs = array_to_tensor(np.zeros((1, 1)))
+
+    def decoded(**fields):
+        call = decode_score_request(pb.ScoreRequest(inputs=inputs, **fields), LIMITS)
+        return call.guarantee, call.confidence, call.smoothing_seed
+
+    assert decoded() == (None, None, None)
+    assert decoded(guarantee=0, confidence=0.0, smoothing_seed=0) == (None, 0.0, 0)
+    assert decoded(guarantee=4, confidence=0.5, smoothing_seed=2**64 - 1) == ("false_discovery_rate", 0.5, 2**64 - 1)
+
+
+@pytest.mark.parametrize("number", [-1, 5, 77])
+def test_an_unknown_guarantee_is_refused_with_the_allowed_names(number):
+    """As they stand in the contract."""
+    request = pb.ScoreRequest(inputs=array_to_tensor(np.zeros((1, 1))), guarantee=number)
+
+    with pytest.raises(InvalidInputError) as e:
+        decode_score_request(request, LIMITS)
+
+    assert str(e.value) == (
+        f"guarantee: got {number}; allowed: GUARANTEE_MARGINAL, GUARANTEE_CERTIFIED, GUARANTEE_CLASS_CONDITIONAL, "
+        "GUARANTEE_FALSE_DISCOVERY_RATE"
+    )
+
+
+@pytest.mark.parametrize("alarm_row", [0, 2**40])
+def test_a_drift_report_survives_the_wire_bit_by_bit(alarm_row):
+    """Every field, and whose watch it is; the alarm is that of the report."""
+    report = DriftReport(
+        rows=2**41,
+        level=np.nextafter(0.01, 1),
+        log10_martingale=-1 / 3,
+        max_log10_martingale=1e5 / 3,
+        alarm_row=alarm_row,
+        cusum=1 / 7,
+        window_rows=10_000,
+        flag_rate=1 / 11,
+        alpha=1 / 13,
+        histogram=np.arange(20) * 2**33,
+    )
+    detector = StandIn("d", "v")
+
+    message = pb.GetDriftResponse.FromString(converters.drift_to_proto(report, detector).SerializeToString())
+    after = converters.proto_to_drift(message)
+
+    assert flat(after.report) == flat(report)
+    assert (after.detector, after.version, after.digest) == ("d", "v", detector.digest)
+    assert message.alarm == report.alarm == (alarm_row > 0)
 
 
 def test_received_scores_can_be_written_to_as_those_made_in_process():
@@ -246,9 +351,16 @@ def test_descriptions_decode_field_by_field():
         calibration_size=999,
         smallest_p_value=0.001,
         bank_size=12,
+        default_guarantee=pb.GUARANTEE_CERTIFIED,
+        certificate=pb.Certificate(alpha=0.02, confidence=0.9, false_alarm_bound=0.03, smallest_certified=0.004),
+        predicted_class_rows=[3, 996],
+        bank_precision="int8",
+        condensed_from=77,
     )
 
-    assert dataclasses.asdict(converters.proto_to_detector_info(message)) == {
+    found = converters.proto_to_detector_info(message)
+
+    assert dataclasses.asdict(found) == {
         "name": "n",
         "version": "v",
         "digest": "d",
@@ -259,7 +371,25 @@ def test_descriptions_decode_field_by_field():
         "layers": ({"name": "l", "dim": 3, "metric": "cosine", "temperature": 0.5},),
         "nonconformity": "joint",
         "default_alpha": 0.01,
+        "default_guarantee": "certified",
         "calibration_size": 999,
         "smallest_p_value": 0.001,
+        "predicted_class_rows": (3, 996),
+        "certificate": {"alpha": 0.02, "confidence": 0.9, "false_alarm_bound": 0.03, "smallest_certified": 0.004},
         "bank_size": 12,
+        "bank_precision": "int8",
+        "condensed_from": 77,
     }
+    assert set(pb.DetectorInfo.DESCRIPTOR.fields_by_name) == set(dataclasses.asdict(found))
+
+
+def test_a_description_says_what_the_server_promises_by_default():
+    """Alpha, guarantee and confidence are the server's own; the certificate follows from them and n."""
+    detector = StandIn()
+
+    info = converters.proto_to_detector_info(converters.detector_to_proto(detector, 0.2, "class_conditional", 0.9))
+
+    assert (info.default_alpha, info.default_guarantee) == (0.2, "class_conditional")
+    assert info.certificate == certify(0.2, 99, 0.9)
+    assert info.predicted_class_rows == detector.manifest.predicted_class_rows
+    assert (info.bank_precision, info.condensed_from) == ("float32", 0)

@@ -18,6 +18,7 @@ EXPECTED = {
     "OverloadedError": Code.RESOURCE_EXHAUSTED,
     "RecipeError": Code.INTERNAL,
     "SoftkinError": Code.INTERNAL,
+    "StateError": Code.INTERNAL,
     "UnavailableError": Code.UNAVAILABLE,
 }
 

@@ -150,7 +150,7 @@ def test_repeated_calibration_scores(tiny, tmp_path):
     coarse = dataclasses.replace(
         c, outlier_scores=np.round(c.outlier_scores), true_class_scores=np.round(c.true_class_scores)
     )
-    parts = {"bank": loaded.bank, "calibration": coarse, "golden": loaded.golden}
+    parts = {"bank": loaded.bank, "calibration": coarse, "golden": loaded.golden, "used_rows": loaded.used_rows}
     bundle.write_bundle(tmp_path / "b", loaded.manifest, model=tiny.model, **parts)
     export_onnx(tmp_path / "b", tmp_path / "d.onnx")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from softkin.drift import DriftWatch
 from softkin.metrics import OUTLIER_SCORES, P_VALUES, REJECTED, Metrics
 from softkin.scores import ErrorBudget, Scores
 
@@ -18,6 +19,13 @@ CONTRACT = {
     "softkin_calibration_rows": ("gauge", {"detector", "version"}),
     "softkin_detector_info": ("gauge", {"detector", "version", "digest", "device"}),
     "softkin_device_fallback": ("gauge", set()),
+    "softkin_drift_alarm": ("gauge", {"detector", "version"}),
+    "softkin_drift_alarm_level": ("gauge", {"detector", "version"}),
+    "softkin_drift_cusum_no_guarantee": ("gauge", {"detector", "version"}),
+    "softkin_drift_flag_rate": ("gauge", {"detector", "version"}),
+    "softkin_drift_log10_martingale": ("gauge", {"detector", "version"}),
+    "softkin_drift_max_log10_martingale": ("gauge", {"detector", "version"}),
+    "softkin_drift_rows": ("gauge", {"detector", "version"}),
     "softkin_outlier_score": ("histogram", {"detector", "version"}),
     "softkin_p_value": ("histogram", {"detector", "version"}),
     "softkin_pending_rows": ("gauge", set()),
@@ -43,9 +51,15 @@ def scores(p_value, outlier_score, alpha=0.05):
             version="1",
             digest="x",
             device="cpu",
+            guarantee="marginal",
             alpha=alpha,
+            confidence=0.95,
+            p_value_threshold=alpha,
+            false_alarm_bound=0.1,
+            fewest_selectable=None,
             calibration_size=99,
             smallest_p_value=0.01,
+            smoothed=False,
         ),
     )
 
@@ -62,6 +76,7 @@ def test_names_types_and_labels_are_a_contract(metrics):
     metrics.call_handled("s", "m", "OK", 0.1)
     metrics.detector_ready("d", "1", digest="x", device="cpu", alpha=0.05, calibration_rows=9, bank_rows=8)
     metrics.scored(scores([0.5], [1.0]), {"infer": 0.1})
+    metrics.drift_watched("d", "1", DriftWatch(np.arange(9.0)).report)
 
     found = {
         family.name: (family.type, {k for s in family.samples for k in s.labels} - {"le"})

@@ -22,7 +22,10 @@ def loaded_by(statement: str) -> set[str]:
     return set(ast.literal_eval(result.stdout.strip().splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["softkin", "softkin.mass", "softkin.conformal", "softkin.bundle"])
+MATHS = ("mass", "conformal", "certificate", "selection", "verdicts", "calibration", "drift", "bundle")
+
+
+@pytest.mark.parametrize("module", ["softkin", *(f"softkin.{name}" for name in MATHS)])
 def test_importing_the_maths_loads_no_heavy_package(module):
     """NumPy is enough to read and write bundles and to compute p-values."""
     assert loaded_by(f"import {module}") == set()

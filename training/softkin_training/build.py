@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from softkin import bundle as bundles
 from softkin import conformal
 from softkin.bank import Bank, Precision, pack
-from softkin.bundle import Golden
+from softkin.bundle import Golden, UsedRows
+from softkin.certificate import certify
 from softkin.errors import DataError
 from softkin.manifest import Approximation, Layer, Manifest
 from softkin.mass import Metric
@@ -24,7 +25,7 @@ from softkin.scorer import LOGITS, Network, reducer_key
 from softkin.scorer_graph import representation_output
 from softkin_training.approximate import choose
 from softkin_training.calibrate import Calibrated, calibrate
-from softkin_training.rows import Rows, fingerprint, refuse_overlap
+from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
 from softkin_training.temperature import neighbor_distance
 
 REFERENCE_SHARE = 0.25
@@ -73,6 +74,7 @@ def build(
     *,
     bank_rows: Rows,
     calibration_rows: Rows,
+    train_x: NDArray[np.generic] | None = None,
     outliers: Mapping[str, NDArray[np.generic]] | None = None,
     replace: bool = False,
 ) -> Manifest:
@@ -84,6 +86,7 @@ def build(
         spec: what to build.
         bank_rows: training rows for the bank, raw inputs with labels and ids.
         calibration_rows: rows that neither the network nor the bank has seen.
+        train_x: raw inputs that the network was trained on, where they are known.
         outliers: raw inputs by name; where the bank is condensed or rounded, the manifest says how AUROC changed.
         replace: put the bundle in the place of an existing one.
 
@@ -91,15 +94,15 @@ def build(
         The manifest as written.
 
     Raises:
-        DataError: bank and calibration overlap, there are too few rows for alpha, or the error budget is exceeded.
+        DataError: calibration overlaps with bank or training rows, there are too few rows for alpha, or the error
+            budget is exceeded.
         BundleError: the directory cannot be written.
     """
     refuse_overlap(bank_rows, calibration_rows, "bank", "calibration")
+    if train_x is not None:
+        refuse_used(calibration_rows, digests64(train_x), "the training rows")
     for what, rows in {"bank": bank_rows, "calibration": calibration_rows}.items():
-        if len(rows) and not (rows.y.min() >= 0 and rows.y.max() < len(spec.classes)):
-            raise DataError(
-                f"{what}: labels must lie in [0, {len(spec.classes)}); got [{rows.y.min()}, {rows.y.max()}]"
-            )
+        check_labels(rows, len(spec.classes), what)
     reference, calibration = _split(calibration_rows, spec)
     _require_rows(len(calibration), spec.alpha)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +135,8 @@ def build(
         )
         golden_inputs = bank_rows.x[:: max(1, len(bank_rows) // GOLDEN_ROWS)][:GOLDEN_ROWS]
         golden = Golden(inputs=golden_inputs, outlier_scores=chosen.outlier_scores(golden_inputs))
-    manifest = _manifest(spec, chosen.bank, network, bank_rows, calibration, approximation)
+    manifest = _manifest(spec, chosen, network, bank_rows, calibration, approximation)
+    seen = [x for x in (train_x, bank_rows.x, None if reference is None else reference.x) if x is not None]
     return bundles.write_bundle(
         out,
         manifest,
@@ -140,6 +144,9 @@ def build(
         bank=chosen.bank,
         calibration=chosen.calibration,
         golden=golden,
+        used_rows=UsedRows(
+            seen=np.unique(np.concatenate([digests64(x) for x in seen])), calibration=digests64(calibration.x)
+        ),
         replace=replace,
     )
 
@@ -215,12 +222,13 @@ def _condensed_bank(z: dict[str, NDArray[np.float32]], rows: Rows, spec: Detecto
 
 def _manifest(
     spec: DetectorSpec,
-    bank: Bank,
+    calibrated: Calibrated,
     network: Network,
     bank_rows: Rows,
     calibration: Rows,
     approximation: Approximation | None,
 ) -> Manifest:
+    bank = calibrated.bank
     return Manifest(
         name=spec.name,
         version=spec.version,
@@ -244,6 +252,8 @@ def _manifest(
         parts=spec.parts,
         default_alpha=spec.alpha,
         calibration_size=len(calibration),
+        predicted_class_rows=calibrated.calibration.rows_by_predicted_class(len(spec.classes)),
+        certificate=certify(spec.alpha, len(calibration)),
         bank_size=bank.size,
         bank_precision=bank.precision,
         condensed_from=len(bank_rows) if spec.condense > 1 else 0,

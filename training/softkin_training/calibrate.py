@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from softkin.bank import Bank
-from softkin.bundle import Calibration, bank_tensors
+from softkin.bundle import bank_tensors
+from softkin.calibration import Calibration
 from softkin.errors import DataError
 from softkin.nonconformity import Form, Nonconformity, Outputs, Part, outlier_score
 from softkin.scorer import Scorer
@@ -68,7 +69,8 @@ def calibrate(
     plain = Nonconformity(form="density", class_weights=bank.class_weights, layer_weights=layer_weights)
     references: dict[str, Floats] = {}
     if reference is not None:
-        outputs = _finite_outputs(scorer, reference)
+        outputs = scorer.run(reference.x)
+        refuse_overflow(outputs, reference)
         references = {part: np.sort(plain.part_score(part, outputs)) for part in parts}
     nonconformity = Nonconformity(
         form=form,
@@ -77,23 +79,48 @@ def calibrate(
         parts=parts,
         references=references,
     )
-    outputs = _finite_outputs(scorer, rows)
+    outputs = scorer.run(rows.x)
+    refuse_overflow(outputs, rows)
     a_BC = nonconformity(outputs)
-    scores = outlier_score(a_BC, nonconformity.predict(outputs, a_BC))
-    true = np.take_along_axis(a_BC, rows.y[:, None], axis=1)[:, 0]
-    order = np.argsort(true, kind="stable")
-    calibration = Calibration(
-        outlier_scores=np.sort(scores),
-        true_class_scores=true[order],
-        true_classes=rows.y[order].astype(np.int32),
-        references=references,
-    )
+    predicted = nonconformity.predict(outputs, a_BC)
+    scores = outlier_score(a_BC, predicted)
+    calibration = sorted_calibration(a_BC, predicted, rows.y, references)
     return Calibrated(bank=bank, calibration=calibration, scores=scores, _scorer=scorer, _nonconformity=nonconformity)
 
 
-def _finite_outputs(scorer: Scorer, rows: Rows) -> Outputs:
-    outputs = scorer.run(rows.x)
+def sorted_calibration(
+    nonconformity_BC: Floats, predicted_B: NDArray[np.int32], true_B: NDArray[np.int64], references: dict[str, Floats]
+) -> Calibration:
+    """The calibration that scored rows make.
+
+    Args:
+        nonconformity_BC: `[n, C]` of the calibration rows.
+        predicted_B: `[n]` the network's own classes.
+        true_B: `[n]` true classes.
+        references: of the joint form.
+    """
+    scores = outlier_score(nonconformity_BC, predicted_B)
+    true_scores = outlier_score(nonconformity_BC, true_B.astype(np.int32))
+    by_score, by_true_score = np.argsort(scores, kind="stable"), np.argsort(true_scores, kind="stable")
+    return Calibration(
+        outlier_scores=scores[by_score],
+        predicted_classes=predicted_B[by_score].astype(np.int32),
+        true_class_scores=true_scores[by_true_score],
+        true_classes=true_B[by_true_score].astype(np.int32),
+        references=references,
+    )
+
+
+def refuse_overflow(outputs: Outputs, rows: Rows) -> None:
+    """Refuse calibration rows on which the network overflows: they are meant to be inliers.
+
+    Args:
+        outputs: of `rows`.
+        rows: rows to calibrate with.
+
+    Raises:
+        DataError: names the first.
+    """
     if not outputs.finite.all():
         example = int(rows.ids[outputs.finite.argmin()])
         raise DataError(f"calibration: the network overflows on example {example}; check its scale: inliers do not")
-    return outputs

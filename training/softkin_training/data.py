@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from softkin.errors import DataError, RecipeError
 from softkin.manifest import INPUT_DTYPES
 from softkin_training.config import Recipe
+from softkin_training.npz import checked_labels, read_npz
 from softkin_training.rows import Rows, row_digests
 
 Array = NDArray[Any]
@@ -61,28 +61,6 @@ def load_dataset(recipe: Recipe) -> Dataset:
         dataset.outliers[name] = read_npz(path, ("x_test",))["x_test"]
     _check(dataset, recipe.data.path or recipe.data.source)
     return dataset
-
-
-def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
-    """Arrays of an npz file, without pickle.
-
-    Args:
-        path: the file.
-        keys: arrays it must hold.
-        optional: arrays to take along where it holds them.
-
-    Raises:
-        DataError: the file cannot be read or lacks a key; says which it holds.
-    """
-    try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            missing = [k for k in keys if k not in file]
-            if missing:
-                raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}")
-            found = {k: file[k] for k in [*keys, *(k for k in optional if k in file)]}
-            return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as e:
-        raise DataError(f"{path}: cannot be read as an npz of plain arrays ({e})") from None
 
 
 def balanced_batches(labels: torch.Tensor, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -148,7 +126,7 @@ def _npz(recipe: Recipe, rng: np.random.Generator) -> Dataset:
         raise RecipeError("data.path is empty; name the npz file: --set data.path=FILE.npz")
     arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test", "class_names"))
     names = [str(n) for n in arrays["class_names"].reshape(-1)]
-    y_train, y_test = (_checked_labels(arrays, split, len(names), path) for split in ("train", "test"))
+    y_train, y_test = (checked_labels(arrays, split, len(names), path) for split in ("train", "test"))
 
     known, labels = _relabel(y_train, chosen, num_classes=len(names), source=path)
     everything = Rows(arrays["x_train"][known], labels, np.flatnonzero(known))
@@ -160,22 +138,6 @@ def _npz(recipe: Recipe, rng: np.random.Generator) -> Dataset:
     outliers = {} if known.all() else {"held-out classes": arrays["x_test"][~known]}
     class_names = tuple(names[c] for c in chosen or range(len(names)))
     return Dataset(train, calibration, test, outliers, class_names, len(everything) - len(rows))
-
-
-def _checked_labels(arrays: dict[str, Array], split: str, num_classes: int, path: str) -> NDArray[np.int64]:
-    x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise DataError(f"{path}: y_{split} is {y.dtype} {y.shape}; it must be one integer per row")
-    if len(x) != len(y):
-        raise DataError(f"{path}: x_{split} has {len(x)} rows, y_{split} {len(y)}; they must be equal")
-    outside = np.flatnonzero((y < 0) | (y >= num_classes))
-    if len(outside):
-        i = outside[0]
-        raise DataError(
-            f"{path}: y_{split}[{i}] is {y[i]}; labels index class_names, which allows 0 to {num_classes - 1} "
-            f"({len(outside)} labels lie outside)"
-        )
-    return y.astype(np.int64)
 
 
 def _relabel(

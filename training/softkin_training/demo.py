@@ -32,7 +32,7 @@ WIDTH = 110
 """Columns of output that goes to a file or a pipe."""
 NEIGHBORS = 5
 START_SECONDS = 60
-METRICS_SHOWN = ("softkin_rows_total", "softkin_detector_info", "softkin_alpha", "grpc_server_handled_total")
+METRICS_SHOWN = ("softkin_rows_total", "softkin_detector_info", "softkin_alpha", "softkin_drift_alarm{")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

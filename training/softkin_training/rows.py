@@ -48,6 +48,63 @@ def fingerprint(rows_x: NDArray[np.generic]) -> str:
     return hashlib.sha256("\n".join(sorted(set(row_digests(rows_x)))).encode()).hexdigest()
 
 
+def digests64(x: NDArray[np.generic]) -> NDArray[np.uint64]:
+    """The first 64 bits of each row's `row_digests`, sorted, each once: what a bundle remembers of the rows it used."""
+    return np.unique(_first64(x))
+
+
+def _first64(x: NDArray[np.generic]) -> NDArray[np.uint64]:
+    return np.array([int(d[:16], 16) for d in row_digests(x)], np.uint64)
+
+
+def check_labels(rows: Rows, num_classes: int, name: str) -> None:
+    """Refuse labels that are no class indices.
+
+    Raises:
+        DataError: not one label per row, or one outside `[0, num_classes)`; calls the rows `name`.
+    """
+    if len(rows.x) != len(rows.y):
+        raise DataError(f"{name}: there are {len(rows.x)} rows and {len(rows.y)} labels; they must be equally many")
+    if len(rows) and not (rows.y.min() >= 0 and rows.y.max() < num_classes):
+        raise DataError(f"{name}: labels must lie in [0, {num_classes}); got [{rows.y.min()}, {rows.y.max()}]")
+
+
+def refuse_used(rows: Rows, used: NDArray[np.uint64], where: str) -> None:
+    """Refuse rows whose content has been used already.
+
+    Args:
+        rows: rows to calibrate with.
+        used: `digests64` of the rows used.
+        where: those stand in, for the message.
+
+    Raises:
+        DataError: says how many rows are concerned and names the first.
+    """
+    found = np.flatnonzero(np.isin(_first64(rows.x), used))
+    if len(found):
+        raise DataError(
+            f"calibration has {len(found)} rows whose content also stands in {where}, the first is example "
+            f"{int(rows.ids[found[0]])}; remove them, or the false-alarm rate does not hold"
+        )
+
+
+def refuse_repeated(rows: Rows) -> None:
+    """Refuse calibration rows that repeat: copies are no independent draws, so n would count more rows than there are.
+
+    Raises:
+        DataError: says how many rows are copies and names the first.
+    """
+    first: dict[str, int] = {}
+    originals = [first.setdefault(digest, i) for i, digest in enumerate(row_digests(rows.x))]
+    copies = [i for i, original in enumerate(originals) if i != original]
+    if copies:
+        i = copies[0]
+        raise DataError(
+            f"calibration has {len(copies)} rows whose content came before, the first is example {int(rows.ids[i])}, "
+            f"a copy of example {int(rows.ids[originals[i]])}; remove the copies, or the false-alarm rate does not hold"
+        )
+
+
 def refuse_overlap(a: Rows, b: Rows, a_name: str, b_name: str) -> None:
     """Refuse two sets of rows that share an id or a row of equal content.
 

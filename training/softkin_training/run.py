@@ -15,8 +15,8 @@ import numpy as np
 
 from softkin.errors import InvalidInputError
 from softkin.manifest import Manifest
+from softkin.staging import replacing
 from softkin_training.build import DetectorSpec, LayerSpec, build
-from softkin_training.checkpoint import replacing
 from softkin_training.config import Recipe
 from softkin_training.data import Dataset
 from softkin_training.evaluate import Report, evaluate, write_report
@@ -103,6 +103,7 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         spec,
         bank_rows=choose_bank_rows(dataset.train, detector.bank_rows, recipe.seed),
         calibration_rows=dataset.calibration,
+        train_x=dataset.train.x,
         outliers=dataset.outliers,
         replace=True,
     )

@@ -23,7 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from softkin.errors import DataError, InvalidInputError, RecipeError
-from softkin_training.checkpoint import Checkpoint, replacing
+from softkin.staging import replacing
+from softkin_training.checkpoint import Checkpoint
 from softkin_training.config import Recipe
 from softkin_training.data import Dataset, balanced_batches
 from softkin_training.losses import LayeredSnnl

@@ -7,6 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Guarantee(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GUARANTEE_UNSPECIFIED: _ClassVar[Guarantee]
+    GUARANTEE_MARGINAL: _ClassVar[Guarantee]
+    GUARANTEE_CERTIFIED: _ClassVar[Guarantee]
+    GUARANTEE_CLASS_CONDITIONAL: _ClassVar[Guarantee]
+    GUARANTEE_FALSE_DISCOVERY_RATE: _ClassVar[Guarantee]
+
 class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
@@ -15,6 +23,11 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_UINT8: _ClassVar[DataType]
     DATA_TYPE_INT32: _ClassVar[DataType]
     DATA_TYPE_INT64: _ClassVar[DataType]
+GUARANTEE_UNSPECIFIED: Guarantee
+GUARANTEE_MARGINAL: Guarantee
+GUARANTEE_CERTIFIED: Guarantee
+GUARANTEE_CLASS_CONDITIONAL: Guarantee
+GUARANTEE_FALSE_DISCOVERY_RATE: Guarantee
 DATA_TYPE_UNSPECIFIED: DataType
 DATA_TYPE_FLOAT32: DataType
 DATA_TYPE_FLOAT64: DataType
@@ -33,18 +46,24 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("detector", "version", "inputs", "alpha", "num_neighbors")
+    __slots__ = ("detector", "version", "inputs", "alpha", "num_neighbors", "guarantee", "confidence", "smoothing_seed")
     DETECTOR_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     NUM_NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    SMOOTHING_SEED_FIELD_NUMBER: _ClassVar[int]
     detector: str
     version: str
     inputs: Tensor
     alpha: float
     num_neighbors: int
-    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Union[Tensor, _Mapping]] = ..., alpha: _Optional[float] = ..., num_neighbors: _Optional[int] = ...) -> None: ...
+    guarantee: Guarantee
+    confidence: float
+    smoothing_seed: int
+    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Union[Tensor, _Mapping]] = ..., alpha: _Optional[float] = ..., num_neighbors: _Optional[int] = ..., guarantee: _Optional[_Union[Guarantee, str]] = ..., confidence: _Optional[float] = ..., smoothing_seed: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values", "neighbors", "budget", "stage_seconds")
@@ -92,7 +111,7 @@ class Neighbors(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[str]] = ..., ids: _Optional[_Union[Tensor, _Mapping]] = ..., labels: _Optional[_Union[Tensor, _Mapping]] = ..., distances: _Optional[_Union[Tensor, _Mapping]] = ..., shares: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class ErrorBudget(_message.Message):
-    __slots__ = ("detector", "version", "digest", "device", "alpha", "calibration_size", "smallest_p_value")
+    __slots__ = ("detector", "version", "digest", "device", "alpha", "calibration_size", "smallest_p_value", "guarantee", "confidence", "p_value_threshold", "false_alarm_bound", "fewest_selectable", "smoothed")
     DETECTOR_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +119,12 @@ class ErrorBudget(_message.Message):
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_SIZE_FIELD_NUMBER: _ClassVar[int]
     SMALLEST_P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ALARM_BOUND_FIELD_NUMBER: _ClassVar[int]
+    FEWEST_SELECTABLE_FIELD_NUMBER: _ClassVar[int]
+    SMOOTHED_FIELD_NUMBER: _ClassVar[int]
     detector: str
     version: str
     digest: str
@@ -107,7 +132,13 @@ class ErrorBudget(_message.Message):
     alpha: float
     calibration_size: int
     smallest_p_value: float
-    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ...) -> None: ...
+    guarantee: Guarantee
+    confidence: float
+    p_value_threshold: float
+    false_alarm_bound: float
+    fewest_selectable: int
+    smoothed: bool
+    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ..., guarantee: _Optional[_Union[Guarantee, str]] = ..., confidence: _Optional[float] = ..., p_value_threshold: _Optional[float] = ..., false_alarm_bound: _Optional[float] = ..., fewest_selectable: _Optional[int] = ..., smoothed: bool = ...) -> None: ...
 
 class GetDetectorRequest(_message.Message):
     __slots__ = ("detector", "version")
@@ -125,6 +156,46 @@ class GetDetectorResponse(_message.Message):
     limits: Limits
     def __init__(self, detector: _Optional[_Union[DetectorInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
+class GetDriftRequest(_message.Message):
+    __slots__ = ("detector", "version")
+    DETECTOR_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    detector: str
+    version: str
+    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class GetDriftResponse(_message.Message):
+    __slots__ = ("detector", "version", "digest", "rows", "log10_martingale", "max_log10_martingale", "alarm", "alarm_level", "alarm_row", "cusum_no_guarantee", "flag_rate", "alpha", "window_rows", "p_value_histogram")
+    DETECTOR_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    LOG10_MARTINGALE_FIELD_NUMBER: _ClassVar[int]
+    MAX_LOG10_MARTINGALE_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    ALARM_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    ALARM_ROW_FIELD_NUMBER: _ClassVar[int]
+    CUSUM_NO_GUARANTEE_FIELD_NUMBER: _ClassVar[int]
+    FLAG_RATE_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_ROWS_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
+    detector: str
+    version: str
+    digest: str
+    rows: int
+    log10_martingale: float
+    max_log10_martingale: float
+    alarm: bool
+    alarm_level: float
+    alarm_row: int
+    cusum_no_guarantee: float
+    flag_rate: float
+    alpha: float
+    window_rows: int
+    p_value_histogram: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., rows: _Optional[int] = ..., log10_martingale: _Optional[float] = ..., max_log10_martingale: _Optional[float] = ..., alarm: bool = ..., alarm_level: _Optional[float] = ..., alarm_row: _Optional[int] = ..., cusum_no_guarantee: _Optional[float] = ..., flag_rate: _Optional[float] = ..., alpha: _Optional[float] = ..., window_rows: _Optional[int] = ..., p_value_histogram: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class ListDetectorsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -138,7 +209,7 @@ class ListDetectorsResponse(_message.Message):
     def __init__(self, detectors: _Optional[_Iterable[_Union[DetectorInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class DetectorInfo(_message.Message):
-    __slots__ = ("name", "version", "digest", "device", "input_dtype", "input_shape", "classes", "layers", "nonconformity", "default_alpha", "calibration_size", "smallest_p_value", "bank_size")
+    __slots__ = ("name", "version", "digest", "device", "input_dtype", "input_shape", "classes", "layers", "nonconformity", "default_alpha", "calibration_size", "smallest_p_value", "bank_size", "default_guarantee", "certificate", "predicted_class_rows", "bank_precision", "condensed_from")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +223,11 @@ class DetectorInfo(_message.Message):
     CALIBRATION_SIZE_FIELD_NUMBER: _ClassVar[int]
     SMALLEST_P_VALUE_FIELD_NUMBER: _ClassVar[int]
     BANK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_GUARANTEE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_CLASS_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BANK_PRECISION_FIELD_NUMBER: _ClassVar[int]
+    CONDENSED_FROM_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     digest: str
@@ -165,7 +241,24 @@ class DetectorInfo(_message.Message):
     calibration_size: int
     smallest_p_value: float
     bank_size: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., input_dtype: _Optional[_Union[DataType, str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[LayerInfo, _Mapping]]] = ..., nonconformity: _Optional[str] = ..., default_alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ..., bank_size: _Optional[int] = ...) -> None: ...
+    default_guarantee: Guarantee
+    certificate: Certificate
+    predicted_class_rows: _containers.RepeatedScalarFieldContainer[int]
+    bank_precision: str
+    condensed_from: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., input_dtype: _Optional[_Union[DataType, str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[LayerInfo, _Mapping]]] = ..., nonconformity: _Optional[str] = ..., default_alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ..., bank_size: _Optional[int] = ..., default_guarantee: _Optional[_Union[Guarantee, str]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., predicted_class_rows: _Optional[_Iterable[int]] = ..., bank_precision: _Optional[str] = ..., condensed_from: _Optional[int] = ...) -> None: ...
+
+class Certificate(_message.Message):
+    __slots__ = ("alpha", "confidence", "false_alarm_bound", "smallest_certified")
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ALARM_BOUND_FIELD_NUMBER: _ClassVar[int]
+    SMALLEST_CERTIFIED_FIELD_NUMBER: _ClassVar[int]
+    alpha: float
+    confidence: float
+    false_alarm_bound: float
+    smallest_certified: float
+    def __init__(self, alpha: _Optional[float] = ..., confidence: _Optional[float] = ..., false_alarm_bound: _Optional[float] = ..., smallest_certified: _Optional[float] = ...) -> None: ...
 
 class LayerInfo(_message.Message):
     __slots__ = ("name", "dim", "metric", "temperature")

@@ -53,6 +53,11 @@ class OutlierServiceStub(object):
                 request_serializer=softkin_dot_v1_dot_outlier__pb2.ListDetectorsRequest.SerializeToString,
                 response_deserializer=softkin_dot_v1_dot_outlier__pb2.ListDetectorsResponse.FromString,
                 _registered_method=True)
+        self.GetDrift = channel.unary_unary(
+                '/softkin.v1.OutlierService/GetDrift',
+                request_serializer=softkin_dot_v1_dot_outlier__pb2.GetDriftRequest.SerializeToString,
+                response_deserializer=softkin_dot_v1_dot_outlier__pb2.GetDriftResponse.FromString,
+                _registered_method=True)
 
 
 class OutlierServiceServicer(object):
@@ -88,6 +93,14 @@ class OutlierServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDrift(self, request, context):
+        """What the drift watch of one detector has seen in the rows that this server scored with it.
+        NOT_FOUND: no such detector or version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OutlierServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +118,11 @@ def add_OutlierServiceServicer_to_server(servicer, server):
                     servicer.ListDetectors,
                     request_deserializer=softkin_dot_v1_dot_outlier__pb2.ListDetectorsRequest.FromString,
                     response_serializer=softkin_dot_v1_dot_outlier__pb2.ListDetectorsResponse.SerializeToString,
+            ),
+            'GetDrift': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrift,
+                    request_deserializer=softkin_dot_v1_dot_outlier__pb2.GetDriftRequest.FromString,
+                    response_serializer=softkin_dot_v1_dot_outlier__pb2.GetDriftResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -192,6 +210,33 @@ class OutlierService(object):
             '/softkin.v1.OutlierService/ListDetectors',
             softkin_dot_v1_dot_outlier__pb2.ListDetectorsRequest.SerializeToString,
             softkin_dot_v1_dot_outlier__pb2.ListDetectorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/softkin.v1.OutlierService/GetDrift',
+            softkin_dot_v1_dot_outlier__pb2.GetDriftRequest.SerializeToString,
+            softkin_dot_v1_dot_outlier__pb2.GetDriftResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,62 @@
+"""The scores of the calibration rows, and the p-values they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.conformal import class_conditional_p_values, p_values, split_by_class
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Sorted scores of rows that neither the network nor the bank has seen."""
+
+    outlier_scores: Floats
+    """`[n]` ascending: label-free scores, behind p-values."""
+    predicted_classes: NDArray[np.int32]
+    """`[n]` classes that the network predicted, in the order of `outlier_scores`."""
+    true_class_scores: Floats
+    """`[n]` ascending: nonconformity at the true class, behind class p-values."""
+    true_classes: NDArray[np.int32]
+    """`[n]` classes in the order of `true_class_scores`."""
+    references: dict[str, Floats] = field(default_factory=dict)
+    """Per part of the joint form: its sorted scores on the reference rows, disjoint from the n rows above."""
+
+    _split: dict[int, tuple[list[Floats], list[Floats]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __len__(self) -> int:
+        return len(self.outlier_scores)
+
+    def rows_by_predicted_class(self, num_classes: int) -> tuple[int, ...]:
+        """`[C]`: how many calibration rows were predicted to be of each class."""
+        return tuple(np.bincount(self.predicted_classes, minlength=num_classes).tolist())
+
+    def marginal(self, scores_B: Floats, nonconformity_BC: Floats, u_B: Floats | None) -> tuple[Floats, Floats]:
+        """P-values `[B]` and class p-values `[B, C]` against all calibration rows; `u_B` smooths them."""
+        u_B1 = None if u_B is None else u_B[:, None]
+        return p_values(scores_B, self.outlier_scores, u_B), p_values(nonconformity_BC, self.true_class_scores, u_B1)
+
+    def class_conditional(
+        self, scores_B: Floats, predicted_B: NDArray[np.int32], nonconformity_BC: Floats, u_B: Floats | None
+    ) -> tuple[Floats, Floats]:
+        """The same, among calibration rows of the row's predicted class and, per class, of that true class."""
+        num_classes = nonconformity_BC.shape[1]
+        by_predicted, by_true = self._by_class(num_classes)
+        class_p_BC = [p_values(nonconformity_BC[:, j], by_true[j], u_B) for j in range(num_classes)]
+        return class_conditional_p_values(scores_B, predicted_B, by_predicted, u_B), np.stack(class_p_BC, axis=1)
+
+    def _by_class(self, num_classes: int) -> tuple[list[Floats], list[Floats]]:
+        """Scores by predicted class, and by true class; sorted once, not for each request."""
+        if num_classes not in self._split:
+            self._split[num_classes] = (
+                split_by_class(self.outlier_scores, self.predicted_classes, num_classes),
+                split_by_class(self.true_class_scores, self.true_classes, num_classes),
+            )
+        return self._split[num_classes]

@@ -1,0 +1,124 @@
+"""The drift watches of a server: one per detector digest, saved to a directory so that a restart goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from softkin.drift import DEFAULT_LEVEL, DriftReport, DriftWatch
+from softkin.errors import StateError
+from softkin.registry import ScoringDetector
+from softkin.scores import Scores
+from softkin.staging import replacing
+
+log = logging.getLogger("softkin.server")
+
+LOCK = ".lock"
+
+
+class DriftWatches:
+    """Starts, feeds, saves and reports the watches.
+
+    Args:
+        level: chance of a false alarm that each watch may take, ever.
+        folder: where states are kept, made if missing; nothing is kept when None.
+        save_seconds: between two saves while `saving`.
+    """
+
+    def __init__(self, *, level: float = DEFAULT_LEVEL, folder: Path | None = None, save_seconds: float = 10.0) -> None:
+        self._level = level
+        self._folder = folder
+        self._save_seconds = save_seconds
+        self._watches: dict[str, tuple[Path | None, DriftWatch]] = {}
+        self._saving = threading.Lock()
+
+    def add(self, detector: ScoringDetector) -> DriftWatch:
+        """Watch a detector, from its saved state where there is one; another digest is another watch.
+
+        Raises:
+            StateError: the saved state cannot be read or is of another detector; names the file and the remedy.
+        """
+        watch = DriftWatch(detector.calibration_scores, level=self._level)
+        m, file = detector.manifest, None
+        if self._folder is not None:
+            file = self._folder / f"{m.name}-{m.version}-{detector.digest[:16]}.safetensors"
+            _restore(watch, file)
+        self._watches = {**self._watches, detector.digest: (file, watch)}
+        return watch
+
+    def observe(self, scores: Scores) -> None:
+        """Add the rows of one answer to the watch of the detector that gave it."""
+        self._watches[scores.budget.digest][1].observe(scores.outlier_score)
+
+    def report(self, detector: ScoringDetector, alpha: float) -> DriftReport:
+        """What the watch of a detector has seen; `alpha`: at which to count recent flags."""
+        return self._watches[detector.digest][1].report(alpha)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Hold the directory, save every few seconds, and once more at the end.
+
+        Raises:
+            StateError: the directory cannot be written, or another process holds it.
+        """
+        if self._folder is None:
+            yield
+            return
+        ended = threading.Event()
+        with _held(self._folder):
+            thread = threading.Thread(target=self._save_until, args=(ended,), name="drift-state", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
+                self.save()
+
+    def save(self) -> None:
+        """Write every watch's state, each whole or not at all; a failure is logged and tried again next time."""
+        with self._saving:
+            for file, watch in self._watches.values():
+                if file is None:
+                    continue
+                try:
+                    with replacing(file) as temporary:
+                        save_file(watch.state(), temporary)
+                except (OSError, SafetensorError) as e:
+                    log.error("event=drift_state_not_saved file=%s error=%r", file, str(e))
+
+    def _save_until(self, ended: threading.Event) -> None:
+        while not ended.wait(self._save_seconds):
+            self.save()
+
+
+def _restore(watch: DriftWatch, file: Path) -> None:
+    if not file.exists():
+        return
+    try:
+        watch.restore(load_file(file))
+    except (OSError, SafetensorError, ValueError) as e:
+        raise StateError(f"{file}: cannot go on from this drift state ({e}); remove the file to begin anew") from None
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Two servers on one directory would overwrite each other's evidence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as e:
+        raise StateError(f"{folder}: cannot be written ({e.strerror}); choose another --drift-state") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StateError(f"{folder}: another server keeps its drift state here; give each its own") from None
+        yield

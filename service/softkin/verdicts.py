@@ -1,0 +1,162 @@
+"""From p-values to verdicts: which guarantee a caller asks for, and what it comes to with the calibration rows at hand.
+
+marginal                flags p <= alpha: false alarms are at most alpha, on average over calibration sets
+certified               flags fewer rows: with the stated confidence this calibration set's own rate is at most alpha
+class_conditional       the marginal one for every predicted class by itself, on p-values of that class (Mondrian)
+false_discovery_rate    selects among the rows of one batch: at most alpha of those flagged are inliers, in expectation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin import certificate, selection
+from softkin.certificate import DEFAULT_CONFIDENCE
+from softkin.conformal import check_alpha, rank, rounded_up, smallest_p_value
+from softkin.errors import InvalidInputError
+from softkin.scores import ErrorBudget
+
+Guarantee = Literal["marginal", "certified", "class_conditional", "false_discovery_rate"]
+GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """The verdicts of one batch, and what they rest on."""
+
+    is_outlier: NDArray[np.bool_]
+    """`[B]`: p-value <= `p_value_threshold`."""
+    p_value_threshold: float
+    """0 where nothing is flagged."""
+    false_alarm_bound: float | None
+    """The rate that false alarms do not exceed with the rule's confidence, for this calibration set; the worst class's
+    for `class_conditional`, None for `false_discovery_rate`."""
+    fewest_selectable: int | None
+    """For `false_discovery_rate`: how many rows of the batch must have the smallest p-value before any is flagged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How verdicts are made; `check_rule` makes one that can be kept."""
+
+    guarantee: Guarantee
+    alpha: float
+    confidence: float
+    """Of `certified`, and of the bound that every answer states."""
+    calibration_size: int
+    class_sizes: tuple[int, ...]
+    """Calibration rows by predicted class."""
+    smoothed: bool
+
+    @property
+    def smallest_p_value(self) -> float:
+        """The smallest p-value without smoothing, 1 / (n + 1); for `class_conditional` that of the smallest class."""
+        return smallest_p_value(
+            min(self.class_sizes) if self.guarantee == "class_conditional" else self.calibration_size
+        )
+
+    def decide(self, p_values: NDArray[np.float64]) -> Verdicts:
+        """Verdicts on a whole batch.
+
+        Args:
+            p_values: `[B]`; those of the predicted class for `class_conditional`.
+        """
+        n, fewest = self.calibration_size, None
+        threshold, bound = self.alpha, None
+        if self.guarantee == "certified":
+            threshold = certificate.certified_rank(self.alpha, n, self.confidence) / (n + 1)
+            bound = self._bound(threshold, n)
+        elif self.guarantee == "false_discovery_rate":
+            threshold = selection.selection_threshold(p_values, self.alpha)
+            fewest = selection.fewest_selectable(len(p_values), n, self.alpha)
+        else:
+            sizes = set(self.class_sizes) if self.guarantee == "class_conditional" else {n}
+            bound = max(self._bound(threshold, size) for size in sizes)
+        return Verdicts(
+            is_outlier=p_values <= threshold,
+            p_value_threshold=threshold,
+            false_alarm_bound=bound,
+            fewest_selectable=fewest,
+        )
+
+    def budget(self, verdicts: Verdicts, *, detector: str, version: str, digest: str, device: str) -> ErrorBudget:
+        """What stands behind verdicts of this rule by that detector."""
+        return ErrorBudget(
+            detector=detector,
+            version=version,
+            digest=digest,
+            device=device,
+            guarantee=self.guarantee,
+            alpha=self.alpha,
+            confidence=self.confidence,
+            p_value_threshold=verdicts.p_value_threshold,
+            false_alarm_bound=verdicts.false_alarm_bound,
+            fewest_selectable=verdicts.fewest_selectable,
+            calibration_size=self.calibration_size,
+            smallest_p_value=self.smallest_p_value,
+            smoothed=self.smoothed,
+        )
+
+    def _bound(self, threshold: float, n: int) -> float:
+        k = rank(threshold, n)
+        # A smoothed p-value may also fall to the threshold from the next larger one.
+        return certificate.false_alarm_bound(k + int(self.smoothed and k / (n + 1) < threshold), n, self.confidence)
+
+
+def check_rule(
+    guarantee: str,
+    *,
+    alpha: float,
+    confidence: float = DEFAULT_CONFIDENCE,
+    calibration_size: int,
+    class_sizes: Sequence[int],
+    smoothed: bool = False,
+) -> Rule:
+    """The rule, if the calibration rows can honour it.
+
+    Args:
+        guarantee: one of `GUARANTEES`.
+        alpha: the rate that the guarantee is about, in (0, 1).
+        confidence: over the draw of the calibration rows, in (0, 1).
+        calibration_size: n.
+        class_sizes: calibration rows by predicted class.
+        smoothed: whether the p-values are.
+
+    Raises:
+        InvalidInputError: names the argument, its value, what is allowed, and how many calibration rows would do.
+    """
+    if guarantee not in GUARANTEES:
+        raise InvalidInputError("guarantee", f"got {guarantee!r}; allowed: {', '.join(GUARANTEES)}")
+    if not 0.0 < confidence < 1.0:
+        raise InvalidInputError("confidence", f"got {confidence:g}; it must lie strictly in (0, 1)")
+    check_alpha(alpha, calibration_size)
+    if guarantee == "certified" and not certificate.certified_rank(alpha, calibration_size, confidence):
+        needed = certificate.rows_to_certify(alpha, confidence)
+        least = rounded_up(certificate.smallest_certified(calibration_size, confidence))
+        raise InvalidInputError(
+            "alpha",
+            f"got {alpha:g}, but {calibration_size} calibration rows certify nothing below {least} at confidence "
+            f"{confidence:g}; use alpha >= {least}, a lower confidence, or at least {needed} calibration rows",
+        )
+    if guarantee == "class_conditional":
+        rows = min(class_sizes)
+        least = rounded_up(smallest_p_value(rows))
+        if alpha < smallest_p_value(rows):
+            raise InvalidInputError(
+                "alpha",
+                f"got {alpha:g}, but class {class_sizes.index(rows)} has only {rows} calibration rows, which cannot "
+                f"give a p-value below {least}; use alpha >= {least}, guarantee marginal, or more calibration rows",
+            )
+    return Rule(
+        guarantee=guarantee,
+        alpha=alpha,
+        confidence=confidence,
+        calibration_size=calibration_size,
+        class_sizes=tuple(class_sizes),
+        smoothed=smoothed,
+    )

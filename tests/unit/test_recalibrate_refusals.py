@@ -1,0 +1,191 @@
+"""What `softkin_training.recalibrate` refuses, and that nothing half-written stays. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import resource
+
+import numpy as np
+import pytest
+
+from fresh_rows import calibrating, entries, inliers, joined, write_npz
+from softkin import BundleError, DataError, InvalidInputError
+from softkin import bundle as bundles
+from softkin_training.cli import main
+from softkin_training.recalibrate import recalibrate
+
+
+def with_value(rows, at, value):
+    """One number of row `at` changed."""
+    x = rows.x.copy()
+    x[at, 0] = value
+    return dataclasses.replace(rows, x=x)
+
+
+REFUSALS = {
+    "other dtype": (
+        lambda r, _: dataclasses.replace(r, x=np.abs(r.x).astype(np.uint8)),
+        {},
+        InvalidInputError,
+        r"inputs: dtype is uint8, this detector takes float32; convert without rescaling",
+    ),
+    "other shape": (
+        lambda r, _: dataclasses.replace(r, x=r.x[:, :5]),
+        {},
+        InvalidInputError,
+        r"inputs: shape is \[40, 5\], this detector takes \[rows, 12\]",
+    ),
+    "no rows": (lambda r, _: r.take(np.arange(0)), {"grow": True}, InvalidInputError, "there are no rows"),
+    "not finite": (
+        lambda r, _: with_value(r, 7, np.nan),
+        {},
+        InvalidInputError,
+        "inputs: row 7 has NaN or infinity; every value must be finite",
+    ),
+    "overflow": (
+        lambda r, _: dataclasses.replace(r, x=np.where(np.arange(40)[:, None] == 6, np.float32(3e38), r.x)),
+        {},
+        DataError,
+        "calibration: the network overflows on example 6; check its scale: inliers do not",
+    ),
+    "labels": (
+        lambda r, _: dataclasses.replace(r, y=r.y + 1),
+        {},
+        DataError,
+        r"calibration: labels must lie in \[0, 3\); got \[1, 3\]",
+    ),
+    "lengths": (
+        lambda r, _: dataclasses.replace(r, y=r.y[:1]),
+        {},
+        DataError,
+        "calibration: there are 40 rows and 1 labels; they must be equally many",
+    ),
+    "repeated": (
+        lambda r, _: joined(r, r.take(np.array([5, 2, 5]))),
+        {},
+        DataError,
+        "calibration has 3 rows whose content came before, the first is example 40, a copy of example 5; remove the "
+        "copies, or the false-alarm rate does not hold",
+    ),
+    "bank rows": (
+        lambda r, tiny: joined(r, tiny.bank.take(np.array([8, 9]))),
+        {},
+        DataError,
+        r"calibration has 2 rows whose content also stands in the training, bank or reference rows of .*/tiny, the "
+        "first is example 40; remove them, or the false-alarm rate does not hold",
+    ),
+    "reference rows": (
+        lambda _, tiny: tiny.calibration,
+        {},
+        DataError,
+        r"calibration has 100 rows whose content also stands in the training, bank or reference rows",
+    ),
+    "rows that calibrate already": (
+        lambda r, tiny: joined(r, calibrating(tiny, tiny.path).take(np.arange(3))),
+        {"grow": True},
+        DataError,
+        r"calibration has 3 rows whose content also stands in the calibration rows of .*/tiny, the first is example 40",
+    ),
+    "few rows for the bundle's alpha": (
+        lambda r, _: r.take(np.arange(18)),
+        {},
+        InvalidInputError,
+        r"alpha: got 0\.05, but 18 calibration rows cannot .* use alpha >= 0\.0526316 or at least 19 calibration rows",
+    ),
+    "few rows for a chosen alpha": (
+        lambda r, _: r,
+        {"grow": True, "alpha": 0.001},
+        InvalidInputError,
+        r"alpha: got 0\.001, but 340 calibration rows cannot .* or at least 999 calibration rows",
+    ),
+    "alpha out of range": (lambda r, _: r, {"alpha": 0.0}, InvalidInputError, r"alpha: got 0; .* strictly in \(0, 1\)"),
+    "the old version": (
+        lambda r, _: r,
+        {"version": "1"},
+        InvalidInputError,
+        "version: got '1', which is the bundle's own; two different detectors must not share a version: choose "
+        "another, or leave it out for '1-r1'",
+    ),
+    "no name": (
+        lambda r, _: r,
+        {"version": "a b"},
+        BundleError,
+        "the new manifest: version is 'a b'; it takes 1 to 63 letters, digits",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "options", "error", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_what_would_break_the_promise_is_refused(tiny, tmp_path, edit, options, error, message):
+    """With what is wrong, where, and what to do; nothing is written."""
+    rows = edit(inliers(tiny, 40, seed=13), tiny)
+
+    with pytest.raises(error, match=message):
+        recalibrate(tiny.path, tmp_path / "b", rows, **options)
+    assert entries(tmp_path) == []
+
+
+def test_an_existing_directory_is_left_alone(tiny_copy, tiny):
+    """The bundle itself among them: versions stand side by side."""
+    before = bundles.digest(tiny_copy)
+
+    with pytest.raises(BundleError, match="exists already; choose another directory, or remove it first"):
+        recalibrate(tiny_copy, tiny_copy, inliers(tiny, 40, seed=15))
+    assert bundles.digest(tiny_copy) == before
+
+
+def test_a_full_disk_leaves_nothing_half_written(tiny, tmp_path):
+    """The write fails half way: a clear error, nothing new, the old bundle as it was."""
+    rows, before = inliers(tiny, 40, seed=16), bundles.digest(tiny.path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # files cannot grow past it, as on a full disk
+    try:
+        with pytest.raises(BundleError, match=r"cannot write the bundle \(.+\); nothing was changed there"):
+            recalibrate(tiny.path, tmp_path / "b", rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert entries(tmp_path) == []
+    assert bundles.read_bundle(tiny.path).digest == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": np.zeros(40)}, r"rows\.npz: y_test is float64 \(40,\); it must be one integer per row"),
+        ({"y_test": np.zeros(39, int)}, r"rows\.npz: x_test has 40 rows, y_test 39; they must be equal"),
+        ({"x_test": np.float32(1)}, r"rows\.npz: x_test has 0 rows, y_test 40; they must be equal"),
+        ({"y_test": np.full(40, 3)}, r"rows\.npz: y_test\[0\] is 3; .* allows 0 to 2 \(40 labels lie outside\)"),
+        ({"x_test": np.ones((40, 12))}, r"inputs: dtype is float64, this detector takes float32"),
+        ({"y_test": np.array([None] * 40)}, r"rows\.npz: cannot be read as an npz of plain arrays"),
+    ],
+    ids=["labels not integer", "lengths differ", "no rows", "label out of range", "other dtype", "pickled"],
+)
+def test_the_command_says_what_is_wrong_with_a_file(tiny, tmp_path, capsys, changes, message):
+    """Exit status 1 and one line that names file and array; nothing is written."""
+    file = write_npz(tmp_path / "rows.npz", inliers(tiny, 40, seed=19), **changes)
+
+    assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b")]) == 1
+
+    assert re.fullmatch(rf"softkin-train: error: .*{message}.*\n", capsys.readouterr().err)
+    assert entries(tmp_path) == ["rows.npz"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "one byte", "other arrays"])
+def test_the_command_refuses_a_damaged_file(tiny, tmp_path, capsys, damage):
+    """Whatever numpy raises."""
+    file = write_npz(tmp_path / "rows.npz", inliers(tiny, 40, seed=20))
+    data = bytearray(file.read_bytes())
+    data[500] ^= 1
+    if damage == "missing":
+        file.unlink()
+    elif damage == "other arrays":
+        np.savez(file, x=np.zeros(3))
+    else:
+        file.write_bytes(data if damage == "one byte" else data[:-100])
+
+    assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b")]) == 1
+
+    wanted = "lacks ['x_test', 'y_test']" if damage == "other arrays" else "cannot be read as an npz of plain arrays"
+    assert f"rows.npz: {wanted}" in capsys.readouterr().err

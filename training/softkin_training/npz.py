@@ -1,0 +1,67 @@
+"""Arrays of an npz file, checked. Needs no torch: whoever only reads rows need not wait for its import."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.errors import DataError
+
+Array = NDArray[Any]
+
+
+def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
+    """Arrays of an npz file, without pickle.
+
+    Args:
+        path: the file.
+        keys: arrays it must hold.
+        optional: arrays to take along where it holds them.
+
+    Raises:
+        DataError: the file cannot be read or lacks a key; says which it holds.
+    """
+    try:
+        # Opened here, because np.load leaves a file open that it cannot read.
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            missing = [k for k in keys if k not in file]
+            if missing:
+                raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}")
+            found = {k: file[k] for k in [*keys, *(k for k in optional if k in file)]}
+            return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e:
+        raise DataError(f"{path}: cannot be read as an npz of plain arrays ({e})") from None
+
+
+def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, path: str | Path) -> NDArray[np.int64]:
+    """`[n]` class indices `y_<split>` of the rows `x_<split>`.
+
+    Args:
+        arrays: of the file.
+        split: `train` or `test`.
+        num_classes: how many class names there are.
+        path: the file, for messages.
+
+    Raises:
+        DataError: not one integer in `[0, num_classes)` for each row; names the file, the array and the first label.
+    """
+    x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{path}: y_{split} is {y.dtype} {y.shape}; it must be one integer per row")
+    num_rows = len(x) if x.ndim else 0
+    if num_rows != len(y):
+        raise DataError(f"{path}: x_{split} has {num_rows} rows, y_{split} {len(y)}; they must be equal")
+    outside = np.flatnonzero((y < 0) | (y >= num_classes))
+    if len(outside):
+        i = outside[0]
+        raise DataError(
+            f"{path}: y_{split}[{i}] is {y[i]}; labels index class_names, which allows 0 to {num_classes - 1} "
+            f"({len(outside)} labels lie outside)"
+        )
+    return y.astype(np.int64)

@@ -1,0 +1,172 @@
+"""A new version of a bundle from new calibration rows: same network, same bank, same scores, new p-values.
+
+Needs neither torch nor the training data: the bundle remembers which rows it was made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin import bundle as bundles
+from softkin import conformal
+from softkin.bundle import Bundle, UsedRows
+from softkin.calibration import Calibration
+from softkin.certificate import certify
+from softkin.detector import Detector, nonconformity_of
+from softkin.errors import InvalidInputError
+from softkin.manifest import Manifest, parse_manifest
+from softkin_training.calibrate import refuse_overflow, sorted_calibration
+from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used
+
+VERSION_LENGTH = 63
+"""Characters that the manifest allows."""
+_Value = TypeVar("_Value", bound=np.generic)
+
+
+def recalibrate(
+    bundle: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    rows: Rows,
+    *,
+    grow: bool = False,
+    version: str | None = None,
+    alpha: float | None = None,
+) -> Manifest:
+    """Write a new version of a bundle whose p-values rest on `rows`.
+
+    The false-alarm rate holds for inputs exchangeable with the calibration rows: `rows` must be a plain sample of the
+    inliers to come. Rows chosen by the detector's own verdict, whichever, are none. With `grow` the same goes for the
+    old and the new rows together, so only while inliers have not drifted.
+
+    Outlier scores do not change: network, bank and golden rows are carried over, and so are the references of the
+    joint form. So is the manifest's `approximation`, which was measured on the first calibration rows.
+
+    Args:
+        bundle: bundle directory to start from; it is left as it is.
+        out: bundle directory to write.
+        rows: inliers that neither network, bank nor references have seen: raw inputs `[n, *manifest.input_shape]` of
+            dtype `manifest.input_dtype` with labels in [0, C).
+        grow: add `rows` to the calibration rows of the bundle, instead of replacing those.
+        version: of the new bundle; by default the old one with `-r1`, or with one more than its own `-rK`.
+        alpha: new default false-alarm rate; the bundle's when None.
+
+    Returns:
+        The manifest as written; its provenance says what it was made from.
+
+    Raises:
+        InvalidInputError: wrong dtype or shape, values that are not finite, the bundle's own version, or an alpha that
+            so many rows cannot honour.
+        DataError: labels out of range, rows that repeat or were used before, or a row on which the network overflows.
+        BundleError: the bundle is damaged, the version is no name, `out` exists or cannot be written; nothing
+            half-written stays.
+    """
+    old = bundles.read_bundle(bundle)
+    version = _new_version(old.manifest, version)
+    check_labels(rows, len(old.manifest.classes), "calibration")
+    n = len(rows) + (len(old.calibration) if grow else 0)
+    alpha = conformal.check_alpha(old.manifest.default_alpha if alpha is None else alpha, n)
+
+    calibration = _score(old, rows)
+    # Only now: rows of another dtype, which scoring refuses, have other digests.
+    refuse_used(rows, old.used_rows.seen, f"the training, bank or reference rows of {old.path}")
+    if grow:
+        refuse_used(rows, old.used_rows.calibration, f"the calibration rows of {old.path}")
+    refuse_repeated(rows)
+    used = digests64(rows.x)
+    if grow:
+        calibration = _merge(old.calibration, calibration)
+        used = np.union1d(old.used_rows.calibration, used)
+    manifest = dataclasses.replace(
+        old.manifest,
+        version=version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        default_alpha=alpha,
+        calibration_size=n,
+        predicted_class_rows=calibration.rows_by_predicted_class(len(old.manifest.classes)),
+        certificate=certify(alpha, n),
+        provenance=_provenance(old, rows, grow=grow),
+    )
+    return bundles.write_bundle(
+        out,
+        manifest,
+        model=(old.path / bundles.MODEL).read_bytes(),
+        bank=old.bank,
+        calibration=calibration,
+        golden=old.golden,
+        used_rows=UsedRows(seen=old.used_rows.seen, calibration=used),
+    )
+
+
+def _new_version(manifest: Manifest, version: str | None) -> str:
+    found = re.fullmatch(r"(.+)-r(\d{1,9})", manifest.version)
+    stem, number = (found[1], int(found[2]) + 1) if found else (manifest.version, 1)
+    suffix = f"-r{number}"
+    default = stem[: VERSION_LENGTH - len(suffix)] + suffix
+    if version == manifest.version:
+        raise InvalidInputError(
+            "version",
+            f"got {version!r}, which is the bundle's own; two different detectors must not share a version: choose "
+            f"another, or leave it out for {default!r}",
+        )
+    chosen = default if version is None else version
+    # Before rows are scored, and in the words of the check that every bundle gets.
+    parse_manifest(dataclasses.replace(manifest, version=chosen).to_json(), "the new manifest")
+    return chosen
+
+
+def _score(old: Bundle, rows: Rows) -> Calibration:
+    """The calibration that `rows` make, by the scorer that serves."""
+    references = old.calibration.references
+    outputs = Detector(old).outputs(rows.x)
+    refuse_overflow(outputs, rows)
+    nonconformity = nonconformity_of(old.manifest, old.bank, references)
+    a_BC = nonconformity(outputs)
+    return sorted_calibration(a_BC, nonconformity.predict(outputs, a_BC), rows.y, references)
+
+
+def _merge(old: Calibration, new: Calibration) -> Calibration:
+    scores, predicted = _merge_sorted(
+        old.outlier_scores, new.outlier_scores, old.predicted_classes, new.predicted_classes
+    )
+    true_scores, true = _merge_sorted(old.true_class_scores, new.true_class_scores, old.true_classes, new.true_classes)
+    return Calibration(
+        outlier_scores=scores,
+        predicted_classes=predicted,
+        true_class_scores=true_scores,
+        true_classes=true,
+        references=old.references,
+    )
+
+
+def _merge_sorted(
+    a: NDArray[np.float64], b: NDArray[np.float64], a_values: NDArray[_Value], b_values: NDArray[_Value]
+) -> tuple[NDArray[np.float64], NDArray[_Value]]:
+    """Two sorted arrays as one, with the value of each entry; `a` comes first among equals."""
+    scores = np.concatenate([a, b])
+    order = np.argsort(scores, kind="stable")
+    return scores[order], np.concatenate([a_values, b_values])[order]
+
+
+def _provenance(old: Bundle, rows: Rows, *, grow: bool) -> dict[str, Any]:
+    """That of the old bundle, and how this one came from it: `from_digest` leads one step back."""
+    found = fingerprint(rows.x)
+    provenance = old.manifest.provenance
+    replaced = {} if grow else {"calibration": found}
+    return {
+        **provenance,
+        "fingerprints": {**provenance.get("fingerprints", {}), **replaced},
+        "recalibrated": {
+            "from_digest": old.digest,
+            "from_version": old.manifest.version,
+            "grown": grow,
+            "rows": len(rows),
+            "fingerprint": found,
+        },
+    }
