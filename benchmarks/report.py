@@ -40,7 +40,8 @@ def _markdown(results: dict[str, Any], picture: str) -> Iterable[str]:
         yield from _condensed(results["condensed"])
 
 
-def _table(head: list[str], rows: Iterable[list[Any]]) -> Iterable[str]:
+def table(head: list[str], rows: Iterable[list[Any]]) -> Iterable[str]:
+    """A Markdown table."""
     yield ""
     yield "| " + " | ".join(head) + " |"
     yield "|---" * len(head) + "|"
@@ -91,7 +92,7 @@ def _timings(case: dict[str, Any]) -> Iterable[str]:
         for timings in batches.values():
             row += [f"{timings[name]['milliseconds']:.2f}", _ratio(timings[name], "over_ceiling")]
         rows.append([*row, f"{case['memory'][name]['resident_mb']:.0f}"])
-    yield from _table([*head, "resident MB"], rows)
+    yield from table([*head, "resident MB"], rows)
     if first:
         yield ""
         yield "Rounds: " + ", ".join(f"{_first(t)['rounds']} at batch {b}" for b, t in batches.items()) + "."
@@ -117,7 +118,7 @@ def _faster(case: dict[str, Any]) -> Iterable[str]:
     rows = [[f"{SOFTKIN} than {n}", *(_ratio(t[n], "over_softkin") for t in batches.values())] for n in names]
     if FLAT in names:
         rows.append([f"{NEAREST} than {FLAT}", *(_ratio(t[FLAT], "over_nearest") for t in batches.values())])
-    yield from _table(["", *(f"batch {b}" for b in batches)], rows)
+    yield from table(["", *(f"batch {b}" for b in batches)], rows)
 
 
 def _placement(placement: dict[str, Any]) -> Iterable[str]:
@@ -127,7 +128,7 @@ def _placement(placement: dict[str, Any]) -> Iterable[str]:
         for name, providers in placement.items()
         for provider, found in providers.items()
     ]
-    yield from _table(["candidate", "provider", "nodes", "operators"], rows)
+    yield from table(["candidate", "provider", "nodes", "operators"], rows)
 
 
 def _linearity(results: dict[str, Any], picture: str) -> Iterable[str]:
@@ -140,7 +141,7 @@ def _linearity(results: dict[str, Any], picture: str) -> Iterable[str]:
         for batch, fits in results["fits"].items()
         for name, fit in fits.items()
     ]
-    yield from _table(["batch", "candidate", "a, ms", "b, ns per row", "R²"], rows)
+    yield from table(["batch", "candidate", "a, ms", "b, ns per row", "R²"], rows)
 
 
 def _memory(memory: dict[str, Any]) -> Iterable[str]:
@@ -158,7 +159,7 @@ def _memory(memory: dict[str, Any]) -> Iterable[str]:
         row = [r["title"], r["precision"], r["file_mb"], r["resident_mb"], f"{r['resident_share']:.2f}"]
         row += [r["load_peak_mb"], f"{r['load_peak_share']:.2f}", f"{r['own_peak_share']:.2f}"]
         rows.append([*row, r["call_extra_mb"], r["nearest_extra_mb"]])
-    yield from _table([*head, "a call more: MB", f"with top-{memory['k']}: MB"], rows)
+    yield from table([*head, "a call more: MB", f"with top-{memory['k']}: MB"], rows)
     yield ""
     yield "A second scorer of the same files in the same process, as shares of the bank file; pages that several map"
     yield "count once. Prepacked, as the service runs: each session has its own copy of the bank, in the order of the"
@@ -171,7 +172,7 @@ def _memory(memory: dict[str, Any]) -> Iterable[str]:
         slower = [f"{v:.2f}" for v in r["mapped_times_slower"].values()]
         rows.append(["", "", "mapped", *(f"{r[k]['mapped']:.2f}" for k in ("first_share", "added_share")), *slower])
     times = [f"time at batch {batch}" for batch in memory["second"][0]["mapped_times_slower"]]
-    yield from _table(["bank", "precision", "", "the first", "the second adds", *times], rows)
+    yield from table(["bank", "precision", "", "the first", "the second adds", *times], rows)
 
 
 def _cancellation(c: dict[str, Any]) -> Iterable[str]:
@@ -180,7 +181,7 @@ def _cancellation(c: dict[str, Any]) -> Iterable[str]:
     yield f"{c['title']} on {c['device']}, batch {c['batch']}, stopped at a random moment;"
     yield f"{c['stopped']} of {c['tries']} calls were still running. From `cancel()` to the return of `run()`:"
     head = ["median ms", "max ms", "one chunk, ms", "chunks", "the whole call, ms"]
-    yield from _table(head, [[c["median_ms"], c["max_ms"], c["chunk_ms"], c["chunks"], c["whole_ms"]]])
+    yield from table(head, [[c["median_ms"], c["max_ms"], c["chunk_ms"], c["chunks"], c["whole_ms"]]])
 
 
 def _condensed(c: dict[str, Any]) -> Iterable[str]:
@@ -191,4 +192,4 @@ def _condensed(c: dict[str, Any]) -> Iterable[str]:
         [batch, f"{t['whole_ms']:.2f}", f"{t['condensed_ms']:.2f}", f"{t['times_faster']:.1f}"]
         for batch, t in c["timings"].items()
     ]
-    yield from _table(["batch", f"{c['whole']:,} rows: ms", f"{c['condensed']:,} rows: ms", "times faster"], rows)
+    yield from table(["batch", f"{c['whole']:,} rows: ms", f"{c['condensed']:,} rows: ms", "times faster"], rows)

@@ -1,0 +1,100 @@
+"""The drift watch: silent while nothing drifts, however long, and quick when something does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from softkin.conformal import p_values
+from softkin.drift import DriftWatch, _bets, _kept, _staked
+from trials import mixed_stream, real_scores, watch
+
+STREAMS, STEPS = 400, 20_000
+LEVELS = (0.05, 0.01)
+
+
+def alarms(n: int, streams: int, steps: int) -> dict[float, int]:
+    """How many null streams ever reach 1 / level. Only ranks count: uniform scores stand for any continuous ones."""
+    highest = []
+    for stream in range(streams):
+        rng = np.random.default_rng([stream, n])
+        drift = DriftWatch(np.sort(rng.random(n)), rng=rng)
+        for _ in range(steps // 4000):
+            drift.observe(rng.random(4000))
+        highest.append(drift.report().max_log10_martingale)
+    return {level: int((np.array(highest) >= -np.log10(level)).sum()) for level in LEVELS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1000, 10_000])
+def test_at_most_the_nominal_share_of_null_streams_ever_alarms(n):
+    """Ville's inequality, with a finite calibration set, over 20,000 steps."""
+    found = alarms(n, STREAMS, STEPS)
+
+    for level, count in found.items():
+        assert count <= level * STREAMS
+
+
+def test_null_streams_of_tied_scores_do_not_alarm_more():
+    """60 % of the scores equal, on a small calibration set."""
+    highest = []
+    for stream in range(STREAMS):
+        rng = np.random.default_rng(stream)
+        calibration, scores = (np.maximum(rng.integers(0, 100, size), 60.0) for size in (300, 2000))
+        highest.append(watch(calibration, scores, rng).max_log10_martingale)
+
+    assert (np.array(highest) >= -np.log10(0.05)).sum() <= binom.ppf(1 - 1e-4, STREAMS, 0.05)
+
+
+def test_the_test_would_notice_p_values_against_a_fixed_calibration_set():
+    """The same bets on p-values of the 200 calibration rows alone, as peers make them: many null streams alarm."""
+    found = 0
+    for stream in range(100):
+        rng = np.random.default_rng(stream)
+        p = p_values(rng.random(STEPS), np.sort(rng.random(200)), 1.0 - rng.random(STEPS))
+        wealth, t = np.zeros(_bets(p[:1]).shape[1]), np.arange(1, STEPS + 1)
+        for bet, staked, kept in zip(_bets(p), _staked(t), _kept(t), strict=True):
+            wealth = (wealth + staked) * bet
+            if wealth.mean() + kept >= 20:
+                found += 1
+                break
+
+    assert found > binom.ppf(1 - 1e-4, 100, 0.05)
+
+
+@pytest.mark.parametrize("n", [1000, 6000])
+def test_five_per_cent_of_foreign_images_alarm_within_a_thousand_rows(n):
+    """notMNIST among Fashion-MNIST, from the first row or after 5,000 clean ones: the median of 50 streams."""
+    pool = real_scores()
+    for clean in (0, 5000):
+        delays = []
+        for stream in range(50):
+            rng = np.random.default_rng([stream, n, clean])
+            order = rng.permutation(len(pool.inliers))
+            calibration, before = pool.inliers[order[:n]], pool.inliers[order[n : n + clean]]
+            after = mixed_stream(pool.inliers[order[n + clean :]], pool.outliers["notMNIST"], 0.05, rng)
+            report = watch(calibration, np.concatenate([before, after]), rng)
+            delays.append(report.alarm_row - clean if report.alarm_row > clean else np.inf)
+        assert np.median(delays) <= 1000
+
+
+@pytest.mark.slow
+def test_ten_million_rows_need_no_more_memory_than_one_million():
+    """Arrays of fixed size, and nothing kept beside them."""
+    rng = np.random.default_rng(0)
+    drift = DriftWatch(np.sort(rng.random(10_000)), rng=rng)
+    sizes = {name: array.nbytes for name, array in drift.state().items()}
+    resident = []
+    for _ in range(10):
+        for _ in range(100):
+            drift.observe(rng.random(10_000))
+        assert drift.report().window_rows == 10_000
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+    assert drift.report().rows == 10_000_000
+    assert {name: array.nbytes for name, array in drift.state().items()} == sizes
+    assert resident[-1] - resident[0] < 4e6  # a single byte kept of every row would be 9 MB
