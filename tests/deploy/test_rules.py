@@ -15,6 +15,7 @@ REJECTED = 'softkin_rejected_total{job="softkin",instance="a:9090",reason="%s"}'
 UP = 'up{job="softkin",instance="a:9090"}'
 INFO = f'softkin_detector_info{{{DETECTOR},digest="f00d",device="cpu"}}'
 ALPHA = f"softkin_alpha{{{DETECTOR}}}"
+DRIFT_ALARM = f"softkin_drift_alarm{{{DETECTOR}}}"
 FALLBACK = 'softkin_device_fallback{job="softkin",instance="a:9090"}'
 INLIERS = f'softkin_rows_total{{{DETECTOR},verdict="inlier"}}'
 OUTLIERS = f'softkin_rows_total{{{DETECTOR},verdict="outlier"}}'
@@ -27,6 +28,7 @@ HEALTHY = {
     INFO: "1x600",
     ALPHA: "0.05x600",
     FALLBACK: "0x600",
+    DRIFT_ALARM: "0x600",
     INLIERS: "0+950x600",
     OUTLIERS: "0+50x600",
     P_VALUES: "0+1000x600",
@@ -50,6 +52,7 @@ CASES = {
     "the queue is full": ({REJECTED % "queue_full": "0+5x600"}, 20, ["SoftkinOverloaded"]),
     "deadlines pass in the queue": ({REJECTED % "deadline": "0+5x600"}, 20, ["SoftkinOverloaded"]),
     "the GPU is not used": ({FALLBACK: "1x600"}, 20, ["SoftkinDeviceFallback"]),
+    "the drift watch alarms": ({DRIFT_ALARM: "0x10 1x590"}, 15, ["SoftkinDrift"]),
     "15% flagged at alpha 5%": ({OUTLIERS: "0+150x600", INLIERS: "0+850x600"}, 90, ["SoftkinFlagRateAboveAlpha"]),
     "7% flagged at alpha 5%": ({OUTLIERS: "0+70x600", INLIERS: "0+930x600"}, 500, []),
     "15% flagged of few rows": ({OUTLIERS: "0+1x600", INLIERS: "0+6x600"}, 500, []),

@@ -180,10 +180,13 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--drain-grace-seconds", type=float, default=30)
     parser.add_argument("--drain-delay-seconds", type=float, default=0)
+    parser.add_argument("--drift-state", type=Path)
+    parser.add_argument("--drift-save-seconds", type=float, default=10)
+    parser.add_argument("--version", default="1")
     parser.add_argument("--hold", type=Path)
     options = parser.parse_args()
     gate = None if options.hold is None else threading.Event()
-    detector = StandIn(gate=gate)
+    detector = StandIn(version=options.version, gate=gate)
 
     def open_gate() -> None:
         assert gate is not None
@@ -200,6 +203,8 @@ def main() -> int:
         metrics_port=0,
         drain_grace_seconds=options.drain_grace_seconds,
         drain_delay_seconds=options.drain_delay_seconds,
+        drift_state=options.drift_state,
+        drift_save_seconds=options.drift_save_seconds,
     )
     return serve(settings, load=lambda path, **options: detector)
 

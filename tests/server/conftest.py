@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2_grpc
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
+from serving import Process
 from softkin.client import Client
 from softkin.converters import array_to_tensor
 from softkin.metrics import Metrics
@@ -93,6 +94,20 @@ def _servers() -> Iterator[Start]:
     for r in running:
         r.channel.close()
         r.server.stop_now()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Process]]:
+    """Starts serving processes; see `Process`."""
+    started: list[Process] = []
+
+    def run(*arguments: str) -> Process:
+        started.append(Process(*arguments))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.close()
 
 
 @pytest.fixture

@@ -78,6 +78,24 @@ BAD = {
     "alpha -1": (one_row(alpha=-1), "alpha: got -1;"),
     "alpha NaN": (one_row(alpha=float("nan")), "alpha: got nan;"),
     "alpha below the smallest p-value": (one_row(alpha=0.009), "alpha: got 0.009, but 99 calibration rows"),
+    "unknown guarantee": (
+        one_row(guarantee=9),
+        "guarantee: got 9; allowed: GUARANTEE_MARGINAL, GUARANTEE_CERTIFIED, GUARANTEE_CLASS_CONDITIONAL, "
+        "GUARANTEE_FALSE_DISCOVERY_RATE",
+    ),
+    "confidence 0": (one_row(confidence=0), "confidence: got 0; it must lie strictly in (0, 1)"),
+    "confidence 1": (one_row(confidence=1), "confidence: got 1; it must lie strictly in (0, 1)"),
+    "confidence -1": (one_row(confidence=-1), "confidence: got -1; it must lie strictly in (0, 1)"),
+    "confidence NaN": (one_row(confidence=float("nan")), "confidence: got nan; it must lie strictly in (0, 1)"),
+    "too few rows to certify": (
+        one_row(guarantee=pb.GUARANTEE_CERTIFIED, alpha=0.02),
+        "alpha: got 0.02, but 99 calibration rows certify nothing below 0.0298067 at confidence 0.95; use alpha >= "
+        "0.0298067, a lower confidence, or at least 149 calibration rows",
+    ),
+    "too few rows of a class": (
+        one_row(guarantee=pb.GUARANTEE_CLASS_CONDITIONAL, alpha=0.04),
+        "alpha: got 0.04, but class 2 has only 19 calibration rows, which cannot give a p-value below 0.05",
+    ),
     "too many neighbours": (one_row(num_neighbors=6), "num_neighbors: got 6; this server gives at most"),
 }
 
@@ -116,10 +134,10 @@ def test_a_wrong_request_reaches_no_detector_row_counter(start):
     ],
     ids=["name", "version", "very long version"],
 )
-@pytest.mark.parametrize("method", ["Score", "GetDetector"])
+@pytest.mark.parametrize("method", ["Score", "GetDetector", "GetDrift"])
 def test_an_unknown_detector_is_not_found_and_the_message_lists_what_is_loaded(shared_server, method, names, message):
     """NOT_FOUND, with the detectors that are there."""
-    request = one_row(**names) if method == "Score" else pb.GetDetectorRequest(**names)
+    request = one_row(**names) if method == "Score" else getattr(pb, f"{method}Request")(**names)
 
     with pytest.raises(grpc.RpcError) as e:
         getattr(shared_server.stub, method)(request, timeout=20)

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from softkin.certificate import certify
 from softkin.converters import Limits
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
+from softkin.verdicts import GUARANTEES
 from standin import StandIn
 
 ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values")
@@ -40,6 +42,65 @@ def test_scores_over_the_wire_are_those_in_process_bit_by_bit(server, rows, n, n
 
     assert_same(scores, StandIn().score(x, alpha=0.1, num_neighbors=num_neighbors))
     assert server.sample("softkin_batch_rows_count") == -(-n // 8)
+
+
+@pytest.mark.parametrize("smoothing_seed", [None, 0, 2**64 - 1], ids=["plain", "seed 0", "largest seed"])
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.parametrize("n", [5, 29])
+def test_every_guarantee_over_the_wire_is_the_one_in_process(server, rows, n, guarantee, smoothing_seed):
+    """Verdicts, budget and p-values, one request or several: a selection is made among all rows of the array."""
+    options = {"alpha": 0.1, "guarantee": guarantee, "confidence": 0.75, "smoothing_seed": smoothing_seed}
+    x = rows(n) / 7
+
+    with server.client() as client:
+        scores = client.score(x, **options)
+
+    assert_same(scores, StandIn().score(x, **options))
+    assert scores.budget.guarantee == guarantee
+    assert scores.budget.smoothed == (smoothing_seed is not None)
+
+
+def test_a_selection_spans_all_requests_for_one_array(server):
+    """A strange row among ordinary ones cannot be flagged in its own request, but among all rows of the array."""
+    x = np.zeros((32, 2, 3), np.float32)
+    x[0] = x[8:24] = 50  # p = 0.01
+
+    with server.client() as client:
+        alone = client.score(x[:8], guarantee="false_discovery_rate")
+        scores = client.score(x, guarantee="false_discovery_rate", num_neighbors=2)
+
+    assert not alone.is_outlier.any()
+    assert (alone.budget.p_value_threshold, alone.budget.fewest_selectable) == (0, 2)
+    assert scores.is_outlier.tolist() == [True] + [False] * 7 + [True] * 16 + [False] * 8
+    assert (scores.budget.p_value_threshold, scores.budget.fewest_selectable) == (0.01, 7)
+    assert_same(scores, StandIn().score(x, guarantee="false_discovery_rate", num_neighbors=2))
+
+
+def test_a_selection_that_is_the_servers_default_spans_all_requests_too(start):
+    """What the answers say is what counts, not what the caller asked for."""
+    x = np.zeros((32, 2, 3), np.float32)
+    x[0] = x[8:24] = 50
+    running = start(StandIn(), max_rows=8, guarantee="false_discovery_rate")
+
+    with running.client() as client:
+        scores = client.score(x)
+
+    assert_same(scores, StandIn().score(x, guarantee="false_discovery_rate"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guarantee": "most"}, "guarantee: got 'most'; allowed: marginal, certified, class_conditional, false_disc"),
+        ({"smoothing_seed": -1}, r"smoothing_seed: got -1; must lie in \[0, 2\^64\)"),
+        ({"smoothing_seed": 2**64}, r"smoothing_seed: got 18446744073709551616; must lie in \[0, 2\^64\)"),
+        ({"num_neighbors": -1}, "num_neighbors: got -1; must be 0 or more"),
+    ],
+)
+def test_what_cannot_travel_is_refused_before_sending(shared_server, rows, options, message):
+    """With the words of scoring in process."""
+    with shared_server.client() as client, pytest.raises(InvalidInputError, match=message):
+        client.score(rows(1), **options)
 
 
 def test_large_rows_are_split_by_bytes(start, rows):
@@ -105,6 +166,21 @@ def test_the_servers_alpha_holds_when_the_request_names_none(start, rows):
         alphas = client.score(rows(1)).budget.alpha, client.score(rows(1), alpha=0.3).budget.alpha
 
     assert alphas == (0.2, 0.3)
+
+
+def test_the_servers_guarantee_and_confidence_hold_when_the_request_names_none(start, rows):
+    """And GetDetector says so: the certificate is that of the server's own alpha and confidence."""
+    running = start(StandIn(), alpha=0.2, guarantee="certified", confidence=0.75)
+
+    with running.client() as client:
+        info = client.detector_info()
+        default, own = client.score(rows(3)), client.score(rows(3), guarantee="marginal", confidence=0.9)
+
+    assert (info.default_guarantee, info.default_alpha) == ("certified", 0.2)
+    assert info.certificate == certify(0.2, 99, 0.75)
+    assert info.predicted_class_rows == (50, 30, 19)
+    assert_same(default, StandIn().score(rows(3), alpha=0.2, guarantee="certified", confidence=0.75))
+    assert_same(own, StandIn().score(rows(3), alpha=0.2, guarantee="marginal", confidence=0.9))
 
 
 def test_a_client_reaches_the_detector_it_names_and_the_last_loaded_version_by_default(start, rows):

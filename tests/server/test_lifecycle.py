@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
 
 from softkin.converters import array_to_tensor
-from softkin.errors import InvalidInputError, SoftkinError
+from softkin.errors import InvalidInputError, SoftkinError, StateError
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.server import Server
@@ -208,6 +208,57 @@ def test_a_server_whose_alpha_no_detector_can_honour_does_not_start():
         server.start()
 
     server.wait()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guarantee": "certified", "alpha": 0.02}, "alpha: got 0.02, but 99 calibration rows certify nothing below"),
+        ({"guarantee": "certified", "confidence": 0.995}, "alpha: got 0.05, but 99 .* at confidence 0.995; use alpha"),
+        ({"guarantee": "class_conditional", "alpha": 0.04}, "alpha: got 0.04, but class 2 has only 19 calibration r"),
+        ({"guarantee": "false_discovery_rate", "alpha": 0.004}, "alpha: got 0.004, but 99 calibration rows cannot"),
+    ],
+)
+def test_a_server_whose_default_guarantee_cannot_be_honoured_does_not_become_ready(start, options, message):
+    """Better than refusing every request that names none."""
+    running = start(StandIn(), ready=False, **options)
+
+    with pytest.raises(InvalidInputError, match=message):
+        running.server.make_ready()
+
+    assert check(running, READY) == Status.NOT_SERVING
+
+
+def test_a_drift_state_that_another_server_holds_stops_the_start(start, tmp_path):
+    """Ports are closed again, and the holder is not disturbed; once it has stopped the folder is free."""
+    running = start(StandIn(), drift_state=tmp_path)
+    registry = Registry()
+    registry.add(StandIn())
+    settings = ServerSettings(host="127.0.0.1", port=0, metrics_port=0, drift_state=tmp_path)
+    server = Server(settings, registry, Metrics(CollectorRegistry(), version="0"))
+
+    with pytest.raises(StateError, match=f"{tmp_path}: another server keeps its drift state here; give each its own"):
+        server.start()
+
+    server.wait()
+    assert check(running, READY) == Status.SERVING
+    running.server.stop_now()
+    assert check(start(StandIn(), drift_state=tmp_path), READY) == Status.SERVING
+
+
+def test_a_damaged_drift_state_stops_the_start(start, tmp_path):
+    """With the file to remove; nothing is overwritten."""
+    first = start(StandIn(), drift_state=tmp_path)
+    first.server.stop_now()
+    [file] = tmp_path.glob("*.safetensors")
+    file.write_bytes(b"no state")
+
+    running = start(StandIn(), ready=False, drift_state=tmp_path)
+    with pytest.raises(StateError, match=f"{file}: cannot go on from this drift state .*remove the file to begin anew"):
+        running.server.make_ready()
+    running.server.stop_now()
+
+    assert file.read_bytes() == b"no state"
 
 
 def test_a_detector_loaded_twice_is_refused():

@@ -5,11 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 import urllib.request
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -17,67 +13,8 @@ import pytest
 
 from softkin.converters import array_to_tensor
 from softkin.v1 import outlier_pb2 as pb
-from softkin.v1 import outlier_pb2_grpc as pb_grpc
 
-SCRIPT = Path(__file__).parents[1] / "helpers" / "standin.py"
 REQUEST = pb.ScoreRequest(inputs=array_to_tensor(np.ones((3, 2, 3), np.float32)))
-
-
-class Process:
-    """A serving process whose log is read line by line."""
-
-    def __init__(self, *arguments):
-        self.popen = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
-        self.log = []
-        self._watchdog = threading.Timer(60, self.popen.kill)
-        self._watchdog.start()
-        line = self.read_until("event=serving")
-        self.port, self.metrics_port = (int(re.search(rf"\b{k}=(\d+)", line)[1]) for k in ("port", "metrics_port"))
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
-        self.stub = pb_grpc.OutlierServiceStub(self.channel)
-
-    def read_until(self, text):
-        """The next log line that has the text."""
-        for line in self.popen.stderr:
-            self.log.append(line)
-            if text in line:
-                return line
-        raise AssertionError(f"no {text!r} in the log: {''.join(self.log)}")
-
-    def wait_for_pending_rows(self, n):
-        """Scraping again and again needs no sleep: every scrape is a round trip."""
-        while True:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20) as answer:
-                if f"softkin_pending_rows {n:.1f}" in answer.read().decode():
-                    return
-
-    def finish(self):
-        """Exit status and the rest of the log."""
-        self.log.extend(self.popen.stderr)
-        return self.popen.wait(timeout=60), "".join(self.log)
-
-    def close(self):
-        """End the process, whatever it is doing."""
-        self.channel.close()
-        self.popen.kill()
-        self.popen.wait()
-        self.popen.stderr.close()
-        self._watchdog.cancel()
-        self._watchdog.join()
-
-
-@pytest.fixture
-def serve():
-    """Starts serving processes."""
-    started = []
-
-    def run(*arguments):
-        started.append(Process(*arguments))
-        return started[-1]
-
-    yield run
-    for process in started:
-        process.close()
 
 
 @pytest.fixture

@@ -14,14 +14,22 @@ import numpy as np
 import pytest
 
 from softkin import Client, Detector
+from softkin.verdicts import GUARANTEES
 
 SOFTKIN = [sys.executable, "-m", "softkin.cli"]
 
 
 @pytest.fixture(scope="module")
-def served(tiny):
-    """`softkin serve` as its own process: the process, its gRPC target and its metrics address."""
+def state(tmp_path_factory):
+    """Where the server keeps its drift state."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def served(tiny, state):
+    """`softkin serve` as its own process: the process, its gRPC target, its metrics address and its log."""
     flags = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--device", "cpu"]
+    flags += ["--drift-state", str(state), "--confidence", "0.9"]
     process = subprocess.Popen([*SOFTKIN, "serve", str(tiny.path), *flags], stderr=subprocess.PIPE, text=True)
     watchdog = threading.Timer(120, process.kill)
     watchdog.start()
@@ -51,7 +59,7 @@ def test_scores_over_the_wire_equal_those_in_process_bit_for_bit(served, tiny, n
     expected = Detector.load(tiny.path, device="cpu").score(x, alpha=0.1, num_neighbors=neighbors)
 
     with Client(served[1]) as client:
-        found = client.score(x, alpha=0.1, num_neighbors=neighbors)
+        found = client.score(x, alpha=0.1, confidence=0.95, num_neighbors=neighbors)
 
     for name in ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence"):
         a, b = getattr(found, name), getattr(expected, name)
@@ -65,6 +73,74 @@ def test_scores_over_the_wire_equal_those_in_process_bit_for_bit(served, tiny, n
         assert found.neighbors.layers == expected.neighbors.layers
     else:
         assert found.neighbors is None
+
+
+@pytest.mark.parametrize("seed", [None, 41], ids=["plain", "smoothed"])
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_every_guarantee_over_the_wire_is_the_one_in_process(served, tiny, guarantee, seed):
+    """P-values, verdicts and budget, bit for bit; an uneven alpha, so that smoothing matters."""
+    x = np.concatenate([tiny.inliers[:90], tiny.outliers[:20]])
+    options = {"alpha": 0.0777, "guarantee": guarantee, "smoothing_seed": seed}
+    expected = Detector.load(tiny.path, device="cpu").score(x, confidence=0.9, **options)
+
+    with Client(served[1]) as client:
+        found = client.score(x, **options)
+
+    assert found.budget == expected.budget
+    assert (found.budget.guarantee, found.budget.confidence) == (guarantee, 0.9)
+    for name in ("p_value", "is_outlier", "class_p_values", "credibility", "confidence"):
+        assert getattr(found, name).tobytes() == getattr(expected, name).tobytes(), name
+    assert found.is_outlier[90:].any()
+
+
+def test_the_drift_watch_sees_the_rows_scored(served, tiny):
+    """Over the wire and by the command: every row counts, and outliers raise the evidence."""
+    with Client(served[1]) as client:
+        before = client.drift()
+        client.score(tiny.inliers)
+        quiet = client.drift().report
+        client.score(np.concatenate([tiny.outliers] * 4))
+        loud = client.drift().report
+    shown = json.loads(run("drift", "--target", served[1], "--json").stdout)
+
+    assert before.detector == "tiny"
+    assert quiet.rows == before.report.rows + 500
+    assert loud.rows == quiet.rows + 200 == shown["report"]["rows"]
+    assert loud.log10_martingale > quiet.log10_martingale
+    assert loud.max_log10_martingale >= max(quiet.max_log10_martingale, 2)
+    assert loud.alarm
+    assert shown["alarm"]
+    assert shown["report"]["max_log10_martingale"] == loud.max_log10_martingale
+
+
+def test_a_folder_of_drift_state_serves_one_server(served, tiny, state):
+    """Exit status 1 and one line that says what to do; the server that has it goes on."""
+    flags = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--device", "cpu")
+
+    result = run("serve", str(tiny.path), *flags, "--drift-state", str(state))
+
+    assert result.returncode == 1
+    assert f"error: {state}: another server keeps its drift state here; give each its own" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert run("healthcheck", "--target", served[1]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--guarantee", "certified", "--alpha", "0.004"), "300 calibration rows certify nothing below 0.00993609"),
+        (("--guarantee", "class_conditional", "--alpha", "0.004"), "calibration rows, which cannot give a p-value bel"),
+    ],
+)
+def test_a_promise_that_the_bundle_cannot_keep_is_not_served(tiny, flags, message):
+    """Exit status 1, before any request could be refused for it."""
+    ports = ("--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--device", "cpu")
+
+    result = run("serve", str(tiny.path), *ports, *flags)
+
+    assert result.returncode == 1
+    assert "error: alpha: got 0.004, but " in result.stderr
+    assert message in result.stderr
 
 
 def test_log_and_metrics_tell_where_it_runs(served):
@@ -83,11 +159,20 @@ def test_the_score_command_prints_verdicts_and_a_summary(served, tiny, tmp_path)
     table = run("score", "--target", served[1], str(file), "--neighbors", "3")
     assert table.returncode == 0, table.stderr
     assert "10 rows" in table.stdout
+    assert "with this calibration set, at confidence 0.9 (300 calibration rows; tiny 1 on cpu)" in table.stdout
 
     lines = [json.loads(s) for s in run("score", "--target", served[1], str(file), "--json").stdout.splitlines()]
     assert len(lines) == 11
     expected = Detector.load(tiny.path, device="cpu").score(np.load(file)["x_test"])
     assert [row["p_value"] for row in lines[:10]] == expected.p_value.tolist()
+
+    options = ("--guarantee", "certified", "--alpha", "0.2", "--confidence", "0.75", "--smoothing-seed", "6", "--json")
+    lines = [json.loads(s) for s in run("score", "--target", served[1], str(file), *options).stdout.splitlines()]
+    expected = Detector.load(tiny.path, device="cpu").score(
+        np.load(file)["x_test"], guarantee="certified", alpha=0.2, confidence=0.75, smoothing_seed=6
+    )
+    assert [row["p_value"] for row in lines[:10]] == expected.p_value.tolist()
+    assert lines[10]["budget"] == {"rows": 10, "flagged": int(expected.is_outlier.sum()), **vars(expected.budget)}
 
 
 def test_healthcheck_and_inspect_answer(served, tiny):
@@ -97,6 +182,8 @@ def test_healthcheck_and_inspect_answer(served, tiny):
     described = json.loads(run("inspect", str(tiny.path), "--json").stdout)
     assert described["name"] == "tiny"
     assert described["calibration_size"] == 300
+    assert sum(described["predicted_class_rows"]) == 300
+    assert described["certificate"]["alpha"] == described["default_alpha"] == 0.05
 
 
 def test_a_damaged_bundle_is_not_served(tiny_copy):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -79,3 +81,19 @@ def test_rows_are_counted_by_predicted_class():
     assert len(c) == 60
     assert c.rows_by_predicted_class(CLASSES) == tuple((c.predicted_classes == j).sum() for j in range(CLASSES))
     assert c.rows_by_predicted_class(CLASSES)[-1] == 0
+
+
+def test_a_changed_copy_does_not_remember_how_the_old_scores_were_split():
+    """Scores are split by class once for each calibration, and again for another."""
+    c, score, predicted, a, _ = make(0)
+    before = c.class_conditional(score, predicted, a, None)
+    moved = dataclasses.replace(c, outlier_scores=c.outlier_scores + 1000, true_class_scores=c.true_class_scores + 1000)
+
+    p, class_p = moved.class_conditional(score, predicted, a, None)
+
+    has_rows = predicted < CLASSES - 1
+    assert (p[np.isfinite(score)] == 1).all()
+    assert (p[np.isinf(score) & has_rows] < 1).all()
+    assert (class_p[1:] == 1).all()
+    again = c.class_conditional(score, predicted, a, None)
+    assert all((x == y).all() for x, y in zip(before, again, strict=True))

@@ -36,6 +36,7 @@ def test_p_value_is_the_definition(calibration, tested):
     assert found.tolist() == expected
 
 
+@settings(deadline=None)
 @given(scores, scores, st.integers(0, 2**32))
 def test_a_smoothed_p_value_is_the_definition(calibration, tested, seed):
     """(number larger + u (1 + number equal)) / (n + 1), ties included; never above the p-value without smoothing."""
@@ -47,6 +48,7 @@ def test_a_smoothed_p_value_is_the_definition(calibration, tested, seed):
     assert (found <= conformal.p_values(np.array(tested), np.sort(calibration))).all()
 
 
+@settings(deadline=None)
 @given(scores, st.integers(0, 2**32))
 def test_one_uniform_number_smooths_all_classes_of_a_row(calibration, seed):
     """u `[B, 1]` is broadcast over the scores `[B, C]`."""
@@ -90,6 +92,7 @@ def test_an_infinite_score_gets_the_smallest_p_value():
 class_rows = st.lists(st.tuples(st.integers(-5, 5).map(float), st.integers(0, 3)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(class_rows)
 def test_scores_are_split_by_class_in_order(rows):
     """Per class what a loop collects, sorted; empty where a class has none. Class 4 has none here."""
@@ -101,6 +104,7 @@ def test_scores_are_split_by_class_in_order(rows):
     assert [part.tolist() for part in found] == [[a for a, b in rows if b == k] for k in range(5)]
 
 
+@settings(deadline=None)
 @given(class_rows, class_rows, st.booleans(), st.integers(0, 2**32))
 def test_class_conditional_p_values_are_those_of_the_class_alone(calibration, tested, smooth, seed):
     """The definition among the calibration rows of the row's class; a class without any gives 1."""
@@ -175,6 +179,7 @@ def test_rank_counts_the_p_values_at_most_any_alpha(n, alpha):
     assert conformal.rank(alpha, n) == sum(c / (n + 1) <= alpha for c in range(1, n + 2))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**7))
 def test_alpha_is_honoured_from_the_smallest_p_value_on(n):
     """1 / (n + 1) itself is accepted, the float below it is not, and the message's remedy is accepted too."""

@@ -243,6 +243,10 @@ def test_another_level_judges_a_restored_watch_anew():
     never.restore(state)
     state = never.state()
     assert (at(0.01).alarm, at(0.01).alarm_row, at(0.01).rows) == (True, 120, 120)
+    w.observe(rng.normal(size=5000))
+    report, state = w.report(), w.state()
+    assert report.log10_martingale < 2 < report.max_log10_martingale
+    assert (at(0.01).alarm_row, at(0.5).alarm_row) == (report.alarm_row, report.alarm_row)
 
 
 def test_threads_lose_no_row():

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from networks import without_logits
 from softkin import BundleError, Detector, bundle, cli, conformal
 from softkin.bank import Bank, LayerBank
 from softkin.detector_graph import OUTPUTS
@@ -83,13 +84,6 @@ def variant(tiny, out, *, metric="cosine", form="joint", parts=None, model=None,
     spec = dataclasses.replace(tiny.spec, layers=layers, nonconformity=form, parts=parts, **changes)
     build(out, model or tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
     return out
-
-
-def without_logits(model):
-    """The same network as a source of bare embeddings."""
-    proto = onnx.load_from_string(model)
-    del proto.graph.output[0], proto.graph.node[0]
-    return proto.SerializeToString()
 
 
 @pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])

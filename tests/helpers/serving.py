@@ -1,0 +1,66 @@
+"""A server as a process of its own, whose log is read line by line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from softkin.client import Client
+from softkin.v1 import outlier_pb2_grpc as pb_grpc
+
+SCRIPT = Path(__file__).with_name("standin.py")
+
+
+class Process:
+    """The stand-in, served; arguments are those of its command line."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.popen = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
+        self.log: list[str] = []
+        self._watchdog = threading.Timer(60, self.popen.kill)
+        self._watchdog.start()
+        line = self.read_until("event=serving")
+        self.port, self.metrics_port = (int(re.search(rf"\b{k}=(\d+)", line)[1]) for k in ("port", "metrics_port"))
+        self.target = f"127.0.0.1:{self.port}"
+        self.channel = grpc.insecure_channel(self.target)
+        self.stub: Any = pb_grpc.OutlierServiceStub(self.channel)
+
+    def client(self) -> Client:
+        """A client of softkin's own."""
+        return Client(self.target)
+
+    def read_until(self, text: str) -> str:
+        """The next log line that has the text."""
+        for line in self.popen.stderr:
+            self.log.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"no {text!r} in the log: {''.join(self.log)}")
+
+    def wait_for_pending_rows(self, n: int) -> None:
+        """Scraping again and again needs no sleep: every scrape is a round trip."""
+        while True:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20) as answer:
+                if f"softkin_pending_rows {n:.1f}" in answer.read().decode():
+                    return
+
+    def finish(self) -> tuple[int, str]:
+        """Exit status and the rest of the log."""
+        self.log.extend(self.popen.stderr)
+        return self.popen.wait(timeout=60), "".join(self.log)
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self.channel.close()
+        self.popen.kill()
+        self.popen.wait()
+        self.popen.stderr.close()
+        self._watchdog.cancel()
+        self._watchdog.join()

@@ -1,0 +1,125 @@
+"""What people read about guarantees and drift."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from softkin import display
+from softkin.converters import DriftInfo
+from softkin.drift import DriftReport
+from softkin.scores import ErrorBudget
+from softkin.verdicts import GUARANTEES
+from standin import manifest
+
+BUDGET = ErrorBudget(
+    detector="d",
+    version="1",
+    digest="x",
+    device="cpu",
+    guarantee="marginal",
+    alpha=0.05,
+    confidence=0.95,
+    p_value_threshold=0.05,
+    false_alarm_bound=0.0721,
+    fewest_selectable=None,
+    calibration_size=300,
+    smallest_p_value=1 / 301,
+    smoothed=False,
+)
+PROMISES = {
+    "marginal": (
+        {},
+        "inliers alone would give about 5.00%, at most 7.21% with this calibration set, at confidence 0.95",
+    ),
+    "certified": (
+        {"false_alarm_bound": 0.0487},
+        "inliers alone give at most 4.87% with this calibration set, at confidence 0.95 (certified at alpha 0.05)",
+    ),
+    "class_conditional": (
+        {"confidence": 0.9},
+        "inliers alone would give about 5.00% in every predicted class, at most 7.21% with this calibration set, at "
+        "confidence 0.9",
+    ),
+    "false_discovery_rate": (
+        {"false_alarm_bound": None, "fewest_selectable": 7},
+        "of the rows flagged at most 0.05 are inliers, in expectation; 7 of the rows must have the smallest p-value "
+        "before any is flagged",
+    ),
+}
+REPORT = DriftReport(
+    rows=12_345,
+    level=0.001,
+    log10_martingale=-0.5,
+    max_log10_martingale=1.25,
+    alarm_row=0,
+    cusum=3.21,
+    window_rows=10_000,
+    flag_rate=0.0512,
+    alpha=0.05,
+    histogram=np.array([8, 4, 2, 1, 0] * 4),
+)
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal in which no line is folded."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_the_line_under_a_table_says_what_the_guarantee_promises(guarantee):
+    """Each in its own words; never an alpha where the promise is another."""
+    changes, text = PROMISES[guarantee]
+
+    assert display.promise(dataclasses.replace(BUDGET, guarantee=guarantee, **changes)) == text
+
+
+def drift_rows(capsys, **changes):
+    """The printed table as pairs of key and value."""
+    report = dataclasses.replace(REPORT, **changes)
+    display.print_drift(DriftInfo(detector="d[1]", version="2", digest="x", report=report), as_json=False)
+    lines = [line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    return {key.strip(): value.strip() for key, value in lines}
+
+
+def test_a_drift_report_is_readable(capsys):
+    """Every figure with what it means; names are shown as they are."""
+    assert drift_rows(capsys) == {
+        "detector": "d[1] 2",
+        "rows watched": "12345",
+        "drift alarm": "no (chance of one, ever, while nothing drifts: at most 0.001)",
+        "evidence": "10^-0.50, at most 10^1.25; alarm at 1000",
+        "recent evidence": "3.2 nats (CUSUM, no guarantee on false alarms)",
+        "recent flag rate": "5.12% of 10000 rows, alpha is 0.05",
+        "recent p-values": "█▄▂▁ █▄▂▁ █▄▂▁ █▄▂▁   from 0 to 1; level while nothing drifts",
+    }
+
+
+def test_an_alarm_says_when_it_was(capsys):
+    """The row at which the evidence first reached the level."""
+    found = drift_rows(capsys, alarm_row=77, max_log10_martingale=3.5)
+
+    assert found["drift alarm"].startswith("yes, at row 77 (")
+
+
+def test_a_watch_that_has_seen_nothing_can_be_shown(capsys):
+    """No rows, no bars."""
+    found = drift_rows(capsys, rows=0, window_rows=0, flag_rate=0.0, histogram=np.zeros(20, np.int64))
+
+    assert found["rows watched"] == "0"
+    assert found["recent p-values"] == "from 0 to 1; level while nothing drifts"
+
+
+def test_a_manifest_shows_its_certificate_and_the_rows_of_its_classes(capsys):
+    """What the false-alarm rate can be, what can be certified, and how unevenly classes were predicted."""
+    display.print_manifest(manifest(), "ab" * 32, as_json=False)
+
+    out = capsys.readouterr().out
+    assert "99 rows, smallest p-value 0.01; by predicted class 19 to 50" in out
+    assert (
+        "at alpha 0.05 the false-alarm rate is at most 0.09007, at confidence 0.95; the smallest rate that can be "
+        "certified is 0.02981"
+    ) in out
