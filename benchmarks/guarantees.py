@@ -19,7 +19,7 @@ from machine import describe_machine
 from report import table
 from softkin.certificate import certified_rank, certify, false_alarm_bound
 from softkin.conformal import class_conditional_p_values, p_values, rank, split_by_class
-from softkin.drift import LOW_BETS, _bets, _kept, _staked
+from softkin.drift_bets import LOW_BETS, bets, kept, staked
 from trials import deterministic, mixed_stream, real_scores, realised_rates, select_in_batches, split_p_values, watch
 
 Floats = NDArray[np.float64]
@@ -167,10 +167,10 @@ def _alarm_rows(p_ST: Floats, level: float) -> list[int]:
     """Per stream the row at which the bets on given p-values alarm; 0: never."""
     streams, steps = p_ST.shape
     t = np.arange(1, steps + 1)
-    wealth, rows = np.zeros((streams, _bets(p_ST[:1, 0]).shape[1])), np.zeros(streams, np.int64)
-    for i, staked, kept in zip(range(steps), _staked(t), _kept(t), strict=True):
-        wealth = (wealth + staked) * _bets(p_ST[:, i])
-        alarmed = (rows == 0) & (wealth.mean(axis=1) + kept >= 1 / level)
+    wealth, rows = np.zeros((streams, bets(p_ST[:1, 0]).shape[1])), np.zeros(streams, np.int64)
+    for i, stake, rest in zip(range(steps), staked(t), kept(t), strict=True):
+        wealth = (wealth + stake) * bets(p_ST[:, i])
+        alarmed = (rows == 0) & (wealth.mean(axis=1) + rest >= 1 / level)
         rows[alarmed] = i + 1
         wealth[rows > 0] = 0.0  # decided; they would go on to overflow
     return rows.tolist()
@@ -225,7 +225,7 @@ def cusum() -> dict[str, Any]:
 
 
 def _log_bet(p: Floats) -> Floats:
-    low = _bets(p)[:, :LOW_BETS]
+    low = bets(p)[:, :LOW_BETS]
     return np.log(low.mean(axis=1))
 
 

@@ -69,10 +69,12 @@ def false_alarm_bound(k: int, n: int, confidence: float) -> float:
     return high
 
 
+@lru_cache(maxsize=256)
 def certified_rank(alpha: float, n: int, confidence: float) -> int:
     """The largest k whose `false_alarm_bound` is at most alpha; 0 where n rows certify nothing at alpha."""
-    most = rank(alpha, n)
-    return int((binomial_cdf(most, n, alpha) <= 1 - confidence)[: most + 1].sum())
+    # At confidence 0.5 and above the bound lies above k / (n + 1), so no k past alpha's own rank can keep alpha.
+    most = rank(alpha, n) if confidence >= 0.5 else n
+    return min(int((binomial_cdf(most, n, alpha) <= 1 - confidence).sum()), n)
 
 
 def rows_to_certify(alpha: float, confidence: float) -> int:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import conformal
+from softkin.drift_bets import LOW_BETS, bets, kept, staked
 
 Floats = NDArray[np.float64]
 
@@ -36,11 +37,6 @@ SLICE_ROWS = 128
 WINDOW_ROWS = 10_000
 """Rows that count as recent."""
 HISTOGRAM_BINS = 20
-LOW_TAILS, LOW_SHARES = (0.002, 0.01, 0.03, 0.1, 0.3), (0.03, 0.1, 0.3)
-"""Bets on strange rows: that beside inliers this share of all p-values lies in that tail."""
-LOW_BETS = len(LOW_TAILS) * len(LOW_SHARES)
-HIGH_TAILS, HIGH_SHARES = (0.03, 0.1, 0.3), (0.1, 0.3)
-"""Bets on rows that are too familiar, such as repeats: the same for p-values close to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +94,7 @@ class DriftWatch:
         self._keys = block + tie_break[cuts]
         self._weights = np.diff(np.concatenate([[-1], cuts, [n]]))
         self._rows = self._alarm_row = 0
-        self._log_wealth = np.full(len(_DENSITIES), -np.inf)
+        self._log_wealth = np.full(bets(np.ones(1)).shape[1], -np.inf)
         self._log_martingale = self._max_log_martingale = self._cusum = 0.0
         self._recent = np.zeros(WINDOW_ROWS, np.float32)
 
@@ -178,14 +174,14 @@ class DriftWatch:
 
     def _take(self, scores: Floats) -> None:
         """Rank, bet and remember at most `SLICE_ROWS` scores."""
-        bets_TE = _bets(self._sequential_p_values(scores))
+        bets_TE = bets(self._sequential_p_values(scores))
         t = self._rows + 1 + np.arange(len(scores))
         # In units of the largest stake; the densities are bounded, so a slice cannot leave the range of float64.
         unit = max(0.0, float(self._log_wealth.max()))
         gain_TE = np.cumprod(bets_TE, axis=0)
-        started_TE = np.cumsum(_staked(t)[:, None] * bets_TE / gain_TE, axis=0)
+        started_TE = np.cumsum(staked(t)[:, None] * bets_TE / gain_TE, axis=0)
         wealth_TE = gain_TE * (np.exp(self._log_wealth - unit) + started_TE * math.exp(-unit))
-        log_martingale_T = unit + np.log(wealth_TE.mean(axis=1) + _kept(t) * math.exp(-unit))
+        log_martingale_T = unit + np.log(wealth_TE.mean(axis=1) + kept(t) * math.exp(-unit))
         with np.errstate(divide="ignore"):
             self._log_wealth = unit + np.log(wealth_TE[-1])
         self._log_martingale = float(log_martingale_T[-1])
@@ -215,44 +211,15 @@ class DriftWatch:
 
     def _add_to_cusum(self, p: Floats) -> None:
         """Page's CUSUM of the mean bet on strange rows, against calibration rows alone: it never gets used to drift."""
-        low = _bets(p)[:, :LOW_BETS]
+        low = bets(p)[:, :LOW_BETS]
         path = self._cusum + np.cumsum(np.log(low.mean(axis=1)))
         self._cusum = float(path[-1] - min(0.0, path.min()))
 
 
-def _densities() -> Floats:
-    """`[E, 2]`: density inside and outside the tail of each bet."""
-    pairs = [(tail, share) for tail in LOW_TAILS for share in LOW_SHARES]
-    pairs += [(tail, share) for tail in HIGH_TAILS for share in HIGH_SHARES]
-    return np.array([[1 - share + share / tail, 1 - share] for tail, share in pairs])
-
-
 _EARLIER = np.tri(SLICE_ROWS, k=-1, dtype=np.bool_)
-_DENSITIES = _densities()
-_LOW_EDGES = np.repeat(LOW_TAILS, len(LOW_SHARES))
-_HIGH_EDGES = 1.0 - np.repeat(HIGH_TAILS, len(HIGH_SHARES))
-
-
-def _bets(p: Floats) -> Floats:
-    """`[T, E]`: every bet's density at p."""
-    inside = np.concatenate([p[:, None] <= _LOW_EDGES, p[:, None] > _HIGH_EDGES], axis=1)
-    return np.where(inside, _DENSITIES[:, 0], _DENSITIES[:, 1])
 
 
 def _count_earlier(pairs: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """`[T]`: for each row i, how many j < i have pairs[i, j]; T < 256."""
     earlier = pairs & _EARLIER[: len(pairs), : len(pairs)]
     return earlier.view(np.uint8) @ np.ones(len(pairs), np.uint8)
-
-
-def _kept(t: NDArray[np.int64]) -> Floats:
-    """Capital that is not yet staked after row t >= 0: 1 / (1 + ln(1 + t)).
-
-    It falls as slowly as that so that a change after a million rows costs only e^19 of evidence.
-    """
-    return 1.0 / (1.0 + np.log1p(t))
-
-
-def _staked(t: NDArray[np.int64]) -> Floats:
-    """Capital staked at row t >= 1: kept(t - 1) - kept(t), without cancellation."""
-    return np.log1p(1.0 / t) * _kept(t - 1) * _kept(t)

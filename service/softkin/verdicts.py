@@ -105,7 +105,9 @@ class Rule:
     def _bound(self, threshold: float, n: int) -> float:
         k = rank(threshold, n)
         # A smoothed p-value may also fall to the threshold from the next larger one.
-        return certificate.false_alarm_bound(k + int(self.smoothed and k / (n + 1) < threshold), n, self.confidence)
+        bound = certificate.false_alarm_bound(k + int(self.smoothed and k / (n + 1) < threshold), n, self.confidence)
+        # Where all scores tie a smoothed p-value is uniform whatever the calibration set: its rate is the threshold.
+        return max(bound, threshold) if self.smoothed else bound
 
 
 def check_rule(
@@ -144,14 +146,7 @@ def check_rule(
             f"{confidence:g}; use alpha >= {least}, a lower confidence, or at least {needed} calibration rows",
         )
     if guarantee == "class_conditional":
-        rows = min(class_sizes)
-        least = rounded_up(smallest_p_value(rows))
-        if alpha < smallest_p_value(rows):
-            raise InvalidInputError(
-                "alpha",
-                f"got {alpha:g}, but class {class_sizes.index(rows)} has only {rows} calibration rows, which cannot "
-                f"give a p-value below {least}; use alpha >= {least}, guarantee marginal, or more calibration rows",
-            )
+        _check_class_sizes(alpha, class_sizes)
     return Rule(
         guarantee=guarantee,
         alpha=alpha,
@@ -160,3 +155,19 @@ def check_rule(
         class_sizes=tuple(class_sizes),
         smoothed=smoothed,
     )
+
+
+def _check_class_sizes(alpha: float, class_sizes: Sequence[int]) -> None:
+    rows = min(class_sizes)
+    remedy = "use guarantee marginal, or calibrate with rows of it"
+    if rows == 0:
+        raise InvalidInputError(
+            "guarantee", f"class_conditional, but class {class_sizes.index(0)} has no calibration rows; {remedy}"
+        )
+    least = rounded_up(smallest_p_value(rows))
+    if alpha < smallest_p_value(rows):
+        raise InvalidInputError(
+            "alpha",
+            f"got {alpha:g}, but class {class_sizes.index(rows)} has only {rows} calibration rows, which cannot give a "
+            f"p-value below {least}; use alpha >= {least}, guarantee marginal, or more calibration rows",
+        )

@@ -10,7 +10,8 @@ import pytest
 from scipy.stats import binom
 
 from softkin.conformal import p_values
-from softkin.drift import DriftWatch, _bets, _kept, _staked
+from softkin.drift import DriftWatch
+from softkin.drift_bets import bets, kept, staked
 from trials import mixed_stream, real_scores, watch
 
 STREAMS, STEPS = 400, 20_000
@@ -56,10 +57,10 @@ def test_the_test_would_notice_p_values_against_a_fixed_calibration_set():
     for stream in range(100):
         rng = np.random.default_rng(stream)
         p = p_values(rng.random(STEPS), np.sort(rng.random(200)), 1.0 - rng.random(STEPS))
-        wealth, t = np.zeros(_bets(p[:1]).shape[1]), np.arange(1, STEPS + 1)
-        for bet, staked, kept in zip(_bets(p), _staked(t), _kept(t), strict=True):
-            wealth = (wealth + staked) * bet
-            if wealth.mean() + kept >= 20:
+        wealth, t = np.zeros(bets(p[:1]).shape[1]), np.arange(1, STEPS + 1)
+        for bet, stake, rest in zip(bets(p), staked(t), kept(t), strict=True):
+            wealth = (wealth + stake) * bet
+            if wealth.mean() + rest >= 20:
                 found += 1
                 break
 
@@ -98,3 +99,15 @@ def test_ten_million_rows_need_no_more_memory_than_one_million():
     assert drift.report().rows == 10_000_000
     assert {name: array.nbytes for name, array in drift.state().items()} == sizes
     assert resident[-1] - resident[0] < 4e6  # a single byte kept of every row would be 9 MB
+
+
+@pytest.mark.parametrize("quantile", [0.05, 0.37, 0.5, 0.85])
+def test_a_source_that_repeats_one_row_for_ever_alarms(quantile):
+    """A stuck sensor, whose row is no outlier: after 1,000 clean rows, within 200."""
+    rng = np.random.default_rng(0)
+    calibration, clean = rng.normal(size=2000), rng.normal(size=1000)
+    stuck = np.full(200, np.quantile(calibration, quantile))
+
+    report = watch(calibration, np.concatenate([clean, stuck]), rng)
+
+    assert 1000 < report.alarm_row <= 1200

@@ -11,6 +11,7 @@ from scipy.stats import ks_2samp, kstest
 
 from softkin import drift
 from softkin.conformal import class_conditional_p_values, p_values, split_by_class
+from softkin.drift_bets import LOW_BETS, bets
 from trials import mixed_stream, real_scores
 
 N = 2000
@@ -96,7 +97,7 @@ def test_the_cusum_is_that_of_online_cp():
         """The product of the mean bets on strange rows."""
 
         def update(self, p):
-            bet = drift._bets(np.array([p]))[0, : len(drift.LOW_TAILS) * len(drift.LOW_SHARES)].mean()
+            bet = bets(np.array([p]))[0, :LOW_BETS].mean()
             self.logM += float(np.log(bet))
             self.log_martingale_values.append(self.logM)
 

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from softkin import conformal, drift
-from softkin.drift import COARSE_GAPS, FINE_GAPS, HIGH_SHARES, HIGH_TAILS, LOW_SHARES, LOW_TAILS, SLICE_ROWS, DriftWatch
+from softkin import conformal, drift_bets
+from softkin.drift import COARSE_GAPS, FINE_GAPS, SLICE_ROWS, DriftWatch
+from softkin.drift_bets import (
+    BAND_SHARE,
+    BAND_STARTS,
+    BAND_WIDTH,
+    HIGH_SHARES,
+    HIGH_TAILS,
+    LOW_SHARES,
+    LOW_TAILS,
+    RESERVE,
+)
 
 LEVEL = 1e-4
 """Chance that a correct implementation fails one of the statistical tests."""
@@ -49,15 +59,16 @@ def urn(calibration, scores, rng, cuts):
 
 
 def densities(p):
-    """Every bet's density at p: low tails, then high tails."""
+    """Every bet's density at p: low tails, high tails, then the bands between them."""
     low = [1 - share + (share / tail if p <= tail else 0) for tail in LOW_TAILS for share in LOW_SHARES]
     high = [1 - share + (share / tail if p > 1 - tail else 0) for tail in HIGH_TAILS for share in HIGH_SHARES]
-    return low + high
+    bands = [1 - BAND_SHARE + (BAND_SHARE / BAND_WIDTH if s < p <= s + BAND_WIDTH else 0) for s in BAND_STARTS]
+    return low + high + bands
 
 
 def kept(t):
     """Capital not yet staked after row t."""
-    return 1 / (1 + math.log(1 + t))
+    return RESERVE + (1 - RESERVE) / (1 + math.log(1 + t))
 
 
 def martingales(p_values):
@@ -129,21 +140,21 @@ def test_the_test_would_notice_p_values_against_the_calibration_rows_alone():
 def test_every_bet_is_a_density():
     """Its mean over (0, 1] is 1, so a fair p-value wins nothing; tails include p = tail, and p = 1."""
     grid = (np.arange(1000) + 0.5) / 1000  # every edge is a multiple of 1/1000
-    np.testing.assert_allclose(drift._bets(grid).mean(axis=0), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(drift_bets.bets(grid).mean(axis=0), 1.0, rtol=1e-12)
 
     for p in (1e-12, 0.002, 0.0021, 0.01, 0.3, 0.31, 0.7, 0.71, 0.97, 0.98, 1.0):
-        np.testing.assert_allclose(drift._bets(np.array([p]))[0], densities(p), rtol=1e-12, err_msg=str(p))
+        np.testing.assert_allclose(drift_bets.bets(np.array([p]))[0], densities(p), rtol=1e-12, err_msg=str(p))
 
 
 def test_the_capital_is_staked_once():
     """What has been staked up to row t and what is kept make 1, without cancellation after a million rows."""
     t = np.arange(1, 1_000_001)
-    staked = drift._staked(t)
+    staked = drift_bets.staked(t)
 
     assert (staked > 0).all()
-    np.testing.assert_allclose(np.cumsum(staked) + drift._kept(t), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(np.cumsum(staked) + drift_bets.kept(t), 1.0, rtol=1e-12)
     for row in (1, 2, 17, 1000):
-        assert drift._staked(np.array([row]))[0] == pytest.approx(kept(row - 1) - kept(row), rel=1e-9)
+        assert drift_bets.staked(np.array([row]))[0] == pytest.approx(kept(row - 1) - kept(row), rel=1e-9)
 
 
 def drifting(rng, n=60):

@@ -191,8 +191,8 @@ REFUSED = {
     ),
     "a class without rows": (
         ("class_conditional", {"class_sizes": (160, 0, 140)}),
-        "alpha: got 0.05, but class 1 has only 0 calibration rows, which cannot give a p-value below 1; use "
-        "alpha >= 1, guarantee marginal, or more calibration rows",
+        "guarantee: class_conditional, but class 1 has no calibration rows; use guarantee marginal, or calibrate with "
+        "rows of it",
     ),
     **{
         f"alpha below the smallest p-value, {guarantee}": (
