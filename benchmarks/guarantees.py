@@ -19,7 +19,7 @@ from machine import describe_machine
 from report import table
 from softkin.certificate import certified_rank, certify, false_alarm_bound
 from softkin.conformal import class_conditional_p_values, p_values, rank, split_by_class
-from softkin.drift_bets import LOW_BETS, bets, kept, staked
+from softkin.drift_bets import bets, kept, log_low_bet, staked
 from trials import deterministic, mixed_stream, real_scores, realised_rates, select_in_batches, split_p_values, watch
 
 Floats = NDArray[np.float64]
@@ -213,7 +213,7 @@ def cusum() -> dict[str, Any]:
     for _ in range(100):
         order = rng.permutation(len(pool.inliers))
         after = mixed_stream(pool.inliers[order[n:]], pool.outliers["notMNIST"], 0.05, rng)
-        path = np.maximum.accumulate(np.cumsum(_log_bet(p_values(after, np.sort(pool.inliers[order[:n]])))))
+        path = np.maximum.accumulate(np.cumsum(log_low_bet(p_values(after, np.sort(pool.inliers[order[:n]])))))
         for h in thresholds:
             delays[h].append(int((path >= h).argmax()) + 1)
     return {
@@ -224,13 +224,8 @@ def cusum() -> dict[str, Any]:
     }
 
 
-def _log_bet(p: Floats) -> Floats:
-    low = bets(p)[:, :LOW_BETS]
-    return np.log(low.mean(axis=1))
-
-
 def _cusum_path(p: Floats) -> Floats:
-    total = np.cumsum(_log_bet(p))
+    total = np.cumsum(log_low_bet(p))
     return total - np.minimum.accumulate(np.minimum(total, 0.0))
 
 

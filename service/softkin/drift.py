@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import conformal
-from softkin.drift_bets import LOW_BETS, bets, kept, staked
+from softkin.drift_bets import bets, kept, log_low_bet, staked
 
 Floats = NDArray[np.float64]
 
@@ -211,8 +211,7 @@ class DriftWatch:
 
     def _add_to_cusum(self, p: Floats) -> None:
         """Page's CUSUM of the mean bet on strange rows, against calibration rows alone: it never gets used to drift."""
-        low = bets(p)[:, :LOW_BETS]
-        path = self._cusum + np.cumsum(np.log(low.mean(axis=1)))
+        path = self._cusum + np.cumsum(log_low_bet(p))
         self._cusum = float(path[-1] - min(0.0, path.min()))
 
 

@@ -33,14 +33,27 @@ def _intervals() -> Floats:
     return np.array(low + high + bands)
 
 
-_START, _END, _SHARE = _intervals().T
-_OUTSIDE = 1.0 - _SHARE
-_INSIDE = _OUTSIDE + _SHARE / (_END - _START)
+def _table() -> tuple[Floats, Floats]:
+    """Edges `[K]` between which every density is constant, and `[K + 1, E]` the densities between them."""
+    start_E, end_E, share_E = _intervals().T
+    edges_K = np.unique(np.concatenate([start_E, end_E]))[1:-1]  # without 0 and 1
+    middle_K = (np.append(0.0, edges_K) + np.append(edges_K, 1.0)) / 2
+    inside_KE = (middle_K[:, None] > start_E) & (middle_K[:, None] <= end_E)
+    return edges_K, 1.0 - share_E + np.where(inside_KE, share_E / (end_E - start_E), 0.0)
+
+
+_EDGES, _DENSITIES = _table()
+_LOG_LOW = np.log(_DENSITIES[:, :LOW_BETS].mean(axis=1))
 
 
 def bets(p: Floats) -> Floats:
     """`[T, E]`: every bet's density at p-values `[T]` in (0, 1]."""
-    return np.where((p[:, None] > _START) & (p[:, None] <= _END), _INSIDE, _OUTSIDE)
+    return np.asarray(_DENSITIES[np.searchsorted(_EDGES, p)])
+
+
+def log_low_bet(p: Floats) -> Floats:
+    """`[T]`: log of the mean density of the bets on strange rows."""
+    return np.asarray(_LOG_LOW[np.searchsorted(_EDGES, p)])
 
 
 def kept(t: NDArray[np.int64]) -> Floats:
