@@ -8,12 +8,12 @@ PROTO_VENV := .venv-proto
 SERVICE_VENV := .venv-service
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-service bench guarantees check protos prometheus clean
+.PHONY: demo test test-service bench guarantees check protos prometheus chromium clean
 
 demo: $(STAMP)  ## train, export, build, serve, score, scrape on embedded data; writes runs/demo
 	$(BIN)/python -m softkin_training.demo --out runs/demo
 
-test: $(STAMP) prometheus  ## the whole test suite
+test: $(STAMP) prometheus chromium  ## the whole test suite
 	$(BIN)/pytest
 
 # The tests scrape with a real one. Where there is no apt-get, install it by hand: `prometheus` and `promtool` on PATH.
@@ -22,13 +22,18 @@ prometheus:
 		{ echo "Installing Debian's package prometheus."; $(SUDO) apt-get update -qq && \
 		$(SUDO) apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }
 
+# They open the HTML report in one. Elsewhere: `chromium`, `chromium-browser` or `google-chrome` on PATH.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ echo "Installing Debian's package chromium."; $(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+
 test-service: $(SERVICE_VENV)/.installed  ## the tests of the service, where torch is not installed
 	! $(SERVICE_VENV)/bin/python -c "import torch" 2>/dev/null
 	$(SERVICE_VENV)/bin/pytest tests/unit tests/equivalence tests/server --ignore=tests/unit/training
 
 bench: $(STAMP)  ## the scorer beside peers and the machine's ceilings; writes benchmarks/results
 	$(INSTALL) --group bench
-	$(INSTALL) --no-deps pytorch-ood  # it asks for torchvision, which its k-th neighbour does without
 	$(BIN)/python benchmarks/scorer.py
 
 guarantees: $(STAMP)  ## every figure of docs/guarantees.md
@@ -56,6 +61,7 @@ $(STAMP): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "pip>=25.1"
 	$(INSTALL) --group test --group peers --group check -e '.[training]'
+	$(INSTALL) --no-deps pytorch-ood  # it asks for torchvision, which its scores do without
 	@touch $@
 
 $(SERVICE_VENV)/.installed: pyproject.toml deploy/constraints.txt

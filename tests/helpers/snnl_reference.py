@@ -54,3 +54,46 @@ CASES = {
     "far from the origin": (batch()[0] + 1e3, batch()[1]),
     "images": (batch(width=12)[0].reshape(24, 3, 2, 2), batch(width=12)[1]),
 }
+
+
+def published_loss_by_loops(z, y, temperature, metric):
+    """The authors' loss at a temperature, and its gradient in each row and in 1 / temperature; plain Python floats.
+
+    z: lists of floats, y: ints. Every derivative is written out from the equations of `published_snnl`.
+    """
+    eps, n = 1e-5, len(z)
+    d = [[0.0 if i == k else distance(z[i], z[k], metric) for k in range(n)] for i in range(n)]
+    f = [[0.0 if i == k else math.exp(-d[i][k] / temperature) for k in range(n)] for i in range(n)]
+    row_sum = [eps + sum(f[i]) for i in range(n)]
+    picked = [sum(f[i][k] for k in range(n) if y[k] == y[i]) / row_sum[i] for i in range(n)]
+    loss = -sum(math.log(eps + picked[i]) for i in range(n)) / n
+
+    gradient, by_inverse = [[0.0] * len(z[0]) for _ in range(n)], 0.0
+    for i in range(n):
+        for k in range(n):
+            if i == k:
+                continue
+            by_f = -((y[i] == y[k]) - picked[i]) / row_sum[i] / (eps + picked[i]) / n
+            by_inverse += by_f * -d[i][k] * f[i][k]
+            by_d = by_f * -f[i][k] / temperature
+            for row, other in ((i, k), (k, i)):
+                for j, slope in enumerate(distance_gradient(z[row], z[other], metric)):
+                    gradient[row][j] += by_d * slope
+    return loss, gradient, by_inverse
+
+
+def distance_gradient(a, b, metric):
+    """How one distance changes with `a`."""
+    if metric == "squared_euclidean":
+        return [2 * (x - w) for x, w in zip(a, b, strict=True)]
+    norm_a, norm_b = (math.sqrt(sum(x * x for x in row)) for row in (a, b))
+    cosine = sum(x * w for x, w in zip(a, b, strict=True)) / norm_a / norm_b
+    return [(cosine * x / norm_a - w / norm_b) / norm_a for x, w in zip(a, b, strict=True)]
+
+
+def published_step_by_loops(z, y, t, *, initial_temperature, step, metric):
+    """One batch of the authors' algorithm: t moves down its gradient, then the loss is taken at T0 / t."""
+    slope = published_loss_by_loops(z, y, initial_temperature / t, metric)[2] / initial_temperature
+    t -= step * slope
+    loss, gradient, _ = published_loss_by_loops(z, y, initial_temperature / t, metric)
+    return loss, t, gradient

@@ -1,11 +1,12 @@
 """The scores that others would use on the same network, bank and rows. Higher = more outlying, for all.
 
-Shapes: B rows, N bank rows, D width, C classes.
+Here those of logits and of neighbours; `fitted_baselines.py` has those that fit a model to the bank's rows.
+Shapes: B rows, N bank rows, D width, C classes, K neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,11 @@ KTH = 50
 """k of the k-th-neighbour distance (Sun et al. 2022 use 50 on CIFAR-10)."""
 DKNN_K = 75
 """Neighbours per layer of DkNN (Papernot & McDaniel 2018; 75 in the authors' code)."""
+GEN_GAMMA, GEN_CLASSES = 0.1, 100
+"""Exponent and number of largest probabilities of GEN (Liu et al. 2023, section 4)."""
+
+DISTANCES = 2**23
+"""Distances held at once."""
 
 Floats = NDArray[np.float64]
 Representations = Mapping[str, NDArray[np.float32]]
@@ -27,31 +33,79 @@ def max_softmax(logits_BC: NDArray[np.float32]) -> Floats:
     return -np.exp(logits.max(axis=1) - mass.logsumexp(logits, axis=1))
 
 
-def kth_neighbor(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], k: int = KTH) -> Floats:
-    """Distance to the k-th nearest bank row, both normalised (Sun et al. 2022, eq. 2). Returns `[B]`."""
+def max_logit(logits_BC: NDArray[np.float32]) -> Floats:
+    """Minus the largest logit (Hendrycks et al. 2022). Returns `[B]`."""
+    return -logits_BC.max(axis=1).astype(np.float64)
+
+
+def gen(logits_BC: NDArray[np.float32], gamma: float = GEN_GAMMA, classes: int = GEN_CLASSES) -> Floats:
+    """Generalised entropy `sum_c (p_c (1 - p_c))^gamma` over the largest probabilities (Liu et al. 2023, eq. 1).
+
+    Args:
+        logits_BC: `[B, C]`.
+        gamma: exponent in (0, 1).
+        classes: how many of the largest probabilities count.
+
+    Returns:
+        `[B]`.
+    """
+    logits = logits_BC.astype(np.float64)
+    p = np.exp(logits - mass.logsumexp(logits, axis=1)[:, None])
+    # 1 - p from the other probabilities: next to 1 the difference would round to zero, and with it the whole term.
+    rest = np.maximum(1.0 - p, 0.0)
+    top = p.argmax(axis=1)[:, None]
+    others = np.where(np.arange(p.shape[1]) == top, 0.0, p).sum(axis=1)
+    np.put_along_axis(rest, top, others[:, None], axis=1)
+    terms = (p * rest) ** gamma
+    if terms.shape[1] > classes:
+        largest = np.argpartition(p, -classes, axis=1)[:, -classes:]
+        terms = np.take_along_axis(terms, largest, axis=1)
+    return np.asarray(terms.sum(axis=1))
+
+
+def nearest(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], k: int) -> tuple[Floats, NDArray[np.int64]]:
+    """The k nearest bank rows by cosine, nearest first.
+
+    Args:
+        z_BD: `[B, D]` queries.
+        bank_ND: `[N, D]` bank rows.
+        k: neighbours; N where there are fewer rows.
+
+    Returns:
+        `[B, K]` Euclidean distances between normalised rows, and `[B, K]` the rows' numbers.
+    """
     bank = mass.unit_rows(bank_ND)
     k = min(k, len(bank))
-    parts = [_cosine(z, bank) for z in _slices(z_BD)]
-    return np.concatenate([np.sqrt(2.0 * np.partition(d, k - 1, axis=1)[:, k - 1]) for d in parts]).astype(np.float64)
+    distances, rows = [np.zeros((0, k))], [np.zeros((0, k), np.int64)]
+    for z in _slices(z_BD, max(1, DISTANCES // len(bank))):
+        cosine = np.maximum(1.0 - mass.unit_rows(z) @ bank.T, 0.0)
+        found = np.argpartition(cosine, k - 1, axis=1)[:, :k]
+        squared = 2.0 * np.take_along_axis(cosine, found, axis=1).astype(np.float64)
+        order = squared.argsort(axis=1)
+        rows.append(np.take_along_axis(found, order, axis=1))
+        distances.append(np.sqrt(np.take_along_axis(squared, order, axis=1)))
+    return np.concatenate(distances), np.concatenate(rows)
+
+
+def kth_neighbor(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], k: int = KTH) -> Floats:
+    """Distance to the k-th nearest bank row, both normalised (Sun et al. 2022, eq. 2). Returns `[B]`."""
+    return nearest(z_BD, bank_ND, k)[0][:, -1]
 
 
 def dknn_nonconformity(
     z: Representations, bank: Representations, bank_labels: NDArray[np.int64], num_classes: int, k: int = DKNN_K
 ) -> Floats:
     """Count of neighbours, over all layers, whose label is not j (Papernot & McDaniel 2018). Returns `[B, C]`."""
-    total: Floats | None = None
-    for name, z_BD in z.items():
-        rows = mass.unit_rows(bank[name])
-        top = min(k, len(rows))
-        counts = []
-        for part in _slices(z_BD):
-            nearest = np.argpartition(_cosine(part, rows), top - 1, axis=1)[:, :top]
-            labels = bank_labels[nearest]
-            counts.append(np.stack([(labels != j).sum(axis=1) for j in range(num_classes)], axis=1))
-        layer = np.concatenate(counts).astype(np.float64)
-        total = layer if total is None else total + layer
-    assert total is not None
-    return total
+    found = [other_labels(bank_labels[nearest(z[n], bank[n], k)[1]], num_classes) for n in z]
+    return np.asarray(sum(found), np.float64)
+
+
+def other_labels(labels_BK: NDArray[np.int64], num_classes: int) -> Floats:
+    """How many of each row's neighbours are not of class j. Returns `[B, C]`."""
+    rows, k = labels_BK.shape
+    cells = np.arange(rows)[:, None] * num_classes + labels_BK
+    same = np.bincount(cells.ravel(), minlength=rows * num_classes)
+    return k - same.reshape(rows, num_classes).astype(np.float64)
 
 
 def dknn_credibility(nonconformity_BC: Floats, calibration_true: Floats) -> Floats:
@@ -60,9 +114,6 @@ def dknn_credibility(nonconformity_BC: Floats, calibration_true: Floats) -> Floa
     return 1.0 - conformal.credibility(p_BC)
 
 
-def _cosine(z_BD: NDArray[np.float32], unit_bank_ND: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.maximum(1.0 - mass.unit_rows(z_BD) @ unit_bank_ND.T, 0.0)
-
-
-def _slices(z_BD: NDArray[np.float32], rows: int = 512) -> list[NDArray[np.float32]]:
-    return [z_BD[i : i + rows] for i in range(0, len(z_BD), rows)]
+def _slices(z_BD: NDArray[np.float32], rows: int) -> Iterator[NDArray[np.float32]]:
+    for i in range(0, len(z_BD), rows):
+        yield z_BD[i : i + rows]

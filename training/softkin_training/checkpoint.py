@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from softkin.errors import DataError, RecipeError
+from softkin.errors import DataError, InvalidInputError, RecipeError
 from softkin.staging import replacing
 from softkin_training.config import Recipe
 from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier
+from softkin_training.processes import num_processes, on_first, rank, stacked
+
+UNDECISIVE = ("data.path", "data.outliers", "training.probe_rows")
+"""Keys that do not decide the weights; files may move, their rows are told by fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,15 @@ class Checkpoint:
     optimizer: torch.optim.Optimizer
     snnl: LayeredSnnl
     shuffle: torch.Generator
+    device: torch.device
 
     def save(self, history: list[dict[str, Any]]) -> None:
-        """Replace the file by the state after the epochs of `history`."""
+        """Replace the file by the state after the epochs of `history`; for all processes together, the first writes.
+
+        Raises:
+            InvalidInputError: it cannot be written, as on a full disk; the old file is untouched.
+        """
+        on_cuda = self.device.type == "cuda"
         state = {
             "epoch": len(history),
             "history": history,
@@ -39,42 +51,69 @@ class Checkpoint:
             "temperatures": self.snnl.state_dict(),
             "rng": {
                 "shuffle": self.shuffle.get_state(),
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "torch": stacked(torch.get_rng_state(), self.device),
+                "cuda": stacked(torch.cuda.get_rng_state(self.device), self.device) if on_cuda else torch.empty(0),
             },
         }
-        with replacing(self.path) as temporary:
-            torch.save(state, temporary)
+        on_first(lambda: self._write(state))
+
+    def _write(self, state: dict[str, Any]) -> None:
+        serialized = io.BytesIO()  # to a full disk torch.save would raise something that does not say so
+        torch.save(state, serialized)
+        try:
+            with replacing(self.path) as temporary:
+                temporary.write_bytes(serialized.getbuffer())
+        except OSError as e:
+            kept = "the one before is kept" if self.path.exists() else "there is none yet"
+            raise InvalidInputError(
+                "out_dir", f"cannot write {self.path} ({e.strerror}), {kept}; make room, then go on with --resume"
+            ) from None
 
     def load(self) -> list[dict[str, Any]]:
-        """Restore everything in place; return the history so far."""
+        """Restore everything in place, in each process its own random state; return the history so far.
+
+        Raises:
+            DataError: the file is damaged.
+            RecipeError: it is another recipe's, of other rows, or of another number of processes.
+        """
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            recipe = dict(state["recipe"])
+            recipe, rng = dict(state["recipe"]), state["rng"]
+            rng_of_processes = rng["torch"].reshape(-1, rng["torch"].shape[-1])
         except Exception as e:  # torch raises many types for a damaged file, with advice that would run its code
             raise DataError(f"{self.path}: damaged, or not a checkpoint of softkin; train without resume") from e
-        if odd := _differences(recipe, self.recipe.to_dict()):
+        if odd := _differences(_completed(recipe), self.recipe.to_dict()):
             raise RecipeError(f"{self.path}: cannot resume, the recipe changed: {odd}; undo that, or do not resume")
         if state["train_fingerprint"] != self.rows_fingerprint:
             raise RecipeError(f"{self.path}: cannot resume, the training rows have changed; train without resume")
+        if num_processes() not in (1, len(rng_of_processes)):
+            these = f"{len(rng_of_processes)} processes wrote it and these are {num_processes()}"
+            raise RecipeError(f"{self.path}: cannot resume, {these}; start as many, or do not resume")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.snnl.load_state_dict(state["temperatures"])
-        self.shuffle.set_state(state["rng"]["shuffle"])
-        torch.set_rng_state(state["rng"]["torch"])
-        if state["rng"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        self.shuffle.set_state(rng["shuffle"])
+        torch.set_rng_state(rng_of_processes[rank()].clone())  # of memory of its own: torch crashes on some views
+        if self.device.type == "cuda" and len(rng["cuda"]):
+            torch.cuda.set_rng_state(rng["cuda"][rank()].clone(), self.device)
         return list(state["history"])
 
 
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """An older version's recipe with what it could not say: keys that came later do nothing at their defaults."""
+    try:
+        return Recipe.model_validate(recipe).to_dict()
+    except ValidationError:
+        return recipe
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """`section.key: old -> new` for what decides the weights; files may move, their rows are told by fingerprint."""
-    places = ("data.path", "data.outliers")
+    """`section.key: old -> new` for what decides the weights."""
 
     def flat(recipe: dict[str, Any]) -> dict[str, Any]:
         sections = {s: recipe.get(s, {}) for s in ("data", "model", "loss", "training")}
         keyed = {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items()}
-        return {"seed": recipe.get("seed")} | {k: v for k, v in keyed.items() if k not in places}
+        return {"seed": recipe.get("seed")} | {k: v for k, v in keyed.items() if k not in UNDECISIVE}
 
     a, b = flat(old), flat(new)
     return ", ".join(f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))

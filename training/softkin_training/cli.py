@@ -6,8 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from softkin.errors import InvalidInputError, SoftkinError
+from softkin_training.fit_command import add_fit_arguments, fit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,16 +58,28 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR, if there is one")
             sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = add("evaluate", _evaluate, "measure a bundle beside other scores: DIR/report.json and DIR/report.md")
+    sub = add("evaluate", _evaluate, "measure a bundle beside other scores: DIR/report.html, report.md, report.json")
     sub.add_argument("bundle", type=Path, metavar="BUNDLE")
     sub.add_argument("--inliers", required=True, type=Path, metavar="FILE", help="npz with x_test, and y_test if known")
     sub.add_argument(
         "--outliers", required=True, nargs="+", metavar="NAME=FILE", help="npz files with x_test that should be flagged"
     )
+    sub.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="npz with x_test, and y_test if known: inliers unseen so far, which give every other score p-values too",
+    )
+    sub.add_argument(
+        "--near", default="", metavar="NAME,NAME", help="outlier sets close to the known classes: means of their own"
+    )
     sub.add_argument("--alpha", type=float, help="false-alarm rate; the bundle's default when left out")
+    sub.add_argument(
+        "--corrupt", type=int, default=1000, metavar="ROWS", help="inliers to corrupt, where they are images; 0: none"
+    )
     sub.add_argument("--out", required=True, type=Path, metavar="DIR")
 
-    _add_fit(add("fit", _fit, "a bundle without training, from an ONNX classifier or from vectors: DIR/bundle"))
+    add_fit_arguments(add("fit", fit, "a bundle without training, from an ONNX classifier or from vectors: DIR/bundle"))
 
     sub = add("recalibrate", _recalibrate, "a new version of a bundle from new calibration rows, without retraining")
     sub.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -83,6 +97,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--alpha", type=float, metavar="A", help="default false-alarm rate; the bundle's when left out")
 
+    sub = add("ablate", _ablate, "train, build and evaluate every variant of a plan: DIR/ablation.md; resumable")
+    sub.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a built-in recipe")
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory for all results")
+    sub.add_argument("--plan", type=Path, metavar="FILE", help="TOML file of variants (default: the built-in plan)")
+    sub.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
+    sub.add_argument(
+        "--rows", type=int, default=3000, metavar="N", help="test and outlier rows of a cell (default: 3000)"
+    )
+    sub.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE", help="for every variant"
+    )
+
     sub = add("entanglement", _entanglement, "entanglement of a bundle's layers on labelled rows, beside chance")
     sub.add_argument("bundle", type=Path, metavar="BUNDLE")
     sub.add_argument("--data", required=True, type=Path, metavar="FILE", help="npz with x_test and y_test")
@@ -90,60 +116,6 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", type=int, default=1024, help="rows to measure on; values at different sizes do not compare"
     )
     return parser
-
-
-def _add_fit(sub: argparse.ArgumentParser) -> None:
-    source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--onnx", metavar="MODEL.onnx", help="the classifier; needs --layers and --data")
-    source.add_argument(
-        "--embeddings", metavar="FILE", help="npz with x_train [rows, numbers], and y_train, class_names if known"
-    )
-    sub.add_argument(
-        "--layers", metavar="NAME[,NAME...]", help="tensors or nodes of the model whose values tell rows apart"
-    )
-    sub.add_argument(
-        "--data", metavar="FILE", help="npz with x_train as the model takes it, y_train, and class_names if known"
-    )
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR")
-    calibration = sub.add_mutually_exclusive_group()
-    calibration.add_argument(
-        "--calibration",
-        metavar="FILE",
-        help="npz with x_test, y_test that calibrate; give rows the classifier was not trained on, only then false "
-        "alarms keep to alpha",
-    )
-    calibration.add_argument(
-        "--calibration-share",
-        type=float,
-        default=0.2,
-        metavar="S",
-        help="without --calibration: this part of x_train calibrates (default %(default)s); the classifier must not "
-        "have been trained on these rows either",
-    )
-    sub.add_argument("--output", metavar="NAME", help="tensor or node with a number per class, if several could be it")
-    sub.add_argument(
-        "--output-kind",
-        default="auto",
-        metavar="KIND",
-        help="logits, probabilities, or auto (default): found on the data",
-    )
-    options = {
-        "name": (str, "of the detector (default: that of the file)"),
-        "version": (str, "of the detector (default 1)"),
-        "metric": (str, "of the layers: cosine or squared_euclidean (default cosine)"),
-        "max-dim": (int, "wider layers are projected to this many numbers (default 256)"),
-        "bank-rows": (int, "training rows in the bank (default 20000)"),
-        "nonconformity": (str, "density, posterior or joint (default density)"),
-        "parts": (str, "of the joint form, joined by commas: posterior, density, density_last, energy"),
-        "alpha": (float, "default false-alarm rate (default 0.05)"),
-        "precision": (str, "of the bank: float32, float16, int8 or auto (default float32)"),
-        "max-p-value-change": (float, "error budget of --precision and --condense (default 1.0: none)"),
-        "condense": (float, "training rows that a bank row stands for (default 1.0); above 1 needs scikit-learn"),
-        "seed": (int, "of split, projection and choice of bank rows (default 0)"),
-    }
-    for name, (kind, text) in options.items():
-        # None where it is not given: the defaults are the recipes', whose module need not be imported for --help.
-        sub.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=text)
 
 
 # torch takes seconds to import: each command imports what it needs, so that --help and usage errors come at once.
@@ -200,10 +172,14 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from softkin_training.evaluate import evaluate, markdown, write_report
-    from softkin_training.npz import read_npz
+    import numpy as np
 
-    inliers = read_npz(arguments.inliers, ("x_test",), optional=("y_test",))
+    from softkin.bundle import read_manifest
+    from softkin_training.evaluate import evaluate, summary, write_report
+    from softkin_training.npz import checked_labels, read_npz
+    from softkin_training.rows import Rows
+
+    num_classes = len(read_manifest(arguments.bundle).classes)
     outliers = {}
     for item in arguments.outliers:
         name, equals, file = item.partition("=")
@@ -211,66 +187,34 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise InvalidInputError(
                 "--outliers", f"got {item!r}; must read NAME=FILE, for instance letters=letters.npz"
             )
+        if name in outliers:
+            raise InvalidInputError("--outliers", f"got {name!r} twice; every set needs a name of its own")
         outliers[name] = read_npz(Path(file), ("x_test",))["x_test"]
+    if arguments.corrupt < 0:
+        raise InvalidInputError("--corrupt", f"got {arguments.corrupt}; must be 0 or more")
+
+    def read(path: Path) -> tuple[Any, Any]:
+        data = read_npz(path, ("x_test",), optional=("y_test",))
+        return data["x_test"], checked_labels(data, "test", num_classes, path) if "y_test" in data else None
+
+    calibration = None
+    if arguments.calibration:
+        x, y = read(arguments.calibration)
+        calibration = x if y is None else Rows(x, y, np.arange(len(y)))
+    inliers, labels = read(arguments.inliers)
     report = evaluate(
         arguments.bundle,
-        inliers=inliers["x_test"],
-        labels=inliers.get("y_test"),
+        inliers=inliers,
+        labels=labels,
         outliers=outliers,
+        calibration=calibration,
         alpha=arguments.alpha,
+        near=[name.strip() for name in arguments.near.split(",") if name.strip()],
+        corruption_rows=arguments.corrupt,
     )
     write_report(report, arguments.out)
-    print(markdown(report), end="")
-
-
-def _fit(arguments: argparse.Namespace) -> None:
-    from softkin.display import describe_bank
-    from softkin_training.expose import EMBEDDING
-    from softkin_training.fit import fit_embeddings, fit_onnx
-    from softkin_training.fit_config import default_name, fit_config
-
-    a = arguments
-    for name, value in {"--layers": a.layers, "--data": a.data}.items():
-        if bool(value) != bool(a.onnx):
-            remedy = "belongs to --onnx; leave it out" if value else "is missing; --onnx needs it"
-            raise InvalidInputError(name, remedy)
-    if a.embeddings and (a.output or a.output_kind != "auto"):
-        raise InvalidInputError("--output", "belongs to --onnx; vectors have no output")
-    names = ("version", "metric", "max_dim", "bank_rows", "nonconformity", "alpha", "precision", "max_p_value_change")
-    given = {k: getattr(a, k) for k in (*names, "condense", "seed") if getattr(a, k) is not None}
-    config = fit_config(
-        name=a.name or default_name(a.onnx or a.embeddings),
-        layers=[n.strip() for n in a.layers.split(",")] if a.onnx else [EMBEDDING],
-        **given,
-        **({"joint_parts": [p.strip() for p in a.parts.split(",")]} if a.parts else {}),
-    )
-    held_out = {"calibration": a.calibration, "calibration_share": a.calibration_share}
-    if a.onnx:
-        fitted = fit_onnx(a.onnx, a.data, a.out, config, output=a.output, output_kind=a.output_kind, **held_out)
-    else:
-        fitted = fit_embeddings(a.embeddings, a.out, config, **held_out)
-
-    m, e = fitted.manifest, fitted.exposed
-    for change in e.changes:
-        print(f"model:       {change}; values are unchanged")
-    for layer in e.layers:
-        print(f"layer:       {layer.name}, {layer.width} numbers, reducer {layer.reducer}")
-    if e.output:
-        as_logits = ", their log serves as logits" if e.output_kind == "probabilities" else ""
-        print(f"output:      {e.output}, {e.num_classes} {e.output_kind}{as_logits}")
-    print(f"classes:     {', '.join(m.classes[:10])}{', ...' if len(m.classes) > 10 else ''}")
-    left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
-    print(f"bank:        {describe_bank(m)}{left_out}")
-    source = f"from {a.calibration}" if a.calibration else f"{a.calibration_share:g} of x_train"
-    accuracy = "" if fitted.accuracy is None else f", of which the classifier gets {fitted.accuracy:.1%} right"
-    print(f"calibration: {m.calibration_size} rows {source}{accuracy}")
-    if not a.calibration:
-        print("             the promise holds if the model was not trained on these rows; else give --calibration FILE")
-    c = m.certificate
-    print(
-        f"{a.out / 'bundle'}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "
-        f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
-    )
+    print(summary(report))
+    print(f"report: {arguments.out / 'report.html'}")
 
 
 def _recalibrate(arguments: argparse.Namespace) -> None:
@@ -296,6 +240,33 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "
         f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
     )
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    import json
+
+    from softkin_training import ablation_table
+    from softkin_training.ablate import ablate
+    from softkin_training.ablation_plan import load_plan
+
+    if arguments.seeds < 1 or arguments.rows < 1:
+        raise InvalidInputError(
+            "--seeds, --rows", f"got {arguments.seeds} and {arguments.rows}; both must be at least 1"
+        )
+    cells = ablate(
+        arguments.recipe,
+        load_plan(arguments.plan),
+        arguments.out,
+        overrides=arguments.overrides,
+        seeds=range(arguments.seeds),
+        rows=arguments.rows,
+        say=lambda line: print(line, flush=True),
+    )
+    table = ablation_table.summarise(cells)
+    (arguments.out / "ablation.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    text = ablation_table.markdown(table)
+    (arguments.out / "ablation.md").write_text(text, encoding="utf-8")
+    print(text, end="")
 
 
 def _entanglement(arguments: argparse.Namespace) -> None:

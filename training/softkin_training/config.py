@@ -99,10 +99,16 @@ class LossConfig(_Section):
     weight: float | dict[str, float] = 0.0
     """One number for every layer, or one per layer; negative entangles the classes, positive separates them."""
     metric: Metric = "cosine"
-    temperature: Literal["minimized", "fixed"] = "minimized"
-    """`minimized`: kept at the minimiser of the loss on every batch (eq. 2); `fixed`: at `fixed_temperature`."""
+    temperature: Literal["minimized", "fixed", "learned"] = "minimized"
+    """`minimized`: kept at the minimiser of the loss on every batch (eq. 2); `fixed`: at `fixed_temperature`;
+    `learned`: the authors' published algorithm with its faults, see `published_snnl`."""
     fixed_temperature: Positive = 100.0
     """In units of the metric; read only where temperature = 'fixed'."""
+    initial_temperature: Positive = 100.0
+    """In units of the metric; read only where temperature = 'learned'."""
+    temperature_step: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Of the gradient step on initial_temperature / temperature per batch, 0 = none, as in the authors' MNIST
+    demonstration; read only where temperature = 'learned'."""
 
     def weight_of(self, layer: str) -> float:
         """Weight of one of `layers`."""
@@ -126,21 +132,27 @@ class TrainingConfig(_Section):
 
     epochs: Width
     batch_size: Annotated[int, Field(ge=2)]
-    """Rows per step; SNNL is an estimate over the batch, so values at different sizes do not compare."""
+    """Rows per step, over all devices together; SNNL is an estimate over the batch, so values at different sizes do
+    not compare."""
     learning_rate: Positive
     """The peak, reached after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """As Lightning Fabric names it; the SNNL term is computed in float32 whatever stands here."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = 1
+    devices: Width = 1
+    """Processes on this machine, each with a device of its own; they share every batch and train one model."""
     cpu_threads: Annotated[int, Field(ge=0)] = 0
     """Threads of torch while training, 0 = as many as torch finds; part of what makes weights repeat bit for bit."""
     checkpoint_every_epochs: Width = 1
+    probe_rows: Annotated[int, Field(ge=0)] = 512
+    """Test rows, equally many of each class, on which every hidden layer's entanglement is recorded each epoch; 0 =
+    not recorded. The weights are the same with and without."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
-        _require(self.devices == 1, "devices", "must be 1: SNNL compares the rows of one batch, on one device")
+        enough = self.batch_size >= 2 * self.devices
+        _require(enough, "devices", f"must leave each at least 2 rows of batch_size = {self.batch_size}")
         cuda_needed = self.precision == "16-mixed"
         _require(not cuda_needed or self.accelerator == "cuda", "precision", "16-mixed needs accelerator = 'cuda'")
         return self

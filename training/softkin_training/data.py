@@ -23,9 +23,12 @@ from softkin.manifest import INPUT_DTYPES
 from softkin_training.config import Recipe
 from softkin_training.npz import checked_labels, read_npz
 from softkin_training.rows import Rows, row_digests
+from softkin_training.split import first_of_each
 
 Array = NDArray[Any]
 
+UNKNOWN_DIGITS, HELD_OUT = HELD_OUT_SETS = ("unknown digits", "held-out classes")
+"""Outlier sets made of classes that a recipe leaves out: near outliers."""
 MADE_OUTLIERS = 500
 """Rows in each outlier set that is made rather than loaded."""
 
@@ -103,7 +106,7 @@ def _digits(recipe: Recipe, rng: np.random.Generator) -> Dataset:
     x, y = bunch.images.astype(np.uint8), bunch.target.astype(np.int64)
     known, y_known = _relabel(y, recipe.data.known_classes, num_classes=10, source="digits")
     everything = Rows(x[known], y_known, np.flatnonzero(known))
-    rows = _first_of_each(everything, taken=set())
+    rows = first_of_each(everything)
     sizes = {"data.test_rows": recipe.data.test_rows, "data.calibration_rows": recipe.data.calibration_rows}
     test, calibration, train = _split(rows, sizes, rng)
 
@@ -115,7 +118,7 @@ def _digits(recipe: Recipe, rng: np.random.Generator) -> Dataset:
         "inverted digits": 16 - test.x,
     }
     if not known.all():
-        outliers = {"unknown digits": x[~known], **outliers}
+        outliers = {UNKNOWN_DIGITS: x[~known], **outliers}
     names = tuple(str(c) for c in recipe.data.known_classes or range(10))
     return Dataset(train, calibration, test, outliers, names, len(everything) - len(rows))
 
@@ -132,10 +135,10 @@ def _npz(recipe: Recipe, rng: np.random.Generator) -> Dataset:
     everything = Rows(arrays["x_train"][known], labels, np.flatnonzero(known))
     known, labels = _relabel(y_test, chosen, num_classes=len(names), source=path)
     test = Rows(arrays["x_test"][known], labels, len(y_train) + np.flatnonzero(known))
-    rows = _first_of_each(everything, taken=set(row_digests(test.x)))
+    rows = first_of_each(everything, row_digests(test.x))
     calibration, train = _split(rows, {"data.calibration_rows": recipe.data.calibration_rows}, rng)
 
-    outliers = {} if known.all() else {"held-out classes": arrays["x_test"][~known]}
+    outliers = {} if known.all() else {HELD_OUT: arrays["x_test"][~known]}
     class_names = tuple(names[c] for c in chosen or range(len(names)))
     return Dataset(train, calibration, test, outliers, class_names, len(everything) - len(rows))
 
@@ -152,16 +155,6 @@ def _relabel(
     new_label[chosen] = np.arange(len(chosen))
     labels = new_label[y]
     return labels >= 0, labels[labels >= 0]
-
-
-def _first_of_each(rows: Rows, taken: set[str]) -> Rows:
-    """Drop rows whose content came earlier or is `taken`: twins across train and calibration break the guarantee."""
-    seen, keep = set(taken), []
-    for i, digest in enumerate(row_digests(rows.x)):
-        if digest not in seen:
-            seen.add(digest)
-            keep.append(i)
-    return rows.take(np.asarray(keep, dtype=np.int64))
 
 
 def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator) -> list[Rows]:

@@ -2,83 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softkin import bundle as bundles
-from softkin import conformal, mass
-from softkin.bank import PADDING_LABEL, Bank
-from softkin.detector import Detector
-from softkin.nonconformity import Nonconformity, Outputs, Part
-from softkin.scorer import Network
-from softkin.scorer_graph import representation_output
-from softkin_training import baselines
-from softkin_training.detection_metrics import Rate, auroc, fpr95, fpr95_id, rate
-from softkin_training.rows import Rows
+from softkin import conformal
+from softkin.bundle import Bundle
+from softkin.certificate import certify
+from softkin.errors import InvalidInputError
+from softkin.nonconformity import Outputs
+from softkin_training.calibration_metrics import (
+    CREDIBILITY_BINS,
+    ClassifierCalibration,
+    accuracy_by_bin,
+    classifier_calibration,
+)
+from softkin_training.compared_scores import Compared, compared_scores
+from softkin_training.corruption_report import corruption_report
+from softkin_training.measure import INLIERS, ROC_RATES, histogram, key, p_value_report, score_report
+from softkin_training.report import Report, ScoreReport
+from softkin_training.report_html import html
+from softkin_training.report_markdown import markdown, summary
+from softkin_training.rows import Rows, check_labels, digests64, refuse_used
+from softkin_training.subject import Pass, Subject
+
+__all__ = ["Report", "evaluate", "markdown", "summary", "write_report"]
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detection:
-    """One score against one outlier set."""
-
-    auroc: float
-    fpr95: float
-    fpr95_id: float
-    caught: Rate | None
-    """Share of outliers with p-value <= alpha; None where the score was not calibrated."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreReport:
-    """One score against every outlier set."""
-
-    title: str
-    false_alarms: Rate | None
-    """Share of inliers with p-value <= alpha; None where the score was not calibrated."""
-    outliers: dict[str, Detection]
-
-    @property
-    def mean_auroc(self) -> float:
-        """Mean over outlier sets."""
-        return float(np.mean([d.auroc for d in self.outliers.values()]))
-
-    @property
-    def mean_caught(self) -> float | None:
-        """Mean over outlier sets; None where the score was not calibrated."""
-        caught = [d.caught.value for d in self.outliers.values() if d.caught]
-        return float(np.mean(caught)) if caught else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What `evaluate` found."""
-
-    detector: str
-    version: str
-    digest: str
-    alpha: float
-    calibration_size: int
-    inlier_rows: int
-    accuracy: float | None
-    scores: dict[str, ScoreReport]
-    """By short name; the bundle's own score is `softkin`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, means included."""
-        raw = dataclasses.asdict(self)
-        for name, report in self.scores.items():
-            raw["scores"][name] |= {"mean_auroc": report.mean_auroc, "mean_caught": report.mean_caught}
-        return raw
+OWN = "softkin"
 
 
 def evaluate(
@@ -87,179 +44,157 @@ def evaluate(
     inliers: NDArray[np.generic],
     labels: NDArray[np.int64] | None,
     outliers: Mapping[str, NDArray[np.generic]],
-    calibration: Rows | None = None,
+    calibration: Rows | NDArray[np.generic] | None = None,
     alpha: float | None = None,
+    near: Sequence[str] = (),
+    corruption_rows: int = 1000,
+    seed: int = 0,
 ) -> Report:
     """Measure a bundle.
 
     Args:
         bundle: bundle directory.
         inliers: raw inputs that the detector should accept, seen neither in training, bank nor calibration.
-        labels: their classes, for accuracy; None when unknown.
-        outliers: raw inputs that it should flag, by name.
-        calibration: the calibration rows, so that every other score gets p-values too. All of them are used, also
-            those that the joint form sets aside.
+        labels: their classes, for accuracy and calibration of the classifier; None when unknown.
+        outliers: raw inputs that it should flag, by name; at least one set.
+        calibration: the calibration rows, or their inputs alone, so that every other score gets p-values too. All of
+            them are used, also those that the joint form sets aside.
         alpha: false-alarm rate of the verdicts; the bundle's default when None.
+        near: names of the outlier sets that are close to the known classes, for means of their own.
+        corruption_rows: inliers to corrupt, where they are images; 0 for none.
+        seed: of corruptions, and of the split of the calibration rows that joint scores need.
 
     Returns:
         The report; the bundle's own score comes first.
+
+    Raises:
+        InvalidInputError: rows that the detector does not take, an alpha it cannot honour, no outlier set, or `near`
+            names none of them.
+        DataError: labels are no classes, or calibration rows were used before.
+        BundleError: the bundle is damaged.
     """
     loaded = bundles.read_bundle(bundle)
-    detector = Detector(loaded)
-    m = detector.manifest
+    subject = Subject(loaded)
+    m = subject.detector.manifest
     alpha = conformal.check_alpha(m.default_alpha if alpha is None else alpha, m.calibration_size)
-    sets = {"inliers": inliers, **{f"outliers/{k}": v for k, v in outliers.items()}}
-    own = {k: detector.score(x, alpha=alpha) for k, x in sets.items()}
+    _check_names(outliers, near)
+    if labels is not None:
+        check_labels(Rows(inliers, labels, np.arange(len(labels))), len(m.classes), "inliers")
+    passes = {INLIERS: subject.run(inliers), **{key(name): subject.run(x) for name, x in outliers.items()}}
+    calibrating = calibration_rows = None
     if calibration is not None:
-        sets["calibration"] = calibration.x
-    passes = {k: _Pass(detector, Network(loaded.path / bundles.MODEL), x) for k, x in sets.items()}
-    reports = {
-        "softkin": _report(
-            f"softkin ({_form(detector)})",
-            {k: s.outlier_score for k, s in own.items()},
-            {k: s.p_value for k, s in own.items()},
-            alpha,
-        )
-    }
-    for name, (title, score) in _others(loaded.bank, detector, calibration, passes.get("calibration")).items():
-        values = {k: score(p) for k, p in passes.items()}
-        cal = values.pop("calibration", None)
-        p = None if cal is None else {k: conformal.p_values(v, np.sort(cal)) for k, v in values.items()}
-        if name == "dknn" and cal is not None:
-            # Its score is one minus a p-value already: published DkNN flags where credibility <= alpha.
-            p = {k: 1.0 - v for k, v in values.items()}
-        reports[name] = _report(title, values, p, alpha)
-    accuracy = None if labels is None else float((own["inliers"].predicted_class == labels).mean())
+        calibration_rows = calibration if isinstance(calibration, Rows) else _unlabelled(calibration)
+        calibrating = subject.run(calibration_rows.x)
+        _check_calibration(loaded, calibration_rows, inliers)
+    true_classes = calibration.y if isinstance(calibration, Rows) else None
+    others, notes = compared_scores(subject, calibrating, true_classes, seed)
+
+    own = {k: subject.own(p.outputs) for k, p in passes.items()}
+    own_scores, own_p = {k: o.outlier_score for k, o in own.items()}, {k: o.p_value for k, o in own.items()}
+    form = m.nonconformity + (f": {' + '.join(m.parts)}" if m.parts else "")
+    ours = loaded.calibration.outlier_scores
+    reports = {OWN: score_report(f"softkin ({form})", "this bundle, as it is served", own_scores, own_p, ours, alpha)}
+    for name, other in others.items():
+        reports[name] = _compare(other, passes, calibrating, alpha)
     return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         detector=m.name,
         version=m.version,
-        digest=detector.digest,
+        digest=loaded.digest,
         alpha=alpha,
+        certificate=certify(alpha, m.calibration_size),
         calibration_size=m.calibration_size,
         inlier_rows=len(inliers),
-        accuracy=accuracy,
+        accuracy=None if labels is None else float((own[INLIERS].predicted_class == labels).mean()),
+        near=tuple(near),
         scores=reports,
+        roc_rates=ROC_RATES,
+        p_values=p_value_report(own_p, m.calibration_size, alpha),
+        histogram=histogram(own_scores),
+        classifier=_classifier(passes[INLIERS].outputs, labels, notes),
+        credibility=()
+        if labels is None
+        else accuracy_by_bin(own[INLIERS].credibility, own[INLIERS].predicted_class == labels, CREDIBILITY_BINS),
+        corruptions=corruption_report(subject, inliers, labels, alpha=alpha, rows=corruption_rows, seed=seed),
+        notes=(*_used_before(loaded, inliers), *notes),
     )
 
 
 def write_report(report: Report, out: Path) -> None:
-    """Write report.json and report.md into `out`, creating it."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(markdown(report), encoding="utf-8")
+    """Write report.json, report.md and report.html into `out`, creating it.
+
+    Raises:
+        InvalidInputError: it cannot be written.
+    """
+    files = {
+        "report.json": json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n",
+        "report.md": markdown(report),
+        "report.html": html(report),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (out / name).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise InvalidInputError("out", f"cannot write to {out} ({e.strerror}); choose another folder") from None
 
 
-def markdown(report: Report) -> str:
-    """The report as a Markdown table."""
-    names = list(next(iter(report.scores.values())).outliers)
-    head = ["score", *[f"AUROC {n}" for n in names], "mean AUROC", "false alarms", *[f"caught {n}" for n in names]]
-    lines = [
-        f"# {report.detector} {report.version}",
-        "",
-        f"{report.inlier_rows} inliers, {report.calibration_size} calibration rows, alpha = {report.alpha:g}"
-        + (f", accuracy {report.accuracy:.4f}" if report.accuracy is not None else "")
-        + ". Every score is computed on the same network, bank and rows; caught = share of outliers with p <= alpha.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
+def _check_names(outliers: Mapping[str, NDArray[np.generic]], near: Sequence[str]) -> None:
+    if not outliers:
+        raise InvalidInputError("outliers", "got none; there must be at least one set to tell inliers from")
+    for name in near:
+        if name not in outliers:
+            raise InvalidInputError("near", f"got {name!r}; the outlier sets are {', '.join(map(repr, outliers))}")
+
+
+def _unlabelled(x: NDArray[np.generic]) -> Rows:
+    return Rows(x, np.full(len(x), -1), np.arange(len(x)))
+
+
+def _check_calibration(loaded: Bundle, rows: Rows, inliers: NDArray[np.generic]) -> None:
+    # Among the rows seen are those that the joint form sets aside, which may calibrate every other score.
+    set_aside = max((len(r) for r in loaded.calibration.references.values()), default=0)
+    if np.isin(digests64(rows.x), loaded.used_rows.seen).sum() > set_aside:
+        refuse_used(rows, loaded.used_rows.seen, f"the training or bank rows of {loaded.path}")
+    refuse_used(rows, digests64(inliers), "the inliers")
+
+
+def _used_before(loaded: Bundle, inliers: NDArray[np.generic]) -> list[str]:
+    used = np.union1d(loaded.used_rows.seen, loaded.used_rows.calibration)
+    again = int(np.isin(digests64(inliers), used).sum())
+    if not again:
+        return []
+    return [
+        f"{again} of the inliers have content that the bundle was trained, built or calibrated with: false alarms, "
+        "accuracy and all that builds on them look better than they are. Leave those rows out."
     ]
-    for r in report.scores.values():
-        cells = [r.title, *[f"{r.outliers[n].auroc:.4f}" for n in names], f"{r.mean_auroc:.4f}"]
-        cells.append(f"{r.false_alarms.value:.4f}" if r.false_alarms else "")
-        cells += [f"{c.value:.4f}" if (c := r.outliers[n].caught) else "" for n in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
-def _form(detector: Detector) -> str:
-    m = detector.manifest
-    return m.nonconformity + (f": {' + '.join(m.parts)}" if m.parts else "")
+def _compare(other: Compared, passes: Mapping[str, Pass], calibrating: Pass | None, alpha: float) -> ScoreReport:
+    values = {k: _values(other, p) for k, p in passes.items()}
+    if calibrating is None or other.p_values == "none":
+        return score_report(other.title, other.source, values, None, None, alpha)
+    calibration = _values(other, calibrating)
+    if other.p_values == "complement":
+        # Published DkNN flags where credibility <= alpha.
+        return score_report(other.title, other.source, values, {k: 1.0 - v for k, v in values.items()}, None, alpha)
+    calibration = np.sort(calibration if other.calibrates is None else calibration[other.calibrates])
+    p = {k: conformal.p_values(v, calibration) for k, v in values.items()}
+    return score_report(other.title, other.source, values, p, calibration, alpha)
 
 
-class _Pass:
-    """One set of rows through the network and the scorer, each once."""
-
-    def __init__(self, detector: Detector, network: Network, x: NDArray[np.generic]) -> None:
-        self.outputs: Outputs = detector.outputs(x)
-        found = network.run(x)
-        self.z = {layer.name: found[representation_output(layer.name)] for layer in detector.manifest.layers}
-
-
-Score = Callable[[_Pass], Floats]
+def _values(other: Compared, p: Pass) -> Floats:
+    """The score, and +inf where the network overflows, as the detector has it: NaN would compare as nothing at all."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = other.score(p).astype(np.float64)
+    found[~p.outputs.finite | np.isnan(found)] = np.inf
+    return found
 
 
-def _others(
-    bank: Bank, detector: Detector, calibration: Rows | None, calibration_pass: _Pass | None
-) -> dict[str, tuple[str, Score]]:
-    """Every other score of this bundle's network and bank: title and function."""
-    last = detector.manifest.layers[-1].name
-    plain = Nonconformity(
-        form="density",
-        class_weights=bank.class_weights,
-        layer_weights=np.array([layer.weight for layer in detector.manifest.layers]),
-    )
-
-    def part(name: Part) -> Score:
-        return lambda p: plain.part_score(name, p.outputs)
-
-    scores: dict[str, tuple[str, Score]] = {
-        "posterior": ("posterior", part("posterior")),
-        "density": ("density", part("density")),
-        "density_last": (f"density, {last}", part("density_last")),
-    }
-    if not detector.manifest.condensed_from:  # prototypes are too few to be counted as neighbours
-        scores |= _neighbor_scores(bank, last, calibration, calibration_pass)
-    scores.pop(detector.manifest.nonconformity, None)  # the bundle's own row already
-    if detector.has_logits:
-        scores["energy"] = ("energy", lambda p: mass.energy(_logits(p)))
-        scores["max_softmax"] = ("max softmax", lambda p: baselines.max_softmax(_logits(p)))
-    return scores
-
-
-def _neighbor_scores(
-    bank: Bank, last: str, calibration: Rows | None, calibration_pass: _Pass | None
-) -> dict[str, tuple[str, Score]]:
-    """The scores that look at k neighbours among the bank's rows."""
-    real = bank.labels != PADDING_LABEL
-    labels = bank.labels[real].astype(np.int64)
-    rows = {n: layer.representations(real) for n, layer in bank.layers.items()}
-
-    def count(p: _Pass) -> Floats:
-        return baselines.dknn_nonconformity(p.z, rows, labels, bank.num_classes)
-
-    def dknn(p: _Pass) -> Floats:
-        if true is not None:
-            return baselines.dknn_credibility(count(p), true)
-        # Credibility is a monotone function of the smallest count: the same ranking without a calibration set.
-        return np.asarray(count(p).min(axis=1))
-
-    true = None
-    if calibration is not None and calibration_pass is not None:
-        true = np.take_along_axis(count(calibration_pass), calibration.y[:, None], axis=1)[:, 0]
-    return {
-        "kth_neighbor": (f"k-th neighbour distance, {last}", lambda p: baselines.kth_neighbor(p.z[last], rows[last])),
-        "dknn": ("DkNN credibility", dknn),
-    }
-
-
-def _logits(p: _Pass) -> NDArray[np.float32]:
-    assert p.outputs.logits is not None
-    return p.outputs.logits
-
-
-def _report(title: str, values: Mapping[str, Floats], p: Mapping[str, Floats] | None, alpha: float) -> ScoreReport:
-    prefix = "outliers/"
-    return ScoreReport(
-        title=title,
-        false_alarms=rate(p["inliers"] <= alpha) if p else None,
-        outliers={
-            k.removeprefix(prefix): Detection(
-                auroc=auroc(values["inliers"], v),
-                fpr95=fpr95(values["inliers"], v),
-                fpr95_id=fpr95_id(values["inliers"], v),
-                caught=rate(p[k] <= alpha) if p else None,
-            )
-            for k, v in values.items()
-            if k.startswith(prefix)
-        },
-    )
+def _classifier(outputs: Outputs, labels: NDArray[np.int64] | None, notes: list[str]) -> ClassifierCalibration | None:
+    if labels is None or outputs.logits is None:
+        return None
+    finite = outputs.finite
+    if not finite.all():
+        notes.append(f"The network overflows on {int((~finite).sum())} inliers; its calibration leaves them out.")
+    return classifier_calibration(outputs.logits[finite], labels[finite]) if finite.any() else None

@@ -21,6 +21,7 @@ from softkin.mass import Metric
 from softkin.scorer import LOGITS, Network, reducer_key
 from softkin.scorer_graph import OPSET, representation_output
 from softkin_training.models import Classifier
+from softkin_training.projection import SMALLEST_NORM, describe_reducer, projection_matrix
 
 INPUT_NAME = "inputs"
 TOLERANCE = 1e-4
@@ -28,10 +29,7 @@ TOLERANCE = 1e-4
 
 
 class Reducer(nn.Module):
-    """Flattens activations, normalises them where the metric is cosine, and projects wide ones at random.
-
-    A seeded Gaussian projection keeps distances to about sqrt(2 / dim) relative (Johnson & Lindenstrauss 1984), so the
-    bank and every request pay for `dim` numbers only.
+    """Flattens activations, normalises them where the metric is cosine, and projects wide ones; see `projection.py`.
 
     Args:
         width: numbers in one flattened activation.
@@ -45,11 +43,10 @@ class Reducer(nn.Module):
     def __init__(self, width: int, *, max_dim: int, metric: Metric, seed: int) -> None:
         super().__init__()
         self.metric, self.dim = metric, min(width, max_dim)
-        self.description = "none"
-        if width > max_dim:
-            matrix = np.random.default_rng(seed).normal(size=(width, max_dim)) / np.sqrt(max_dim)
-            self.register_buffer("projection", torch.from_numpy(matrix.astype(np.float32)))
-            self.description = f"gaussian-projection({width}->{max_dim}, seed={seed})"
+        self.description = describe_reducer(width, max_dim, seed)
+        matrix = projection_matrix(width, max_dim, seed)
+        if matrix is not None:
+            self.register_buffer("projection", torch.from_numpy(matrix))
 
     def forward(self, activations: Tensor) -> Tensor:
         """`[B, ...]` activations -> `[B, dim]` representations."""
@@ -64,8 +61,7 @@ class Reducer(nn.Module):
 
 
 def _unit_rows(z_BD: Tensor) -> Tensor:
-    # A layer of dead units gives a zero row: it stays zero instead of turning into NaN.
-    return z_BD / torch.linalg.vector_norm(z_BD, dim=1, keepdim=True).clamp_min(1e-12)
+    return z_BD / torch.linalg.vector_norm(z_BD, dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
 
 
 class _Exported(nn.Module):

@@ -11,18 +11,17 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
-import numpy as np
-
 from softkin.errors import InvalidInputError
 from softkin.manifest import Manifest
 from softkin.staging import replacing
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.config import Recipe
-from softkin_training.data import Dataset
+from softkin_training.data import HELD_OUT_SETS, Dataset
 from softkin_training.evaluate import Report, evaluate, write_report
 from softkin_training.export import export
 from softkin_training.models import Classifier
-from softkin_training.rows import Rows, fingerprint
+from softkin_training.rows import fingerprint
+from softkin_training.split import choose_bank_rows
 from softkin_training.train import load_checkpoint, train
 
 PROBE_ROWS = 64
@@ -117,18 +116,7 @@ def evaluate_step(dataset: Dataset, out: Path) -> Report:
         labels=dataset.test.y,
         outliers=dataset.outliers,
         calibration=dataset.calibration,
+        near=[name for name in dataset.outliers if name in HELD_OUT_SETS],
     )
     write_report(report, out / REPORT)
     return report
-
-
-def choose_bank_rows(train: Rows, num_rows: int, seed: int) -> Rows:
-    """A random sample of training rows with every class kept at its share, at least one row each."""
-    if num_rows >= len(train):
-        return train
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(train.y):
-        members = np.flatnonzero(train.y == label)
-        chosen.append(rng.choice(members, max(1, round(num_rows * len(members) / len(train))), replace=False))
-    return train.take(np.sort(np.concatenate(chosen)))

@@ -8,7 +8,6 @@ weights, also across an interruption.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -20,17 +19,24 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 
-from softkin.errors import DataError, InvalidInputError, RecipeError
+from softkin.errors import InvalidInputError, RecipeError
 from softkin.staging import replacing
 from softkin_training.checkpoint import Checkpoint
 from softkin_training.config import Recipe
 from softkin_training.data import Dataset, balanced_batches
+from softkin_training.entanglement_plot import draw_entanglement
+from softkin_training.epoch_sums import EpochSums, refuse_non_finite_weights
+from softkin_training.history import History, Recorder
+from softkin_training.launch import launch, make_fabric, spawns
 from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier, build_model, input_statistics
+from softkin_training.probe import Probe, choose_probe_rows
+from softkin_training.processes import num_processes, on_first, rank
 from softkin_training.rows import Rows, fingerprint
 
+CHECKPOINT, REPORT = "checkpoint.pt", "report"
 WARMUP_SHARE = 0.1
 """Share of all steps over which the learning rate rises to its peak."""
 
@@ -40,7 +46,7 @@ class TrainResult:
     """A trained classifier, in eval mode on CPU, and how it got there."""
 
     model: Classifier
-    history: list[dict[str, Any]]
+    history: History
     """One entry per epoch, as in history.jsonl."""
 
 
@@ -49,7 +55,12 @@ def train(
 ) -> TrainResult:
     """Train the classifier of a recipe.
 
-    Writes `out_dir/history.jsonl` (one JSON object per epoch) and `out_dir/checkpoint.pt` (replaced atomically).
+    Writes into `out_dir`: `history.jsonl`, one JSON object per epoch; `checkpoint.pt`, replaced atomically; with
+    `training.probe_rows` `report/entanglement.svg` and `.png` at the end; `tensorboard/`, where that is installed.
+
+    With `training.devices` above 1 processes are spawned (a script must guard its main code), or torchrun has started
+    them (then only the first returns, the others end here); the batches are those of one process, dealt out among
+    them. See `launch.make_fabric`.
 
     Args:
         recipe: what to train and how.
@@ -59,23 +70,37 @@ def train(
         progress: show a progress bar.
 
     Raises:
-        InvalidInputError: `out_dir` cannot be written.
-        RecipeError: `resume` with another recipe or other training rows than the checkpoint's.
-        DataError: the loss became NaN or infinite; says where. The last checkpoint stays.
+        InvalidInputError: `out_dir` cannot be written. The last checkpoint stays.
+        RecipeError: `resume` with another recipe or other training rows than the checkpoint's, or devices that cannot
+            be had here.
+        DataError: the loss or a weight became NaN or infinite; says where. The last checkpoint stays.
     """
     out_dir = Path(out_dir)
-    _refuse_unwritable(out_dir)
-    fabric = Fabric(accelerator=recipe.training.accelerator, devices=1, precision=recipe.training.precision)
-    with _seeded(recipe.seed, fabric.device), _cpu_threads(recipe.training.cpu_threads):
-        return _train(recipe, dataset, out_dir, fabric, resume, progress)
+    fabric = make_fabric(recipe.training)
+    if not spawns(fabric):
+        return launch(fabric, _train, recipe, dataset, out_dir, resume, progress)
+    launch(fabric, _train_for_checkpoint, recipe, dataset, out_dir, resume, progress)
+    return _load(recipe, dataset, out_dir)
+
+
+def _train_for_checkpoint(fabric: Fabric, *arguments: Any) -> None:
+    _train(fabric, *arguments)
 
 
 def _train(
-    recipe: Recipe, dataset: Dataset, out_dir: Path, fabric: Fabric, resume: bool, progress: bool
+    fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resume: bool, progress: bool
 ) -> TrainResult:
+    on_first(lambda: _refuse_unwritable(out_dir))
+    with _seeded(recipe.seed, fabric.device), _cpu_threads(recipe.training.cpu_threads):
+        return _loop(fabric, recipe, dataset, out_dir, resume, progress)
+
+
+def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resume: bool, progress: bool) -> TrainResult:
     settings = recipe.training
     rows = dataset.train
     model, snnl, optimizer = _assemble(recipe, dataset)
+    if rank() > 0:
+        torch.manual_seed(recipe.seed + (rank() << 32))  # the weights are the same everywhere, dropout must not be
     snnl.to(fabric.device)
     fabric_model, fabric_optimizer = fabric.setup(model, optimizer)
     fabric_model.mark_forward_method("forward_with_hidden")
@@ -83,52 +108,74 @@ def _train(
     x, y = torch.from_numpy(rows.x), torch.from_numpy(rows.y)
     shuffle = torch.Generator().manual_seed(recipe.seed)
     steps_per_epoch = sum(1 for _ in balanced_batches(y, settings.batch_size, torch.Generator().manual_seed(0)))
-    checkpoint = Checkpoint(out_dir / "checkpoint.pt", recipe, fingerprint(rows.x), model, optimizer, snnl, shuffle)
-    history = checkpoint.load() if resume and checkpoint.path.exists() else []
-    _write_history(out_dir, history)
+    path = out_dir / CHECKPOINT
+    checkpoint = Checkpoint(path, recipe, fingerprint(rows.x), model, optimizer, snnl, shuffle, fabric.device)
+    history = checkpoint.load() if resume and on_first(path.exists) else []
+    probe = _probe(recipe, dataset)
+    recorder = Recorder(out_dir)
+    on_first(lambda: recorder.start(history))
 
-    with _progress_bar(progress) as bar:
+    def measured() -> dict[str, Any]:
+        """What only the first process measures, on the model itself: no other would answer a collective now."""
+        with fabric.autocast():
+            found: dict[str, Any] = {"test_accuracy": accuracy(model, dataset.test)}
+            return found | ({"probe": probe.measure(model)} if probe else {})
+
+    untrained = on_first(measured) if probe and not history else {}
+    weights = {layer: recipe.loss.weight_of(layer) for layer in recipe.loss.layers}
+    with _progress_bar(progress and rank() == 0) as bar:
         task = bar.add_task(recipe.name, total=settings.epochs * steps_per_epoch, note="")
         bar.advance(task, len(history) * steps_per_epoch)
         for epoch in range(len(history) + 1, settings.epochs + 1):
             started = time.perf_counter()
             fabric_model.train()
-            sums = _Sums(recipe.loss.layers)
+            sums = EpochSums(weights)
             for i, batch in enumerate(balanced_batches(y, settings.batch_size, shuffle)):
                 step = (epoch - 1) * steps_per_epoch + i
                 rate = learning_rate_at(step, settings.epochs * steps_per_epoch, settings.learning_rate)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                x_batch, y_batch = x[batch].to(fabric.device), y[batch].to(fabric.device)
+                own = batch[rank() :: num_processes()]
+                x_batch, y_batch = x[own].to(fabric.device), y[own].to(fabric.device)
 
                 logits, hidden = fabric_model.forward_with_hidden(x_batch)
-                cross_entropy = nn.functional.cross_entropy(logits, y_batch)
+                share = nn.functional.cross_entropy(logits, y_batch, reduction="sum") / len(batch)
                 entanglement = snnl(hidden, y_batch)
-                objective = cross_entropy
+                objective = share * num_processes()  # gradients are averaged over processes, shares add up
                 for layer, value in entanglement.items():
-                    objective = objective + recipe.loss.weight_of(layer) * value
-                _refuse_non_finite(cross_entropy, entanglement, epoch, step, checkpoint.path)
+                    objective = objective + weights[layer] * value
+                sums.add(share, entanglement, logits, y_batch, len(batch))
+                sums.refuse_non_finite(epoch, step, path)
 
                 fabric_optimizer.zero_grad()
                 fabric.backward(objective)
                 fabric_optimizer.step()
 
-                sums.add(objective, cross_entropy, entanglement, logits, y_batch)
                 bar.update(task, advance=1, note=sums.note())
             history.append(
                 {
                     "epoch": epoch,
                     **sums.means(),
                     "temperature": snnl.temperatures(),
-                    "test_accuracy": accuracy(fabric_model, dataset.test),
+                    **on_first(measured),
+                    **({"probe_untrained": untrained["probe"]} if epoch == 1 and probe else {}),
                     "learning_rate": rate,
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
-            _write_history(out_dir, history)
+            on_first(lambda: recorder.add(history))
             if epoch % settings.checkpoint_every_epochs == 0 or epoch == settings.epochs:
+                refuse_non_finite_weights(model, epoch, path)
                 checkpoint.save(history)
+    on_first(recorder.close)
+    on_first(lambda: draw_entanglement(history, out_dir / REPORT))
     return TrainResult(model.cpu().eval(), history)
+
+
+def _probe(recipe: Recipe, dataset: Dataset) -> Probe | None:
+    if recipe.training.probe_rows == 0:
+        return None
+    return Probe(choose_probe_rows(dataset.test, recipe.training.probe_rows, recipe.seed), recipe.loss.metric)
 
 
 def load_checkpoint(recipe: Recipe, dataset: Dataset, out_dir: str | Path) -> Classifier:
@@ -139,26 +186,32 @@ def load_checkpoint(recipe: Recipe, dataset: Dataset, out_dir: str | Path) -> Cl
         RecipeError: it is another recipe's, of other rows, or not finished.
         DataError: it is damaged.
     """
-    path = Path(out_dir) / "checkpoint.pt"
+    return _load(recipe, dataset, Path(out_dir)).model
+
+
+def _load(recipe: Recipe, dataset: Dataset, out_dir: Path) -> TrainResult:
+    path, cpu = out_dir / CHECKPOINT, torch.device("cpu")
     if not path.exists():
         raise InvalidInputError("out", f"{path} does not exist; run the train step first")
-    with _seeded(recipe.seed, torch.device("cpu")):
+    with _seeded(recipe.seed, cpu):
         model, snnl, optimizer = _assemble(recipe, dataset)
         rows_fingerprint = fingerprint(dataset.train.x)
-        history = Checkpoint(path, recipe, rows_fingerprint, model, optimizer, snnl, torch.Generator()).load()
+        history = Checkpoint(path, recipe, rows_fingerprint, model, optimizer, snnl, torch.Generator(), cpu).load()
     if len(history) < recipe.training.epochs:
         raise RecipeError(f"{path} holds {len(history)} of {recipe.training.epochs} epochs; finish it with --resume")
-    return model.eval()
+    return TrainResult(model.eval(), history)
 
 
 def _assemble(recipe: Recipe, dataset: Dataset) -> tuple[Classifier, LayeredSnnl, torch.optim.Optimizer]:
-    rows, settings = dataset.train, recipe.training
+    rows, settings, loss = dataset.train, recipe.training, recipe.loss
     model = build_model(recipe.model, rows.x.shape[1:], len(dataset.class_names), *input_statistics(rows.x))
     snnl = LayeredSnnl(
-        recipe.loss.layers,
-        metric=recipe.loss.metric,
-        temperature=recipe.loss.temperature,
-        fixed_temperature=recipe.loss.fixed_temperature,
+        loss.layers,
+        metric=loss.metric,
+        temperature=loss.temperature,
+        fixed_temperature=loss.fixed_temperature,
+        initial_temperature=loss.initial_temperature,
+        temperature_step=loss.temperature_step,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return model, snnl, optimizer
@@ -189,43 +242,6 @@ def accuracy(model: nn.Module, rows: Rows, *, batch_size: int = 512) -> float:
         logits = model(torch.from_numpy(rows.x[batch]).to(device))
         correct += int((logits.argmax(dim=1).cpu() == torch.from_numpy(rows.y[batch])).sum())
     return correct / len(rows)
-
-
-class _Sums:
-    """Running means of one epoch."""
-
-    def __init__(self, layers: list[str]) -> None:
-        self.rows = self.correct = 0
-        self.loss = self.ce = 0.0
-        self.snnl = dict.fromkeys(layers, 0.0)
-
-    def add(self, loss: Tensor, ce: Tensor, snnl: dict[str, Tensor], logits: Tensor, y: Tensor) -> None:
-        num_rows = len(y)
-        self.rows += num_rows
-        self.correct += int((logits.argmax(dim=1) == y).sum())
-        self.loss += float(loss.detach()) * num_rows
-        self.ce += float(ce.detach()) * num_rows
-        for layer, value in snnl.items():
-            self.snnl[layer] += float(value.detach()) * num_rows
-
-    def means(self) -> dict[str, Any]:
-        snnl = {layer: total / self.rows for layer, total in self.snnl.items()}
-        return {
-            "loss": self.loss / self.rows,
-            "ce": self.ce / self.rows,
-            "snnl": snnl,
-            "train_accuracy": self.correct / self.rows,
-        }
-
-    def note(self) -> str:
-        means = self.means()
-        layers = "".join(f" {layer} {value:.3f}" for layer, value in means["snnl"].items())
-        return f"loss {means['loss']:.3f} acc {means['train_accuracy']:.3f}{' | SNNL' if layers else ''}{layers}"
-
-
-def _write_history(out_dir: Path, history: list[dict[str, Any]]) -> None:
-    with replacing(out_dir / "history.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(epoch) + "\n" for epoch in history), encoding="utf-8")
 
 
 @contextmanager
@@ -259,13 +275,3 @@ def _refuse_unwritable(out_dir: Path) -> None:
         (out_dir / ".writable").unlink()
     except OSError as e:
         raise InvalidInputError("out_dir", f"cannot write to {out_dir} ({e.strerror}); choose another folder") from None
-
-
-def _refuse_non_finite(ce: Tensor, snnl: dict[str, Tensor], epoch: int, step: int, checkpoint: Path) -> None:
-    for what, value in {"cross-entropy": ce, **{f"SNNL of {layer}": v for layer, v in snnl.items()}}.items():
-        if not bool(torch.isfinite(value)):
-            kept = f"the checkpoint in {checkpoint} is kept" if checkpoint.exists() else "no checkpoint was written yet"
-            raise DataError(
-                f"{what} is {value.item()} in epoch {epoch}, step {step}; {kept}. Lower training.learning_rate, "
-                "or the size of loss.weight"
-            )

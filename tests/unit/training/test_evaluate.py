@@ -1,59 +1,237 @@
-"""The detection report and the scores it compares with."""
+"""The detection report: what is measured, beside what, and what is refused."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from softkin import Detector, InvalidInputError
-from softkin_training import baselines
-from softkin_training.detection_metrics import auroc, fpr95, fpr95_id, rate
+from softkin import DataError, Detector, InvalidInputError, conformal, mass
+from softkin.certificate import certify
+from softkin_training.build import build
+from softkin_training.corruptions import CORRUPTIONS, corrupt
+from softkin_training.detection_metrics import auroc, rate
 from softkin_training.evaluate import evaluate, markdown, write_report
+from softkin_training.rows import Rows
 
 pytestmark = pytest.mark.training
+
+OTHERS = [
+    "posterior",
+    "density",
+    "density_last",
+    "joint_energy_density",
+    "kth_neighbor",
+    "kth_neighbor_all",
+    "dknn",
+    "mahalanobis",
+    "vim",
+    "energy",
+    "max_logit",
+    "gen",
+    "max_softmax",
+]
+
+
+def true_classes(tiny):
+    """Of `tiny.inliers`."""
+    return np.arange(len(tiny.inliers)) % 3
 
 
 @pytest.fixture(scope="module")
 def report(tiny):
-    """The tiny bundle against two outlier sets."""
+    """The tiny bundle against three outlier sets, one of them near."""
     return evaluate(
         tiny.path,
         inliers=tiny.inliers,
-        labels=np.arange(len(tiny.inliers)) % 3,
-        outliers={"far": tiny.outliers, "zero": np.zeros((5, 12), np.float32)},
+        labels=true_classes(tiny),
+        outliers={"far": tiny.outliers, "zero": np.zeros((5, 12), np.float32), "close": tiny.inliers * 1.3},
         calibration=tiny.calibration,
+        near=["close"],
     )
 
 
 def test_the_bundles_own_row_is_what_the_detector_answers(report, tiny):
-    """False alarms and caught shares come from served p-values."""
+    """Scores, p-values, classes and credibility, though the scorer runs once for all scores."""
     detector = Detector.load(tiny.path)
-    own = report.scores["softkin"]
+    own, served = report.scores["softkin"], detector.score(tiny.inliers)
 
-    assert own.false_alarms.value == detector.score(tiny.inliers).is_outlier.mean()
-    assert own.outliers["far"].caught.value == detector.score(tiny.outliers).is_outlier.mean()
-    assert report.accuracy == (detector.score(tiny.inliers).predicted_class == np.arange(500) % 3).mean()
+    assert own.false_alarms == rate(served.is_outlier)
+    assert own.outliers["far"].caught == rate(detector.score(tiny.outliers).is_outlier)
+    assert own.outliers["far"].auroc == auroc(served.outlier_score, detector.score(tiny.outliers).outlier_score)
+    assert report.accuracy == (served.predicted_class == true_classes(tiny)).mean()
+    low = served.credibility <= 0.1
+    assert (report.credibility[0].rows, sum(b.rows for b in report.credibility)) == (low.sum(), 500)
+    assert report.digest == detector.digest
+    assert report.certificate == certify(0.05, 300)
 
 
-def test_every_baseline_is_there_and_calibrated(report):
+def test_every_score_is_there_and_calibrated(report):
     """Each with false alarms near alpha or, for DkNN, below it."""
-    expected = ["softkin", "posterior", "density", "density_last", "kth_neighbor", "dknn", "energy", "max_softmax"]
-
-    assert list(report.scores) == expected
+    assert list(report.scores) == ["softkin", *OTHERS]
     for name, r in report.scores.items():
         assert r.false_alarms.low <= (0.05 if name == "dknn" else 0.08), name
+        assert r.title
+        assert r.source
+
+
+def test_every_score_is_calibrated_by_the_same_rows(report, tiny):
+    """All of them but for joint scores, whose parts a quarter puts on one scale; energy by hand."""
+    sizes = {name: r.calibration_size for name, r in report.scores.items()}
+    assert sizes.pop("softkin") == 300
+    assert sizes.pop("joint_energy_density") == 300
+    assert sizes.pop("dknn") is None
+    assert set(sizes.values()) == {400}
+
+    detector = Detector.load(tiny.path)
+    found = {k: mass.energy(detector.outputs(x).logits) for k, x in (("c", tiny.calibration.x), ("i", tiny.inliers))}
+    p = conformal.p_values(found["i"], np.sort(found["c"]))
+    assert report.scores["energy"].false_alarms == rate(p <= 0.05)
 
 
 def test_without_calibration_rows_only_rankings_are_reported(tiny):
-    """DkNN's credibility is monotone in its smallest count, so its AUROC needs no calibration."""
+    """DkNN's credibility is monotone in its smallest count, so its AUROC needs no calibration; a joint score does."""
     plain = evaluate(tiny.path, inliers=tiny.inliers, labels=None, outliers={"far": tiny.outliers})
 
-    assert plain.accuracy is None
+    assert (plain.accuracy, plain.classifier, plain.credibility) == (None, None, ())
     assert plain.scores["energy"].false_alarms is None
+    assert plain.scores["energy"].outliers["far"].caught is None
     assert plain.scores["softkin"].false_alarms is not None
     assert 0 <= plain.scores["dknn"].mean_auroc <= 1
+    assert list(plain.scores) == ["softkin", *(n for n in OTHERS if n != "joint_energy_density")]
+    assert any("oint scores need calibration rows" in note for note in plain.notes)
+
+
+def test_calibration_rows_without_labels_calibrate_all_but_dknn(tiny):
+    """Only DkNN looks at true labels."""
+    found = evaluate(
+        tiny.path, inliers=tiny.inliers, labels=None, outliers={"far": tiny.outliers}, calibration=tiny.calibration.x
+    )
+
+    assert found.scores["vim"].calibration_size == 400
+    assert found.scores["dknn"].false_alarms is None
+    assert found.scores["dknn"].outliers["far"].caught is None
+
+
+def test_a_p_value_of_just_alpha_is_flagged(tiny):
+    """As the detector has it: alpha is a p-value that inliers and outliers really got."""
+    detector, close = Detector.load(tiny.path), tiny.inliers * np.float32(1.3)
+    alpha = float(np.intersect1d(detector.score(tiny.inliers).p_value, detector.score(close).p_value)[5])
+    found = evaluate(tiny.path, inliers=tiny.inliers, labels=None, outliers={"close": close}, alpha=alpha)
+
+    assert found.scores["softkin"].false_alarms == rate(detector.score(tiny.inliers, alpha=alpha).is_outlier)
+    assert found.scores["softkin"].outliers["close"].caught == rate(detector.score(close, alpha=alpha).is_outlier)
+
+
+def test_means_are_over_all_near_and_far_sets(report):
+    """Plain means, every set counting the same."""
+    own = report.scores["softkin"]
+    raw = report.to_dict()["scores"]["softkin"]
+
+    assert report.groups == {"all": ("far", "zero", "close"), "near": ("close",), "far": ("far", "zero")}
+    for metric in ("auroc", "aupr_out", "aupr_in", "fpr95", "fpr95_id"):
+        values = {n: getattr(d, metric) for n, d in own.outliers.items()}
+        assert raw["means"]["all"][metric] == pytest.approx(np.mean(list(values.values())))
+        assert raw["means"]["far"][metric] == pytest.approx((values["far"] + values["zero"]) / 2)
+        assert raw["means"]["near"][metric] == values["close"]
+    assert raw["means"]["far"]["caught"] == pytest.approx(
+        np.mean([own.outliers[n].caught.value for n in ("far", "zero")])
+    )
+    assert raw["mean_auroc"] == raw["means"]["all"]["auroc"] == own.mean_auroc
+    assert dataclasses.replace(report, near=()).groups.keys() == {"all"}
+
+
+def test_p_value_figures_are_of_the_served_p_values(report, tiny):
+    """Histogram, shares at every alpha, and the chance of so many false alarms."""
+    p = Detector.load(tiny.path).score(tiny.inliers).p_value
+    found = report.p_values
+
+    assert sum(found.inlier_histogram) == 500
+    assert found.inlier_histogram[0] == (p < 0.05).sum()
+    for alpha, share in zip(found.alphas, found.inliers_flagged, strict=True):
+        assert share == (p <= alpha).mean()
+    assert found.outliers_flagged["far"][-1] == 1.0
+    assert 0.001 < found.chance_of_false_alarms <= 1.0
+    assert sum(report.histogram.outliers["far"]) == 50
+
+
+def test_rows_on_which_the_network_overflows_are_the_strangest_for_every_score(tiny):
+    """Finite input, infinite logits: no NaN anywhere in the report, and all of them are caught."""
+    huge = np.full((4, 12), 3e38, np.float32)
+    found = evaluate(
+        tiny.path, inliers=tiny.inliers, labels=None, outliers={"huge": huge}, calibration=tiny.calibration
+    )
+
+    for name, r in found.scores.items():
+        assert r.outliers["huge"].auroc == 1.0, name
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.fixture(scope="module")
+def pictured(tiny, tmp_path_factory):
+    """A bundle whose rows are 4x4 pictures in uint8, and some rows."""
+    rng = np.random.default_rng(5)
+    centers = rng.integers(40, 200, size=(3, 4, 4))
+    model = onnx.load_from_string(tiny.model)
+    weight = (centers.reshape(3, 16) - 120).T / 1000
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight.astype(np.float32), "w"))
+    for node in model.graph.node:
+        node.input[0] = {"inputs": "x"}.get(node.input[0], node.input[0])
+    cast = helper.make_node("Cast", ["inputs"], ["floats"], to=TensorProto.FLOAT)
+    model.graph.node.insert(0, helper.make_node("Flatten", ["floats"], ["x"]))
+    model.graph.node.insert(0, cast)
+    shape = helper.make_tensor_value_info("inputs", TensorProto.UINT8, ["batch", 4, 4])
+    model.graph.input[0].CopyFrom(shape)
+    model.graph.output[1].type.tensor_type.shape.dim[1].dim_value = 16
+
+    def rows(n, first):
+        y = np.arange(n) % 3
+        return Rows((centers[y] + rng.integers(-30, 30, (n, 4, 4))).astype(np.uint8), y, np.arange(first, first + n))
+
+    spec = dataclasses.replace(tiny.spec, nonconformity="density", parts=())
+    path = tmp_path_factory.mktemp("pictured") / "bundle"
+    calibration = rows(200, 1000)
+    build(path, model.SerializeToString(), spec, bank_rows=rows(150, 0), calibration_rows=calibration)
+    return path, calibration, rows(120, 5000), rng.integers(0, 255, (40, 4, 4)).astype(np.uint8)
+
+
+def test_corrupted_inliers_are_scored_like_any_rows(pictured):
+    """Share flagged and accuracy, on a seeded draw, at every severity of every kind."""
+    path, _, inliers, noise = pictured
+    found = evaluate(
+        path, inliers=inliers.x, labels=inliers.y, outliers={"noise": noise}, corruption_rows=50
+    ).corruptions
+
+    assert (found.skipped, found.rows) == (None, 50)
+    assert [(x.kind, x.severity) for x in found.levels] == [(k, s) for k in CORRUPTIONS for s in range(6)]
+    drawn = np.random.default_rng(0).permutation(120)[:50]
+    limits = float(inliers.x.min()), float(inliers.x.max())
+    worse = corrupt(inliers.x[drawn], "noise", 2, value_range=limits, seed=0)
+    served = Detector.load(path).score(worse)
+    level = found.levels[2]
+    assert (level.kind, level.severity, level.level) == ("noise", 2, 0.1)
+    assert level.flagged == rate(served.is_outlier)
+    correct = served.predicted_class == inliers.y[drawn]
+    assert level.accuracy == correct.mean()
+    assert level.accuracy_of_accepted == pytest.approx(correct[~served.is_outlier].mean())
+
+
+def test_corruption_repeats_and_is_skipped_where_it_makes_no_sense(pictured, report):
+    """The same again from the same seed; vectors are no images; labels are not needed; 0 rows ask for none."""
+    path, _, inliers, noise = pictured
+    options = {"inliers": inliers.x, "outliers": {"noise": noise}, "labels": None}
+
+    one, two = (evaluate(path, **options, corruption_rows=20).corruptions for _ in range(2))
+    assert one == two
+    assert {x.accuracy for x in one.levels} == {None}
+    assert evaluate(path, **options, corruption_rows=0).corruptions.skipped == "not asked for"
+    assert "no images" in report.corruptions.skipped
+    assert report.corruptions.levels == []
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 0.001])
@@ -63,69 +241,58 @@ def test_an_alpha_that_cannot_be_honoured_is_refused(tiny, alpha):
         evaluate(tiny.path, inliers=tiny.inliers, labels=None, outliers={"far": tiny.outliers}, alpha=alpha)
 
 
-def test_the_report_is_written_as_json_and_markdown(report, tmp_path):
-    """Both hold the same figures."""
-    write_report(report, tmp_path / "out")
+def test_mistakes_are_refused(tiny):
+    """Each with what is wrong and what to do."""
+    options = {"inliers": tiny.inliers, "labels": None, "outliers": {"far": tiny.outliers}}
 
-    raw = json.loads((tmp_path / "out" / "report.json").read_text())
+    with pytest.raises(InvalidInputError, match="outliers: got none"):
+        evaluate(tiny.path, **{**options, "outliers": {}})
+    with pytest.raises(InvalidInputError, match="near: got 'fra'; the outlier sets are 'far'"):
+        evaluate(tiny.path, **options, near=["fra"])
+    with pytest.raises(DataError, match="500 rows and 3 labels"):
+        evaluate(tiny.path, **{**options, "labels": np.arange(3)})
+    with pytest.raises(DataError, match=r"labels must lie in \[0, 3\)"):
+        evaluate(tiny.path, **{**options, "labels": np.arange(500)})
+    with pytest.raises(InvalidInputError, match="dtype is float64"):
+        evaluate(tiny.path, **options, calibration=tiny.calibration.x.astype(np.float64))
+
+
+def test_calibration_rows_that_were_used_before_are_refused(tiny):
+    """They look too familiar; the inliers under test must not calibrate either."""
+    options = {"inliers": tiny.inliers, "labels": None, "outliers": {"far": tiny.outliers}}
+
+    with pytest.raises(DataError, match=r"calibration has 300 rows .* training or bank rows"):
+        evaluate(tiny.path, **options, calibration=tiny.bank)
+    with pytest.raises(DataError, match=r"calibration has 500 rows .* the inliers"):
+        evaluate(tiny.path, **options, calibration=tiny.inliers)
+
+
+def test_inliers_that_made_the_bundle_are_told(tiny, report):
+    """The figures look better than they are; a few twins are no reason to stop."""
+    found = evaluate(
+        tiny.path, inliers=np.r_[tiny.inliers, tiny.bank.x[:7]], labels=None, outliers={"far": tiny.outliers}
+    )
+
+    assert found.notes[0].startswith("7 of the inliers have content that the bundle was trained, built or calibrated")
+    assert not any("of the inliers" in note for note in report.notes)
+
+
+def test_the_report_is_written_as_json_markdown_and_html(report, tmp_path):
+    """All hold the same figures."""
+    write_report(report, tmp_path / "deep" / "out")
+
+    out = tmp_path / "deep" / "out"
+    raw = json.loads((out / "report.json").read_text())
+    assert raw["schema_version"] == 1
     assert raw["scores"]["softkin"]["mean_auroc"] == report.scores["softkin"].mean_auroc
-    text = (tmp_path / "out" / "report.md").read_text()
+    text, page = ((out / f"report.{kind}").read_text() for kind in ("md", "html"))
     assert text == markdown(report)
-    assert f"{report.scores['softkin'].mean_auroc:.4f}" in text
-    assert "k-th neighbour" in text
+    for found in (text, page):
+        assert f"{report.scores['softkin'].mean_auroc:.4f}" in found
+        assert "k-th neighbour" in found
 
 
-def test_rates_carry_exact_binomial_intervals():
-    """Clopper-Pearson for 5 of 100: [.0164, .1128]."""
-    found = rate(np.arange(100) < 5)
-
-    assert (found.value, found.count, found.rows) == (0.05, 5, 100)
-    assert (found.low, found.high) == pytest.approx((0.0164, 0.1128), abs=1e-4)
-
-
-def test_auroc_counts_ties_half():
-    """Against all pairs."""
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 5, 40).astype(float), rng.integers(2, 7, 30).astype(float)
-
-    pairs = (b[:, None] > a[None]).mean() + (b[:, None] == a[None]).mean() / 2
-    assert auroc(a, b) == pytest.approx(pairs)
-
-
-def test_the_two_fpr95_are_told_apart():
-    """Outliers positive: inliers flagged when 95 % of outliers are caught; inliers positive: outliers accepted."""
-    inliers, outliers = np.arange(100.0), np.arange(50.0, 150.0)
-
-    assert fpr95(inliers, outliers) == pytest.approx(0.46, abs=0.01)
-    assert fpr95_id(inliers, outliers) == pytest.approx(0.46, abs=0.01)
-    assert fpr95(inliers, np.r_[outliers, [-1.0] * 10]) > fpr95_id(inliers, np.r_[outliers, [-1.0] * 10])
-
-
-def test_kth_neighbor_is_the_distance_between_normalised_rows():
-    """Against a sort."""
-    rng = np.random.default_rng(0)
-    z, bank = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
-
-    def unit(v):
-        return v / np.linalg.norm(v, axis=1, keepdims=True)
-
-    expected = np.sort(np.linalg.norm(unit(z)[:, None] - unit(bank)[None], axis=2), axis=1)[:, 4]
-    np.testing.assert_allclose(baselines.kth_neighbor(z, bank, k=5), expected, rtol=1e-4)
-
-
-def test_dknn_counts_neighbours_of_other_classes_over_layers():
-    """Against a loop over layers, rows and neighbours."""
-    rng = np.random.default_rng(0)
-    z = {n: rng.normal(size=(5, 3)).astype(np.float32) for n in "ab"}
-    bank = {n: rng.normal(size=(40, 3)).astype(np.float32) for n in "ab"}
-    labels = rng.integers(0, 3, 40)
-
-    found = baselines.dknn_nonconformity(z, bank, labels, 3, k=7)
-
-    for i in range(5):
-        for j in range(3):
-            count = 0
-            for n in "ab":
-                cos = [z[n][i] @ b / np.linalg.norm(z[n][i]) / np.linalg.norm(b) for b in bank[n]]
-                count += sum(labels[r] != j for r in np.argsort(cos)[::-1][:7])
-            assert found[i, j] == count
+def test_a_folder_that_cannot_be_written_is_refused(report):
+    """In one line."""
+    with pytest.raises(InvalidInputError, match="out: cannot write to /dev/null/x"):
+        write_report(report, Path("/dev/null/x"))

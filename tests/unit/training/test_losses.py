@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 
 from snnl_reference import CASES, METRICS, batch, distance, looped_loss
 from softkin.errors import InvalidInputError
-from softkin_training.losses import (
-    _distances,
-    chance_level,
-    minimize_temperature,
-    soft_nearest_neighbor_loss,
-)
+from softkin_training.distances import pairwise_distances
+from softkin_training.losses import LayeredSnnl, chance_level, minimize_temperature, soft_nearest_neighbor_loss
 
 pytestmark = pytest.mark.training
 
@@ -71,7 +67,7 @@ def test_float32_loses_no_more_than_its_rounding(case, metric):
 def test_rounding_makes_no_distance_negative():
     """Duplicates far from the mean would otherwise come out closer than equal, by up to 1e-7 of their squared norm."""
     z, _ = batch(20, 30, scale=1e4, dtype=torch.float32)
-    distances = _distances(z.repeat(3, 1), None)
+    distances = pairwise_distances(z.repeat(3, 1), "squared_euclidean")
 
     assert distances.min().item() == 0.0
     assert distances.diagonal().abs().max().item() == 0.0
@@ -113,6 +109,39 @@ def test_gradient_is_the_numerical_one(case, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("relative_temperature", [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3])
+@pytest.mark.parametrize("case", ["plain", "duplicates", "far from the origin", "images", "wide", "a row of zeros"])
+def test_gradient_is_the_numerical_one_at_extreme_temperatures(case, relative_temperature, metric):
+    """From a thousandth to a thousand times the median distance; in rows and temperature."""
+    z, y = batch(70, 1100) if case == "wide" else CASES[case]  # wide: products are cut into blocks
+    flat = z.flatten(1)
+    distances = pairwise_distances(flat, metric)
+    temperature = relative_temperature * float(distances[distances > 1e-12].median())
+    unit = float((flat - flat.mean(dim=0)).norm(dim=1).max())
+    rows = flat.clone().requires_grad_()
+    t = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    soft_nearest_neighbor_loss(rows, y, temperature=t, metric=metric).backward()
+
+    def loss(rows, temperature=temperature):
+        return float(soft_nearest_neighbor_loss(rows, y, temperature=temperature, metric=metric))
+
+    # At low temperature the loss bends within a distance that shrinks with it; zeros have no direction under cosine.
+    step = 1e-5 * min(1.0, relative_temperature) * unit
+    generator = torch.Generator().manual_seed(0)
+    scale = float(rows.grad.norm())
+    rounding = 1e-15 * max(1.0, float(distances.max()) / temperature)  # of a loss made of exponents this large
+    for _ in range(8):
+        direction = torch.randn(flat.shape, generator=generator, dtype=torch.float64)
+        direction[flat.abs().sum(dim=1) == 0] = 0.0
+        numerical = (loss(flat + step * direction) - loss(flat - step * direction)) / (2 * step)
+        found = float((rows.grad * direction).sum())
+        assert numerical == pytest.approx(found, rel=1e-4, abs=1e-5 * scale + rounding / step)
+    h = 1e-5 * temperature
+    slope = (loss(flat, temperature + h) - loss(flat, temperature - h)) / (2 * h)
+    assert float(t.grad) == pytest.approx(slope, rel=1e-4, abs=1e-9 / temperature + rounding / h)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_float32_gradient_is_that_of_plain_autograd(metric):
     """Autograd of the written-out log-sum-exp in float64 gives what the fused float32 pass gives."""
     z, y = batch(64, 30, 5, dtype=torch.float32)
@@ -147,6 +176,45 @@ def test_loss_and_gradient_are_finite_at_any_scale(norm, metric):
         loss.backward()
         assert bool(torch.isfinite(loss))
         assert bool(torch.isfinite(rows.grad).all())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("temperature", ["minimized", "fixed", "learned"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16 autocast"])
+@pytest.mark.parametrize("norm", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+def test_training_is_finite_at_any_scale(norm, autocast, temperature, metric):
+    """Behind a layer in bfloat16 as in float32, in every temperature mode, for several batches."""
+    snnl = LayeredSnnl(["a"], metric=metric, temperature=temperature)
+    for seed in range(3):
+        z, y = batch(32, 8, dtype=torch.float32, seed=seed)
+        z = (z / z.norm(dim=1, keepdim=True) * norm).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = snnl({"a": z @ torch.eye(8)}, y)["a"]
+        loss.backward()
+
+        assert loss.dtype == torch.float32
+        assert bool(torch.isfinite(loss))
+        assert bool(torch.isfinite(z.grad).all())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("relative_temperature", [1e-3, 0.1, 1.0, 1e3])
+@pytest.mark.parametrize("case", ["plain", "duplicates", "far from the origin", "behind a ReLU"])
+def test_float32_keeps_to_float64(case, relative_temperature, metric):
+    """Loss and gradient of wide rows in single precision, where a common offset or copies would cost digits."""
+    z, y = batch(96, 1500, 4)
+    z = {"plain": z, "duplicates": z[:32].repeat(3, 1), "far from the origin": z + 30, "behind a ReLU": z.relu()}[case]
+    y = y[:32].repeat(3) if case == "duplicates" else y
+    z = z.float()
+    temperature = relative_temperature * float(pairwise_distances(z.double(), metric).median())
+    single, double = z.clone().requires_grad_(), z.double().requires_grad_()
+    losses = [soft_nearest_neighbor_loss(rows, y, temperature=temperature, metric=metric) for rows in (single, double)]
+    for loss in losses:
+        loss.backward()
+
+    size = float(double.grad.norm())
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-4, abs=1e-5)
+    assert float((single.grad.double() - double.grad).norm()) <= 1e-3 * size + 1e-12
 
 
 def test_rows_without_partner_get_no_loss_and_no_gradient():

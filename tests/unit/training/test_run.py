@@ -14,7 +14,8 @@ from softkin_training.cli import main
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 from softkin_training.rows import fingerprint, row_digests
-from softkin_training.run import choose_bank_rows, evaluate_step
+from softkin_training.run import evaluate_step
+from softkin_training.split import choose_bank_rows
 
 pytestmark = pytest.mark.training
 
@@ -45,6 +46,9 @@ def test_a_run_yields_a_working_bundle_and_a_report(out, dataset):
     assert report["scores"]["softkin"]["false_alarms"]["value"] == false_alarms
     assert report["scores"]["softkin"]["outliers"]["photo patches"]["caught"]["value"] == caught
     assert report["accuracy"] > 0.9
+    assert report["near"] == ["unknown digits"]
+    assert len(report["corruptions"]["levels"]) == 4 * 6
+    assert (out / "report" / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_no_calibration_row_was_trained_on_or_stands_in_the_bank(out, dataset):

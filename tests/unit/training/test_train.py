@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -225,21 +226,101 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(datas
     assert same(weights(run(dataset, tmp_path, *settings, resume=True)), weights(good))
 
 
-def test_a_checkpoint_is_replaced_whole_or_not_at_all(dataset, tmp_path, monkeypatch):
-    """A write that fails half-way leaves the old checkpoint and no litter."""
-    run(dataset, tmp_path, "training.epochs=1")
+def test_the_layer_whose_loss_is_not_finite_is_named(dataset, tmp_path):
+    """The published temperature may cross 0, where its loss overflows; the message says layer, epoch and step."""
+    settings = ("training.epochs=1", 'loss.layers=["conv1", "conv2"]', "training.batch_size=256")
+    good = run(dataset, tmp_path, *settings)
+    learned = ("loss.temperature=learned", "loss.initial_temperature=1e-3", "loss.temperature_step=1e6")
+
+    with pytest.raises(DataError, match=r"SNNL of conv[12] is (nan|inf) in epoch 1, step \d+; the checkpoint .* kept"):
+        run(dataset, tmp_path, *settings, *learned)
+    assert same(weights(run(dataset, tmp_path, *settings, resume=True)), weights(good))
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(dataset, tmp_path, monkeypatch):
+    """The last step of an epoch may break them behind a loss that was still finite."""
+    good = run(dataset, tmp_path, "training.epochs=1")
+
+    def break_weights(self, closure=None):
+        for group in self.param_groups:
+            group["params"][0].data.fill_(np.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", break_weights)
+    one_step = ("training.epochs=1", "training.batch_size=5000", "seed=1")
+    with pytest.raises(
+        DataError, match=r"blocks\.conv1\.0\.weight is not finite after epoch 1; the checkpoint .* is kept"
+    ):
+        run(dataset, tmp_path, *one_step)
+    monkeypatch.undo()
+    assert same(weights(run(dataset, tmp_path, "training.epochs=1", resume=True)), weights(good))
+
+
+def test_a_checkpoint_of_an_older_version_can_be_resumed(dataset, tmp_path):
+    """Keys that its recipe did not have are at their defaults, and its random state was of one process."""
+    first = run(dataset, tmp_path, "training.epochs=1")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["recipe"]["loss"]["initial_temperature"], state["recipe"]["training"]["probe_rows"]
+    state["rng"]["torch"] = state["rng"]["torch"][0]
+    torch.save(state, tmp_path / "checkpoint.pt")
+
+    assert same(weights(run(dataset, tmp_path, "training.epochs=1", resume=True)), weights(first))
+
+
+def test_resuming_with_another_probe_is_allowed(dataset, tmp_path):
+    """It does not touch the weights."""
+    first = run(dataset, tmp_path, "training.epochs=1")
+    again = run(dataset, tmp_path, "training.epochs=1", "training.probe_rows=0", resume=True)
+
+    assert same(weights(first), weights(again))
+
+
+@pytest.mark.parametrize("temperature", ["fixed", "learned"])
+def test_every_temperature_mode_resumes(dataset, tmp_path, monkeypatch, temperature):
+    """The published t and its temperature are part of the checkpoint."""
+    settings = (f"loss.temperature={temperature}", "loss.initial_temperature=0.1", "loss.fixed_temperature=0.1")
+    whole = run(dataset, tmp_path / "whole", *settings)
+    interrupted_after(2, monkeypatch, dataset, tmp_path / "cut", *settings)
+    resumed = run(dataset, tmp_path / "cut", *settings, resume=True)
+
+    assert same(weights(resumed), weights(whole))
+    moved = {t for epoch in resumed.history for t in epoch["temperature"].values()}
+    assert (len(moved) == 1) == (temperature == "fixed")
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(dataset, tmp_path):
+    """A write that fails half-way: a clear error, the old checkpoint byte for byte, no litter, and resume goes on."""
+    good = run(dataset, tmp_path, "training.epochs=1", "training.probe_rows=0")
+    files = sorted(p.name for p in tmp_path.iterdir())
     before = (tmp_path / "checkpoint.pt").read_bytes()
-
-    def half_written(state, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match="disk full"):
-        run(dataset, tmp_path, "training.epochs=1")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # files cannot grow past it, as on a full disk
+    try:
+        with pytest.raises(
+            InvalidInputError, match=r"cannot write .*checkpoint\.pt \(.+\), the one before is kept; make"
+        ):
+            run(dataset, tmp_path, "training.epochs=1", "training.probe_rows=0", "seed=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "history.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
+    again = run(dataset, tmp_path, "training.epochs=1", "training.probe_rows=0", resume=True)
+    assert same(weights(again), weights(good))
+
+
+def test_a_full_disk_under_the_history_is_a_clear_error(dataset, tmp_path):
+    """The first file of an epoch; what stood there is whole."""
+    run(dataset, tmp_path, "training.epochs=1")
+    before = (tmp_path / "history.jsonl").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(InvalidInputError, match=r"out_dir: cannot write to .*make room"):
+            run(dataset, tmp_path, "training.epochs=1", resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert (tmp_path / "history.jsonl").read_bytes() == before
 
 
 def test_an_unwritable_folder_is_refused_before_training(dataset, tmp_path):

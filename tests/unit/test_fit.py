@@ -1,0 +1,298 @@
+"""A bundle from an ONNX classifier or from vectors, without training. Needs neither torch nor scikit-learn."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from scipy.stats import binom
+
+from foreign_models import CLASSES, SHAPE, body, classifier, tensor, weights
+from softkin import Detector
+from softkin.bundle import read_bundle
+from softkin.certificate import false_alarm_bound
+from softkin.conformal import rank
+from softkin.export_onnx import export_onnx
+from softkin_training.cli import main
+from softkin_training.config import DetectorConfig
+from softkin_training.fit import fit_embeddings
+from softkin_training.fit_config import default_name, fit_config
+from softkin_training.rows import Rows, digests64
+from softkin_training.split import choose_bank_rows, first_of_each, split
+
+LEVEL = 1e-4
+"""Chance that a correct implementation fails a statistical test."""
+SOFTMAX = helper.make_node("Softmax", ["scores"], ["p"], axis=1)
+
+
+def sample(n, seed, *, labelled_by_model=True):
+    """Rows around one centre per class, as `x`, `y`; the classifier of `foreign_models` need not agree."""
+    rng = np.random.default_rng(seed)
+    centers = 3 * np.random.default_rng(99).normal(size=(CLASSES, *SHAPE))
+    y = rng.integers(0, CLASSES, n)
+    return (centers[y] + 0.5 * rng.normal(size=(n, *SHAPE))).astype(np.float32), y
+
+
+def good_classifier(nodes=(), outputs=("scores",), **options):
+    """The classifier of `foreign_models` with an output layer that fits `sample`."""
+    x, y = sample(800, 50)
+    hidden = np.maximum(x.reshape(len(x), -1) @ weights()["w1"], 0)
+    w = np.linalg.lstsq(hidden, np.eye(CLASSES)[y], rcond=None)[0]
+    start = body()
+    start[-1].input[1] = "fitted"
+    return classifier(nodes, outputs, start=start, initializers=[tensor(5 * w, "fitted")], **options)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Model, data and calibration as files."""
+    onnx.save(good_classifier(), tmp_path / "my model.onnx")
+    x, y = sample(400, 1)
+    np.savez(tmp_path / "train.npz", x_train=x, y_train=y)
+    x, y = sample(200, 2)
+    np.savez(tmp_path / "calibration.npz", x_test=x, y_test=y)
+    return tmp_path
+
+
+def fit(files, *arguments, model="my model.onnx", layers="hidden,before", data="train.npz"):
+    """Exit status of the command on `files`."""
+    options = ["--onnx", str(files / model), "--layers", layers, "--data", str(files / data)]
+    return main(["fit", *options, "--out", str(files / "out"), *map(str, arguments)])
+
+
+def test_a_classifier_becomes_a_bundle_that_keeps_its_promise(files, capsys):
+    """False alarms on fresh inliers are binomial about at most 5 %; what is far off is caught; every choice is told."""
+    assert fit(files, "--calibration", files / "calibration.npz", "--metric", "squared_euclidean") == 0
+
+    detector = Detector.load(files / "out" / "bundle", device="cpu")
+    alarms = detector.score(sample(1000, 3)[0]).is_outlier.sum()
+    # The calibration set is drawn too: its bound at 1 - LEVEL/2, and then the alarms given that.
+    worst = false_alarm_bound(rank(0.05, 200), 200, 1 - LEVEL / 2)
+    assert binom.sf(alarms - 1, 1000, worst) > LEVEL / 2
+    far = (30 * np.random.default_rng(4).normal(size=(200, *SHAPE))).astype(np.float32)
+    assert detector.score(far).is_outlier.mean() > 0.8
+    text = capsys.readouterr().out
+    lines = [
+        r"layer:       hidden, 5 numbers, reducer none",
+        r"layer:       before, 5 numbers, reducer none",
+        r"output:      scores, 4 logits",
+        r"classes:     c0, c1, c2, c3",
+        r"bank:        400 rows in float32",
+        r"calibration: 200 rows from .*calibration\.npz; the classifier's accuracy on them is \d\d\.\d%",
+        r".*out/bundle: my-model 1, 200 calibration rows; at alpha 0\.05 false alarms are at most 0\.0\d+ at "
+        r"confidence 0\.95",
+    ]
+    assert re.fullmatch("\n".join(lines) + "\n", text), text
+
+
+def test_the_bundle_says_what_it_was_made_from(files):
+    """Model, tensors, output, its kind and the calibration, in the provenance."""
+    onnx.save(good_classifier([SOFTMAX], ["p"]), files / "p.onnx")
+
+    assert fit(files, "--seed", 3, "--version", "2", "--name", "shop", model="p.onnx", layers="act") == 0
+
+    m = read_bundle(files / "out" / "bundle").manifest
+    assert (m.name, m.version) == ("shop", "2")
+    found = m.provenance["fit"]
+    assert found["onnx"] == "p.onnx"
+    assert found["layers"] == {"act": "hidden"}
+    assert (found["output"], found["output_kind"]) == ("p", "probabilities")
+    assert found["calibration"] == {"share": 0.2}
+    assert found["config"]["seed"] == 3
+    assert {"softkin", "onnx", "numpy"} <= m.provenance["libraries"].keys()
+
+
+def test_a_share_calibrates_and_stays_out_of_the_bank(files, capsys):
+    """A seeded permutation; repeated rows are left out, and the user is told what the promise rests on."""
+    x, y = sample(400, 1)
+    np.savez(files / "train.npz", x_train=np.concatenate([x, x[:7]]), y_train=np.concatenate([y, y[:7]]))
+
+    assert fit(files, "--calibration-share", 0.25, "--bank-rows", 100) == 0
+
+    bundle = read_bundle(files / "out" / "bundle")
+    assert bundle.manifest.calibration_size == 100
+    assert abs(bundle.manifest.bank_size - 100) <= CLASSES
+    assert len(bundle.used_rows.seen) == 300
+    assert not np.isin(bundle.used_rows.calibration, bundle.used_rows.seen).any()
+    assert np.isin(bundle.used_rows.calibration, digests64(x)).all()
+    text = capsys.readouterr().out
+    assert "; 7 repeated rows left out\n" in text
+    assert "calibration: 100 rows (0.25 of x_train); " in text
+    assert "the promise holds if the model was not trained on these rows; else give --calibration FILE\n" in text
+
+
+def test_the_seed_decides_split_bank_and_projection(files):
+    """Equal seeds give equal files, another seed another calibration."""
+    found = []
+    for seed in (1, 1, 2):
+        assert fit(files, "--seed", seed, "--max-dim", 3, "--bank-rows", 200) == 0
+        found.append(read_bundle(files / "out" / "bundle").manifest)
+
+    assert found[0].files == found[1].files
+    assert found[0].files["calibration.safetensors"] != found[2].files["calibration.safetensors"]
+    assert [layer.reducer for layer in found[2].layers] == [
+        "gaussian-projection(5->3, seed=2)",
+        "gaussian-projection(5->3, seed=3)",
+    ]
+
+
+def test_all_options_reach_the_bundle(files):
+    """The joint form with the energy of the logits, in int8, Euclidean, at another rate."""
+    np.savez(
+        files / "train.npz", **dict(zip(("x_train", "y_train"), sample(400, 1), strict=True)), class_names=list("abcd")
+    )
+
+    options = {
+        "--nonconformity": "joint",
+        "--parts": "energy,density",
+        "--metric": "squared_euclidean",
+        "--alpha": 0.1,
+        "--precision": "int8",
+        "--max-p-value-change": 0.9,
+        "--max-dim": 4,
+    }
+    assert fit(files, *[a for pair in options.items() for a in pair]) == 0
+
+    m = read_bundle(files / "out" / "bundle").manifest
+    assert (m.nonconformity, m.parts, m.default_alpha, m.bank_precision) == (
+        "joint",
+        ("energy", "density"),
+        0.1,
+        "int8",
+    )
+    assert {(layer.metric, layer.dim) for layer in m.layers} == {("squared_euclidean", 4)}
+    assert m.classes == ("a", "b", "c", "d")
+    assert m.approximation.budget == 0.9
+
+
+def test_help_tells_the_recipes_defaults(capsys):
+    """The parser does not import the recipes, whose defaults hold: what it says must be theirs."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+
+    defaults = fit_config(name="x", layers=["a"])
+    for name in (
+        "metric",
+        "max_dim",
+        "bank_rows",
+        "nonconformity",
+        "alpha",
+        "precision",
+        "condense",
+        "seed",
+        "version",
+    ):
+        option = "--" + name.replace("_", "-")
+        assert re.search(rf"{option} [A-Z] .*?\(default {re.escape(str(getattr(defaults, name)))}", text), option
+    recipe = DetectorConfig(layers=["a"], bank_rows=1)
+    assert defaults.model_dump().items() >= recipe.model_dump(exclude={"bank_rows"}).items()
+    assert "give rows the classifier was not trained on" in text
+
+
+def test_a_second_fit_replaces_the_bundle_and_a_failed_one_does_not(files):
+    """As with `run`: the old bundle stays until the new one is complete."""
+    assert fit(files) == 0
+    before = read_bundle(files / "out" / "bundle").digest
+
+    assert fit(files, "--alpha", 0.001) == 1
+    assert read_bundle(files / "out" / "bundle").digest == before
+    assert fit(files, "--alpha", 0.1) == 0
+    assert read_bundle(files / "out" / "bundle").manifest.default_alpha == 0.1
+
+
+def test_the_bundle_goes_wherever_others_go(files):
+    """It exports as one ONNX model, with a second operator domain in it, and recalibrates without what made it."""
+    scaled = good_classifier([SOFTMAX], ["p"], domains=[("ai.onnx.ml", 3)])
+    scaled.graph.node[0].input[0] = "scaled"
+    scaler = helper.make_node("Scaler", ["x"], ["scaled"], domain="ai.onnx.ml", offset=[0.0], scale=[1.0])
+    scaled.graph.node.insert(0, scaler)
+    onnx.save(scaled, files / "ml.onnx")
+    assert fit(files, model="ml.onnx") == 0
+
+    export_onnx(files / "out" / "bundle", files / "whole.onnx")
+    data = ["--data", str(files / "calibration.npz"), "--out", str(files / "next")]
+    assert main(["recalibrate", str(files / "out" / "bundle"), *data]) == 0
+    x, y = sample(400, 1)
+    np.savez(files / "calibration.npz", x_test=x, y_test=y)
+    data = ["--data", str(files / "calibration.npz"), "--out", str(files / "third")]
+    assert main(["recalibrate", str(files / "out" / "bundle"), *data]) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_vectors_become_a_bundle(tmp_path, capsys, dtype, labels):
+    """With labels or without; they are scored in the type they were given in."""
+    x, y = sample(400, 1)
+    x = x.reshape(len(x), -1).astype(dtype)
+    np.savez(tmp_path / "v.npz", x_train=x, **({"y_train": y} if labels else {}))
+
+    assert main(["fit", "--embeddings", str(tmp_path / "v.npz"), "--out", str(tmp_path), "--max-dim", "4"]) == 0
+
+    detector = Detector.load(tmp_path / "bundle", device="cpu")
+    fresh = sample(500, 2)[0].reshape(500, -1).astype(dtype)
+    far = (10 * np.random.default_rng(5).normal(size=(100, x.shape[1]))).astype(dtype)
+    assert detector.score(fresh).is_outlier.mean() < 0.15
+    assert detector.score(far).is_outlier.mean() > 0.5
+    m = detector.manifest
+    assert m.classes == (("c0", "c1", "c2", "c3") if labels else ("all",))
+    assert (m.input_dtype, m.input_shape) == (dtype, (6,))
+    text = capsys.readouterr().out
+    assert "layer:       embedding, 6 numbers, reducer gaussian-projection(6->4, seed=0)\n" in text
+    assert "output" not in text
+    assert "calibration: 80 rows (0.2 of x_train)\n" in text
+
+
+def test_unlabelled_vectors_calibrate_from_an_unlabelled_file(tmp_path):
+    """Neither file needs labels."""
+    np.savez(tmp_path / "v.npz", x_train=sample(200, 1)[0].reshape(200, -1))
+    np.savez(tmp_path / "c.npz", x_test=sample(100, 2)[0].reshape(100, -1))
+
+    fitted = fit_embeddings(
+        tmp_path / "v.npz", tmp_path, fit_config(name="v", layers=["embedding"]), calibration=tmp_path / "c.npz"
+    )
+
+    assert (fitted.manifest.calibration_size, fitted.manifest.bank_size, fitted.accuracy) == (100, 200, None)
+
+
+def test_neither_torch_nor_scikit_learn_is_imported(files):
+    """Nor scipy: what serves can fit too."""
+    arguments = ["fit", "--onnx", "my model.onnx", "--layers", "hidden", "--data", "train.npz", "--out", "o"]
+    code = (
+        f"import sys\nfrom softkin_training.cli import main\nassert main({arguments!r}) == 0\n"
+        "print([m for m in ('torch', 'sklearn', 'scipy', 'grpc') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=files, capture_output=True, text=True, check=True)
+
+    assert ast.literal_eval(result.stdout.strip().splitlines()[-1]) in ([], ["grpc"])
+
+
+def test_a_split_is_a_permutation_and_a_bank_keeps_the_shares():
+    """Every row once; the share is rounded; a rare class keeps a row."""
+    y = np.array([0] * 90 + [1] * 10)
+    rows = Rows(np.arange(100, dtype=np.float32)[:, None], y, np.arange(100))
+
+    bank, calibration = split(rows, 0.3, seed=1)
+    assert (len(bank), len(calibration)) == (70, 30)
+    assert sorted([*bank.ids, *calibration.ids]) == list(range(100))
+    assert list(split(rows, 0.3, seed=1)[1].ids) == list(calibration.ids) != list(split(rows, 0.3, seed=2)[1].ids)
+    assert np.bincount(choose_bank_rows(rows, 20, seed=0).y).tolist() == [18, 2]
+    assert np.bincount(choose_bank_rows(rows, 3, seed=0).y).tolist() == [3, 1]
+    assert choose_bank_rows(rows, 100, seed=0) is rows
+    doubled = rows.take(np.array([5, 3, 5, 9, 3]))
+    assert list(first_of_each(doubled).ids) == [5, 3, 9]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("a/My Model.v2.onnx", "My-Model.v2"), ("___.onnx", "detector"), ("x" * 80, "x" * 63)]
+)
+def test_a_name_comes_from_the_file(path, name):
+    """Whatever a file may be called."""
+    assert default_name(path) == name
+    assert fit_config(name=default_name(path), layers=["a"]).name == name

@@ -1,0 +1,285 @@
+"""What `softkin-train fit` refuses, in full sentences, and that nothing is written then. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from foreign_models import CLASSES, classifier, rows
+from softkin_training.cli import main
+
+SOFTMAX = helper.make_node("Softmax", ["scores"], ["p"], axis=1)
+X, Y = rows(200), np.arange(200) % CLASSES
+ARRAYS = "('uint8', 'int32', 'int64', 'float32', 'float64')"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model and an npz that fit."""
+    onnx.save(classifier(), tmp_path / "m.onnx")
+    onnx.save(classifier([SOFTMAX], ["p"]), tmp_path / "p.onnx")
+    np.savez(tmp_path / "d.npz", x_train=X, y_train=Y)
+    np.savez(tmp_path / "c.npz", x_test=rows(100, seed=2), y_test=Y[:100])
+    return tmp_path
+
+
+def refused(folder, capsys, monkeypatch, arguments, message):
+    """Exit status 1 and exactly this message; no bundle, nothing half-written."""
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+
+    assert main(["fit", *arguments.split(), "--out", "o"]) == 1
+
+    error = capsys.readouterr().err.removeprefix("softkin-train: error: ").removesuffix("\n")
+    assert error == message or re.fullmatch(message, error), error
+    assert sorted(folder.iterdir()) == before
+
+
+ONNX = "--onnx m.onnx --layers hidden --data d.npz"
+OPTIONS = {
+    "no layers": ("--onnx m.onnx --data d.npz", "--layers: is missing; --onnx needs it"),
+    "no data": ("--onnx m.onnx --layers hidden", "--data: is missing; --onnx needs it"),
+    "layers of vectors": (
+        "--embeddings d.npz --layers hidden",
+        "--layers: belongs to --onnx; leave it out",
+    ),
+    "output of vectors": ("--embeddings d.npz --output p", "--output: belongs to --onnx; vectors have no output"),
+    "metric": (
+        f"{ONNX} --metric euclid",
+        "metric: got 'euclid': Input should be 'cosine' or 'squared_euclidean'",
+    ),
+    "max-dim": (f"{ONNX} --max-dim 0", "max_dim: got 0: Input should be greater than or equal to 1"),
+    "alpha": (f"{ONNX} --alpha 1.5", "alpha: got 1.5: Input should be less than 1"),
+    "name": (f"{ONNX} --name -", "name: got '-': String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'"),
+    "no parts": (
+        f"{ONNX} --nonconformity joint",
+        "parts: got None: must name at least one part for nonconformity = 'joint'",
+    ),
+    "parts of another form": (
+        f"{ONNX} --parts density",
+        "parts: got ['density']: belong to nonconformity = 'joint' and only to it",
+    ),
+    "unknown part": (
+        f"{ONNX} --nonconformity joint --parts energie",
+        "parts: got ['energie']: Input should be 'posterior', 'density', 'density_last' or 'energy'",
+    ),
+    "auto without a budget": (
+        f"{ONNX} --precision auto",
+        "max_p_value_change: got None: must be set, below 1, for precision = 'auto', which it decides",
+    ),
+    "share": (
+        f"{ONNX} --calibration-share 1.0",
+        "calibration_share: got 1; must lie strictly in (0, 1), for instance 0.2 for a fifth of the rows",
+    ),
+    "energy of probabilities": (
+        "--onnx p.onnx --layers hidden --data d.npz --nonconformity joint --parts energy,density",
+        "parts: got 'energy', but the energy of 'p' is the same for every row, as it is for probabilities; leave it "
+        "out, or name the tensor before the softmax by --output",
+    ),
+    "unknown layer": (
+        "--onnx m.onnx --layers hid --data d.npz",
+        "layers: got 'hid', which is no tensor or node of the model; it has 5 names, the closest are 'hidden', "
+        "'scores', 'flat', 'before', 'act'",
+    ),
+    "too few rows for alpha": (
+        f"{ONNX} --alpha 0.01",
+        "calibration: 40 rows cannot give a p-value of 0.01; at least 99 are needed after the reference rows are set "
+        "aside, or choose alpha >= 0.0243902",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), OPTIONS.values(), ids=OPTIONS)
+def test_unfit_options_are_refused(folder, capsys, monkeypatch, arguments, message):
+    """The option, its value, what is allowed."""
+    refused(folder, capsys, monkeypatch, arguments, message)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--data d.npz", "--onnx m.onnx --embeddings d.npz", f"{ONNX} --calibration c.npz --calibration-share 0.1"],
+    ids=["no source", "two sources", "two calibrations"],
+)
+def test_contradictions_are_usage_errors(folder, capsys, monkeypatch, arguments):
+    """Exit status 2, as for any wrong use of a command."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as e:
+        main(["fit", *arguments.split(), "--out", "o"])
+    assert e.value.code == 2
+
+
+def changed(**arrays):
+    """The arrays of `d.npz`, with some in another form; None leaves one out."""
+    return {k: v for k, v in {"x_train": X, "y_train": Y, **arrays}.items() if v is not None}
+
+
+with_nan = X.copy()
+with_nan[7, 0, 0] = np.nan
+DATA = {
+    "no labels": (changed(y_train=None), r"d\.npz: lacks \['y_train'\]; it holds \['x_train'\]"),
+    "labels beyond the output": (
+        changed(y_train=Y + 1),
+        "d.npz: y_train[3] is 4, but output 'scores' of the model has 4 columns; labels must be the index of a column, "
+        "0 to 3 (50 labels are not)",
+    ),
+    "labels not integer": (
+        changed(y_train=Y.astype(float)),
+        "d.npz: y_train is float64 (200,); it must be one integer per row",
+    ),
+    "fewer labels": (changed(y_train=Y[:9]), "d.npz: x_train has 200 rows, y_train 9; they must be equal"),
+    "class names": (
+        changed(class_names=list("abc")),
+        "output: no output is 2-D float with 3 columns, one for each class name; the float outputs are 'scores' "
+        "float32 [rows, 4]: name the tensor or node to take by --output (a scikit-learn model converted with "
+        "zipmap='columns': convert it with zipmap=False)",
+    ),
+    "dtype of the model": (
+        changed(x_train=X.astype(np.float64)),
+        "data: x_train is float64 [rows, 2, 3], input 'x' of the model takes float32 [rows, 2, 3]; store the rows as "
+        "the model takes them, scaled as it was trained",
+    ),
+    "dtype of no detector": (
+        changed(x_train=X.astype(np.float16)),
+        f"d.npz: x_train is float16 [200, 2, 3]; it must be one of {ARRAYS} with at least one row of at least one "
+        "number: convert it",
+    ),
+    "no rows": (
+        changed(x_train=X[:0], y_train=Y[:0]),
+        f"d.npz: x_train is float32 [0, 2, 3]; it must be one of {ARRAYS} with at least one row of at least one "
+        "number: convert it",
+    ),
+    "not finite": (
+        changed(x_train=with_nan),
+        "d.npz: x_train has 1 rows with NaN or infinity, the first is row 7; remove them",
+    ),
+    "a class without rows": (
+        changed(y_train=Y % 3),
+        "d.npz: x_train has no row for the bank of 1 of 4 classes, the first is 'c3'; every class needs at least one: "
+        "add rows, or lower the calibration share",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arrays", "message"), DATA.values(), ids=DATA)
+def test_unfit_rows_are_refused(folder, capsys, monkeypatch, arrays, message):
+    """File, array, what is allowed."""
+    np.savez(folder / "d.npz", **arrays)
+
+    refused(folder, capsys, monkeypatch, ONNX, message)
+
+
+V = X.reshape(200, 6)
+VECTORS = {
+    "axes": ({"x_train": X}, "", "d.npz: x_train has shape [200, 2, 3]; vectors must be [rows, numbers]: reshape them"),
+    "names without labels": (
+        {"x_train": V, "class_names": ["a"]},
+        "",
+        "d.npz: has class_names but no y_train; add the labels, or leave class_names out",
+    ),
+    "absurd label": (
+        {"x_train": V, "y_train": np.where(np.arange(200) == 5, 10**12, 0)},
+        "",
+        "d.npz: y_train[5] is 1000000000000; labels index class_names, which allows 0 to 199 (1 labels lie outside)",
+    ),
+    "text labels": (
+        {"x_train": V, "y_train": np.array(["a"] * 200)},
+        "",
+        "d.npz: y_train is <U1 (200,); it must be one integer per row",
+    ),
+    "energy": (
+        {"x_train": V, "y_train": Y},
+        "--nonconformity joint --parts energy",
+        "parts: got 'energy', but vectors have no logits; leave it out",
+    ),
+    "posterior of one class": (
+        {"x_train": V},
+        "--nonconformity posterior",
+        "nonconformity: got 'posterior', which compares classes, but there is only one; choose density",
+    ),
+    "all alike": (
+        {"x_train": np.ones((200, 6), np.float32) * np.arange(1, 201, dtype=np.float32)[:, None]},
+        "",
+        "all representations of a layer are equal, so it cannot tell rows apart; leave the layer out",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arrays", "options", "message"), VECTORS.values(), ids=VECTORS)
+def test_unfit_vectors_are_refused(folder, capsys, monkeypatch, arrays, options, message):
+    """File, array, what is allowed."""
+    np.savez(folder / "d.npz", **arrays)
+
+    refused(folder, capsys, monkeypatch, f"--embeddings d.npz {options}", message)
+
+
+C = rows(100, seed=2)
+CALIBRATION = {
+    "no labels": ({"x_test": C}, r"c\.npz: lacks \['y_test'\]; it holds \['x_test'\]"),
+    "shape": (
+        {"x_test": C[:, :1], "y_test": Y[:100]},
+        "c.npz: x_test is float32 [rows, 1, 3], x_train of d.npz is float32 [rows, 2, 3]; prepare both in the same way",
+    ),
+    "labels": (
+        {"x_test": C, "y_test": Y[:100] + 1},
+        "c.npz: y_test[3] is 4; labels index class_names, which allows 0 to 3 (25 labels lie outside)",
+    ),
+    "repeated": (
+        {"x_test": np.concatenate([C, C[:2]]), "y_test": Y[:102]},
+        "calibration has 2 rows whose content came before, the first is example 300, a copy of example 200; remove the "
+        "copies, or the false-alarm rate does not hold",
+    ),
+    "rows of the bank": (
+        {"x_test": np.concatenate([C, X[3:5]]), "y_test": Y[:102]},
+        "calibration has 2 rows whose content also stands in bank, the first is example 300; remove the duplicates, or "
+        "the false-alarm rate does not hold",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arrays", "message"), CALIBRATION.values(), ids=CALIBRATION)
+def test_unfit_calibration_rows_are_refused(folder, capsys, monkeypatch, arrays, message):
+    """Above all rows that the bank holds."""
+    np.savez(folder / "c.npz", **arrays)
+
+    refused(folder, capsys, monkeypatch, f"{ONNX} --calibration c.npz", message)
+
+
+def test_training_rows_outside_the_bank_do_not_calibrate_either(folder, capsys, monkeypatch):
+    """The classifier has seen all of x_train, though the bank holds a few."""
+    np.savez(folder / "c.npz", x_test=np.concatenate([C, X]), y_test=np.concatenate([Y[:100], Y]))
+
+    refused(
+        folder,
+        capsys,
+        monkeypatch,
+        f"{ONNX} --calibration c.npz --bank-rows 4",
+        "calibration has 4 rows whose content also stands in bank, .*",
+    )
+    kept = np.concatenate([C, X[100:102]])
+    np.savez(folder / "c.npz", x_test=kept, y_test=Y[:102])
+    refused(
+        folder,
+        capsys,
+        monkeypatch,
+        f"{ONNX} --calibration c.npz --bank-rows 4",
+        "calibration has 2 rows whose content also stands in the training rows, the first is example 300; remove them, "
+        "or the false-alarm rate does not hold",
+    )
+
+
+def test_a_file_where_the_bundle_should_go_is_named(folder, capsys, monkeypatch):
+    """Nothing is written in its place."""
+    (folder / "o").write_text("mine")
+
+    refused(
+        folder,
+        capsys,
+        monkeypatch,
+        ONNX,
+        r"/.*/o/bundle: cannot write the bundle \(File exists\); nothing was changed there",
+    )
+    assert (folder / "o").read_text() == "mine"

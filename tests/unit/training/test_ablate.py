@@ -1,0 +1,138 @@
+"""Ablations: every cell once, also after an interruption, and figures that are means over them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from softkin import RecipeError
+from softkin_training import ablation_table
+from softkin_training.ablate import Cell, ablate
+from softkin_training.ablation_plan import FAR, Plan, load_plan
+from softkin_training.cli import main
+
+QUICK = ["training.epochs=1", "data.known_classes=[]", "training.cpu_threads=1"]
+PLAN = Plan(
+    train={"plain": {"loss.weight": 0.0}, "entangled": {"loss.weight": -0.1}},
+    detect={
+        "density": {"detector.nonconformity": "density"},
+        "joint": {"detector.nonconformity": "joint", "detector.joint_parts": ["energy", "density"]},
+    },
+    families={FAR: (), "8 + 9": (8, 9)},
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """An ablation of the digits: 2 variants, 2 forms, 2 families, one seed."""
+    out, said = tmp_path_factory.mktemp("ablation"), []
+    return out, ablate("digits", PLAN, out, overrides=QUICK, seeds=(0,), rows=50, say=said.append), said
+
+
+def test_every_cell_is_run_once(done):
+    """2 x 2 x 2 reports of 4 trainings; bundles are not kept."""
+    out, cells, said = done
+
+    assert len({(c.family, c.train, c.detect, c.seed) for c in cells}) == len(cells) == 8
+    assert said[0] == "[1 of 4] all classes, plain, seed 0: density, joint"
+    assert len(said) == 4
+    assert not list(out.rglob("bundle"))
+    assert all("unknown digits" in c.report["scores"]["softkin"]["outliers"] for c in cells if c.family != FAR)
+    text = ablation_table.markdown(ablation_table.summarise(cells))
+    assert "| softkin: joint | entangled |" in text
+    assert "near auroc" in text
+
+
+def test_a_stopped_ablation_goes_on_where_it_was(done):
+    """Only the cell that is missing runs again, with the same figures; a done one is not touched."""
+    out, cells, _ = done
+    lost = out / "8-+-9" / "entangled" / "seed0" / "joint"
+    kept = out / "8-+-9" / "entangled" / "seed0" / "density" / "report.json"
+    written = kept.stat().st_mtime_ns
+    before = json.loads((lost / "report.json").read_text())
+    (lost / "recipe.json").unlink()
+    said: list[str] = []
+
+    again = ablate("digits", PLAN, out, overrides=QUICK, seeds=(0,), rows=50, say=said.append)
+
+    assert said == ["[4 of 4] 8 + 9, entangled, seed 0: joint"]
+    assert kept.stat().st_mtime_ns == written
+    after = json.loads((lost / "report.json").read_text())
+    assert after["scores"]["softkin"] == before["scores"]["softkin"]
+    assert len(again) == len(cells)
+
+
+def test_figures_are_means_deviations_and_paired_differences_over_seeds():
+    """Against plain loops, on made-up reports of 4 seeds, 2 networks and 2 families."""
+    rng = np.random.default_rng(0)
+    aurocs = rng.random((2, 2, 4, 2))  # network, family, seed, outlier set
+
+    def report(values: np.ndarray, near: bool) -> dict:
+        names = ["held-out classes", "elsewhere"] if near else ["a", "b"]
+        sets = {n: {"auroc": float(v), "caught": {"value": float(v) / 2}} for n, v in zip(names, values, strict=True)}
+        score = {"title": "own", "false_alarms": {"value": 0.05}, "outliers": sets}
+        return {"accuracy": float(values[0]), "scores": {"softkin": score}}
+
+    cells = [
+        Cell(family=family, train=train, detect="d", seed=seed, report=report(aurocs[i, j, seed], family != FAR))
+        for i, train in enumerate(("plain", "entangled"))
+        for j, family in enumerate((FAR, "pair"))
+        for seed in range(4)
+    ]
+
+    table = ablation_table.summarise(cells)
+
+    plain, entangled = table["rows"]
+    far = aurocs[:, 0].mean(axis=2)
+    assert plain["far_auroc"]["mean"] == pytest.approx(far[0].mean())
+    assert entangled["far_auroc"]["sd"] == pytest.approx(far[1].std(ddof=1))
+    assert entangled["near_auroc"]["mean"] == pytest.approx(aurocs[1, 1, :, 0].mean())  # held-out classes alone
+    assert entangled["near_caught"]["mean"] == pytest.approx(aurocs[1, 1, :, 0].mean() / 2)
+    assert entangled["paired"]["far_auroc"]["difference"] == pytest.approx((far[1] - far[0]).mean())
+    assert entangled["paired"]["far_auroc"]["p"] == pytest.approx(ttest_rel(far[1], far[0]).pvalue)
+    assert entangled["paired"]["false_alarms"] == {"difference": 0.0, "p": None}
+    assert table["accuracy"]["entangled"]["mean"] == pytest.approx(aurocs[1, 0, :, 0].mean())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train = 3", r"\[train\] must hold at least one table of recipe keys"),
+        ("[train.a]\nloss.weight = 1.0\n[detect.b]", 'train.a: quote the key: "loss.KEY" = VALUE'),
+        ("[train.a]\n[detect.b]\n[held_out]\nx = [1.5]", "held_out.x must be a list of class numbers"),
+        ("[other]\n", "unknown table 'other'; allowed: train, detect, held_out"),
+        ("train", "cannot be read as a plan"),
+    ],
+)
+def test_a_wrong_plan_is_refused(tmp_path: Path, text, message):
+    """The error names the file, the table and what is allowed."""
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_plan(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_key_that_no_recipe_has_is_refused_before_anything_is_trained(tmp_path: Path, capsys):
+    """Through the command line: status 1, nothing written."""
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[train.a]\n"loss.wait" = 1.0\n[detect.b]\n')
+
+    status = main(["ablate", "digits", "--plan", str(plan), "--out", str(tmp_path / "out")])
+
+    assert status == 1
+    assert "loss.wait is unknown" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_built_in_plan_fits_the_recipe_it_was_made_for():
+    """It names variants, forms and the three near pairs."""
+    plan = load_plan()
+
+    assert next(iter(plan.train)) == "plain"
+    assert set(plan.families) == {FAR, "pullover + ankle boot", "sandal + shirt", "trouser + bag"}

@@ -1,0 +1,202 @@
+"""The scores of others against plain loops over their equations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from softkin_training import baselines
+from softkin_training.fitted_baselines import Mahalanobis, ViM, default_principal_dim, summed_distances, vim_origin
+from softkin_training.network_head import FEATURES, find_head, with_features
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture
+def rng():
+    """Fixed."""
+    return np.random.default_rng(0)
+
+
+def unit(v):
+    """Rows of norm 1."""
+    return v / np.linalg.norm(v, axis=1, keepdims=True)
+
+
+def test_scores_of_logits_follow_their_equations(rng):
+    """Max softmax, max logit and GEN, row by row."""
+    logits = (rng.normal(size=(6, 5)) * 4).astype(np.float32)
+
+    for i, row in enumerate(logits.astype(float)):
+        p = [math.exp(v) / sum(map(math.exp, row)) for v in row]
+        assert baselines.max_softmax(logits)[i] == pytest.approx(-max(p))
+        assert baselines.max_logit(logits)[i] == pytest.approx(-max(row))
+        assert baselines.gen(logits)[i] == pytest.approx(sum((q * (1 - q)) ** 0.1 for q in p))
+        assert baselines.gen(logits, classes=2)[i] == pytest.approx(sum((q * (1 - q)) ** 0.1 for q in sorted(p)[-2:]))
+
+
+def test_gen_still_tells_sure_rows_apart():
+    """1 - p rounds to zero next to 1; taken from the other probabilities it does not."""
+    found = baselines.gen(np.array([[40.0, 0.0, 0.0], [50.0, 0.0, 0.0], [90.0, 0.0, 0.0]], np.float32))
+
+    assert found[0] > found[1] > found[2] > 0
+    assert found[1] == pytest.approx((2 * math.exp(-50)) ** 0.1 + 2 * math.exp(-50) ** 0.1)
+
+
+def test_nearest_finds_the_nearest_rows_in_order(rng, monkeypatch):
+    """Against a sort; also in slices of one query, and with fewer rows than neighbours."""
+    z, bank = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
+    all_distances = np.linalg.norm(unit(z)[:, None] - unit(bank)[None], axis=2)
+
+    for slices in (2**23, 30):
+        monkeypatch.setattr(baselines, "DISTANCES", slices)
+        distances, rows = baselines.nearest(z, bank, 5)
+        np.testing.assert_array_equal(rows, np.argsort(all_distances, axis=1)[:, :5])
+        np.testing.assert_allclose(distances, np.sort(all_distances, axis=1)[:, :5], rtol=1e-4, atol=1e-6)
+    assert baselines.nearest(z, bank[:3], 5)[0].shape == (6, 3)
+    np.testing.assert_allclose(baselines.kth_neighbor(z, bank, k=5), np.sort(all_distances, axis=1)[:, 4], rtol=1e-4)
+
+
+def test_dknn_counts_neighbours_of_other_classes_over_layers(rng):
+    """Against a loop over layers, rows and neighbours."""
+    z = {n: rng.normal(size=(5, 3)).astype(np.float32) for n in "ab"}
+    bank = {n: rng.normal(size=(40, 3)).astype(np.float32) for n in "ab"}
+    labels = rng.integers(0, 3, 40)
+
+    found = baselines.dknn_nonconformity(z, bank, labels, 3, k=7)
+
+    for i in range(5):
+        for j in range(3):
+            count = 0
+            for n in "ab":
+                cos = [z[n][i] @ b / np.linalg.norm(z[n][i]) / np.linalg.norm(b) for b in bank[n]]
+                count += sum(labels[r] != j for r in np.argsort(cos)[::-1][:7])
+            assert found[i, j] == count
+
+
+def test_distances_of_layers_are_summed_in_units_of_typical_ones():
+    """A layer without any distance counts as it is instead of dividing by zero."""
+    found = summed_distances(np.array([[1.0, 2.0], [0.1, 0.3], [0.0, 5.0]]), np.array([2.0, 0.1, 0.0]))
+
+    assert found == pytest.approx([0.5 + 1 + 0, 1 + 3 + 5])
+
+
+def test_mahalanobis_is_the_distance_to_the_nearest_class(rng):
+    """Against loops over classes with an explicit inverse."""
+    z, labels = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4)), rng.integers(0, 3, 60)
+    x = rng.normal(size=(5, 4))
+
+    means = [z[labels == j].mean(axis=0) for j in range(3)]
+    covariance = sum(np.outer(row - means[j], row - means[j]) for row, j in zip(z, labels, strict=True)) / 60
+    expected = [min((row - m) @ np.linalg.inv(covariance) @ (row - m) for m in means) for row in x]
+    np.testing.assert_allclose(Mahalanobis.fit(z, labels, 3).score(x), expected)
+
+
+def test_mahalanobis_leaves_dead_directions_out(rng):
+    """A unit that is zero on all training rows has no variance to measure by."""
+    z, labels = rng.normal(size=(60, 4)), rng.integers(0, 3, 60)
+    z[:, 2] = 0.0
+    x = rng.normal(size=(5, 4))
+
+    found = Mahalanobis.fit(z, labels, 3).score(x)
+    np.testing.assert_allclose(found, Mahalanobis.fit(z[:, [0, 1, 3]], labels, 3).score(x[:, [0, 1, 3]]))
+
+
+def test_vim_is_the_virtual_logit_less_the_energy(rng):
+    """Step by step after section 4 of the paper."""
+    h, w, b = rng.normal(size=(80, 6)), rng.normal(size=(3, 6)), rng.normal(size=3)
+    x = rng.normal(size=(5, 6))
+
+    u = -np.linalg.pinv(w) @ b
+    np.testing.assert_allclose(w @ vim_origin(w, b) + b, 0.0, atol=1e-12)
+    values, vectors = np.linalg.eigh(np.cov((h - u).T, bias=True) + np.outer((h - u).mean(0), (h - u).mean(0)))
+    residual = vectors[:, np.argsort(values)[:4]]
+    off = np.linalg.norm((h - u) @ residual, axis=1)
+    alpha = (h @ w.T + b).max(axis=1).mean() / off.mean()
+    expected = [
+        alpha * np.linalg.norm((row - u) @ residual) - math.log(sum(math.exp(v) for v in w @ row + b)) for row in x
+    ]
+    vim = ViM.fit(h - u, h, h @ w.T + b, w, b, principal_dim=2)
+    np.testing.assert_allclose(vim.score(x, (x @ w.T + b).astype(np.float32)), expected, rtol=1e-5)
+
+
+def test_vim_takes_half_of_a_narrow_layer_for_principal(rng):
+    """And 512 or 1000 of wide ones, as the authors do."""
+    h, w = rng.normal(size=(20, 8)), rng.normal(size=(3, 8))
+
+    assert [default_principal_dim(n) for n in (8, 64, 768, 2048)] == [4, 32, 512, 1000]
+    assert ViM.fit(h, h, h @ w.T, w, np.zeros(3)).residual.shape == (8, 4)
+
+
+def model(nodes, constants, features="h"):
+    """`[B, 4]` inputs; the nodes make logits of them."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["inputs"], [features]), *nodes],
+        "model",
+        [value("inputs", TensorProto.FLOAT, ["batch", 4])],
+        [value("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+W, B = np.arange(12.0).reshape(3, 4) / 7, np.array([1.0, -2.0, 0.5])
+NODE = helper.make_node
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "bias"),
+    [
+        pytest.param([NODE("Gemm", ["h", "w", "b"], ["logits"], transB=1)], {"w": W, "b": B}, B, id="gemm, transposed"),
+        pytest.param([NODE("Gemm", ["h", "w", "b"], ["logits"])], {"w": W.T, "b": B}, B, id="gemm"),
+        pytest.param(
+            [NODE("Gemm", ["h", "w", "b"], ["logits"], alpha=0.5, beta=2.0)], {"w": 2 * W.T, "b": B / 2}, B, id="scaled"
+        ),
+        pytest.param([NODE("Gemm", ["h", "w"], ["logits"], transB=1)], {"w": W}, 0 * B, id="gemm without bias"),
+        pytest.param([NODE("MatMul", ["h", "w"], ["logits"])], {"w": W.T}, 0 * B, id="matmul"),
+        pytest.param(
+            [NODE("MatMul", ["h", "w"], ["m"]), NODE("Add", ["m", "b"], ["logits"])],
+            {"w": W.T, "b": B},
+            B,
+            id="matmul, add",
+        ),
+        pytest.param(
+            [NODE("MatMul", ["h", "w"], ["m"]), NODE("Add", ["b", "m"], ["a"]), NODE("Identity", ["a"], ["logits"])],
+            {"w": W.T, "b": B},
+            B,
+            id="add, identity",
+        ),
+    ],
+)
+def test_the_last_linear_layer_is_found(nodes, constants, bias):
+    """Its weight, its bias, and the tensor that it reads, which can be had as an output."""
+    proto = model(nodes, constants)
+
+    head = find_head(proto)
+    assert head.features == "h"
+    np.testing.assert_allclose(head.weight, W, rtol=1e-6)
+    np.testing.assert_allclose(head.bias, bias, rtol=1e-6)
+    extended = with_features(proto, head)
+    onnx.checker.check_model(extended)
+    assert [o.name for o in extended.graph.output] == ["logits", FEATURES]
+    assert [o.name for o in proto.graph.output] == ["logits"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    [
+        pytest.param(
+            [NODE("MatMul", ["h", "w"], ["m"]), NODE("LogSoftmax", ["m"], ["logits"])], {"w": W.T}, id="log-softmax"
+        ),
+        pytest.param([NODE("MatMul", ["h", "inputs"], ["logits"])], {}, id="no constant"),
+        pytest.param([NODE("Gemm", ["h", "w"], ["logits"], transA=1)], {"w": W.T}, id="transposed rows"),
+    ],
+)
+def test_other_endings_are_no_linear_layer(nodes, constants):
+    """Then nothing is guessed."""
+    assert find_head(model(nodes, constants)) is None

@@ -1,0 +1,122 @@
+"""Our baselines against those of pytorch-ood, where it is installed: `pip install --no-deps pytorch-ood`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+
+from softkin import mass
+from softkin_training import baselines, detection_metrics
+from softkin_training.fitted_baselines import Mahalanobis, ViM, vim_origin
+
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.skipif(importlib.util.find_spec("pytorch_ood") is None, reason="pytorch-ood is not installed"),
+]
+
+CLASSES, WIDTH = 4, 12
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """Imports one of its modules without the package's own `__init__`, which wants torchvision for data sets.
+
+    Empty modules stand for the two packages above; the detectors run as published.
+    """
+    before = {name: m for name, m in sys.modules.items() if name.split(".")[0] == "pytorch_ood"}
+    for name in before:
+        del sys.modules[name]
+    for name in ("pytorch_ood", "pytorch_ood.detector"):
+        spec = importlib.util.find_spec(name)
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = list(spec.submodule_search_locations)
+    yield lambda name: importlib.import_module(f"pytorch_ood.{name}")
+    for name in [n for n in sys.modules if n.split(".")[0] == "pytorch_ood"]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Bank features with labels, features to score, and a last layer."""
+    rng = np.random.default_rng(0)
+    centers, y = rng.normal(size=(CLASSES, WIDTH)) * 2, np.arange(400) % CLASSES
+    bank = np.maximum(centers[y] + rng.normal(size=(400, WIDTH)), 0.01).astype(np.float32)
+    x = np.maximum(rng.normal(size=(50, WIDTH)) * 2, 0.01).astype(np.float32)
+    w, b = (0.4 * rng.normal(size=(CLASSES, WIDTH))).astype(np.float32), rng.normal(size=CLASSES).astype(np.float32)
+    return bank, y, x, w, b
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "ours"),
+    [
+        ("softmax", "MaxSoftmax", baselines.max_softmax),
+        ("energy", "EnergyBased", mass.energy),
+        ("maxlogit", "MaxLogit", baselines.max_logit),
+        # Theirs is the mean over classes, ours the sum of the paper.
+        ("gen", "GEN", lambda logits: baselines.gen(logits) / CLASSES),
+    ],
+)
+def test_scores_of_logits_agree(peers, rows, module, name, ours):
+    """To float32."""
+    _, _, x, w, b = rows
+    logits = x @ w.T + b
+
+    theirs = getattr(peers(f"detector.{module}"), name)(None).predict_logits(torch.from_numpy(logits)).numpy()
+    np.testing.assert_allclose(ours(logits), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Loky-backed parallel loops")
+def test_kth_neighbour_agrees(peers, rows):
+    """Euclidean distance of normalised features to the 50th neighbour."""
+    bank, y, x, _, _ = rows
+    knn = peers("detector.knn").KNN(None, k=50).fit_features(torch.from_numpy(bank), torch.from_numpy(y))
+
+    theirs = knn.predict_features(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(baselines.kth_neighbor(x, bank), theirs, rtol=1e-4)
+
+
+def test_mahalanobis_agrees(peers, rows):
+    """Theirs is half the distance under the scatter, which is not divided by the number of rows."""
+    bank, y, x, _, _ = rows
+    peer = peers("detector.mahalanobis").Mahalanobis(None).fit_features(torch.from_numpy(bank), torch.from_numpy(y))
+
+    theirs = peer.predict_features(torch.from_numpy(x)).numpy()
+    ours = Mahalanobis.fit(bank, y, CLASSES).score(x)
+    np.testing.assert_allclose(ours / (2 * len(bank)), theirs, rtol=1e-3)
+    np.testing.assert_array_equal(rankdata(ours), rankdata(theirs))
+
+
+def test_vim_agrees(peers, rows):
+    """With the same principal dimension."""
+    bank, y, x, w, b = rows
+    peer = peers("detector.vim").ViM(None, d=5, w=torch.from_numpy(w), b=torch.from_numpy(b))
+    theirs = peer.fit_features(torch.from_numpy(bank), torch.from_numpy(y)).predict_features(torch.from_numpy(x))
+
+    logits = bank @ w.T + b
+    ours = ViM.fit(bank - vim_origin(w, b), bank, logits, w, b, principal_dim=5)
+    assert ours.alpha == pytest.approx(peer.alpha, rel=1e-3)
+    np.testing.assert_allclose(ours.score(x, x @ w.T + b), theirs.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_metrics_agree(peers, rows):
+    """AUROC and FPR95 (outliers positive) exactly; AUPR but for the trapezoid that theirs lays between points."""
+    bank, _, x, _, _ = rows
+    inliers, outliers = bank[:, 0].round(1).astype(float), x[:, 0].round(1).astype(float)
+    functions = peers("metrics")
+    scores = torch.from_numpy(np.r_[inliers, outliers])
+    labels = torch.from_numpy(np.r_[np.zeros(len(inliers)), -np.ones(len(outliers))]).long()
+
+    def theirs(metric):
+        return float(next(iter(metric.update(scores, labels).compute().values())))
+
+    assert detection_metrics.auroc(inliers, outliers) == pytest.approx(theirs(functions.AUROC()), abs=1e-6)
+    assert detection_metrics.fpr95(inliers, outliers) == pytest.approx(theirs(functions.FPRAtTPR()), abs=1e-6)
+    assert detection_metrics.aupr_out(inliers, outliers) == pytest.approx(theirs(functions.AUPR()), abs=0.05)

@@ -1,0 +1,159 @@
+"""Ablation: train, build and evaluate every variant of a plan on every family of classes and seed, and compare them.
+
+DIR/<family>/<train variant>/seed<k>/                  checkpoint.pt, model.onnx
+DIR/<family>/<train variant>/seed<k>/<detect variant>/ recipe.json, report.json
+DIR/ablation.json, DIR/ablation.md                     means, deviations, paired differences
+
+A cell whose recipe.json is the recipe wanted is done: so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softkin.errors import RecipeError
+from softkin_training.ablation_plan import FAR, Plan
+from softkin_training.config import Recipe, load_recipe
+from softkin_training.data import Dataset, load_dataset
+from softkin_training.evaluate import evaluate
+from softkin_training.npz import read_npz
+from softkin_training.run import BUNDLE, MODEL, build_step, export_step
+from softkin_training.train import train
+
+RECIPE, REPORT = "recipe.json", "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One evaluated variant."""
+
+    family: str
+    """`FAR` where the network knows all classes, else the name of the classes held out."""
+    train: str
+    detect: str
+    seed: int
+    report: dict[str, Any]
+    """report.json."""
+
+
+def ablate(
+    recipe: str | Path,
+    plan: Plan,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    rows: int = 3000,
+    say: Callable[[str], None] = print,
+) -> list[Cell]:
+    """Run every cell that is not done yet.
+
+    Args:
+        recipe: TOML file or name of a built-in recipe.
+        plan: the variants and families.
+        out: directory for everything.
+        overrides: `section.key=value` for all cells, over the recipe and under the plan.
+        seeds: of the recipe, each for every variant.
+        rows: of the test rows and of every outlier set, the first ones, that a cell is evaluated on.
+        say: gets one line for each step.
+
+    Returns:
+        All cells, those of earlier runs included.
+
+    Raises:
+        RecipeError: a variant's key or value does not fit the recipe; found before anything is trained.
+    """
+    wanted = list(_recipes(recipe, plan, overrides, seeds))
+    cells = []
+    for number, (family, train_name, seed, recipes) in enumerate(wanted, 1):
+        folder = out / _folder(family) / _folder(train_name) / f"seed{seed}"
+        missing = {n: r for n, r in recipes.items() if not _done(folder / _folder(n), r)}
+        if missing:
+            say(f"[{number} of {len(wanted)}] {family}, {train_name}, seed {seed}: {', '.join(missing)}")
+            _run(missing, folder, rows)
+        for name in recipes:
+            report = json.loads((folder / _folder(name) / REPORT).read_text(encoding="utf-8"))
+            cells.append(Cell(family=family, train=train_name, detect=name, seed=seed, report=report))
+    return cells
+
+
+def _recipes(
+    recipe: str | Path, plan: Plan, overrides: Sequence[str], seeds: Sequence[int]
+) -> Iterator[tuple[str, str, int, dict[str, Recipe]]]:
+    """Every training run with the recipes of its detect variants, checked whole."""
+    for family, held_out in plan.families.items():
+        for train_name, train_keys in plan.train.items():
+            for seed in seeds:
+                found = {}
+                for detect_name, detect_keys in plan.detect.items():
+                    keys = {**train_keys, **detect_keys, "seed": seed}
+                    if held_out:
+                        plain = load_recipe(recipe, overrides)
+                        keys["data.known_classes"] = [c for c in range(_num_classes(plain)) if c not in held_out]
+                    found[detect_name] = load_recipe(
+                        recipe, [*overrides, *(f"{k}={_toml(v)}" for k, v in keys.items())]
+                    )
+                yield family, train_name, seed, found
+
+
+def _num_classes(recipe: Recipe) -> int:
+    if recipe.data.known_classes:
+        raise RecipeError("data.known_classes must be empty where a plan holds classes out")
+    return 10 if recipe.data.source == "digits" else len(read_npz(recipe.data.path, ("class_names",))["class_names"])
+
+
+def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int) -> None:
+    """Train once, then build and evaluate each detect variant."""
+    first = next(iter(recipes.values()))
+    dataset = load_dataset(first)
+    folder.mkdir(parents=True, exist_ok=True)
+    export_step(first, dataset, folder, train(first, dataset, folder, resume=True, progress=False).model)
+    fewer = _first_rows(dataset, rows)
+    for name, recipe in recipes.items():
+        out = folder / _folder(name)
+        out.mkdir(exist_ok=True)
+        (out / MODEL).unlink(missing_ok=True)
+        os.link(folder / MODEL, out / MODEL)
+        build_step(recipe, dataset, out)
+        report = evaluate(
+            out / BUNDLE,
+            inliers=fewer.test.x,
+            labels=fewer.test.y,
+            outliers=fewer.outliers,
+            calibration=fewer.calibration,
+            corruption_rows=0,
+        )
+        (out / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(out / BUNDLE)  # tens of megabytes in every cell, and quickly built again
+        (out / MODEL).unlink()
+        (out / RECIPE).write_text(json.dumps(recipe.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def _done(folder: Path, recipe: Recipe) -> bool:
+    file = folder / RECIPE
+    return file.exists() and json.loads(file.read_text(encoding="utf-8")) == recipe.to_dict()
+
+
+def _first_rows(dataset: Dataset, rows: int) -> Dataset:
+    return replace(
+        dataset,
+        test=dataset.test.take(np.arange(min(rows, len(dataset.test)))),
+        outliers={name: x[:rows] for name, x in dataset.outliers.items()},
+    )
+
+
+def _folder(name: str) -> str:
+    """A name as a folder: letters, digits and dashes."""
+    return "-".join("".join(c if c.isalnum() or c in ".+-" else " " for c in name).split()) or FAR
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value)  # numbers, strings, lists and booleans are the same in both

@@ -1,0 +1,91 @@
+"""Which tensor of a classifier tells the classes apart, and whether it holds logits or probabilities."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from softkin.errors import InvalidInputError
+from softkin_training.fit_rows import axes_of
+from softkin_training.onnx_graphs import find_tensor
+from softkin_training.trial import try_once
+
+Array = NDArray[Any]
+
+OutputKind = Literal["logits", "probabilities"]
+OUTPUT_KINDS: tuple[str, ...] = ("auto", *get_args(OutputKind))
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+SUM_TOLERANCE = 1e-3
+"""How far from 1 the sum of a row of probabilities may lie."""
+
+
+def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None, output: str | None) -> str:
+    """Name of the tensor `[B, C]` that the logits come from.
+
+    Args:
+        proto: the model.
+        probe: `[n >= 1, ...]` raw inputs to run it on.
+        num_classes: C, None: any from 2 on.
+        output: name of an output, tensor or node; None: the only output that fits.
+
+    Raises:
+        InvalidInputError: nothing fits, or several do; lists the outputs with their shapes.
+    """
+    # scikit-learn's converters end in a list of dictionaries; what goes into that node is the tensor.
+    zipped = {n.output[0]: n.input[0] for n in proto.graph.node if n.op_type == "ZipMap"}
+    declared = {o.name: zipped.get(o.name, o.name) for o in proto.graph.output}
+    if output is not None:
+        declared = {output: declared[output] if output in declared else find_tensor(proto, output, "output")}
+    else:
+        floats = {o.name for o in proto.graph.output if o.type.tensor_type.elem_type in FLOATS} | set(zipped)
+        declared = {k: v for k, v in declared.items() if k in floats}
+    values = try_once(proto, list(dict.fromkeys(declared.values())), probe)[0] if declared else {}
+    found = {
+        name: tensor
+        for name, tensor in declared.items()
+        if values[tensor].dtype.kind == "f"
+        and values[tensor].ndim == 2
+        and (values[tensor].shape[1] == num_classes if num_classes else values[tensor].shape[1] > 1)
+    }
+    if len(found) == 1:
+        return next(iter(found.values()))
+    wanted = f"{num_classes} columns, one for each class name" if num_classes else "a column for each class"
+    shapes = [f"{k!r} {values[v].dtype} {axes_of(values[v])}" for k, v in declared.items()]
+    listed = "; ".join(shapes) or "none"
+    if output is not None:
+        raise InvalidInputError("output", f"{listed} is not 2-D float with {wanted}; name another tensor or node")
+    which = "no output is" if not found else f"{len(found)} outputs are"
+    raise InvalidInputError(
+        "output",
+        f"{which} 2-D float with {wanted}; the float outputs are {listed}: name the tensor or node to take by --output "
+        "(a scikit-learn model converted with zipmap='columns': convert it with zipmap=False)",
+    )
+
+
+def kind_of(y_BC: NDArray[np.float32], asked: str, source: str) -> OutputKind:
+    """What the rows of an output are.
+
+    Args:
+        y_BC: `[B, C]` values of the output.
+        asked: one of `OUTPUT_KINDS`; `auto`: probabilities where every row lies within [0, 1] and sums to 1.
+        source: name of the tensor, for the message.
+
+    Raises:
+        InvalidInputError: probabilities were asked for, and these are none.
+    """
+    sums = y_BC.sum(axis=1, dtype=np.float64)
+    outside = (y_BC < 0).any(axis=1) | (y_BC > 1 + SUM_TOLERANCE).any(axis=1) | (np.abs(sums - 1) > SUM_TOLERANCE)
+    if asked == "logits" or (asked == "auto" and outside.any()):
+        return "logits"
+    if outside.any():
+        row = int(outside.argmax())
+        raise InvalidInputError(
+            "output_kind",
+            f"{source!r} holds no probabilities: a row has {y_BC[row].min():.4g} to {y_BC[row].max():.4g} and sums to "
+            f"{sums[row]:.4g}, where each must lie in [0, 1] and sum to 1; choose logits",
+        )
+    return "probabilities"

@@ -1,0 +1,216 @@
+"""Every score that a report compares, made from one bundle: its network, its bank, and one calibration for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin import mass
+from softkin.nonconformity import PARTS, Nonconformity, Part, outlier_score
+from softkin_training import baselines
+from softkin_training.fitted_baselines import Mahalanobis, ViM, summed_distances, vim_origin
+from softkin_training.subject import Pass, Subject
+
+Floats = NDArray[np.float64]
+JOINTS: tuple[tuple[Part, ...], ...] = (("posterior", "density", "density_last"), ("energy", "density"))
+"""Fusions that a report compares: the two that did best on classes held out (DESIGN.md, section 1)."""
+REFERENCE_SHARE = 0.25
+"""Part of the calibration rows that puts the parts of a joint score on one scale; as in `build.py`."""
+TYPICAL_ROWS = 500
+"""Bank rows on which the typical distance of a layer is measured."""
+FEATURES_TOLERANCE = 1e-3
+"""Relative difference up to which a layer counts as the features that the logits are made of."""
+OURS = "softkin, same bank"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One score."""
+
+    title: str
+    source: str
+    """Where it comes from."""
+    score: Callable[[Pass], Floats]
+    """`[B]`; higher = more outlying."""
+    calibrates: NDArray[np.bool_] | None = None
+    """`[n]`: which calibration rows may calibrate it; None for all."""
+    p_values: Literal["conformal", "complement", "none"] = "conformal"
+    """How p-values come about: from calibration scores; one minus the score, which is a credibility; not at all."""
+
+
+def compared_scores(
+    subject: Subject, calibration: Pass | None, true_classes: NDArray[np.int64] | None, seed: int
+) -> tuple[dict[str, Compared], list[str]]:
+    """Every score that this bundle allows, beside its own.
+
+    Args:
+        subject: the bundle.
+        calibration: the calibration rows, None where they are not at hand.
+        true_classes: `[n]` theirs, None where unknown.
+        seed: of the split that a joint score needs.
+
+    Returns:
+        Scores by short name, and what is left out and why.
+    """
+    notes: list[str] = []
+    scores = _parts(subject) | _joints(subject, calibration, seed, notes)
+    if subject.neighbors:
+        scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, notes)
+    else:
+        notes.append("The bank holds prototypes: what counts neighbours or fits Gaussians to rows is left out.")
+    if subject.detector.has_logits:
+        scores |= _of_logits()
+    else:
+        notes.append("Bare embeddings have no logits: scores made of logits are left out.")
+    return scores, notes
+
+
+def _parts(subject: Subject) -> dict[str, Compared]:
+    plain, last = subject.nonconformity(), subject.layers[-1]
+    titles = {"density_last": f"density, {last}"}
+
+    def score(part: Part) -> Callable[[Pass], Floats]:
+        return lambda p: plain.part_score(part, p.outputs)
+
+    own = subject.detector.manifest.nonconformity
+    same = {own, "energy"} | ({"density_last"} if len(subject.layers) == 1 else set())
+    return {
+        part: Compared(title=titles.get(part, part.replace("_", " ")), source=OURS, score=score(part))
+        for part in PARTS
+        if part not in same
+    }
+
+
+def _joints(subject: Subject, calibration: Pass | None, seed: int, notes: list[str]) -> dict[str, Compared]:
+    if calibration is None:
+        notes.append("Joint scores need calibration rows to put their parts on one scale: left out.")
+        return {}
+    rows = len(calibration.outputs)
+    reference = np.zeros(rows, bool)
+    reference[np.random.default_rng(seed).permutation(rows)[: round(rows * REFERENCE_SHARE)]] = True
+    if reference.sum() < 2:
+        notes.append(f"{rows} calibration rows are too few for joint scores, which need 8: left out.")
+        return {}
+    plain, found = subject.nonconformity(), {}
+    for parts in JOINTS:
+        no_logits = "energy" in parts and not subject.detector.has_logits
+        if no_logits or set(parts) == set(subject.detector.manifest.parts):
+            continue
+        at_reference = calibration.outputs.take(reference)
+        joint = subject.nonconformity(parts, {p: np.sort(plain.part_score(p, at_reference)) for p in parts})
+        found["_".join(("joint", *parts))] = Compared(
+            title=f"joint: {' + '.join(p.replace('_', ' ') for p in parts)}",
+            source=OURS,
+            score=_at_predicted(joint),
+            calibrates=~reference,
+        )
+    return found
+
+
+def _at_predicted(form: Nonconformity) -> Callable[[Pass], Floats]:
+    def score(p: Pass) -> Floats:
+        a_BC = form(p.outputs)
+        return outlier_score(a_BC, form.predict(p.outputs, a_BC))
+
+    return score
+
+
+def _neighbors(
+    subject: Subject, calibration: Pass | None, true_classes: NDArray[np.int64] | None
+) -> dict[str, Compared]:
+    last, sun = subject.layers[-1], "Sun et al. 2022"
+    true: Floats | None = None
+    if calibration is not None and true_classes is not None:
+        true = np.take_along_axis(calibration.dknn_nonconformity(), true_classes[:, None], axis=1)[:, 0]
+
+    def dknn(p: Pass) -> Floats:
+        if true is not None:
+            return baselines.dknn_credibility(p.dknn_nonconformity(), true)
+        # Credibility is a monotone function of the smallest count: the same ranking without a calibration set.
+        return np.asarray(p.dknn_nonconformity().min(axis=1))
+
+    found = {
+        "kth_neighbor": Compared(title=f"k-th neighbour distance, {last}", source=sun, score=lambda p: p.kth(last))
+    }
+    if len(subject.layers) > 1:
+        typical = np.array([_typical_distance(subject.neighbors[n]) for n in subject.layers])
+        found["kth_neighbor_all"] = Compared(
+            title="k-th neighbour distance, all layers",
+            source=f"{sun}, summed over layers",
+            score=lambda p: summed_distances(np.stack([p.kth(n) for n in subject.layers]), typical),
+        )
+    found["dknn"] = Compared(
+        title="DkNN credibility",
+        source="Papernot & McDaniel 2018",
+        score=dknn,
+        p_values="none" if true is None else "complement",
+    )
+    return found
+
+
+def _typical_distance(rows: NDArray[np.float32]) -> float:
+    """Median distance of bank rows to their k-th nearest other row."""
+    some = rows[:: max(1, len(rows) // TYPICAL_ROWS)][:TYPICAL_ROWS]
+    return float(np.median(baselines.kth_neighbor(some, rows, baselines.KTH + 1)))
+
+
+def _fitted(subject: Subject, notes: list[str]) -> dict[str, Compared]:
+    last = subject.layers[-1]
+    gaussians = Mahalanobis.fit(subject.neighbors[last], subject.labels, subject.loaded.bank.num_classes)
+    found = {
+        "mahalanobis": Compared(
+            title=f"Mahalanobis, {last}",
+            source="Lee et al. 2018, on the bank's rows",
+            score=lambda p: gaussians.score(p.z[last]),
+        )
+    }
+    vim = _vim(subject, notes)
+    if vim is not None:
+
+        def score(p: Pass) -> Floats:
+            assert p.features is not None
+            return vim.score(p.features, p.logits)
+
+        found["vim"] = Compared(title="ViM", source="Wang et al. 2022", score=score)
+    return found
+
+
+def _vim(subject: Subject, notes: list[str]) -> ViM | None:
+    """Fitted to the bank's rows of the layer that the logits are made of."""
+    if not subject.detector.has_logits:
+        return None
+    head, golden = subject.head, subject.golden
+    if head is None or golden is None or golden.features is None or golden.features.ndim != 2:
+        notes.append("ViM is left out: the network does not end in a linear layer that could be read.")
+        return None
+    h = golden.features
+    for name, rows in subject.neighbors.items():
+        metric = subject.loaded.bank.layers[name].metric
+        seen = mass.unit_rows(h) if metric == "cosine" else h
+        z = golden.z[name]
+        if z.shape != seen.shape or not np.allclose(z, seen, atol=FEATURES_TOLERANCE * float(np.abs(seen).max())):
+            continue
+        if metric == "cosine":
+            return ViM.fit(rows, h, golden.logits, head.weight, head.bias)
+        logits = rows @ head.weight.T + head.bias
+        return ViM.fit(rows - vim_origin(head.weight, head.bias), rows, logits, head.weight, head.bias)
+    notes.append(
+        "ViM is left out: the bank does not hold the layer that the logits are made of, or holds it projected."
+    )
+    return None
+
+
+def _of_logits() -> dict[str, Compared]:
+    def of(title: str, source: str, score: Callable[[NDArray[np.float32]], Floats]) -> Compared:
+        return Compared(title=title, source=source, score=lambda p: score(p.logits))
+
+    return {
+        "energy": of("energy", "Liu et al. 2020", mass.energy),
+        "max_logit": of("max logit", "Hendrycks et al. 2022", baselines.max_logit),
+        "gen": of("GEN", "Liu et al. 2023", baselines.gen),
+        "max_softmax": of("max softmax", "Hendrycks & Gimpel 2017", baselines.max_softmax),
+    }

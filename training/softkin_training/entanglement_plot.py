@@ -1,0 +1,50 @@
+"""The picture of entanglement over training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from softkin.errors import InvalidInputError
+from softkin.staging import replacing
+from softkin_training.history import History
+
+PICTURE = "entanglement"
+
+
+def draw_entanglement(history: History, out: Path) -> None:
+    """Write `entanglement.svg` and `.png`: entanglement over chance of every layer over epochs.
+
+    Args:
+        history: of a run with a probe; without one nothing is written.
+        out: folder, made if missing.
+
+    Raises:
+        InvalidInputError: the folder cannot be written.
+    """
+    probed = [epoch for epoch in history if epoch.get("probe")]
+    if not probed:
+        return
+    import matplotlib  # takes a second
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    before = [(0, probed[0]["probe_untrained"])] if "probe_untrained" in probed[0] else []
+    points = before + [(epoch["epoch"], epoch["probe"]) for epoch in probed]
+    for layer in probed[0]["probe"]:
+        ratios = [(number, layers[layer]["ratio"]) for number, layers in points]
+        axes.plot([n for n, _ in ratios], [r if r is not None else math.nan for _, r in ratios], "o-", label=layer)
+    axes.set(xlabel="epoch (0: before training)", ylabel="entanglement / chance", ylim=(0, 1.05))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(title="hidden layer, input to output")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for ending, metadata in {"svg": {"Date": None}, "png": None}.items():  # equal runs leave equal files
+            salt = matplotlib.rc_context({"svg.hashsalt": PICTURE})
+            with salt, replacing(out / f"{PICTURE}.{ending}") as temporary:
+                figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)
+    except OSError as e:
+        raise InvalidInputError("out_dir", f"cannot write to {out} ({e.strerror}); make room") from None

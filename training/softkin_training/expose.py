@@ -1,0 +1,227 @@
+"""Any ONNX classifier -> the network of a detector: `logits` and a reduced representation of each layer asked for.
+
+Whatever a layer needs becomes nodes of the graph: float32, flattened, normalised for cosine, projected where it is
+wide, exactly as `export.py` does it for torch models. Bare vectors become a network too, of these nodes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from softkin import mass
+from softkin.errors import InvalidInputError
+from softkin.graph_builder import GraphBuilder
+from softkin.mass import Metric
+from softkin.scorer import LOGITS, reducer_key
+from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
+from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, kind_of
+from softkin_training.foreign import adapt, the_input
+from softkin_training.onnx_graphs import find_tensor, rename
+from softkin_training.projection import SMALLEST_NORM, describe_reducer, projection_matrix
+
+Array = NDArray[Any]
+
+ENERGY_TOLERANCE = 1e-3
+"""Energies of rows that differ by less are taken for constant."""
+LARGEST_MODEL_BYTES = 2**31 - 2**20
+"""A protobuf ends at 2 GiB; what the bank adds to the graph is small."""
+EMBEDDING = "embedding"
+"""The only layer of a network made of bare vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExposedLayer:
+    """Where a representation comes from."""
+
+    name: str
+    tensor: str
+    """Its name in the model as it was given."""
+    width: int
+    """Numbers in one flattened row, before they are reduced."""
+    reducer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposed:
+    """A network for a detector, and how it came to be."""
+
+    model: bytes
+    """Serialised ONNX: one input; outputs `logits` (classifiers) and `representation.<layer>`."""
+    layers: tuple[ExposedLayer, ...]
+    output: str = ""
+    """The tensor that the logits come from; empty for bare vectors."""
+    output_kind: OutputKind = "logits"
+    num_classes: int = 0
+    """Columns of the logits; 0 for bare vectors."""
+    has_energy: bool = False
+    """Whether the energy of the logits says anything: it is constant where they come from probabilities."""
+    changes: tuple[str, ...] = ()
+    """What had to be changed in the model, in words."""
+
+
+def expose(
+    proto: onnx.ModelProto,
+    probe: Array,
+    *,
+    layers: Sequence[str],
+    metric: Metric,
+    max_dim: int,
+    seed: int,
+    num_classes: int | None = None,
+    output: str | None = None,
+    output_kind: str = "auto",
+) -> Exposed:
+    """Give an ONNX classifier the outputs of a detector's network.
+
+    Args:
+        proto: the classifier; it is left as it is.
+        probe: `[n >= 1, ...]` raw inputs that the model is run on: to learn shapes, to tell probabilities from logits,
+            and to prove that rows do not influence each other and that every change leaves the values as they are.
+        layers: names of tensors of the main graph, or of nodes with one output; the batch is their first axis.
+        metric: of the representations.
+        max_dim: wider layers are projected to this many numbers.
+        seed: of the projections: `seed + i` for layer i.
+        num_classes: how many classes there are; None: as many as the output has columns.
+        output: tensor, node or output that gives a number per class; None: the only 2-D float output of that width.
+        output_kind: one of `OUTPUT_KINDS`; `auto`: probabilities where all rows of the probe lie within [0, 1] and sum
+            to 1, whose log (of at least the smallest normal float32) becomes the logits.
+
+    Raises:
+        InvalidInputError: names the argument: a layer or output that is not there or unfit, a model that cannot be
+            brought to one input, a free batch axis and a known opset, or that answers differently per call.
+    """
+    if output_kind not in OUTPUT_KINDS:
+        raise InvalidInputError("output_kind", f"got {output_kind!r}; must be one of {OUTPUT_KINDS}")
+    tensors = _find_layers(proto, layers)
+    input_name = the_input(proto, probe).name
+    source = choose_output(proto, probe, num_classes, output)
+    adapted = adapt(proto, list(dict.fromkeys([*tensors.values(), source])), probe)
+    for name, tensor in tensors.items():
+        _refuse_not_finite("layers", name, adapted.values[tensor])
+    _refuse_not_finite("output", source, adapted.values[source])
+    y_BC = adapted.values[source].astype(np.float32)
+    kind = kind_of(y_BC, output_kind, source)
+
+    g = GraphBuilder("expose")  # the bank comes with a builder of its own
+    found = []
+    for i, (name, tensor) in enumerate(tensors.items()):
+        width = int(np.prod(adapted.values[tensor].shape[1:], dtype=np.int64))
+        _add_representation(g, f"model/{tensor}", name, width, metric=metric, max_dim=max_dim, seed=seed + i)
+        reducer = describe_reducer(width, max_dim, seed + i)
+        found.append(ExposedLayer(name=name, tensor=tensor, width=width, reducer=reducer))
+    logits = g.op("Cast", [f"model/{source}"], to=TensorProto.FLOAT)
+    if kind == "probabilities":
+        logits = g.op("Log", [g.op("Max", [logits, g.constant(float(np.finfo(np.float32).tiny))])])
+    g.nodes.append(helper.make_node("Identity", [logits], [LOGITS], name=f"expose/{LOGITS}"))
+
+    network = adapted.proto
+    # A tensor of the model may be called as one of ours is, `logits` above all.
+    produced = [o for n in network.graph.node for o in n.output] + [t.name for t in network.graph.initializer]
+    rename(network.graph, {n: f"model/{n}" for n in produced if n and n != input_name})
+    return Exposed(
+        model=_serialised(network, g, found, metric, max_dim, num_logits=y_BC.shape[1]),
+        layers=tuple(found),
+        output=source,
+        output_kind=kind,
+        num_classes=y_BC.shape[1],
+        has_energy=kind == "logits" and bool(np.ptp(mass.energy(y_BC)) > ENERGY_TOLERANCE),
+        changes=adapted.changes,
+    )
+
+
+def embedding_network(dim: int, dtype: np.dtype[Any], *, metric: Metric, max_dim: int, seed: int) -> Exposed:
+    """A network without logits whose only representation, `EMBEDDING`, is its `[B, dim]` input, reduced.
+
+    Args:
+        dim: width of the vectors.
+        dtype: of the vectors, one of `softkin.manifest.INPUT_DTYPES`; they are cast to float32.
+        metric: of the representation.
+        max_dim: wider vectors are projected to this many numbers.
+        seed: of the projection.
+    """
+    elem_type = helper.np_dtype_to_tensor_dtype(dtype)
+    graph = helper.make_graph([], "embedding", [helper.make_tensor_value_info("inputs", elem_type, ["batch", dim])], [])
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    g = GraphBuilder("expose")
+    _add_representation(g, "inputs", EMBEDDING, dim, metric=metric, max_dim=max_dim, seed=seed)
+    reducer = describe_reducer(dim, max_dim, seed)
+    layer = ExposedLayer(name=EMBEDDING, tensor="inputs", width=dim, reducer=reducer)
+    return Exposed(model=_serialised(network, g, [layer], metric, max_dim), layers=(layer,))
+
+
+def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str]:
+    tensors: dict[str, str] = {}
+    for name in layers:
+        tensor = find_tensor(proto, name, "layers")
+        if tensor in tensors.values():
+            raise InvalidInputError(
+                "layers", f"{name!r} is tensor {tensor!r}, which is among them already; leave it out"
+            )
+        tensors[name] = tensor
+    return tensors
+
+
+def _refuse_not_finite(field: str, name: str, value: Array) -> None:
+    bad = np.flatnonzero(~np.isfinite(value.astype(np.float32)).reshape(len(value), -1).all(axis=1))
+    if len(bad):
+        raise InvalidInputError(
+            field, f"{name!r} has NaN or infinity on {len(bad)} of {len(value)} rows tried; name another tensor"
+        )
+
+
+def _add_representation(
+    g: GraphBuilder, source: str, layer: str, width: int, *, metric: Metric, max_dim: int, seed: int
+) -> None:
+    """Nodes from a tensor `[B, ...]` of any number type to the float32 output `[B, min(width, max_dim)]` of a layer."""
+
+    def unit_rows(z_BD: str) -> str:
+        norm = g.op("ReduceL2", [z_BD, g.constant(np.array([1], np.int64))], keepdims=1)
+        return g.op("Div", [z_BD, g.op("Max", [norm, g.constant(SMALLEST_NORM)])])
+
+    z_BD = g.op("Flatten", [g.op("Cast", [source], to=TensorProto.FLOAT)], axis=1)
+    if metric == "cosine":
+        z_BD = unit_rows(z_BD)
+    matrix = projection_matrix(width, max_dim, seed)
+    if matrix is not None:
+        z_BD = g.op("MatMul", [z_BD, g.constant(matrix)])
+        if metric == "cosine":
+            z_BD = unit_rows(z_BD)
+    name = representation_output(layer)
+    g.nodes.append(helper.make_node("Identity", [z_BD], [name], name=f"expose/{name}"))
+
+
+def _serialised(
+    network: onnx.ModelProto,
+    g: GraphBuilder,
+    layers: Sequence[ExposedLayer],
+    metric: Metric,
+    max_dim: int,
+    *,
+    num_logits: int = 0,
+) -> bytes:
+    graph = network.graph
+    graph.node.extend(g.nodes)
+    graph.initializer.extend(g.initializers)
+    shapes = {LOGITS: num_logits} if num_logits else {}
+    shapes |= {representation_output(layer.name): min(layer.width, max_dim) for layer in layers}
+    del graph.output[:]
+    graph.output.extend(helper.make_tensor_value_info(k, TensorProto.FLOAT, ["batch", n]) for k, n in shapes.items())
+    for key in [p for p in network.metadata_props if p.key.startswith("softkin.")]:
+        network.metadata_props.remove(key)  # of the detector that the model was part of
+    for layer in layers:
+        network.metadata_props.add(key=reducer_key(layer.name), value=layer.reducer)
+    size = sum(len(t.raw_data) for t in graph.initializer)
+    if size > LARGEST_MODEL_BYTES:
+        raise InvalidInputError(
+            "onnx",
+            f"the constants of the model take {size / 2**30:.2f} GiB, a bundle's network holds at most "
+            f"{LARGEST_MODEL_BYTES / 2**30:.2f} GiB; convert them to float16, or take a smaller model",
+        )
+    return bytes(network.SerializeToString())

@@ -1,0 +1,254 @@
+"""A bundle without any training: from an ONNX classifier made elsewhere, or from bare vectors. Needs no torch.
+
+The promise of a bundle rests on calibration rows that its network was not trained on. Of a network made elsewhere only
+its maker knows which those are: give them as a file of their own, or split off a share of rows that all are such.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin import bundle as bundles
+from softkin.errors import DataError, InvalidInputError
+from softkin.manifest import Manifest
+from softkin.scorer import LOGITS, Network
+from softkin_training.build import DetectorSpec, LayerSpec, build
+from softkin_training.expose import Exposed, embedding_network, expose
+from softkin_training.fit_config import FitConfig
+from softkin_training.fit_rows import ONE_CLASS, checked_rows, class_names, read_calibration, refuse_empty_classes
+from softkin_training.foreign import read_model
+from softkin_training.npz import checked_labels, read_npz
+from softkin_training.rows import Rows, fingerprint
+from softkin_training.split import choose_bank_rows, first_of_each, split
+
+BUNDLE = "bundle"
+PROBE_ROWS = 64
+LIBRARIES = ("softkin", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What was built, and what was found on the way."""
+
+    manifest: Manifest
+    exposed: Exposed
+    repeated_rows: int
+    """Rows of x_train left out because their content came before."""
+    accuracy: float | None
+    """Share of the calibration rows that the classifier puts in their class; None for bare vectors."""
+
+
+def fit_onnx(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    config: FitConfig,
+    *,
+    calibration: str | Path | None = None,
+    calibration_share: float = 0.2,
+    output: str | None = None,
+    output_kind: str = "auto",
+) -> Fitted:
+    """Turn an ONNX classifier into the bundle OUT/bundle; one from an earlier run stays until the new one is complete.
+
+    Args:
+        model: ONNX file; `config.layers` names tensors or nodes of it.
+        data: npz with `x_train` as the model takes it and `y_train`, the index of the model's output column; and
+            `class_names`, if they are known.
+        out: directory, made if missing.
+        config: what to build.
+        calibration: npz with `x_test`, `y_test` that calibrate: rows the model was not trained on.
+        calibration_share: without `calibration`, this part of `x_train` calibrates and does not enter the bank; the
+            model must not have been trained on these rows either, or false alarms exceed alpha.
+        output: see `expose`.
+        output_kind: see `expose`.
+
+    Raises:
+        InvalidInputError: an option, or the model, is unfit; see `expose`.
+        DataError: rows or labels are unfit.
+        BundleError: the bundle cannot be written.
+    """
+    proto = read_model(model)
+    arrays = read_npz(data, ("x_train", "y_train"), optional=("class_names",))
+    x = checked_rows(arrays["x_train"], "x_train", data)
+    names = class_names(arrays)
+    exposed = expose(
+        proto,
+        x[:: max(1, len(x) // PROBE_ROWS)][:PROBE_ROWS],
+        layers=config.layers,
+        metric=config.metric,
+        max_dim=config.max_dim,
+        seed=config.seed,
+        num_classes=len(names) if names else None,
+        output=output,
+        output_kind=output_kind,
+    )
+    _refuse_parts(config, exposed)
+    _refuse_labels(arrays["y_train"], exposed, data)
+    names = names or _numbered(exposed.num_classes)
+    rows = Rows(x, checked_labels(arrays, "train", len(names), data), np.arange(len(x)))
+    source = {
+        "onnx": Path(model).name,
+        "sha256": _sha256(Path(model)),
+        "layers": {layer.name: layer.tensor for layer in exposed.layers},
+        "output": exposed.output,
+        "output_kind": exposed.output_kind,
+        "changes": list(exposed.changes),
+    }
+    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
+
+
+def fit_embeddings(
+    data: str | Path,
+    out: str | Path,
+    config: FitConfig,
+    *,
+    calibration: str | Path | None = None,
+    calibration_share: float = 0.2,
+) -> Fitted:
+    """Turn vectors into the bundle OUT/bundle, which takes vectors: there is no network to run.
+
+    Args:
+        data: npz with `x_train` `[N, D]`, `y_train` where there are labels, and `class_names` if they are known;
+            without `y_train` all vectors are of one class.
+        out: as for `fit_onnx`.
+        config: what to build; its only layer is `EMBEDDING`.
+        calibration: npz with `x_test`, and `y_test` where there are labels: vectors of rows that whatever made the
+            vectors was not trained on.
+        calibration_share: as for `fit_onnx`.
+
+    Raises:
+        InvalidInputError: an option is unfit.
+        DataError: rows or labels are unfit.
+        BundleError: the bundle cannot be written.
+    """
+    arrays = read_npz(data, ("x_train",), optional=("y_train", "class_names"))
+    x = checked_rows(arrays["x_train"], "x_train", data)
+    if x.ndim != 2:
+        raise DataError(f"{data}: x_train has shape {list(x.shape)}; vectors must be [rows, numbers]: reshape them")
+    names = class_names(arrays)
+    if "y_train" in arrays:
+        names = names or _numbered(_count_classes(arrays["y_train"]))
+        y = checked_labels(arrays, "train", len(names), data)
+    elif names:
+        raise DataError(f"{data}: has class_names but no y_train; add the labels, or leave class_names out")
+    else:
+        names, y = (ONE_CLASS,), np.zeros(len(x), np.int64)
+    exposed = embedding_network(x.shape[1], x.dtype, metric=config.metric, max_dim=config.max_dim, seed=config.seed)
+    _refuse_parts(config, exposed, num_classes=len(names))
+    source = {"embeddings": Path(data).name}
+    rows = Rows(x, y, np.arange(len(x)))
+    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
+
+
+def _fit(
+    exposed: Exposed,
+    rows: Rows,
+    classes: tuple[str, ...],
+    data: str | Path,
+    out: str | Path,
+    config: FitConfig,
+    source: dict[str, Any],
+    calibration: str | Path | None,
+    calibration_share: float,
+) -> Fitted:
+    distinct = first_of_each(rows)
+    if calibration is None:
+        seen, calibration_rows = split(distinct, calibration_share, config.seed)
+        held_out: dict[str, Any] = {"share": calibration_share}
+    else:
+        seen, calibration_rows = distinct, read_calibration(calibration, rows, classes, data)
+        held_out = {"file": Path(calibration).name}
+    bank_rows = choose_bank_rows(seen, config.bank_rows, config.seed)
+    refuse_empty_classes(bank_rows, classes, data)
+    spec = DetectorSpec(
+        name=config.name,
+        version=config.version,
+        classes=classes,
+        layers=tuple(LayerSpec(name=layer.name, metric=config.metric) for layer in exposed.layers),
+        nonconformity=config.nonconformity,
+        parts=tuple(config.joint_parts),
+        alpha=config.alpha,
+        temperature_scale=config.temperature_scale,
+        condense=config.condense,
+        precision=config.precision,
+        max_p_value_change=config.max_p_value_change,
+        seed=config.seed,
+        provenance={
+            "fit": {**source, "config": config.model_dump(mode="json"), "calibration": held_out},
+            "libraries": _versions(),
+            "fingerprints": {"train": fingerprint(seen.x)},
+        },
+    )
+    path = Path(out) / BUNDLE
+    manifest = build(
+        path,
+        exposed.model,
+        spec,
+        bank_rows=bank_rows,
+        calibration_rows=calibration_rows,
+        train_x=seen.x,
+        replace=True,
+    )
+    accuracy = None
+    if exposed.num_classes:
+        predicted = Network(path / bundles.MODEL).run(calibration_rows.x)[LOGITS].argmax(axis=1)
+        accuracy = float((predicted == calibration_rows.y).mean())
+    return Fitted(manifest=manifest, exposed=exposed, repeated_rows=len(rows) - len(distinct), accuracy=accuracy)
+
+
+def _numbered(num_classes: int) -> tuple[str, ...]:
+    return tuple(f"c{i}" for i in range(num_classes))
+
+
+def _count_classes(y: NDArray[Any]) -> int:
+    """How many classes labels need; at most as many as there are rows, for one that is absurd is refused later."""
+    return min(int(y.max(initial=0)) + 1, max(1, len(y))) if np.issubdtype(y.dtype, np.integer) and y.ndim else 1
+
+
+def _refuse_labels(y: NDArray[Any], exposed: Exposed, data: str | Path) -> None:
+    if not np.issubdtype(y.dtype, np.integer):
+        return  # refused with the other labels
+    outside = np.flatnonzero((y < 0) | (y >= exposed.num_classes))
+    if len(outside):
+        raise DataError(
+            f"{data}: y_train[{outside[0]}] is {y[outside[0]]}, but output {exposed.output!r} of the model has "
+            f"{exposed.num_classes} columns; labels must be the index of a column, 0 to {exposed.num_classes - 1} "
+            f"({len(outside)} labels are not)"
+        )
+
+
+def _refuse_parts(config: FitConfig, exposed: Exposed, num_classes: int = 2) -> None:
+    parts = config.joint_parts if config.nonconformity == "joint" else [config.nonconformity]
+    where = "parts" if config.nonconformity == "joint" else "nonconformity"
+    if "energy" in parts and not exposed.has_energy:
+        reason = f"the energy of {exposed.output!r} is the same for every row, as it is for probabilities"
+        raise InvalidInputError(
+            where,
+            f"got 'energy', but {reason if exposed.output else 'vectors have no logits'}; leave it out"
+            + (", or name the tensor before the softmax by --output" if exposed.output else ""),
+        )
+    if "posterior" in parts and num_classes < 2:
+        raise InvalidInputError(where, "got 'posterior', which compares classes, but there is only one; choose density")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in LIBRARIES:  # onnxruntime goes by either name
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

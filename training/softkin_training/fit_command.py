@@ -1,0 +1,118 @@
+"""`softkin-train fit`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from softkin.errors import InvalidInputError
+
+
+def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--onnx", metavar="MODEL.onnx", help="the classifier; needs --layers and --data")
+    source.add_argument(
+        "--embeddings", metavar="FILE", help="npz with x_train [rows, numbers], and y_train, class_names if known"
+    )
+    sub.add_argument(
+        "--layers", metavar="NAME[,NAME...]", help="tensors or nodes of the model whose values tell rows apart"
+    )
+    sub.add_argument(
+        "--data", metavar="FILE", help="npz with x_train as the model takes it, y_train, and class_names if known"
+    )
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR")
+    calibration = sub.add_mutually_exclusive_group()
+    calibration.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="npz with x_test, y_test that calibrate; give rows the classifier was not trained on, only then false "
+        "alarms keep to alpha",
+    )
+    calibration.add_argument(
+        "--calibration-share",
+        type=float,
+        default=0.2,
+        metavar="S",
+        help="without --calibration: this part of x_train calibrates (default %(default)s); the classifier must not "
+        "have been trained on these rows either",
+    )
+    sub.add_argument("--output", metavar="NAME", help="tensor or node with a number per class, if several could be it")
+    sub.add_argument(
+        "--output-kind",
+        default="auto",
+        metavar="KIND",
+        help="logits, probabilities, or auto (default): found on the data",
+    )
+    options = {
+        "name": (str, "of the detector (default: that of the file)"),
+        "version": (str, "of the detector (default 1)"),
+        "metric": (str, "of the layers: cosine or squared_euclidean (default cosine)"),
+        "max-dim": (int, "wider layers are projected to this many numbers (default 256)"),
+        "bank-rows": (int, "training rows in the bank (default 20000)"),
+        "nonconformity": (str, "density, posterior or joint (default density)"),
+        "parts": (str, "of the joint form, joined by commas: posterior, density, density_last, energy"),
+        "alpha": (float, "default false-alarm rate (default 0.05)"),
+        "precision": (str, "of the bank: float32, float16, int8 or auto (default float32)"),
+        "max-p-value-change": (float, "error budget of --precision and --condense (default 1.0: none)"),
+        "condense": (float, "training rows that a bank row stands for (default 1.0); above 1 needs scikit-learn"),
+        "seed": (int, "of split, projection and choice of bank rows (default 0)"),
+    }
+    for name, (kind, text) in options.items():
+        # None where it is not given: the defaults are the recipes', whose module need not be imported for --help.
+        sub.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=text)
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """Build DIR/bundle and print what was found and chosen, a line each.
+
+    Raises:
+        SoftkinError: as `fit_onnx` and `fit_embeddings` do, and for options that do not go together.
+    """
+    from softkin.display import describe_bank
+    from softkin_training.expose import EMBEDDING
+    from softkin_training.fit import fit_embeddings, fit_onnx
+    from softkin_training.fit_config import default_name, fit_config
+
+    a = arguments
+    for name, value in {"--layers": a.layers, "--data": a.data}.items():
+        if bool(value) != bool(a.onnx):
+            remedy = "belongs to --onnx; leave it out" if value else "is missing; --onnx needs it"
+            raise InvalidInputError(name, remedy)
+    if a.embeddings and (a.output or a.output_kind != "auto"):
+        raise InvalidInputError("--output", "belongs to --onnx; vectors have no output")
+    names = ("version", "metric", "max_dim", "bank_rows", "nonconformity", "alpha", "precision", "max_p_value_change")
+    given = {k: getattr(a, k) for k in (*names, "condense", "seed") if getattr(a, k) is not None}
+    config = fit_config(
+        name=a.name or default_name(a.onnx or a.embeddings),
+        layers=[n.strip() for n in a.layers.split(",")] if a.onnx else [EMBEDDING],
+        **given,
+        **({"joint_parts": [p.strip() for p in a.parts.split(",")]} if a.parts else {}),
+    )
+    held_out = {"calibration": a.calibration, "calibration_share": a.calibration_share}
+    if a.onnx:
+        fitted = fit_onnx(a.onnx, a.data, a.out, config, output=a.output, output_kind=a.output_kind, **held_out)
+    else:
+        fitted = fit_embeddings(a.embeddings, a.out, config, **held_out)
+
+    m, e = fitted.manifest, fitted.exposed
+    for change in e.changes:
+        print(f"model:       values unchanged by {change}")
+    for layer in e.layers:
+        print(f"layer:       {layer.name}, {layer.width} numbers, reducer {layer.reducer}")
+    if e.output:
+        as_logits = ", their log serves as logits" if e.output_kind == "probabilities" else ""
+        print(f"output:      {e.output}, {e.num_classes} {e.output_kind}{as_logits}")
+    print(f"classes:     {', '.join(m.classes[:10])}{', ...' if len(m.classes) > 10 else ''}")
+    left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
+    print(f"bank:        {describe_bank(m)}{left_out}")
+    source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
+    accuracy = "" if fitted.accuracy is None else f"; the classifier's accuracy on them is {fitted.accuracy:.1%}"
+    print(f"calibration: {m.calibration_size} rows {source}{accuracy}")
+    if not a.calibration:
+        print("             the promise holds if the model was not trained on these rows; else give --calibration FILE")
+    c = m.certificate
+    print(
+        f"{a.out / 'bundle'}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "
+        f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
+    )

@@ -1,0 +1,53 @@
+"""What `softkin-train fit` can be told: a recipe's `[detector]` section and what a recipe says elsewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from softkin.errors import InvalidInputError
+from softkin_training.config import DetectorConfig, Width
+
+OPTION_NAMES = {"joint_parts": "parts"}
+"""Options that the command line names otherwise than a recipe."""
+
+
+class FitConfig(DetectorConfig):
+    """A recipe's `[detector]` section, with its defaults, and what a recipe has beside it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "1"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the split, the projections and the choice of bank rows."""
+    bank_rows: Width = 20000
+    """Training rows in the bank; all of them where there are fewer."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> FitConfig:
+        if self.joint_parts and self.nonconformity != "joint":
+            raise ValueError("joint_parts|belong to nonconformity = 'joint' and only to it")
+        return self
+
+
+def fit_config(**options: Any) -> FitConfig:
+    """Check options.
+
+    Raises:
+        InvalidInputError: names the first option that is unfit, its value and what is allowed.
+    """
+    try:
+        return FitConfig(**options)
+    except ValidationError as e:
+        fault = e.errors()[0]
+        key, message = ".".join(map(str, fault["loc"][:1])), fault["msg"]
+        if fault["type"] == "value_error":  # of two options that contradict each other, see config.py
+            key, _, message = str(fault["ctx"]["error"]).rpartition("|")
+        raise InvalidInputError(OPTION_NAMES.get(key, key), f"got {options.get(key)!r}: {message}") from None
+
+
+def default_name(path: str | Path) -> str:
+    """A detector's name from that of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).strip("._-")[:63] or "detector"

@@ -1,0 +1,88 @@
+"""Rows of files that nobody prepared for us: read, checked, and held against each other. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.errors import DataError
+from softkin.manifest import INPUT_DTYPES
+from softkin_training.npz import checked_labels, read_npz
+from softkin_training.rows import Rows, refuse_repeated
+
+Array = NDArray[Any]
+
+ONE_CLASS = "all"
+"""The class of vectors without labels."""
+
+
+def read_calibration(path: str | Path, rows: Rows, classes: tuple[str, ...], data: str | Path) -> Rows:
+    """Calibration rows from a file of their own, `x_test` and `y_test`; no labels where the only class is `ONE_CLASS`.
+
+    Args:
+        path: npz.
+        rows: the rows of `x_train`, which these must be like; ids go on after theirs.
+        classes: names of the classes.
+        data: file of `rows`, for messages.
+
+    Raises:
+        DataError: unreadable, of another dtype or shape, labels out of range, not finite, or repeated.
+    """
+    unlabelled = classes == (ONE_CLASS,)
+    arrays = read_npz(path, ("x_test",) if unlabelled else ("x_test", "y_test"))
+    x = checked_rows(arrays["x_test"], "x_test", path)
+    if x.dtype != rows.x.dtype or x.shape[1:] != rows.x.shape[1:]:
+        raise DataError(
+            f"{path}: x_test is {x.dtype} {axes_of(x)}, x_train of {data} is {rows.x.dtype} {axes_of(rows.x)}; prepare "
+            "both in the same way"
+        )
+    y = np.zeros(len(x), np.int64) if unlabelled else checked_labels(arrays, "test", len(classes), path)
+    found = Rows(x, y, len(rows) + np.arange(len(x)))
+    refuse_repeated(found)
+    return found
+
+
+def axes_of(x: Array) -> str:
+    """The shape of rows for messages: `[rows, 28, 28]`."""
+    return "[" + ", ".join(["rows", *map(str, x.shape[1:])]) + "]"
+
+
+def checked_rows(x: Array, key: str, path: str | Path) -> Array:
+    """`[n >= 1, ...]` rows that a detector can take.
+
+    Raises:
+        DataError: of a dtype or shape that no detector takes, or not finite; names file, array and row.
+    """
+    if x.dtype.name not in INPUT_DTYPES or x.ndim < 2 or not x.size:
+        raise DataError(
+            f"{path}: {key} is {x.dtype} {list(x.shape)}; it must be one of {INPUT_DTYPES} with at least one row of at "
+            "least one number: convert it"
+        )
+    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"{path}: {key} has {len(bad)} rows with NaN or infinity, the first is row {bad[0]}; remove them"
+        )
+    return x
+
+
+def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
+    """The class names of a file, empty if it has none."""
+    return tuple(str(n) for n in arrays.get("class_names", np.array([])).reshape(-1))
+
+
+def refuse_empty_classes(bank_rows: Rows, classes: tuple[str, ...], data: str | Path) -> None:
+    """Refuse bank rows that lack a class: no row could be like it.
+
+    Raises:
+        DataError: says how many classes are concerned and names the first.
+    """
+    counts = np.bincount(bank_rows.y, minlength=len(classes))
+    if empty := [classes[i] for i in np.flatnonzero(counts == 0)]:
+        raise DataError(
+            f"{data}: x_train has no row for the bank of {len(empty)} of {len(classes)} classes, the first is "
+            f"{empty[0]!r}; every class needs at least one: add rows, or lower the calibration share"
+        )

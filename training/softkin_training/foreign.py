@@ -1,0 +1,183 @@
+"""A model made by another tool: read, and brought to what the scorer needs without a change of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper, version_converter
+
+from softkin.errors import InvalidInputError
+from softkin.manifest import INPUT_DTYPES
+from softkin.scorer_graph import IR_VERSION, OLDEST_OPSET
+from softkin_training.fit_rows import axes_of
+from softkin_training.onnx_graphs import constants, downstream, real_inputs, set_outputs
+from softkin_training.trial import (
+    BATCH,
+    Trial,
+    TrialError,
+    batches_of,
+    difference_of,
+    first_line,
+    fixed_batch,
+    refuse_mixing,
+    rows_of,
+    try_once,
+)
+
+Array = NDArray[Any]
+
+_REMEDY = (
+    f"export it again in evaluation mode, with opset {OLDEST_OPSET} or newer and a free batch axis (torch.onnx.export: "
+    "model.eval() and dynamic_shapes; tf2onnx and skl2onnx: None as the first axis)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """A model that takes batches of any size."""
+
+    proto: onnx.ModelProto
+    values: dict[str, Array]
+    """Tensors on the probe rows, by name."""
+    changes: tuple[str, ...]
+    """What had to be changed, in words."""
+
+
+def read_model(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file with its external data.
+
+    Raises:
+        InvalidInputError: not a readable ONNX model, or its external data are missing or cut short.
+    """
+    try:
+        proto = onnx.load(path)
+    except Exception as e:  # protobuf's, onnx's and Python's own errors share no base
+        raise InvalidInputError(
+            "onnx",
+            f"{path} cannot be read ({first_line(e)}); give an ONNX model, with its external data beside it where "
+            "it has any",
+        ) from None
+    if not proto.graph.node:
+        raise InvalidInputError("onnx", f"{path} holds no graph; give an ONNX model")
+    return proto
+
+
+def the_input(proto: onnx.ModelProto, probe: Array) -> onnx.ValueInfoProto:
+    """The model's only input, which takes rows like those of `probe`.
+
+    Raises:
+        InvalidInputError: none or several inputs, a type that no detector takes, or rows of another dtype or shape.
+    """
+    inputs = real_inputs(proto.graph)
+    if len(inputs) != 1:
+        raise InvalidInputError(
+            "onnx",
+            f"the model has {len(inputs)} inputs, {[i.name for i in inputs]}; a detector takes one array: fix the "
+            "others as constants of the model",
+        )
+    (value,) = inputs
+    tensor = value.type.tensor_type
+    name = TensorProto.DataType.Name(tensor.elem_type).lower()
+    dtype = {"float": "float32", "double": "float64", "undefined": "no tensor"}.get(name, name)
+    if dtype not in INPUT_DTYPES:
+        raise InvalidInputError(
+            "onnx",
+            f"input {value.name!r} is {dtype}; a detector takes one of {INPUT_DTYPES}: export the model with such an "
+            "input",
+        )
+    axes = [d.dim_value for d in tensor.shape.dim] if tensor.HasField("shape") else None  # 0: any
+    fits = axes is None or (
+        len(axes) == probe.ndim and all(a in (0, n) for a, n in zip(axes[1:], probe.shape[1:], strict=True))
+    )
+    if probe.dtype.name != dtype or not fits:
+        takes = "" if axes is None else " [" + ", ".join(["rows", *(str(a or "any") for a in axes[1:])]) + "]"
+        raise InvalidInputError(
+            "data",
+            f"x_train is {probe.dtype} {axes_of(probe)}, input {value.name!r} of the model takes {dtype}{takes}; store "
+            "the rows as the model takes them, scaled as it was trained",
+        )
+    return value
+
+
+def adapt(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> Adapted:
+    """A model with operators that the scorer takes and a free batch axis, which gives the same values as before.
+
+    Where the batch size is baked into shapes too, these are freed as well.
+
+    Args:
+        proto: the model as read; it is left as it is.
+        tensors: names of the tensors that matter; each has the batch as its first axis.
+        probe: `[n >= 1, ...]` raw inputs on which this is proven.
+
+    Raises:
+        InvalidInputError: the operators are too old and cannot be converted, the batch axis cannot be freed, rows of a
+            batch influence each other, or two runs differ.
+    """
+    expected = try_once(proto, tensors, probe)
+    modern, changes = _modern(proto, tensors)
+    own = fixed_batch(proto)
+    if own:
+        changes += (f"freeing the batch axis from {own}",)
+    reasons = []
+    for candidate in _with_free_batch(modern, own or 1):
+        try:
+            trial = Trial(candidate, tensors)
+            for x, before in zip(batches_of(proto, probe), expected, strict=True):
+                if reason := difference_of(trial.run(x), before):
+                    raise TrialError(f"as it came and as it was adapted, {reason}")
+            refuse_mixing(trial, rows_of(probe, BATCH))
+            return Adapted(proto=candidate, values=trial.run(probe), changes=changes)
+        except TrialError as e:
+            reasons.append(str(e))
+    done = f"after {' and '.join(changes)} " if changes else ""
+    raise InvalidInputError("onnx", f"{done}the model cannot take batches of any size: {reasons[0]}; {_REMEDY}")
+
+
+def _modern(proto: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """What `tensors` need of the model, with an opset that the scorer takes, and what that changed."""
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    modern = onnx.ModelProto()
+    changes: tuple[str, ...] = ()
+    modern.CopyFrom(proto)
+    set_outputs(modern, tensors)
+    modern.ir_version = max(modern.ir_version, IR_VERSION)  # of which constants need not be inputs
+    if 0 < opset < OLDEST_OPSET:
+        try:
+            modern = version_converter.convert_version(modern, OLDEST_OPSET)
+        except Exception as e:  # RuntimeError of C++ assertions, and ConvertError
+            raise InvalidInputError(
+                "onnx",
+                f"the model is of opset {opset}, the scorer needs {OLDEST_OPSET} or newer, and onnx cannot convert it "
+                f"({first_line(e)}); {_REMEDY}",
+            ) from None
+        changes = (f"conversion from opset {opset} to {OLDEST_OPSET}",)
+    if not opset:
+        modern.opset_import.append(helper.make_opsetid("", OLDEST_OPSET))
+    return modern, changes
+
+
+def _with_free_batch(proto: onnx.ModelProto, own: int) -> Iterator[onnx.ModelProto]:
+    """The model with its batch axis free; then also with the batch size `own` freed where a Reshape has it."""
+    axes = proto.graph.input[0].type.tensor_type.shape.dim
+    if axes:
+        axes[0].Clear()
+        axes[0].dim_param = "batch"
+    yield proto
+    freed = onnx.ModelProto()
+    freed.CopyFrom(proto)
+    shapes, moving = constants(freed.graph), downstream(freed.graph, freed.graph.input[0].name)
+    for i, node in enumerate(freed.graph.node):
+        shape = shapes.get(node.input[1]) if node.op_type == "Reshape" and node.input[0] in moving else None
+        if shape is not None and shape.ndim and len(shape) and shape[0] == own:
+            # What is left over is the batch; where that place is taken, the axis is copied.
+            free = np.array([0 if -1 in shape[1:] else -1, *shape[1:]], np.int64)
+            node.input[1] = f"softkin/shape_{i}"
+            del node.attribute[:]  # allowzero, which torch sets and which would take the 0 for a length
+            freed.graph.initializer.append(numpy_helper.from_array(free, node.input[1]))
+    yield freed

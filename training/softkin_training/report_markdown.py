@@ -1,0 +1,90 @@
+"""report.md: the tables of a report as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from softkin_training import report_tables as tables
+from softkin_training.report import Report
+from softkin_training.report_tables import Table
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown; the best of each column stands in bold."""
+    return "\n".join([*_summary(report), *_details(report)])
+
+
+def summary(report: Report) -> str:
+    """The beginning of `markdown`: promise, notes, and the table that most readers want."""
+    return "\n".join(_summary(report))
+
+
+def promise(report: Report) -> str:
+    """What is promised, and what came of it."""
+    c, own = report.certificate, report.scores["softkin"].false_alarms
+    text = (
+        f"Promised: at alpha = {report.alpha:g} at most {report.alpha:g} of inliers are flagged, on average over "
+        f"calibration sets. Certified for this one, with {report.calibration_size} rows: at most "
+        f"{c.false_alarm_bound:.4f}, with confidence {c.confidence:g}."
+    )
+    if own is None:
+        return text
+    return (
+        f"{text} Found: {own.count} of {own.rows} inliers, {tables.interval(own)}; the chance of so many is "
+        f"{report.p_values.chance_of_false_alarms:.3g}."
+    )
+
+
+def _summary(report: Report) -> Iterator[str]:
+    yield f"# {_plain(report.detector)} {_plain(report.version)}"
+    yield ""
+    yield (
+        f"{report.inlier_rows} inliers, {report.calibration_size} calibration rows, alpha = {report.alpha:g}"
+        + (f", accuracy {report.accuracy:.4f}" if report.accuracy is not None else "")
+        + ". Every score is computed on the same network, bank and rows; caught = share of outliers with p <= alpha."
+    )
+    yield f"\n{promise(report)}\n"
+    for note in report.notes:
+        yield f"* {_plain(note)}"
+    if report.notes:
+        yield ""
+    yield from _table(tables.overview(report), heading=False)
+
+
+def _details(report: Report) -> Iterator[str]:
+    for group, names in report.groups.items():
+        if len(names) > 1:
+            sets = f"{group} outlier sets" if group != tables.ALL else "outlier sets"
+            yield from _table(tables.metrics(report, f"Mean over {len(names)} {sets}", names))
+    for name in report.outlier_sets:
+        rows = report.scores["softkin"].outliers[name].rows
+        kind = ", near" if name in report.near else ""
+        yield from _table(tables.metrics(report, f"Against {name} ({rows} rows{kind})", [name]))
+    yield from _table(tables.false_alarms(report))
+    for table in (tables.classifier(report), tables.credibility(report), tables.corruptions(report)):
+        if table is not None:
+            yield from _table(table)
+    if report.corruptions.skipped:
+        yield f"Inliers were not corrupted: {_plain(report.corruptions.skipped)}."
+        yield ""
+
+
+def _table(table: Table, *, heading: bool = True) -> Iterator[str]:
+    if heading:
+        yield f"## {_plain(table.title)}"
+        yield ""
+    if table.note:
+        yield f"{_plain(table.note)}\n"
+    yield "| " + " | ".join(map(_plain, table.head)) + " |"
+    yield "|" + "---|" * len(table.head)
+    for row in table.rows:
+        yield "| " + " | ".join(f"**{_plain(c.text)}**" if c.best else _plain(c.text) for c in row) + " |"
+    yield ""
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: names come from users."""
+    text = " ".join(text.split())
+    for special in ("\\", "|", "*", "`", "<", "]("):
+        text = text.replace(special, special[:-1] + "\\" + special[-1])
+    return text

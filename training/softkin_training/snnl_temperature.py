@@ -1,0 +1,88 @@
+"""The temperature that minimises the loss (Frosst et al. 2019, eq. 2): found from nothing, or followed over batches."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softkin_training.snnl_math import Neighbours, derivatives, softmaxes
+
+LOG_TEMPERATURE_SPAN = math.log(1e3)
+"""Temperatures from 1e-3 to 1e3 times the typical distance are searched."""
+GRID_POINTS = 31
+MAX_NEWTON_STEP = 0.7
+"""Largest change of log T per step: a factor of two."""
+
+
+class TemperatureMinimum(NamedTuple):
+    """The minimiser of the loss over temperature."""
+
+    temperature: float
+    value: float
+    at_bound: bool
+    """The loss still falls at the end of the range: fully entangled (upper end) or fully apart (lower end)."""
+
+
+@torch.no_grad()
+def search(distances_BB: Tensor, neighbours: Neighbours) -> TemperatureMinimum:
+    """Find the minimiser: a log grid of 1e-3 to 1e3 times the median distance, then Newton's method.
+
+    The loss is not convex in T, so the grid finds the basin; Newton steps on log T refine inside it.
+    Where all distances are 0 every temperature is equal and 1 is returned.
+    """
+    num_rows = len(distances_BB)
+    off_diagonal = distances_BB[~torch.eye(num_rows, dtype=torch.bool, device=distances_BB.device)]
+    typical = float(off_diagonal.median()) if num_rows > 1 else 0.0
+    if typical == 0 and num_rows > 1:  # more than half the pairs coincide: the others set the scale
+        typical = float(off_diagonal.mean())
+    if neighbours.num_valid == 0 or not typical > 0:
+        one = distances_BB.new_tensor(1.0)
+        value = float(softmaxes(distances_BB, neighbours, one).loss) if neighbours.num_valid else 0.0
+        return TemperatureMinimum(1.0, value, at_bound=False)
+
+    def at(log_t: float) -> Tensor:
+        return distances_BB.new_tensor(math.exp(log_t))
+
+    centre, spacing = math.log(typical), 2 * LOG_TEMPERATURE_SPAN / (GRID_POINTS - 1)
+    grid = [centre - LOG_TEMPERATURE_SPAN + i * spacing for i in range(GRID_POINTS)]
+    best_value, best = min((float(softmaxes(distances_BB, neighbours, at(u)).loss), u) for u in grid)
+    low, high = max(best - spacing, grid[0]), min(best + spacing, grid[-1])
+    log_t = best
+    for _ in range(40):
+        value, slope, curvature = (float(v) for v in derivatives(distances_BB, neighbours, at(log_t)))
+        if value <= best_value:
+            best_value, best = value, log_t
+        low, high = (log_t, high) if slope < 0 else (low, log_t)
+        newton = log_t - slope / curvature if curvature > 0 else math.nan
+        step_to = newton if low < newton < high else (low + high) / 2
+        if abs(step_to - log_t) < 1e-9:
+            break
+        log_t = step_to
+    at_bound = min(best - grid[0], grid[-1] - best) < 1e-6
+    return TemperatureMinimum(math.exp(best), best_value, at_bound)
+
+
+@torch.no_grad()
+def follow(distances_BB: Tensor, neighbours: Neighbours, temperature: Tensor, steps: int) -> Tensor:
+    """Move a temperature towards the minimiser of this batch by clipped Newton steps on log T.
+
+    Args:
+        distances_BB: of the batch.
+        neighbours: of the batch, with a valid row.
+        temperature: scalar > 0, the last batch's.
+        steps: how many.
+    """
+    smallest = torch.finfo(distances_BB.dtype).tiny
+    log_t = temperature.to(distances_BB.dtype).log()
+    # Bounds follow the batch, so a run cannot drift into temperatures where the kernel is flat or 0 everywhere.
+    typical = distances_BB.mean().clamp_min(smallest).log()
+    for _ in range(steps):
+        _, slope, curvature = derivatives(distances_BB, neighbours, log_t.exp())
+        # |curvature| makes every step a descent; on the plateaus at both ends the quotient tends to +-1.
+        step = -slope / curvature.abs().clamp_min(smallest)
+        log_t = log_t + step.nan_to_num(0.0).clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP)
+        log_t = log_t.clamp(typical - LOG_TEMPERATURE_SPAN, typical + LOG_TEMPERATURE_SPAN)
+    return log_t.exp()

@@ -1,0 +1,57 @@
+"""Rows of one source into a bank and a calibration that share none. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from softkin.errors import InvalidInputError
+from softkin_training.rows import Rows, row_digests
+
+
+def first_of_each(rows: Rows, taken: Iterable[str] = ()) -> Rows:
+    """The rows less those whose content came before or is `taken`: twins on both sides break the guarantee.
+
+    Args:
+        rows: of one source.
+        taken: `row_digests` of rows that stand elsewhere already.
+    """
+    seen, keep = set(taken), []
+    for i, digest in enumerate(row_digests(rows.x)):
+        if digest not in seen:
+            seen.add(digest)
+            keep.append(i)
+    return rows.take(np.array(keep, np.int64))
+
+
+def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Bank and calibration rows by a seeded plain permutation, which leaves calibration rows exchangeable.
+
+    Args:
+        rows: of distinct content.
+        share: part of the rows that calibrates, in (0, 1).
+        seed: of the permutation.
+
+    Raises:
+        InvalidInputError: the share is out of range.
+    """
+    if not 0 < share < 1:
+        raise InvalidInputError(
+            "calibration_share", f"got {share:g}; must lie strictly in (0, 1), for instance 0.2 for a fifth of the rows"
+        )
+    order = np.random.default_rng(seed).permutation(len(rows))
+    cut = round(len(rows) * share)
+    return rows.take(np.sort(order[cut:])), rows.take(np.sort(order[:cut]))
+
+
+def choose_bank_rows(rows: Rows, num_rows: int, seed: int) -> Rows:
+    """A random sample of `num_rows` with every class kept at its share, at least one row each; all where fewer."""
+    if num_rows >= len(rows):
+        return rows
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(rows.y):
+        members = np.flatnonzero(rows.y == label)
+        chosen.append(rng.choice(members, max(1, round(num_rows * len(members) / len(rows))), replace=False))
+    return rows.take(np.sort(np.concatenate(chosen)))

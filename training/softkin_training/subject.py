@@ -1,0 +1,136 @@
+"""A bundle under test: rows through its scorer and its network once, for every score that wants them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from softkin import bundle as bundles
+from softkin.bank import PADDING_LABEL
+from softkin.bundle import Bundle
+from softkin.conformal import credibility
+from softkin.detector import Detector, nonconformity_of
+from softkin.nonconformity import Nonconformity, Outputs, Part, outlier_score
+from softkin.scorer import Network
+from softkin.scorer_graph import representation_output
+from softkin_training import baselines
+from softkin_training.network_head import FEATURES, Head, find_head, with_features
+
+Floats = NDArray[np.float64]
+NEIGHBORS = max(baselines.KTH, baselines.DKNN_K)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """What the detector answers for B rows, from one pass that other scores share."""
+
+    outlier_score: Floats
+    p_value: Floats
+    predicted_class: NDArray[np.int32]
+    credibility: Floats
+
+
+class Subject:
+    """A bundle under test: what scores rows, and what is known about its network.
+
+    Args:
+        loaded: the bundle.
+
+    Attributes:
+        detector: of the bundle.
+        layers: names of its layers.
+        neighbors: per layer the bank's rows, without padding; empty where they are prototypes, which are too few and
+            too unequal to be counted as neighbours.
+        labels: `[N]` their classes.
+        head: the network's last linear layer; None where it is not to be found.
+    """
+
+    def __init__(self, loaded: Bundle) -> None:
+        self.loaded = loaded
+        self.detector = Detector(loaded)
+        self.layers = [layer.name for layer in self.detector.manifest.layers]
+        real = loaded.bank.labels != PADDING_LABEL
+        self.labels = loaded.bank.labels[real].astype(np.int64)
+        plain = not self.detector.manifest.condensed_from
+        self.neighbors = {n: b.representations(real) for n, b in loaded.bank.layers.items()} if plain else {}
+        model = onnx.load(loaded.path / bundles.MODEL)
+        self.head: Head | None = find_head(model) if self.detector.has_logits else None
+        if self.head is None:
+            self._network = Network(loaded.path / bundles.MODEL)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / bundles.MODEL
+                onnx.save(with_features(model, self.head), path)
+                self._network = Network(path)
+
+    def own(self, outputs: Outputs) -> Own:
+        """The same numbers as `Detector.score`, without running scorer and network again."""
+        form = nonconformity_of(self.detector.manifest, self.loaded.bank, self.loaded.calibration.references)
+        a_BC = form(outputs)
+        predicted = form.predict(outputs, a_BC)
+        score = outlier_score(a_BC, predicted)
+        p, class_p = self.loaded.calibration.marginal(score, a_BC, None)
+        return Own(outlier_score=score, p_value=p, predicted_class=predicted, credibility=credibility(class_p))
+
+    def run(self, x: NDArray[np.generic]) -> Pass:
+        """Raw inputs through the scorer and the network."""
+        return Pass(self, self.detector.outputs(x), self._network.run(x))
+
+    @cached_property
+    def golden(self) -> Pass | None:
+        """The bundle's probe rows, which come from its bank; None where it has none."""
+        inputs = self.loaded.golden.inputs
+        return self.run(inputs) if len(inputs) else None
+
+    def nonconformity(
+        self, parts: tuple[Part, ...] = (), references: Mapping[str, Floats] | None = None
+    ) -> Nonconformity:
+        """A form of this bundle's masses: the joint one of `parts`, or without any an object for single parts."""
+        return Nonconformity(
+            form="joint" if parts else "density",
+            class_weights=self.loaded.bank.class_weights,
+            layer_weights=np.array([layer.weight for layer in self.detector.manifest.layers]),
+            parts=parts,
+            references=references or {},
+        )
+
+
+class Pass:
+    """One set of rows, once through the scorer and once through the network."""
+
+    def __init__(self, subject: Subject, outputs: Outputs, found: Mapping[str, NDArray[np.float32]]) -> None:
+        self.outputs = outputs
+        self.z = {name: found[representation_output(name)] for name in subject.layers}
+        self.features = found.get(FEATURES)
+        self._subject = subject
+        self._nearest: dict[str, tuple[Floats, NDArray[np.int64]]] = {}
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """`[B, C]`."""
+        assert self.outputs.logits is not None, "asked of a network only"
+        return self.outputs.logits
+
+    def nearest(self, layer: str) -> tuple[Floats, NDArray[np.int64]]:
+        """Distances `[B, K]` and rows of the `NEIGHBORS` nearest bank rows in a layer; found once."""
+        if layer not in self._nearest:
+            self._nearest[layer] = baselines.nearest(self.z[layer], self._subject.neighbors[layer], NEIGHBORS)
+        return self._nearest[layer]
+
+    def kth(self, layer: str) -> Floats:
+        """`[B]` distance to the k-th nearest bank row."""
+        distances, _ = self.nearest(layer)
+        return distances[:, min(baselines.KTH, distances.shape[1]) - 1]
+
+    def dknn_nonconformity(self) -> Floats:
+        """`[B, C]` see `baselines.dknn_nonconformity`."""
+        found = [self.nearest(n)[1][:, : baselines.DKNN_K] for n in self.z]
+        s = self._subject
+        return np.asarray(sum(baselines.other_labels(s.labels[rows], s.loaded.bank.num_classes) for rows in found))
