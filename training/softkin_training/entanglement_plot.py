@@ -9,14 +9,14 @@ from softkin.errors import InvalidInputError
 from softkin.staging import replacing
 from softkin_training.history import History
 
-PICTURE = "entanglement"
+PICTURE, ENDINGS = "entanglement", ("svg", "png")
 
 
 def draw_entanglement(history: History, out: Path) -> None:
     """Write `entanglement.svg` and `.png`: entanglement over chance of every layer over epochs.
 
     Args:
-        history: of a run with a probe; without one nothing is written.
+        history: of a run with a probe; without one nothing is written, and pictures of a run before are removed.
         out: folder, made if missing.
 
     Raises:
@@ -24,6 +24,8 @@ def draw_entanglement(history: History, out: Path) -> None:
     """
     probed = [epoch for epoch in history if epoch.get("probe")]
     if not probed:
+        for ending in ENDINGS:
+            (out / f"{PICTURE}.{ending}").unlink(missing_ok=True)
         return
     import matplotlib  # takes a second
     from matplotlib.figure import Figure
@@ -42,7 +44,8 @@ def draw_entanglement(history: History, out: Path) -> None:
     axes.legend(title="hidden layer, input to output")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for ending, metadata in {"svg": {"Date": None}, "png": None}.items():  # equal runs leave equal files
+        for ending in ENDINGS:
+            metadata = {"Date": None} if ending == "svg" else None  # equal runs leave equal files
             salt = matplotlib.rc_context({"svg.hashsalt": PICTURE})
             with salt, replacing(out / f"{PICTURE}.{ending}") as temporary:
                 figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)

@@ -58,7 +58,8 @@ class EpochSums:
             if not math.isfinite(value):
                 raise DataError(
                     f"{what} is {value} in epoch {epoch}, step {step}; {_kept(checkpoint)}. Lower "
-                    "training.learning_rate, or the size of loss.weight"
+                    "training.learning_rate, the size of loss.weight or, for a learned temperature, "
+                    "loss.temperature_step"
                 )
 
     def means(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A recipe from data to report: the steps of `softkin-train run`, each usable alone.
 
 DIR/checkpoint.pt  DIR/history.jsonl    train
+DIR/report/entanglement.svg, .png       train
 DIR/model.onnx                          export
 DIR/bundle/                             build
 DIR/report/                             evaluate
@@ -22,10 +23,10 @@ from softkin_training.export import export
 from softkin_training.models import Classifier
 from softkin_training.rows import fingerprint
 from softkin_training.split import choose_bank_rows
-from softkin_training.train import load_checkpoint, train
+from softkin_training.train import REPORT, load_checkpoint, train
 
 PROBE_ROWS = 64
-MODEL, BUNDLE, REPORT = "model.onnx", "bundle", "report"
+MODEL, BUNDLE = "model.onnx", "bundle"
 LIBRARIES = ("softkin", "torch", "onnx", "onnxruntime-gpu", "numpy")
 
 

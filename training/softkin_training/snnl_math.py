@@ -133,7 +133,8 @@ def derivatives(distances_BB: Tensor, neighbours: Neighbours, temperature: Tenso
 def loss_of_distances(distances_BB: Tensor, neighbours: Neighbours, temperature: Tensor) -> Tensor:
     """The loss, differentiable once in the distances and in the scalar temperature; 0 where no row has a partner."""
     if neighbours.num_valid == 0:
-        return (distances_BB * 0).sum() + temperature * 0
+        # Not yet known where no batch had a partner so far; NaN times 0 would be NaN.
+        return (distances_BB * 0).sum() + temperature.nan_to_num() * 0
     return _Snnl.apply(distances_BB, temperature, neighbours)  # type: ignore[no-untyped-call]
 
 

@@ -147,6 +147,19 @@ def test_a_fixed_temperature_does_not_move():
     assert float(value) == pytest.approx(looped_loss(z, y, 100.0, "squared_euclidean"), rel=1e-9)
 
 
+def test_a_first_batch_without_partners_costs_nothing():
+    """The temperature is searched in the next one."""
+    z, y = batch()
+    snnl = LayeredSnnl(["a"])
+    rows = z[:4].clone().requires_grad_()
+
+    value = snnl({"a": rows}, torch.arange(4))["a"]
+    value.backward()
+
+    assert (float(value.detach()), rows.grad.abs().max().item()) == (0.0, 0.0)
+    assert float(snnl({"a": z}, y)["a"]) == pytest.approx(entanglement(z, y, metric="cosine").value)
+
+
 def test_a_batch_without_partners_leaves_the_temperature():
     """Nothing can be learnt from it, and nothing may break."""
     z, y = batch()

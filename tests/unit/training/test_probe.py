@@ -104,6 +104,14 @@ def test_the_probe_does_not_change_the_weights(dataset, tmp_path, overrides):
     assert not (tmp_path / "without" / "report").exists()
 
 
+def test_a_run_without_a_probe_leaves_no_old_picture(dataset, tmp_path):
+    """An older run in the folder is overwritten."""
+    run(dataset, tmp_path)
+    run(dataset, tmp_path, "training.probe_rows=0")
+
+    assert list((tmp_path / "report").iterdir()) == []
+
+
 def test_a_picture_is_drawn(dataset, tmp_path):
     """As SVG and PNG, the same bytes for the same history."""
     history = run(dataset, tmp_path).history
