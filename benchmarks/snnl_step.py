@@ -1,0 +1,280 @@
+"""What the soft nearest neighbor loss adds to a training step: all hidden layers, temperature minimised per batch.
+
+    python benchmarks/snnl_step.py [--rounds 15] [--minutes 10] [--out DIR]        four minutes on two idle cores
+
+Every candidate trains a network of its own on the same batches of 256 images, the embedded digits at 28 x 28; they take
+turns, in a new order each round, and each round gives one ratio to the plain step. `formula` is eq. 1 in plain torch
+operators (log-sum-exp, autograd, T fixed). Rounds beside which other processes worked do not count: a step on all cores
+waits for its slowest thread; none begins while others work. Writes snnl_step_<cores>vcpu_<date> .json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from machine import describe_machine
+from report import table
+from softkin.mass import Metric
+from softkin_training.config import load_recipe
+from softkin_training.data import balanced_batches
+from softkin_training.losses import LayeredSnnl
+from softkin_training.models import Classifier, build_model
+from softkin_training.probe import Probe, choose_probe_rows
+from softkin_training.rows import Rows
+
+BATCH, BATCHES, SIZE = 256, 7, 28
+WARM_UP, CALLS = 3, 5
+"""Steps of a candidate per round: some untimed, then some whose median counts."""
+QUIET = 0.03
+"""Share of the cores' time that other processes may take in a round that counts."""
+TARGET = 1.35
+PLAIN = "plain step"
+EPOCH_ROWS = 54_000
+"""Of Fashion-MNIST, less the calibration rows: what the probe's cost is set against."""
+NETWORKS = {
+    "CNN 16, 32, dense 64": ["model.channels=[16, 32]", "model.dense=64"],
+    "CNN 32, 64, dense 256 (recipes mnist, fashion_mnist)": [],
+}
+Loss = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
+
+
+def main() -> None:
+    """Run, then write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="turns of every candidate, undisturbed ones")
+    parser.add_argument("--minutes", type=float, default=10, help="for each network, at most")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    arguments = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    results: dict[str, Any] = {"machine": describe_machine("cpu"), "threads": torch.get_num_threads()}
+    results["networks"] = {
+        name: measure(settings, arguments.rounds, 60 * arguments.minutes) for name, settings in NETWORKS.items()
+    }
+    write(results, arguments.out)
+
+
+def measure(settings: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+    """Medians of every candidate on one network, and of the ratios within a round.
+
+    Args:
+        settings: of the recipe.
+        rounds: undisturbed ones.
+        seconds: begin no further round after that long.
+    """
+    x, y = digit_images()
+    recipe = load_recipe("fashion_mnist", settings)
+
+    def network() -> Classifier:
+        torch.manual_seed(0)
+        return build_model(recipe.model, x.shape[1:], 10, x.float().mean(), x.float().std())
+
+    layers = network().hidden_layers
+    candidates = {PLAIN: Trainer(network(), None, x, y)}
+    for metric in get_args(Metric):
+        candidates[f"SNNL, {metric}"] = Trainer(network(), LayeredSnnl(layers, metric=metric), x, y)
+        candidates[f"formula, {metric}"] = Trainer(network(), Formula(layers, metric), x, y)
+    wall: dict[str, list[float]] = {name: [] for name in candidates}
+    cpu: dict[str, list[float]] = {name: [] for name in candidates}
+    names, others, disturbed, end = list(candidates), Others(), 0, time.perf_counter() + seconds
+    while len(wall[PLAIN]) < rounds and time.perf_counter() < end:
+        if not others.are_quiet():
+            continue
+        times_of: dict[str, NDArray[np.float64]] = {}
+        for j in np.random.default_rng(disturbed + len(wall[PLAIN])).permutation(len(names)):
+            step = candidates[names[j]]
+            for _ in range(WARM_UP):
+                step()
+            times = [(time.perf_counter(), time.process_time())]
+            for _ in range(CALLS):
+                step()
+                times.append((time.perf_counter(), time.process_time()))
+            times_of[names[j]] = np.median(np.diff(times, axis=0), axis=0)
+        if others.share() > QUIET:
+            disturbed += 1
+            continue
+        for name, (seconds_passed, seconds_worked) in times_of.items():
+            wall[name].append(float(seconds_passed))
+            cpu[name].append(float(seconds_worked))
+    if not wall[PLAIN]:
+        raise SystemExit(f"other processes never rested for a round ({disturbed} were disturbed): try an idle machine")
+    return {
+        "layer_widths": widths(network(), x),
+        "rounds": len(wall[PLAIN]),
+        "disturbed_rounds": disturbed,
+        "candidates": {name: _compare(name, wall, cpu) for name in names},
+        "probe": probe_cost(network(), x, y, float(np.median(wall[PLAIN]))),
+    }
+
+
+def _compare(name: str, wall: dict[str, list[float]], cpu: dict[str, list[float]]) -> dict[str, Any]:
+    ratios = np.divide(wall[name], wall[PLAIN])
+    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    found = {
+        "milliseconds": round(1e3 * float(np.median(wall[name])), 2),
+        "ratio": round(float(median), 3),
+        "quartiles": [round(float(low), 3), round(float(high), 3)],
+        "cpu_ratio": round(float(np.median(np.divide(cpu[name], cpu[PLAIN]))), 3),
+    }
+    print(f"  {name:<32} {found['milliseconds']:>8.2f} ms  {found['ratio']:.3f}", flush=True)
+    return found
+
+
+class Others:
+    """What other processes do meanwhile."""
+
+    def __init__(self) -> None:
+        self._last = self._now()
+
+    def share(self) -> float:
+        """Part of all cores' time that they took since the last call."""
+        passed, busy, own = np.subtract(now := self._now(), self._last)
+        self._last = now
+        return float(max(0.0, busy - own) / (passed * (os.cpu_count() or 1)))
+
+    def are_quiet(self) -> bool:
+        """Whether they rest now: looks on for a second."""
+        self.share()
+        time.sleep(1)
+        return self.share() < QUIET
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        user, nice, system = (int(n) for n in Path("/proc/stat").read_text().split()[1:4])
+        return time.perf_counter(), (user + nice + system) / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+class Trainer:
+    """The step of the training loop, on one batch after the other."""
+
+    def __init__(self, model: Classifier, loss: Loss | None, x: Tensor, y: Tensor) -> None:
+        self.model, self.loss, self.x, self.y = model.train(), loss, x, y
+        self.batches = list(balanced_batches(y, BATCH, torch.Generator().manual_seed(0)))
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+        self.steps = 0
+
+    def __call__(self) -> None:
+        """Take one step."""
+        batch = self.batches[self.steps % len(self.batches)][:BATCH]
+        self.steps += 1
+        logits, hidden = self.model.forward_with_hidden(self.x[batch])
+        objective = nn.functional.cross_entropy(logits, self.y[batch])
+        if self.loss is not None:
+            for value in self.loss(hidden, self.y[batch]).values():
+                objective = objective - 0.1 * value
+        self.optimizer.zero_grad()
+        objective.backward()
+        self.optimizer.step()
+        if not math.isfinite(float(objective.detach())):
+            raise SystemExit("a candidate diverged; its times mean nothing")
+
+
+class Formula:
+    """Eq. 1 as one would write it down, at a fixed temperature of a quarter of the first batch's mean distance."""
+
+    def __init__(self, layers: Iterable[str], metric: str) -> None:
+        self.layers, self.metric = tuple(layers), metric
+        self.temperatures: dict[str, float] = {}
+
+    def __call__(self, hidden: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        """The loss of each layer."""
+        itself = torch.eye(len(y), dtype=torch.bool)
+        apart = (y.unsqueeze(0) != y.unsqueeze(1)) | itself
+        losses = {}
+        for layer in self.layers:
+            z = hidden[layer].flatten(1)
+            if self.metric == "cosine":
+                unit = nn.functional.normalize(z)
+                distances = 1 - unit @ unit.T
+            else:
+                square = z.square().sum(dim=1)
+                distances = square.unsqueeze(0) + square.unsqueeze(1) - 2 * z @ z.T
+            temperature = self.temperatures.setdefault(layer, float(distances.detach().mean()) / 4)
+            logits = (-distances / temperature).masked_fill(itself, -math.inf)
+            losses[layer] = (logits.logsumexp(1) - logits.masked_fill(apart, -math.inf).logsumexp(1)).mean()
+        return losses
+
+
+def probe_cost(model: Classifier, x: Tensor, y: Tensor, step_seconds: float) -> dict[str, float]:
+    """Seconds of one measurement of the probe, and their share of a plain epoch."""
+    probe = Probe(choose_probe_rows(Rows(x.numpy(), y.numpy(), np.arange(len(y))), 512, seed=0), "cosine")
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        probe.measure(model)
+        seconds.append(time.perf_counter() - started)
+    median = float(np.median(seconds[1:]))
+    return {"seconds": round(median, 3), "share_of_epoch": round(median / (step_seconds * EPOCH_ROWS / BATCH), 4)}
+
+
+def digit_images() -> tuple[Tensor, Tensor]:
+    """uint8 `[n, 28, 28]` and labels: scikit-learn's digits, enlarged."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    small = torch.from_numpy(bunch.images * (255 / 16)).float().unsqueeze(1)
+    x = nn.functional.interpolate(small, size=(SIZE, SIZE), mode="bilinear").squeeze(1).round().to(torch.uint8)
+    return x, torch.from_numpy(bunch.target.astype(np.int64))
+
+
+def widths(model: Classifier, x: Tensor) -> dict[str, int]:
+    """Activations of one row, per layer."""
+    return {name: z[0].numel() for name, z in model.forward_with_hidden(x[:2])[1].items()}
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    """JSON with everything, Markdown for people."""
+    out.mkdir(parents=True, exist_ok=True)
+    m = results["machine"]
+    stem = out / f"snnl_step_{m['cores']}vcpu_{m['date']}"
+    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text("\n".join(markdown(results)) + "\n", encoding="utf-8")
+    print(stem.with_suffix(".md"))
+
+
+def markdown(results: dict[str, Any]) -> Iterable[str]:
+    """The report."""
+    m = results["machine"]
+    yield f"# Training step with SNNL on all hidden layers, {m['date']}"
+    yield ""
+    torch_version, threads = m["versions"]["torch"], results["threads"]
+    yield f"{m['processor']}, {m['cores']} cores; torch {torch_version} with {threads} threads."
+    yield f"Batch {BATCH}; SNNL: temperature minimised per batch. Median over rounds of the ratio within a round, with"
+    yield f"quartiles; target: at most {TARGET}. `formula`: eq. 1 in plain torch operators, T fixed."
+    for name, network in results["networks"].items():
+        yield ""
+        yield f"## {name}"
+        yield ""
+        yield "Layer widths: " + ", ".join(f"{layer} {width}" for layer, width in network["layer_widths"].items()) + "."
+        rounds, disturbed = network["rounds"], network["disturbed_rounds"]
+        yield f"{rounds} rounds; {disturbed} more do not count, because other processes worked beside them."
+        rows = [
+            [
+                n,
+                f"{c['milliseconds']:.1f}",
+                f"{c['ratio']:.2f}",
+                "{:.2f} to {:.2f}".format(*c["quartiles"]),
+                c["cpu_ratio"],
+            ]
+            for n, c in network["candidates"].items()
+        ]
+        yield from table(["candidate", "ms", "over plain", "quartiles", "CPU time over plain"], rows)
+        probe = network["probe"]
+        yield ""
+        share = f"{probe['share_of_epoch']:.1%} of a plain epoch of {EPOCH_ROWS:,} rows"
+        yield f"The probe of 512 rows takes {probe['seconds']:.2f} s each epoch, {share}."
+
+
+if __name__ == "__main__":
+    main()
