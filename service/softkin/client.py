@@ -13,14 +13,14 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
-from softkin import converters
-from softkin.converters import RETRY_AFTER, DetectorInfo, DriftInfo, Limits
+from softkin import converters, descriptions
+from softkin.converters import RETRY_AFTER, Limits
+from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
 from softkin.scores import ErrorBudget, Neighbors, Scores
-from softkin.selection import fewest_selectable, selection_threshold
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
-from softkin.verdicts import Guarantee
+from softkin.verdicts import Guarantee, select
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 ROW_LENGTH_BYTES = 32
@@ -112,7 +112,7 @@ class Client:
             detector=self._detector,
             version=self._version,
             alpha=alpha,
-            guarantee=pb.GUARANTEE_UNSPECIFIED if guarantee is None else converters.guarantee_number(guarantee),
+            guarantee=pb.GUARANTEE_UNSPECIFIED if guarantee is None else descriptions.guarantee_number(guarantee),
             confidence=confidence,
             smoothing_seed=smoothing_seed,
             num_neighbors=min(num_neighbors, 2**32 - 1),
@@ -130,7 +130,7 @@ class Client:
             NotFoundError: no such detector or version.
             UnavailableError: no answer in time.
         """
-        return converters.proto_to_detector_info(self._describe().detector)
+        return descriptions.proto_to_detector_info(self._describe().detector)
 
     def drift(self) -> DriftInfo:
         """What the server's drift watch of the detector has seen.
@@ -140,7 +140,7 @@ class Client:
             UnavailableError: no answer in time.
         """
         request = pb.GetDriftRequest(detector=self._detector, version=self._version)
-        return converters.proto_to_drift(self._call(self._stub.GetDrift, request))
+        return descriptions.proto_to_drift(self._call(self._stub.GetDrift, request))
 
     def healthy(self) -> bool:
         """Whether the server is ready to score; False too when it cannot be reached."""
@@ -243,12 +243,11 @@ def _select_again(joined: Scores) -> Scores:
     b = joined.budget
     if b.guarantee != "false_discovery_rate":
         return joined
-    threshold = selection_threshold(joined.p_value, b.alpha)
-    fewest = fewest_selectable(len(joined), b.calibration_size, b.alpha)
+    found = select(joined.p_value, b.calibration_size, b.alpha)
     return replace(
         joined,
-        is_outlier=joined.p_value <= threshold,
-        budget=replace(b, p_value_threshold=threshold, fewest_selectable=fewest),
+        is_outlier=found.is_outlier,
+        budget=replace(b, p_value_threshold=found.p_value_threshold, fewest_selectable=found.fewest_selectable),
     )
 
 

@@ -9,10 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softkin.certificate import Certificate, certify
-from softkin.drift import DriftReport
+from softkin.descriptions import GUARANTEE_NUMBERS, guarantee_number, guarantee_of
 from softkin.errors import InvalidInputError
-from softkin.registry import ScoringDetector
 from softkin.scores import ErrorBudget, Neighbors, Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import Guarantee
@@ -29,12 +27,6 @@ DTYPES: dict[pb.DataType, np.dtype[np.generic]] = {
     pb.DATA_TYPE_INT32: np.dtype("<i4"),
     pb.DATA_TYPE_INT64: np.dtype("<i8"),
 }
-GUARANTEE_NUMBERS: dict[Guarantee, pb.Guarantee] = {
-    "marginal": pb.GUARANTEE_MARGINAL,
-    "certified": pb.GUARANTEE_CERTIFIED,
-    "class_conditional": pb.GUARANTEE_CLASS_CONDITIONAL,
-    "false_discovery_rate": pb.GUARANTEE_FALSE_DISCOVERY_RATE,
-}
 _NUMBERS = {(dtype.kind, dtype.itemsize): number for number, dtype in DTYPES.items()}
 
 
@@ -48,50 +40,6 @@ class Limits:
     """Bytes in one request message."""
     max_neighbors: int
     """Neighbours per row and layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerInfo:
-    """One layer whose representations are compared with the bank."""
-
-    name: str
-    dim: int
-    metric: str
-    temperature: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorInfo:
-    """A detector as a client sees it."""
-
-    name: str
-    version: str
-    digest: str
-    device: str
-    input_dtype: str
-    input_shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    layers: tuple[LayerInfo, ...]
-    nonconformity: str
-    default_alpha: float
-    default_guarantee: str
-    calibration_size: int
-    smallest_p_value: float
-    predicted_class_rows: tuple[int, ...]
-    certificate: Certificate
-    bank_size: int
-    bank_precision: str
-    condensed_from: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriftInfo:
-    """The drift watch of a detector as a client sees it."""
-
-    detector: str
-    version: str
-    digest: str
-    report: DriftReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +130,7 @@ def decode_score_request(request: pb.ScoreRequest, limits: Limits) -> ScoreCall:
     return ScoreCall(
         inputs=tensor_to_array(request.inputs, "inputs"),
         alpha=request.alpha if request.HasField("alpha") else None,
-        guarantee=_guarantee(request.guarantee),
+        guarantee=guarantee_of(request.guarantee),
         confidence=request.confidence if request.HasField("confidence") else None,
         smoothing_seed=request.smoothing_seed if request.HasField("smoothing_seed") else None,
         num_neighbors=request.num_neighbors,
@@ -232,7 +180,7 @@ def proto_to_scores(response: pb.ScoreResponse) -> Scores:
             version=b.version,
             digest=b.digest,
             device=b.device,
-            guarantee=_guarantee(b.guarantee) or "unknown",
+            guarantee=guarantee_of(b.guarantee) or "unknown",
             alpha=b.alpha,
             confidence=b.confidence,
             p_value_threshold=b.p_value_threshold,
@@ -245,22 +193,6 @@ def proto_to_scores(response: pb.ScoreResponse) -> Scores:
         neighbors=_neighbors(response.neighbors) if response.HasField("neighbors") else None,
         stage_seconds=dict(response.stage_seconds),
     )
-
-
-def guarantee_number(guarantee: str) -> pb.Guarantee:
-    """The wire's number of a guarantee.
-
-    Raises:
-        InvalidInputError: there is no such guarantee.
-    """
-    for name, number in GUARANTEE_NUMBERS.items():
-        if name == guarantee:
-            return number
-    raise InvalidInputError("guarantee", f"got {guarantee!r}; allowed: {', '.join(GUARANTEE_NUMBERS)}")
-
-
-def _guarantee(number: int) -> Guarantee | None:
-    return next((name for name, known in GUARANTEE_NUMBERS.items() if known == number), None)
 
 
 def _neighbors(n: pb.Neighbors) -> Neighbors:
@@ -287,110 +219,4 @@ def proto_to_limits(limits: pb.Limits) -> Limits:
     """Decode the limits."""
     return Limits(
         max_rows=limits.max_rows, max_message_bytes=limits.max_message_bytes, max_neighbors=limits.max_neighbors
-    )
-
-
-def detector_to_proto(
-    detector: ScoringDetector, default_alpha: float, guarantee: Guarantee, confidence: float
-) -> pb.DetectorInfo:
-    """Describe a detector.
-
-    Args:
-        detector: what is loaded.
-        default_alpha: the rate this server uses when a request names none.
-        guarantee: likewise.
-        confidence: of the certificate.
-    """
-    m = detector.manifest
-    return pb.DetectorInfo(
-        name=m.name,
-        version=m.version,
-        digest=detector.digest,
-        device=detector.device,
-        input_dtype=next(number for number, dtype in DTYPES.items() if dtype.name == m.input_dtype),
-        input_shape=m.input_shape,
-        classes=m.classes,
-        layers=[pb.LayerInfo(name=x.name, dim=x.dim, metric=x.metric, temperature=x.temperature) for x in m.layers],
-        nonconformity=m.nonconformity,
-        default_alpha=default_alpha,
-        default_guarantee=guarantee_number(guarantee),
-        calibration_size=m.calibration_size,
-        smallest_p_value=detector.smallest_p_value,
-        predicted_class_rows=m.predicted_class_rows,
-        certificate=pb.Certificate(**vars(certify(default_alpha, m.calibration_size, confidence))),
-        bank_size=m.bank_size,
-        bank_precision=m.bank_precision,
-        condensed_from=m.condensed_from,
-    )
-
-
-def proto_to_detector_info(info: pb.DetectorInfo) -> DetectorInfo:
-    """Decode the description of a detector."""
-    return DetectorInfo(
-        name=info.name,
-        version=info.version,
-        digest=info.digest,
-        device=info.device,
-        input_dtype=DTYPES[info.input_dtype].name,
-        input_shape=tuple(info.input_shape),
-        classes=tuple(info.classes),
-        layers=tuple(
-            LayerInfo(name=x.name, dim=x.dim, metric=x.metric, temperature=x.temperature) for x in info.layers
-        ),
-        nonconformity=info.nonconformity,
-        default_alpha=info.default_alpha,
-        default_guarantee=_guarantee(info.default_guarantee) or "unknown",
-        calibration_size=info.calibration_size,
-        smallest_p_value=info.smallest_p_value,
-        predicted_class_rows=tuple(info.predicted_class_rows),
-        certificate=Certificate(
-            alpha=info.certificate.alpha,
-            confidence=info.certificate.confidence,
-            false_alarm_bound=info.certificate.false_alarm_bound,
-            smallest_certified=info.certificate.smallest_certified,
-        ),
-        bank_size=info.bank_size,
-        bank_precision=info.bank_precision,
-        condensed_from=info.condensed_from,
-    )
-
-
-def drift_to_proto(report: DriftReport, detector: ScoringDetector) -> pb.GetDriftResponse:
-    """Encode what the watch of a detector has seen."""
-    return pb.GetDriftResponse(
-        detector=detector.manifest.name,
-        version=detector.manifest.version,
-        digest=detector.digest,
-        rows=report.rows,
-        log10_martingale=report.log10_martingale,
-        max_log10_martingale=report.max_log10_martingale,
-        alarm=report.alarm,
-        alarm_level=report.level,
-        alarm_row=report.alarm_row,
-        cusum_no_guarantee=report.cusum,
-        flag_rate=report.flag_rate,
-        alpha=report.alpha,
-        window_rows=report.window_rows,
-        p_value_histogram=report.histogram.tolist(),
-    )
-
-
-def proto_to_drift(drift: pb.GetDriftResponse) -> DriftInfo:
-    """Decode what the watch of a detector has seen."""
-    return DriftInfo(
-        detector=drift.detector,
-        version=drift.version,
-        digest=drift.digest,
-        report=DriftReport(
-            rows=drift.rows,
-            level=drift.alarm_level,
-            log10_martingale=drift.log10_martingale,
-            max_log10_martingale=drift.max_log10_martingale,
-            alarm_row=drift.alarm_row,
-            cusum=drift.cusum_no_guarantee,
-            window_rows=drift.window_rows,
-            flag_rate=drift.flag_rate,
-            alpha=drift.alpha,
-            histogram=np.array(drift.p_value_histogram, np.int64),
-        ),
     )

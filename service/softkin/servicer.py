@@ -7,7 +7,7 @@ import time
 
 import grpc
 
-from softkin import converters
+from softkin import converters, descriptions
 from softkin.admission import Admission, ended
 from softkin.cancellation import Cancellation
 from softkin.drift_watches import DriftWatches
@@ -91,7 +91,7 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
     def GetDrift(self, request: pb.GetDriftRequest, context: grpc.ServicerContext) -> pb.GetDriftResponse:  # noqa: N802
         """What the drift watch of one detector has seen."""
         detector = self._find(request.detector, request.version)
-        return converters.drift_to_proto(self._watches.report(detector, self.default_alpha(detector)), detector)
+        return descriptions.drift_to_proto(self._watches.report(detector, self.default_alpha(detector)), detector)
 
     def default_alpha(self, detector: ScoringDetector) -> float:
         """The false-alarm rate used when a request names none."""
@@ -104,4 +104,4 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
 
     def _info(self, detector: ScoringDetector) -> pb.DetectorInfo:
         s = self._settings
-        return converters.detector_to_proto(detector, self.default_alpha(detector), s.guarantee, s.confidence)
+        return descriptions.detector_to_proto(detector, self.default_alpha(detector), s.guarantee, s.confidence)

@@ -66,22 +66,17 @@ class Rule:
         Args:
             p_values: `[B]`; those of the predicted class for `class_conditional`.
         """
-        n, fewest = self.calibration_size, None
-        threshold, bound = self.alpha, None
+        n, threshold = self.calibration_size, self.alpha
+        if self.guarantee == "false_discovery_rate":
+            return select(p_values, n, self.alpha)
         if self.guarantee == "certified":
             threshold = certificate.certified_rank(self.alpha, n, self.confidence) / (n + 1)
-            bound = self._bound(threshold, n)
-        elif self.guarantee == "false_discovery_rate":
-            threshold = selection.selection_threshold(p_values, self.alpha)
-            fewest = selection.fewest_selectable(len(p_values), n, self.alpha)
-        else:
-            sizes = set(self.class_sizes) if self.guarantee == "class_conditional" else {n}
-            bound = max(self._bound(threshold, size) for size in sizes)
+        sizes = set(self.class_sizes) if self.guarantee == "class_conditional" else {n}
         return Verdicts(
             is_outlier=p_values <= threshold,
             p_value_threshold=threshold,
-            false_alarm_bound=bound,
-            fewest_selectable=fewest,
+            false_alarm_bound=max(self._bound(threshold, size) for size in sizes),
+            fewest_selectable=None,
         )
 
     def budget(self, verdicts: Verdicts, *, detector: str, version: str, digest: str, device: str) -> ErrorBudget:
@@ -108,6 +103,17 @@ class Rule:
         bound = certificate.false_alarm_bound(k + int(self.smoothed and k / (n + 1) < threshold), n, self.confidence)
         # Where all scores tie a smoothed p-value is uniform whatever the calibration set: its rate is the threshold.
         return max(bound, threshold) if self.smoothed else bound
+
+
+def select(p_values: NDArray[np.float64], n: int, rate: float) -> Verdicts:
+    """Verdicts of `false_discovery_rate` on a whole batch of p-values `[B]` from n calibration rows."""
+    threshold = selection.selection_threshold(p_values, rate)
+    return Verdicts(
+        is_outlier=p_values <= threshold,
+        p_value_threshold=threshold,
+        false_alarm_bound=None,
+        fewest_selectable=selection.fewest_selectable(len(p_values), n, rate),
+    )
 
 
 def check_rule(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from softkin import converters
+from softkin import converters, descriptions
 from softkin.certificate import certify
 from softkin.converters import (
     DTYPES,
@@ -117,13 +117,13 @@ def test_every_guarantee_of_the_contract_has_a_name():
     assert set(GUARANTEE_NUMBERS.values()) == set(pb.Guarantee.values()) - {pb.GUARANTEE_UNSPECIFIED}
     for name, number in GUARANTEE_NUMBERS.items():
         assert pb.Guarantee.Name(number) == f"GUARANTEE_{name.upper()}"
-        assert converters.guarantee_number(name) == number
+        assert descriptions.guarantee_number(name) == number
 
 
 def test_a_guarantee_without_a_number_is_refused():
     """By the client, before anything is sent; a number of a newer server decodes as unknown instead."""
     with pytest.raises(InvalidInputError) as e:
-        converters.guarantee_number("most")
+        descriptions.guarantee_number("most")
     assert str(e.value) == (
         "guarantee: got 'most'; allowed: marginal, certified, class_conditional, false_discovery_rate"
     )
@@ -177,8 +177,8 @@ def test_a_drift_report_survives_the_wire_bit_by_bit(alarm_row):
     )
     detector = StandIn("d", "v")
 
-    message = pb.GetDriftResponse.FromString(converters.drift_to_proto(report, detector).SerializeToString())
-    after = converters.proto_to_drift(message)
+    message = pb.GetDriftResponse.FromString(descriptions.drift_to_proto(report, detector).SerializeToString())
+    after = descriptions.proto_to_drift(message)
 
     assert flat(after.report) == flat(report)
     assert (after.detector, after.version, after.digest) == ("d", "v", detector.digest)
@@ -358,7 +358,7 @@ def test_descriptions_decode_field_by_field():
         condensed_from=77,
     )
 
-    found = converters.proto_to_detector_info(message)
+    found = descriptions.proto_to_detector_info(message)
 
     assert dataclasses.asdict(found) == {
         "name": "n",
@@ -387,7 +387,7 @@ def test_a_description_says_what_the_server_promises_by_default():
     """Alpha, guarantee and confidence are the server's own; the certificate follows from them and n."""
     detector = StandIn()
 
-    info = converters.proto_to_detector_info(converters.detector_to_proto(detector, 0.2, "class_conditional", 0.9))
+    info = descriptions.proto_to_detector_info(descriptions.detector_to_proto(detector, 0.2, "class_conditional", 0.9))
 
     assert (info.default_alpha, info.default_guarantee) == (0.2, "class_conditional")
     assert info.certificate == certify(0.2, 99, 0.9)

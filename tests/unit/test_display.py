@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from softkin import display
-from softkin.converters import DriftInfo
+from softkin.descriptions import DriftInfo
 from softkin.drift import DriftReport
 from softkin.scores import ErrorBudget
 from softkin.verdicts import GUARANTEES

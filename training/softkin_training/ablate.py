@@ -24,6 +24,7 @@ from softkin_training.ablation_plan import FAR, Plan
 from softkin_training.config import Recipe, load_recipe
 from softkin_training.data import Dataset, load_dataset
 from softkin_training.evaluate import evaluate
+from softkin_training.launch import refuse_torchrun
 from softkin_training.npz import read_npz
 from softkin_training.run import BUNDLE, MODEL, build_step, export_step
 from softkin_training.train import train
@@ -69,8 +70,10 @@ def ablate(
         All cells, those of earlier runs included.
 
     Raises:
-        RecipeError: a variant's key or value does not fit the recipe; found before anything is trained.
+        RecipeError: a variant's key or value does not fit the recipe, or torchrun has started this; before anything
+            is trained.
     """
+    refuse_torchrun("ablate")
     wanted = list(_recipes(recipe, plan, overrides, seeds))
     cells = []
     for number, (family, train_name, seed, recipes) in enumerate(wanted, 1):

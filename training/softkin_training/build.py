@@ -162,6 +162,8 @@ def _split(rows: Rows, spec: DetectorSpec) -> tuple[Rows | None, Rows]:
 
 
 def _require_rows(n: int, alpha: float) -> None:
+    if not 0 < alpha < 1:
+        raise DataError(f"alpha is {alpha:g}; it is a false-alarm rate and must lie strictly in (0, 1)")
     if alpha < conformal.smallest_p_value(n):
         raise DataError(
             f"calibration: {n} rows cannot give a p-value of {alpha:g}; at least "

@@ -126,15 +126,15 @@ def _run(arguments: argparse.Namespace) -> None:
     from softkin.display import describe_bank
     from softkin_training.config import load_recipe
     from softkin_training.data import load_dataset
-    from softkin_training.evaluate import markdown
+    from softkin_training.evaluate import summary
     from softkin_training.run import run
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     report = run(recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet)
-    print(markdown(report), end="")
+    print(summary(report), end="")
     manifest = read_manifest(arguments.out / "bundle")
     print(f"\nbank:   {describe_bank(manifest)}")
-    print(f"bundle: {arguments.out / 'bundle'}\nreport: {arguments.out / 'report'}")
+    print(f"bundle: {arguments.out / 'bundle'}\nreport: {arguments.out / 'report'}/report.html")
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -83,7 +83,7 @@ def demo(out: Path, console: Console) -> None:
         if code != 0:
             raise SoftkinError(f"the server exited with code {code} instead of 0")
     _show_report(report, console)
-    console.print(f"In full: {out / 'report'}/report.md and report.json")
+    console.print(f"In full: {out / 'report'}/report.html")
 
 
 def _free_port() -> int:

@@ -95,5 +95,15 @@ def _caught(function: Callable[..., _T], arguments: tuple[Any, ...], fabric: Fab
     return outcome
 
 
+def refuse_torchrun(command: str) -> None:
+    """Refuse a command that trains several times: torchrun leaves one process after the first training.
+
+    Raises:
+        RecipeError: torchrun has started this process.
+    """
+    if _under_torchrun():
+        raise RecipeError(f"{command} cannot run under torchrun; start it once, with --set training.devices=N")
+
+
 def _under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ

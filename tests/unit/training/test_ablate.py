@@ -130,6 +130,16 @@ def test_a_key_that_no_recipe_has_is_refused_before_anything_is_trained(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_an_ablation_under_torchrun_is_refused(tmp_path: Path, monkeypatch):
+    """There every process but the first would end with the first training."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(RecipeError, match=r"ablate cannot run under torchrun; start it once, with --set training.devi"):
+        ablate("digits", PLAN, tmp_path / "out", overrides=QUICK)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_built_in_plan_fits_the_recipe_it_was_made_for():
     """It names variants, forms and the three near pairs."""
     plan = load_plan()
