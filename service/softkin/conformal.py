@@ -22,7 +22,7 @@ def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating], u:
     """`(1 + #{i : calibration_i >= score}) / (n + 1)`: ties count against the row, so alpha is never exceeded.
 
     With `u` smoothed, `(#{i : calibration_i > score} + u (1 + #{i : calibration_i = score})) / (n + 1)`: exactly
-    uniform (Vovk, Gammerman, Shafer 2005, section 2.4).
+    uniform (Vovk, Gammerman, Shafer 2005).
 
     Args:
         scores: any shape; higher = stranger. +inf is allowed and gives the smallest p-value.
@@ -53,7 +53,7 @@ def class_conditional_p_values(
 ) -> Floats:
     """P-values against the calibration rows of each row's own class: P(p <= alpha | class) <= alpha (Mondrian).
 
-    Vovk, Gammerman, Shafer 2005, section 4.5. A class without calibration rows gives 1.
+    Vovk, Gammerman, Shafer 2005. A class without calibration rows gives 1.
 
     Args:
         scores_B: `[B]`.

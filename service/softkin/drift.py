@@ -9,7 +9,7 @@ P(M ever reaches 1 / level) <= level, however long the stream runs (Ville's ineq
    conformal p-value that is uniform and independent of all earlier ones, exactly, with one counter per gap, for any n;
    p-values against the n calibration rows alone are dependent, and martingales on them raise false alarms for ever.
    Neighbouring gaps may be merged: an urn of merged colours is an urn again. Equal scores are ordered at random.
-2. Bets on p (Vovk, Gammerman, Shafer 2005, section 7.1): densities on (0, 1], each of which multiplies its stake.
+2. Bets on p (Vovk, Gammerman, Shafer 2005): densities on (0, 1], each of which multiplies its stake.
 3. A stake for every start: bets that began before a change lose meanwhile, so the capital is spread over all starting
    times, sum_s prior(s) prod_{s <= i <= t} bet(p_i), which one number per density carries on.
 """

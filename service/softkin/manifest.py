@@ -19,7 +19,9 @@ from softkin.nonconformity import FORMS, PARTS
 FORMAT_VERSION = 3
 INPUT_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 _T = TypeVar("_T")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME_LENGTH = 63
+"""Most characters of a name or version."""
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Selection over a batch: which rows to call outliers so that few of those called are inliers.
 
 Benjamini & Hochberg (1995) on conformal p-values of one calibration set: these are positively dependent, which keeps
-the false discovery rate at most `rate` times the share of inliers (Bates, Candes, Lei, Romano, Sesia 2023, section 3).
+the false discovery rate at most `rate` times the share of inliers (Bates, Candes, Lei, Romano, Sesia, arXiv 2104.08279).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 def selection_threshold(p_values: NDArray[np.float64], rate: float) -> float:
     """The p-value at or below which rows are selected; 0 where no row is.
 
-    The largest p_(k) with p_(k) <= k rate / m (Benjamini & Hochberg 1995, procedure 1).
+    The largest p_(k) with p_(k) <= k rate / m (Benjamini & Hochberg 1995).
 
     Args:
         p_values: `[m]` of the whole batch.

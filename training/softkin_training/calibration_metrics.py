@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 ECE_BINS = 15
 """Bins of the expected calibration error (Guo et al. 2017 use 15)."""
 CREDIBILITY_BINS = 10
-"""Bins of the credibility diagram (Papernot & McDaniel 2018, fig. 3, use tenths)."""
+"""Bins of the credibility diagram (Papernot & McDaniel 2018 use tenths)."""
 
 
 @dataclass(frozen=True, kw_only=True)

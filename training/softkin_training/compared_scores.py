@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from softkin import mass
 from softkin.nonconformity import PARTS, Nonconformity, Part, outlier_score
 from softkin_training import baselines
+from softkin_training.build import REFERENCE_SHARE
 from softkin_training.fitted_baselines import Mahalanobis, ViM, summed_distances, vim_origin
 from softkin_training.subject import Pass, Subject
 
 Floats = NDArray[np.float64]
 JOINTS: tuple[tuple[Part, ...], ...] = (("posterior", "density", "density_last"), ("energy", "density"))
-"""Fusions that a report compares: the two that did best on classes held out (DESIGN.md, section 1)."""
-REFERENCE_SHARE = 0.25
-"""Part of the calibration rows that puts the parts of a joint score on one scale; as in `build.py`."""
+"""Fusions that a report compares: the two that did best on classes held out in a first study of one seed."""
 TYPICAL_ROWS = 500
 """Bank rows on which the typical distance of a layer is measured."""
 FEATURES_TOLERANCE = 1e-3

@@ -21,12 +21,10 @@ from softkin.calibration import Calibration
 from softkin.certificate import certify
 from softkin.detector import Detector, nonconformity_of
 from softkin.errors import InvalidInputError
-from softkin.manifest import Manifest, parse_manifest
+from softkin.manifest import NAME_LENGTH, Manifest, parse_manifest
 from softkin_training.calibrate import refuse_overflow, sorted_calibration
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used
 
-VERSION_LENGTH = 63
-"""Characters that the manifest allows."""
 _Value = TypeVar("_Value", bound=np.generic)
 
 
@@ -108,7 +106,7 @@ def _new_version(manifest: Manifest, version: str | None) -> str:
     found = re.fullmatch(r"(.+)-r(\d{1,9})", manifest.version)
     stem, number = (found[1], int(found[2]) + 1) if found else (manifest.version, 1)
     suffix = f"-r{number}"
-    default = stem[: VERSION_LENGTH - len(suffix)] + suffix
+    default = stem[: NAME_LENGTH - len(suffix)] + suffix
     if version == manifest.version:
         raise InvalidInputError(
             "version",
