@@ -1,7 +1,8 @@
 """Selection over a batch: which rows to call outliers so that few of those called are inliers.
 
 Benjamini & Hochberg (1995) on conformal p-values of one calibration set: these are positively dependent, which keeps
-the false discovery rate at most `rate` times the share of inliers (Bates, Candes, Lei, Romano, Sesia, arXiv 2104.08279).
+the false discovery rate at most `rate` times the share of inliers (Bates, Candes, Lei, Romano, Sesia 2021, arXiv
+2104.08279).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ KTH = 50
 DKNN_K = 75
 """Neighbours per layer of DkNN (Papernot & McDaniel 2018; 75 in the authors' code)."""
 GEN_GAMMA, GEN_CLASSES = 0.1, 100
-"""Exponent and number of largest probabilities of GEN (Liu et al. 2023, section 4)."""
+"""Exponent and number of largest probabilities of GEN (Liu et al. 2023)."""
 
 DISTANCES = 2**23
 """Distances held at once."""

@@ -107,7 +107,7 @@ def test_mahalanobis_leaves_dead_directions_out(rng):
 
 
 def test_vim_is_the_virtual_logit_less_the_energy(rng):
-    """Step by step after section 4 of the paper."""
+    """Step by step after the paper."""
     h, w, b = rng.normal(size=(80, 6)), rng.normal(size=(3, 6)), rng.normal(size=3)
     x = rng.normal(size=(5, 6))
 
