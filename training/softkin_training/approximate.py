@@ -14,7 +14,6 @@ from softkin.errors import DataError
 from softkin.manifest import Approximation
 from softkin.precision import reduce_precision
 from softkin_training.calibrate import Calibrated
-from softkin_training.detection_metrics import auroc
 
 FEWEST_BITS_FIRST: tuple[Precision, ...] = ("int8", "float16", "float32")
 
@@ -75,6 +74,8 @@ def compare(
     change = np.abs(after - before)
     auroc_changes = {}
     for name, x in outliers.items():
+        from softkin_training.detection_metrics import auroc  # needs scipy, which building alone does not
+
         auroc_changes[name] = auroc(other.scores, other.outlier_scores(x)) - auroc(
             exact.scores, exact.outlier_scores(x)
         )
