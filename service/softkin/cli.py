@@ -82,21 +82,24 @@ def _fail(message: str) -> int:
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
-    from softkin import settings
+    from softkin import flags
 
-    settings.add_flags(parser)
+    flags.add_flags(parser)
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from softkin import settings
+    from softkin import flags
 
     try:
-        server_settings = settings.from_flags(options)
+        if options.print_config:
+            print(flags.print_config(options))
+            return 0
+        settings = flags.from_flags(options)
     except InvalidInputError as e:
         raise UsageError(str(e)) from None
     from softkin.server import serve
 
-    return serve(server_settings)
+    return serve(settings)
 
 
 def _target_arguments(parser: argparse.ArgumentParser) -> None:

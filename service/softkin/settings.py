@@ -1,20 +1,18 @@
-"""Every option of the server, declared once: flag, environment variable, default, unit and range.
+"""Every option of the server, declared once: flag, environment variable, key of a file, default, unit and range.
 
-Precedence: flag > environment (`SOFTKIN_` + the name in capitals) > default.
+Precedence: flag > environment (`SOFTKIN_` + the name in capitals) > TOML file (the name) > default.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -24,10 +22,8 @@ from softkin.certificate import DEFAULT_CONFIDENCE
 from softkin.device import parse_device
 from softkin.drift import DEFAULT_LEVEL
 from softkin.errors import InvalidInputError
+from softkin.sources import ENV_PREFIX, Environment, config_path, read_config
 from softkin.verdicts import Guarantee
-
-ENV_PREFIX = "SOFTKIN_"
-POSITIONAL = "bundles"
 
 
 class ServerSettings(BaseSettings):
@@ -82,7 +78,13 @@ class ServerSettings(BaseSettings):
         le=1024,
         description="Compute threads on the CPU; the cores this process may use when not set.",
     )
-    workers: int = Field(default=2, ge=1, le=256, description="Requests computed at the same time; the others wait.")
+    workers: int = Field(default=2, ge=1, le=256, description="Batches computed at the same time; the others wait.")
+    max_batch_rows: int = Field(
+        default=256, ge=1, le=1 << 16, description="Rows of one batch: requests are merged up to it, and cut above it."
+    )
+    batch_delay_seconds: float = Field(
+        default=0, ge=0, le=1, description="Seconds that a batch which is not full may wait for more requests."
+    )
     max_rows: int = Field(default=4096, ge=1, le=1 << 20, description="Rows in one request.")
     max_message_bytes: int = Field(
         default=64 << 20, ge=1 << 10, le=(1 << 31) - 1, description="Bytes in one request message."
@@ -93,11 +95,24 @@ class ServerSettings(BaseSettings):
         le=1 << 24,
         description="Rows waiting or being scored, over which requests are refused at once.",
     )
+    max_pending_bytes: int = Field(
+        default=512 << 20,
+        ge=1 << 10,
+        le=1 << 40,
+        description="Bytes of inputs waiting or being scored, over which requests are refused at once.",
+    )
     max_pending_requests: int = Field(
         default=128,
         ge=1,
         le=4096,
         description="Requests waiting or being scored (a thread each), over which requests are refused at once.",
+    )
+    max_streams: int = Field(default=32, ge=0, le=1024, description="Streams open at the same time (two threads each).")
+    stream_window: int = Field(
+        default=128,
+        ge=1,
+        le=4096,
+        description="Requests of one stream that may be unanswered; then the server stops reading it.",
     )
     max_neighbors: int = Field(default=100, ge=0, le=10_000, description="Nearest training rows per row and layer.")
     drain_delay_seconds: float = Field(
@@ -108,6 +123,56 @@ class ServerSettings(BaseSettings):
     )
     drain_grace_seconds: float = Field(
         default=30, ge=0, le=3600, description="Seconds that requests in flight get to finish at shutdown."
+    )
+    tls_cert: Path | None = Field(
+        default=None,
+        description="PEM file with the certificate of the gRPC port, and those that link it to its authority. Renewed "
+        "files are used for new connections, without a restart. Plaintext when not set.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="PEM file with the private key of the certificate, without a password."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file with the authorities whose client certificates are accepted. Clients need none when not "
+        "set.",
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="File of bearer tokens, one a line, each of which lets callers in; read again when it changes. "
+        "Health and reflection need none. Everybody may call when not set.",
+    )
+    reflection: bool = Field(default=True, description="Whether callers can list services and messages.")
+    max_connection_age_seconds: float | None = Field(
+        default=None,
+        ge=1,
+        le=7 * 86400,
+        description="Seconds, give or take a tenth, after which a connection is asked to reconnect, so that its calls "
+        "reach new instances; never when not set.",
+    )
+    max_connection_age_grace_seconds: float = Field(
+        default=60,
+        ge=0,
+        le=86400,
+        description="Seconds that calls of a connection past its age get to finish; streams that last longer are cut.",
+    )
+    keepalive_seconds: float = Field(
+        default=60,
+        ge=1,
+        le=7200,
+        description="Seconds without a sign of life after which a connection is tested; a dead one is closed 20 "
+        "seconds later.",
+    )
+    min_ping_interval_seconds: float = Field(
+        default=10,
+        ge=0,
+        le=7200,
+        description="Seconds between a client's own tests of its connection; a client that tests more often is "
+        "disconnected (too_many_pings).",
+    )
+    config: Path | None = Field(
+        default=None,
+        description="TOML file of options, by their names with underscores; paths start where the server does.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line."
@@ -134,6 +199,20 @@ class ServerSettings(BaseSettings):
                 f"max_pending_rows {self.max_pending_rows} is below max_rows {self.max_rows}, so the largest "
                 "request could never be admitted; raise max_pending_rows or lower max_rows"
             )
+        if self.max_pending_bytes < self.max_message_bytes:
+            raise ValueError(
+                f"max_pending_bytes {self.max_pending_bytes} is below max_message_bytes {self.max_message_bytes}, so "
+                "the largest request could never be admitted; raise max_pending_bytes or lower max_message_bytes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> ServerSettings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("tls_key", "tls_cert") if self.tls_cert is None else ("tls_cert", "tls_key")
+            raise ValueError(f"{given} is set without {missing}; TLS needs both, plaintext neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca is set without tls_cert and tls_key; client certificates need TLS")
         return self
 
     @classmethod
@@ -145,75 +224,8 @@ class ServerSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment; no files."""
-        return init_settings, _Environment(settings_cls)
-
-
-class _Environment(EnvSettingsSource):
-    """The environment, less the `SOFTKIN_PORT=tcp://...` that Kubernetes sets beside a Service named softkin."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        value, key, is_complex = super().get_field_value(field, field_name)
-        if isinstance(value, str) and value.startswith("tcp://"):
-            value = None
-        return value, key, is_complex
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the bundles and one flag per option; values stay text until `from_flags` checks them."""
-    parser.add_argument(
-        POSITIONAL,
-        nargs="*",
-        metavar="BUNDLE",
-        default=argparse.SUPPRESS,
-        help=f"bundle directory; required here or in {ENV_PREFIX}BUNDLES",
-    )
-    for name, field in ServerSettings.model_fields.items():
-        if name == POSITIONAL:
-            continue
-        default = "not set" if field.default is None else field.default
-        notes = "; ".join(filter(None, [_allowed(field), f"default: {default}", f"env: {_variable(name)}"]))
-        text = f"{field.description} [{notes}]".replace("%", "%%")
-        parser.add_argument(_flag(name), default=argparse.SUPPRESS, metavar=name.split("_")[-1].upper(), help=text)
-
-
-def from_flags(flags: argparse.Namespace) -> ServerSettings:
-    """The settings that flags, environment and defaults make together.
-
-    Raises:
-        InvalidInputError: names the flag or variable, its value and what is allowed.
-    """
-    given = {name: getattr(flags, name) for name in ServerSettings.model_fields if name in flags}
-    try:
-        settings = ServerSettings(**given)
-    except ValidationError as e:
-        error = e.errors()[0]
-        if not error["loc"]:
-            raise InvalidInputError("settings", str(error["ctx"]["error"])) from None
-        name = str(error["loc"][0])
-        source = _flag(name) if name in given else _variable(name)
-        allowed = _allowed(ServerSettings.model_fields[name]) or str(error["msg"]).removeprefix("Value error, ")
-        raise InvalidInputError(source, f"got {error['input']!r}; {allowed}") from None
-    if not settings.bundles:
-        raise InvalidInputError("BUNDLE", f"none given; name at least one bundle directory, or set {ENV_PREFIX}BUNDLES")
-    return settings
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _variable(name: str) -> str:
-    return ENV_PREFIX + name.upper()
-
-
-def _allowed(field: FieldInfo) -> str:
-    choices = get_args(field.annotation)
-    if choices and all(isinstance(c, str) for c in choices):
-        return "allowed: " + ", ".join(choices)
-    bounds = {key: getattr(m, key) for m in field.metadata for key in ("ge", "gt", "le", "lt") if hasattr(m, key)}
-    if not bounds:
-        return ""
-    low = str(bounds["ge"]) if "ge" in bounds else f"more than {bounds['gt']}"
-    high = str(bounds["le"]) if "le" in bounds else f"less than {bounds['lt']}"
-    return f"allowed: {low} to {high}"
+        """Flags, then the environment, then the file that one of them names."""
+        environment = Environment(settings_cls)
+        path = config_path(init_settings(), environment())
+        values = {} if path is None else read_config(path, settings_cls)
+        return init_settings, environment, InitSettingsSource(settings_cls, values)

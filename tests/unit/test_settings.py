@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from softkin.errors import InvalidInputError
-from softkin.settings import ServerSettings, add_flags, from_flags
+from softkin.flags import add_flags, from_flags
+from softkin.settings import ServerSettings
 
 
 def parse(*arguments):
@@ -35,10 +36,25 @@ def test_the_defaults_are_those_of_the_documentation():
         "max_rows": 4096,
         "max_message_bytes": 64 * 1024 * 1024,
         "max_pending_rows": 16384,
+        "max_pending_bytes": 512 * 1024 * 1024,
         "max_pending_requests": 128,
+        "max_streams": 32,
+        "stream_window": 128,
+        "max_batch_rows": 256,
+        "batch_delay_seconds": 0,
         "max_neighbors": 100,
         "drain_delay_seconds": 0,
         "drain_grace_seconds": 30,
+        "tls_cert": None,
+        "tls_key": None,
+        "tls_client_ca": None,
+        "token_file": None,
+        "reflection": True,
+        "max_connection_age_seconds": None,
+        "max_connection_age_grace_seconds": 60,
+        "keepalive_seconds": 60,
+        "min_ping_interval_seconds": 10,
+        "config": None,
         "log_level": "info",
     }
 
@@ -53,39 +69,59 @@ def test_a_flag_beats_the_environment_which_beats_the_default(monkeypatch):
     assert (settings.port, settings.workers, settings.max_rows) == (2222, 7, 4096)
 
 
-def test_every_option_can_be_set_by_flag_and_by_variable(monkeypatch):
-    """And both mean the same."""
-    values = {
-        "host": "::1",
-        "port": "1",
-        "metrics_port": "2",
-        "device": "cpu",
-        "alpha": "0.25",
-        "guarantee": "certified",
-        "confidence": "0.5",
-        "drift_level": "0.125",
-        "drift_state": "/state",
-        "drift_save_seconds": "0.75",
-        "threads": "3",
-        "workers": "4",
-        "max_rows": "5",
-        "max_message_bytes": "6000",
-        "max_pending_rows": "7",
-        "max_pending_requests": "8",
-        "max_neighbors": "9",
-        "drain_delay_seconds": "1.5",
-        "drain_grace_seconds": "2.5",
-        "log_level": "debug",
-    }
-    by_flag = parse("b", *(part for name, v in values.items() for part in ("--" + name.replace("_", "-"), v)))
-    for name, value in values.items():
+VALUES = {
+    "host": "::1",
+    "port": "1",
+    "metrics_port": "2",
+    "device": "cpu",
+    "alpha": "0.25",
+    "guarantee": "certified",
+    "confidence": "0.5",
+    "drift_level": "0.125",
+    "drift_state": "/state",
+    "drift_save_seconds": "0.75",
+    "threads": "3",
+    "workers": "4",
+    "max_rows": "5",
+    "max_message_bytes": "6000",
+    "max_pending_rows": "7",
+    "max_pending_requests": "8",
+    "max_pending_bytes": "65536",
+    "max_streams": "10",
+    "stream_window": "11",
+    "max_batch_rows": "12",
+    "batch_delay_seconds": "0.5",
+    "max_neighbors": "9",
+    "drain_delay_seconds": "1.5",
+    "drain_grace_seconds": "2.5",
+    "tls_cert": "/tls/a.crt",
+    "tls_key": "/tls/a.key",
+    "tls_client_ca": "/tls/ca.crt",
+    "token_file": "/tokens",
+    "reflection": "False",
+    "max_connection_age_seconds": "3.5",
+    "max_connection_age_grace_seconds": "4.5",
+    "keepalive_seconds": "5.5",
+    "min_ping_interval_seconds": "6.5",
+    "log_level": "debug",
+}
+"""Another value than the default for every option that a file can hold, as text."""
+
+
+def test_every_option_can_be_set_by_flag_by_variable_and_by_key(monkeypatch, tmp_path):
+    """And all three mean the same."""
+    by_flag = parse("b", *(part for name, v in VALUES.items() for part in ("--" + name.replace("_", "-"), v)))
+    file = tmp_path / "softkin.toml"
+    file.write_text("".join(f"{name} = {v!r}\n" for name, v in VALUES.items()))
+    by_key = parse("b", "--config", str(file))
+    for name, value in VALUES.items():
         monkeypatch.setenv("SOFTKIN_" + name.upper(), value)
 
     by_variable = parse("b")
 
-    assert by_flag == by_variable
-    assert set(values) | {"bundles"} == set(ServerSettings.model_fields)
-    assert {k: str(v) for k, v in by_flag.model_dump().items() if k != "bundles"} == values
+    assert by_flag == by_variable == by_key.model_copy(update={"config": None})
+    assert set(VALUES) | {"bundles", "config"} == set(ServerSettings.model_fields)
+    assert {k: str(v) for k, v in by_flag.model_dump().items() if k not in ("bundles", "config")} == VALUES
 
 
 def test_bundles_come_from_the_arguments_or_from_the_environment(monkeypatch):
@@ -122,6 +158,10 @@ def test_no_bundle_is_an_error_that_names_both_ways():
         ("--max-rows", "0", "allowed: 1 to 1048576"),
         ("--drain-grace-seconds", "inf", "allowed: 0 to 3600"),
         ("--drain-grace-seconds", "nan", "allowed: 0 to 3600"),
+        ("--reflection", "maybe", "allowed: true, false"),
+        ("--max-connection-age-seconds", "0", "allowed: 1 to 604800"),
+        ("--keepalive-seconds", "0.5", "allowed: 1 to 7200"),
+        ("--min-ping-interval-seconds", "-1", "allowed: 0 to 7200"),
         ("--device", "gpu", "must be auto, cpu, cuda, cuda:N, or several of cpu and cuda:N separated by commas"),
         ("--log-level", "loud", "allowed: debug, info, warning, error"),
     ],
@@ -143,6 +183,20 @@ def test_limits_that_contradict_each_other_are_refused():
     """A request of max_rows rows must be admissible."""
     with pytest.raises(InvalidInputError, match="max_pending_rows 10 is below max_rows 4096"):
         parse("b", "--max-pending-rows", "10")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tls-cert", "a"], "tls_cert is set without tls_key; TLS needs both"),
+        (["--tls-key", "a"], "tls_key is set without tls_cert; TLS needs both"),
+        (["--tls-client-ca", "a"], "tls_client_ca is set without tls_cert and tls_key"),
+    ],
+)
+def test_half_of_tls_is_refused(flags, message):
+    """A server that was meant to be encrypted must not come up in plaintext."""
+    with pytest.raises(InvalidInputError, match=message):
+        parse("b", *flags)
 
 
 def test_the_port_variable_of_a_kubernetes_service_is_ignored(monkeypatch):

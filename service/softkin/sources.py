@@ -1,0 +1,96 @@
+"""Where options come from: flags, the environment, a TOML file."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
+from softkin.errors import InvalidInputError
+
+ENV_PREFIX = "SOFTKIN_"
+POSITIONAL = "bundles"
+"""The one option whose flag is no flag."""
+CONFIG = "config"
+"""The one option that a file cannot hold: which file."""
+
+
+class Environment(EnvSettingsSource):
+    """The environment, less the `SOFTKIN_PORT=tcp://...` that Kubernetes sets beside a Service named softkin."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """A variable's text; None counts as not set."""
+        value, key, is_complex = super().get_field_value(field, field_name)
+        if isinstance(value, str) and value.startswith("tcp://"):
+            value = None
+        return value, key, is_complex
+
+
+class Origin(NamedTuple):
+    """Where a value comes from."""
+
+    kind: Literal["flag", "environment", "file"]
+    name: str
+    """`--port`, `SOFTKIN_PORT`, or `softkin.toml: port`."""
+
+
+def origins(flags: Mapping[str, Any], settings: type[BaseSettings]) -> dict[str, Origin]:
+    """Where each option that is not left at its default comes from, whether its value is allowed or not.
+
+    Args:
+        flags: values by name, as they are given to `settings`.
+        settings: what the options are.
+
+    Raises:
+        InvalidInputError: the configuration file does not parse.
+    """
+    environment = Environment(settings)()
+    path = config_path(flags, environment)
+    found: dict[str, Origin] = {}
+    if path is not None:
+        found |= {name: Origin("file", f"{path}: {name}") for name in read_config(path, settings)}
+    found |= {name: Origin("environment", variable(name)) for name in environment}
+    return found | {name: Origin("flag", flag(name)) for name in flags}
+
+
+def read_config(path: Path, settings: type[BaseSettings]) -> dict[str, Any]:
+    """The options in a TOML file; their values are not checked.
+
+    Raises:
+        InvalidInputError: the file cannot be read, is no TOML, or has a key that is no option.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as e:
+        raise InvalidInputError(CONFIG, f"{path}: cannot be read ({e.strerror}); check path and rights") from None
+    except ValueError as e:  # not UTF-8, or not TOML
+        raise InvalidInputError(CONFIG, f"{path}: not a TOML file ({e})") from None
+    known = sorted(settings.model_fields.keys() - {CONFIG})
+    for key in values:
+        if key not in known:
+            [nearest] = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            raise InvalidInputError(
+                CONFIG, f"{path}: unknown key {key!r}; did you mean {nearest!r}? softkin serve --help lists all"
+            )
+    return values
+
+
+def config_path(flags: Mapping[str, Any], environment: Mapping[str, Any]) -> Path | None:
+    """The file that a flag or else the environment names."""
+    path = flags.get(CONFIG) or environment.get(CONFIG)
+    return None if path is None else Path(path)
+
+
+def flag(name: str) -> str:
+    """The flag of an option."""
+    return "BUNDLE" if name == POSITIONAL else "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable of an option."""
+    return ENV_PREFIX + name.upper()
