@@ -49,8 +49,8 @@ check: $(STAMP)  ## lint, types, architecture, generated code
 	git diff --exit-code --stat -- service/softkin/v1
 
 protos: $(PROTO_VENV)/.installed  ## regenerate service/softkin/v1 from protos/
-	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I protos --python_out=service --pyi_out=service \
-		--grpc_python_out=service protos/softkin/v1/outlier.proto
+	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I protos -I $(PROTO_VENV)/lib/python3*/site-packages \
+		--python_out=service --pyi_out=service --grpc_python_out=service protos/softkin/v1/*.proto
 
 clean:  ## remove the virtual environments
 	rm -rf $(VENV) $(SERVICE_VENV) $(PROTO_VENV)
@@ -60,7 +60,7 @@ $(STAMP): pyproject.toml deploy/constraints.txt
 	@echo "Setting up $(VENV): a few minutes the first time, mostly torch and onnxruntime."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "pip>=25.1"
-	$(INSTALL) --group test --group peers --group check -e '.[training]'
+	$(INSTALL) --group test --group peers --group check -e '.[training,datasets,augmentation]'
 	$(INSTALL) --no-deps pytorch-ood  # it asks for torchvision, which its scores do without
 	@touch $@
 

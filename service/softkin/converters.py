@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -17,8 +18,6 @@ from softkin.verdicts import Guarantee
 
 T = TypeVar("T", bound=np.generic)
 
-RETRY_AFTER = "grpc-retry-pushback-ms"
-"""Trailer with the milliseconds to wait; gRPC's own retry mechanism obeys it (gRFC A6)."""
 MAX_AXES = 8
 DTYPES: dict[pb.DataType, np.dtype[np.generic]] = {
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -40,6 +39,12 @@ class Limits:
     """Bytes in one request message."""
     max_neighbors: int
     """Neighbours per row and layer."""
+    max_pending_rows: int
+    """Rows that all requests together may have pending."""
+    max_pending_bytes: int
+    """Bytes of inputs that all requests together may have pending."""
+    stream_window: int
+    """Requests of one stream that may be unanswered before the server stops reading it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +153,7 @@ def scores_to_proto(scores: Scores) -> pb.ScoreResponse:
         credibility=scores.credibility.tolist(),
         confidence=scores.confidence.tolist(),
         class_p_values=array_to_tensor(scores.class_p_values),
-        budget=pb.ErrorBudget(**{**vars(scores.budget), "guarantee": guarantee_number(scores.budget.guarantee)}),
+        budget=_budget_to_proto(scores.budget),
         stage_seconds=scores.stage_seconds,
     )
     if (n := scores.neighbors) is not None:
@@ -162,6 +167,12 @@ def scores_to_proto(scores: Scores) -> pb.ScoreResponse:
             )
         )
     return response
+
+
+@lru_cache(maxsize=64)
+def _budget_to_proto(budget: ErrorBudget) -> pb.ErrorBudget:
+    """The same for most answers of a detector; copied into each."""
+    return pb.ErrorBudget(**{**vars(budget), "guarantee": guarantee_number(budget.guarantee)})
 
 
 def proto_to_scores(response: pb.ScoreResponse) -> Scores:
@@ -218,5 +229,10 @@ def limits_to_proto(limits: Limits) -> pb.Limits:
 def proto_to_limits(limits: pb.Limits) -> Limits:
     """Decode the limits."""
     return Limits(
-        max_rows=limits.max_rows, max_message_bytes=limits.max_message_bytes, max_neighbors=limits.max_neighbors
+        max_rows=limits.max_rows,
+        max_message_bytes=limits.max_message_bytes,
+        max_neighbors=limits.max_neighbors,
+        max_pending_rows=limits.max_pending_rows,
+        max_pending_bytes=limits.max_pending_bytes,
+        stream_window=limits.stream_window,
     )

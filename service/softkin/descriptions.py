@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,7 @@ class DetectorInfo:
     bank_size: int
     bank_precision: str
     condensed_from: int
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,11 @@ def guarantee_of(number: int) -> Guarantee | None:
 
 
 def detector_to_proto(
-    detector: ScoringDetector, default_alpha: float, guarantee: Guarantee, confidence: float
+    detector: ScoringDetector,
+    default_alpha: float,
+    guarantee: Guarantee,
+    confidence: float,
+    labels: Sequence[str] = (),
 ) -> pb.DetectorInfo:
     """Describe a detector.
 
@@ -92,6 +98,7 @@ def detector_to_proto(
         default_alpha: the rate this server uses when a request names none.
         guarantee: likewise.
         confidence: of the certificate.
+        labels: that this version carries.
     """
     m = detector.manifest
     return pb.DetectorInfo(
@@ -113,6 +120,7 @@ def detector_to_proto(
         bank_size=m.bank_size,
         bank_precision=m.bank_precision,
         condensed_from=m.condensed_from,
+        labels=labels,
     )
 
 
@@ -144,6 +152,7 @@ def proto_to_detector_info(info: pb.DetectorInfo) -> DetectorInfo:
         bank_size=info.bank_size,
         bank_precision=info.bank_precision,
         condensed_from=info.condensed_from,
+        labels=tuple(info.labels),
     )
 
 

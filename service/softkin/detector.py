@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,17 @@ from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
 from softkin.scorer import Nearest
-from softkin.scores import Neighbors, Scores
+from softkin.scores import Neighbors, RowScores, Scores
 from softkin.session import SLICE_ROWS
 from softkin.shards import ShardedScorer
 from softkin.verdicts import Guarantee, Rule
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative change of a golden outlier score that another device or library version may cause."""
+
+
+RULES_KEPT = 256
+"""Callers choose alpha; most choose the same few."""
 
 
 class Detector:
@@ -57,6 +62,7 @@ class Detector:
                 f"{self.manifest.input_name!r}"
             )
         self._nonconformity = nonconformity_of(self.manifest, bundle.bank, bundle.calibration.references)
+        self._rules = lru_cache(maxsize=RULES_KEPT)(self._make_rule)
         self._prove(bundle)
 
     @classmethod
@@ -106,37 +112,39 @@ class Detector:
             DeviceError: the device failed while running.
             CancelledError: `cancellation` was used.
         """
-        rule = verdicts.check_rule(
-            guarantee,
-            alpha=self.manifest.default_alpha if alpha is None else alpha,
-            confidence=confidence,
-            calibration_size=self.manifest.calibration_size,
-            class_sizes=self.manifest.predicted_class_rows,
-            smoothed=smoothing_seed is not None,
-        )
+        rule = self.rule(alpha=alpha, guarantee=guarantee, confidence=confidence, smoothed=smoothing_seed is not None)
         if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
             raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
         if num_neighbors < 0:
             raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
-        x = self._check(x)
+        x = self.check(x)
+        found = self.score_rows(x, num_neighbors=num_neighbors, cancellation=cancellation)
         started = time.perf_counter()
-        outputs, neighbors = self._infer(x, min(num_neighbors, self._bank.size), cancellation)
-        inferred = time.perf_counter()
-        u_B = None if smoothing_seed is None else conformal.row_uniforms(smoothing_seed, x)
-        scores = self._calibrate(outputs, rule, u_B, neighbors)
-        scores.stage_seconds.update(infer=inferred - started, calibrate=time.perf_counter() - inferred)
+        scores = self.judge(found, rule, x, smoothing_seed=smoothing_seed)
+        scores.stage_seconds.update(infer=found.infer_seconds, calibrate=time.perf_counter() - started)
         return scores
 
-    def warm_up(self) -> None:
-        """Run the largest slice once, so that no request pays for first-time allocation."""
-        inputs = np.zeros((SLICE_ROWS, *self.manifest.input_shape), self.manifest.input_dtype)
-        self.score(inputs)
+    def rule(
+        self,
+        *,
+        alpha: float | None = None,
+        guarantee: Guarantee = "marginal",
+        confidence: float = DEFAULT_CONFIDENCE,
+        smoothed: bool = False,
+    ) -> Rule:
+        """How verdicts are made, if the calibration rows can honour it; arguments as for `score`.
 
-    def outputs(self, x: NDArray[np.generic]) -> Outputs:
-        """Logits and class masses of checked inputs, for calibration and analysis; see `Outputs`."""
-        return self._scorer.run(self._check(x))
+        Raises:
+            InvalidInputError: names the argument, the value and what is allowed.
+        """
+        return self._rules(self.manifest.default_alpha if alpha is None else alpha, guarantee, confidence, smoothed)
 
-    def _check(self, x: NDArray[np.generic]) -> NDArray[np.generic]:
+    def check(self, x: NDArray[np.generic]) -> NDArray[np.generic]:
+        """The rows, in C order, if this detector takes them.
+
+        Raises:
+            InvalidInputError: wrong dtype or shape, no rows, NaN or infinity.
+        """
         m = self.manifest
         if x.dtype != m.input_dtype:
             raise InvalidInputError(
@@ -148,11 +156,88 @@ class Detector:
         if len(x) == 0:
             raise InvalidInputError("inputs", "there are no rows; send at least 1")
         if x.dtype.kind == "f":
-            finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+            finite = np.isfinite(x)
             if not finite.all():
-                row = int((~finite).argmax())
+                row = int((~finite.reshape(len(x), -1).all(axis=1)).argmax())
                 raise InvalidInputError("inputs", f"row {row} has NaN or infinity; every value must be finite")
         return np.ascontiguousarray(x)
+
+    def score_rows(
+        self, x: NDArray[np.generic], *, num_neighbors: int = 0, cancellation: Cancellation | None = None
+    ) -> RowScores:
+        """What does not depend on the verdict asked for; rows of several callers may go through together.
+
+        Args:
+            x: rows that `check` gave back.
+            num_neighbors: as for `score`.
+            cancellation: as for `score`.
+
+        Raises:
+            DeviceError: the device failed while running.
+            CancelledError: `cancellation` was used.
+        """
+        started = time.perf_counter()
+        outputs, neighbors = self._infer(x, min(num_neighbors, self._bank.size), cancellation)
+        inferred = time.perf_counter() - started
+        a_BC = self._nonconformity(outputs)
+        predicted = self._nonconformity.predict(outputs, a_BC)
+        return RowScores(
+            nonconformity=a_BC,
+            predicted_class=predicted,
+            outlier_score=outlier_score(a_BC, predicted),
+            neighbors=neighbors,
+            infer_seconds=inferred,
+        )
+
+    def judge(
+        self,
+        found: RowScores,
+        rule: Rule,
+        x: NDArray[np.generic],
+        *,
+        smoothing_seed: int | None = None,
+    ) -> Scores:
+        """P-values and verdicts of rows.
+
+        Args:
+            found: by `score_rows`.
+            rule: by `rule`.
+            x: the rows; read for smoothed p-values only.
+            smoothing_seed: as for `score`; given where the rule is smoothed.
+        """
+        u_B = None if smoothing_seed is None else conformal.row_uniforms(smoothing_seed, x)
+        score, predicted, a_BC = found.outlier_score, found.predicted_class, found.nonconformity
+        if rule.guarantee == "class_conditional":
+            p, class_p = self._calibration.class_conditional(score, predicted, a_BC, u_B)
+        else:
+            p, class_p = self._calibration.marginal(score, a_BC, u_B)
+        found_verdicts = rule.decide(p)
+        return Scores(
+            outlier_score=score,
+            p_value=p,
+            is_outlier=found_verdicts.is_outlier,
+            predicted_class=predicted,
+            credibility=conformal.credibility(class_p),
+            confidence=conformal.confidence(class_p),
+            class_p_values=class_p,
+            budget=rule.budget(
+                found_verdicts,
+                detector=self.manifest.name,
+                version=self.manifest.version,
+                digest=self.digest,
+                device=self.device,
+            ),
+            neighbors=found.neighbors,
+        )
+
+    def warm_up(self) -> None:
+        """Run the largest slice once, so that no request pays for first-time allocation."""
+        inputs = np.zeros((SLICE_ROWS, *self.manifest.input_shape), self.manifest.input_dtype)
+        self.score(inputs)
+
+    def outputs(self, x: NDArray[np.generic]) -> Outputs:
+        """Logits and class masses of checked inputs, for calibration and analysis; see `Outputs`."""
+        return self._scorer.run(self.check(x))
 
     def _infer(
         self, x: NDArray[np.generic], k: int, cancellation: Cancellation | None
@@ -179,33 +264,14 @@ class Detector:
             shares=np.minimum(np.exp(nearest.contributions - total_BL[:, :, None]), 1.0).astype(np.float32),
         )
 
-    def _calibrate(
-        self, outputs: Outputs, rule: Rule, u_B: NDArray[np.float64] | None, neighbors: Neighbors | None
-    ) -> Scores:
-        a_BC = self._nonconformity(outputs)
-        predicted = self._nonconformity.predict(outputs, a_BC)
-        score = outlier_score(a_BC, predicted)
-        if rule.guarantee == "class_conditional":
-            p, class_p = self._calibration.class_conditional(score, predicted, a_BC, u_B)
-        else:
-            p, class_p = self._calibration.marginal(score, a_BC, u_B)
-        found = rule.decide(p)
-        return Scores(
-            outlier_score=score,
-            p_value=p,
-            is_outlier=found.is_outlier,
-            predicted_class=predicted,
-            credibility=conformal.credibility(class_p),
-            confidence=conformal.confidence(class_p),
-            class_p_values=class_p,
-            budget=rule.budget(
-                found,
-                detector=self.manifest.name,
-                version=self.manifest.version,
-                digest=self.digest,
-                device=self.device,
-            ),
-            neighbors=neighbors,
+    def _make_rule(self, alpha: float, guarantee: Guarantee, confidence: float, smoothed: bool) -> Rule:
+        return verdicts.check_rule(
+            guarantee,
+            alpha=alpha,
+            confidence=confidence,
+            calibration_size=self.manifest.calibration_size,
+            class_sizes=self.manifest.predicted_class_rows,
+            smoothed=smoothed,
         )
 
     def _prove(self, bundle: Bundle) -> None:

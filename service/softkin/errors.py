@@ -3,17 +3,22 @@
     SoftkinError
       InvalidInputError      the caller's arrays or arguments are wrong; retrying cannot help
       NotFoundError          no detector of that name and version
+      AuthenticationError    the caller has no valid token, or may not do this
+      ConflictError          that name and version is loaded already
+      PreconditionError      the server's state forbids the change that was asked for
       BundleError            a bundle on disk is damaged, inconsistent or of an unknown format
       StateError             what a server keeps between restarts cannot be read or written
       DeviceError            the device asked for is not there, or failed
       CancelledError         the caller stopped a call that was running
+      ExpiredError           the caller's deadline passed before there was a result
       UnavailableError       the service cannot answer now; a retry may succeed
         OverloadedError      too much work is pending; retry after the stated delay
+          UnmeetableError    what is pending leaves no time for this deadline
       DataError              rows or labels given for training, bank or calibration are unfit
       RecipeError            a training recipe does not parse or contradicts itself
       ExportError            the exported model does not reproduce the trained one
 
-No error knows a transport: `interceptors.py` maps each to a status in one table.
+No error knows a transport: `statuses.py` maps each to a status in one table.
 """
 
 from __future__ import annotations
@@ -41,6 +46,18 @@ class NotFoundError(SoftkinError):
     """No detector of that name and version is loaded."""
 
 
+class AuthenticationError(SoftkinError):
+    """The caller has no valid token, or may not do this."""
+
+
+class ConflictError(SoftkinError):
+    """That name and version is loaded already."""
+
+
+class PreconditionError(SoftkinError):
+    """The server's state forbids the change that was asked for; the message says what to do first."""
+
+
 class BundleError(SoftkinError):
     """A bundle is damaged, inconsistent or of an unknown format; the message names the file."""
 
@@ -60,6 +77,13 @@ class CancelledError(SoftkinError):
         super().__init__("cancelled by the caller; there is no result")
 
 
+class ExpiredError(SoftkinError):
+    """The caller's deadline passed: nothing failed, and there is no result."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed before there was a result")
+
+
 class UnavailableError(SoftkinError):
     """The service cannot answer now; a retry may succeed."""
 
@@ -75,6 +99,10 @@ class OverloadedError(UnavailableError):
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class UnmeetableError(OverloadedError):
+    """What is pending leaves no time for this deadline."""
 
 
 class DataError(SoftkinError):

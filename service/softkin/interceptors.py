@@ -1,126 +1,162 @@
-"""What every call of the outlier service passes through: counted, timed, and its errors turned into statuses."""
+"""What every call passes through: counted from its arrival to its end, timed, and its errors turned into statuses."""
 
 from __future__ import annotations
 
-import json
-import logging
+import threading
 import time
-import uuid
-from typing import Any, Never
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import grpc
 
-from softkin import errors
-from softkin.converters import RETRY_AFTER
 from softkin.metrics import Metrics
+from softkin.statuses import Code, failure
 
-log = logging.getLogger("softkin.server")
-
-Code = grpc.StatusCode
-STATUS_CODES: dict[type[errors.SoftkinError], grpc.StatusCode] = {
-    errors.InvalidInputError: Code.INVALID_ARGUMENT,
-    errors.NotFoundError: Code.NOT_FOUND,
-    errors.CancelledError: Code.CANCELLED,
-    errors.OverloadedError: Code.RESOURCE_EXHAUSTED,
-    errors.UnavailableError: Code.UNAVAILABLE,
-    errors.DeviceError: Code.UNAVAILABLE,
-    # None of these is about the request: a caller who meets one met a fault of the server.
-    errors.BundleError: Code.INTERNAL,
-    errors.DataError: Code.INTERNAL,
-    errors.StateError: Code.INTERNAL,
-    errors.RecipeError: Code.INTERNAL,
-    errors.ExportError: Code.INTERNAL,
-    errors.SoftkinError: Code.INTERNAL,
-}
-"""The status of every error; a subclass without an entry takes its base's."""
-
-_REASONS = {
-    Code.INVALID_ARGUMENT: "invalid",
-    Code.NOT_FOUND: "not_found",
-    Code.RESOURCE_EXHAUSTED: "queue_full",
-    Code.UNAVAILABLE: "unavailable",
-    Code.DEADLINE_EXCEEDED: "deadline",
-    Code.CANCELLED: "cancelled",
-    Code.INTERNAL: "internal",
-}
-_PRIVATE = (errors.DeviceError,)
-_MAX_DETAIL_CHARS = 1000  # status messages travel in headers, which peers limit to 8 KiB
+UNKNOWN = "unknown"
+"""Stands in metrics for a method that does not exist, whatever the caller named it."""
+LONG_WAIT_SECONDS = 0.1
+"""For a thread. A call that ends without its message after less has not been given up: the message was too large."""
 
 
-class CallEndedError(Exception):
-    """The caller no longer waits: cancelled, disconnected or past the deadline."""
+class _Call:
+    """One call between its arrival and its end."""
 
-    def __init__(self, code: grpc.StatusCode) -> None:
-        super().__init__(code.name)
-        self.code = code
+    def __init__(self, metrics: Metrics, kind: str, service: str, method: str) -> None:
+        self._metrics = metrics
+        self._labels = (kind, service, method)
+        self._started = time.perf_counter()
+        self.code: grpc.StatusCode | None = None
+        self.received = False
+        metrics.call_started(self._labels)
+
+    def end(self, waited_seconds: float) -> None:
+        """Count the end; a call without a code never reached its handler."""
+        code = self.code
+        if code is None:
+            given_up = self.received or waited_seconds > LONG_WAIT_SECONDS
+            code = Code.CANCELLED if given_up else Code.RESOURCE_EXHAUSTED
+            self._metrics.rejected("cancelled" if given_up else "too_large")
+        self._metrics.call_handled(self._labels, code.name, time.perf_counter() - self._started)
+
+
+_arriving = threading.local()
+
+
+class CountingPool(ThreadPoolExecutor):
+    """The server's threads; ends the accounts of the calls that `CallInterceptor` has opened.
+
+    gRPC asks the interceptor for a handler and then, in the same thread, hands the call to the pool; so the pool sees
+    calls end that never reach a handler, because their message was too large or their caller had left.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a call to its end, then count it."""
+        call: _Call | None = getattr(_arriving, "call", None)
+        _arriving.call = None
+        if call is None:
+            return super().submit(fn, *args, **kwargs)
+
+        submitted = time.perf_counter()
+
+        def run() -> None:
+            waited = time.perf_counter() - submitted
+            try:
+                fn(*args, **kwargs)
+            finally:
+                call.end(waited)
+
+        return super().submit(run)
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Wraps the handlers of one service and leaves all others alone.
+    """Wraps the handlers of some services and leaves all others alone.
 
     Health and reflection must stay unwrapped: a wrapper hides the mark that lets health Watch run without a thread.
 
     Args:
         metrics: where calls are counted.
-        service: full name of the service to wrap; its methods are unary.
+        services: full names of the services to wrap; their methods are unary or stream both ways.
+        unwrapped: full names of those to leave alone.
     """
 
-    def __init__(self, metrics: Metrics, service: str) -> None:
+    def __init__(self, metrics: Metrics, services: Collection[str], unwrapped: Collection[str] = ()) -> None:
         self._metrics = metrics
-        self._service = service
+        self._services = frozenset(services)
+        self._unwrapped = frozenset(unwrapped)
 
     def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Wrap the handler, if it is one of the service's."""
+        """Open the call's account and wrap its handler."""
         handler = continuation(handler_call_details)
-        prefix = f"/{self._service}/"
-        if handler is None or not handler_call_details.method.startswith(prefix):
+        service, _, method = handler_call_details.method[1:].rpartition("/")
+        if handler is None:
+            if service in self._unwrapped:
+                return None
+            call = self._arrive("UNARY", UNKNOWN, UNKNOWN)
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: _refuse_unknown(call, context))
+        if service not in self._services:
             return handler
-        method = handler_call_details.method.removeprefix(prefix)
+        streams = handler.stream_stream is not None
+        call = self._arrive("BIDI_STREAM" if streams else "UNARY", service, method)
 
-        def answer(request: Any, context: grpc.ServicerContext) -> Any:
-            return self._answer(method, handler.unary_unary, request, context)
+        def deserialize(message: bytes) -> Any:
+            call.received = True
+            try:
+                return handler.request_deserializer(message)
+            except Exception:
+                call.code = Code.INTERNAL  # gRPC's own answer to a message that does not parse
+                raise
 
-        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+        if streams:
+            return grpc.stream_stream_rpc_method_handler(
+                lambda requests, context: self._stream(call, method, handler.stream_stream, requests, context),
+                deserialize,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: self._answer(call, method, handler.unary_unary, request, context),
+            deserialize,
+            handler.response_serializer,
+        )
 
-    def _answer(self, method: str, behavior: Any, request: Any, context: grpc.ServicerContext) -> Any:
-        started = time.perf_counter()
-        self._metrics.call_started(self._service, method)
-        code = Code.OK
+    def _arrive(self, kind: str, service: str, method: str) -> _Call:
+        _arriving.call = call = _Call(self._metrics, kind, service, method)
+        return call
+
+    def _answer(self, call: _Call, method: str, behavior: Any, request: Any, context: grpc.ServicerContext) -> Any:
         try:
-            return behavior(request, context)
+            response = behavior(request, context)
         except Exception as error:
-            code, details = _status(error, method)
-            self._metrics.rejected(_REASONS[code])
-            _abort(context, code, details, error)
-        finally:
-            self._metrics.call_handled(self._service, method, code.name, time.perf_counter() - started)
+            self._fail(call, method, context, error)
+        call.code = _ending(context)
+        return response
+
+    def _stream(
+        self, call: _Call, method: str, behavior: Any, requests: Iterator[Any], context: grpc.ServicerContext
+    ) -> Iterator[Any]:
+        call.received, call.code = True, Code.CANCELLED  # gRPC drops the iterator when the caller leaves
+        try:
+            yield from behavior(requests, context)
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            self._fail(call, method, context, error)
+        call.code = _ending(context)
+
+    def _fail(self, call: _Call, method: str, context: grpc.ServicerContext, error: Exception) -> None:
+        found = failure(error, method)
+        call.code = found.code
+        self._metrics.rejected(found.reason)
+        found.abort(context)
 
 
-def status_code(error: BaseException) -> grpc.StatusCode:
-    """The status for an error: its own entry in the table or its nearest base's; INTERNAL for all that is not ours."""
-    if isinstance(error, CallEndedError):
-        return error.code
-    return next((STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES), Code.INTERNAL)
+def _ending(context: grpc.ServicerContext) -> grpc.StatusCode:
+    """How a call that was answered ends: an answer nobody waits for is no success."""
+    if context.is_active():
+        return Code.OK
+    return Code.DEADLINE_EXCEEDED if context.time_remaining() <= 0 else Code.CANCELLED
 
 
-def log_line(event: str, **fields: object) -> str:
-    """One log line of key=value pairs; values with blanks are quoted."""
-    pairs = {"event": event, **fields}.items()
-    return " ".join(f"{k}={json.dumps(str(v)) if ' ' in str(v) else v}" for k, v in pairs)
-
-
-def _status(error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
-    code = status_code(error)
-    if code is not Code.INTERNAL and not isinstance(error, _PRIVATE):
-        return code, str(error)[:_MAX_DETAIL_CHARS]
-    # What went wrong inside is for the log; the caller gets the line to quote.
-    log_id = uuid.uuid4().hex[:12]
-    log.error(log_line("error", method=method, code=code.name, log_id=log_id), exc_info=error)
-    what = "internal error" if code is Code.INTERNAL else "the device failed"
-    return code, f"{what}; log id {log_id}"
-
-
-def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, details: str, error: Exception) -> Never:
-    if isinstance(error, errors.OverloadedError):
-        context.set_trailing_metadata(((RETRY_AFTER, str(round(error.retry_after_seconds * 1000))),))
-    context.abort(code, details)
+def _refuse_unknown(call: _Call, context: grpc.ServicerContext) -> None:
+    call.code = Code.UNIMPLEMENTED
+    context.abort(Code.UNIMPLEMENTED, "Method not found!")

@@ -5,18 +5,16 @@ Label values are bounded: names of loaded detectors, methods, codes and fixed wo
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from softkin.drift import DriftReport
+from softkin.histogram import Histogram
 from softkin.scores import Scores
 
 SECONDS = [1e-5 * 2**k for k in range(22)]  # 10 us to 21 s
@@ -24,7 +22,18 @@ ROWS = [float(2**k) for k in range(15)]
 P_VALUES = [k / 20 for k in range(1, 21)]
 OUTLIER_SCORES = [-1000, -300, -100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100, 300, 1000]
 
-REJECTED = ("queue_full", "invalid", "not_found", "unavailable", "deadline", "cancelled", "internal")
+REJECTED = (
+    "queue_full",
+    "unmeetable",
+    "too_large",
+    "invalid",
+    "not_found",
+    "unauthenticated",
+    "unavailable",
+    "deadline",
+    "cancelled",
+    "internal",
+)
 DETECTOR = ("detector", "version")
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 
@@ -39,24 +48,39 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, *, version: str) -> None:
         self.registry = registry
+        self._children: dict[tuple[int, tuple[str, ...]], Counter] = {}
         self._started = Counter("grpc_server_started_total", "RPCs started.", _METHOD, registry=registry)
         self._handled = Counter("grpc_server_handled_total", "RPCs done.", (*_METHOD, "grpc_code"), registry=registry)
-        self._handling = Histogram(
-            "grpc_server_handling_seconds", "Seconds per RPC.", _METHOD, buckets=SECONDS, registry=registry
-        )
+        self._handling = Histogram("grpc_server_handling_seconds", "Seconds per RPC.", _METHOD, SECONDS)
+        self._received = Counter("grpc_server_msg_received_total", "Messages of streams.", _METHOD, registry=registry)
+        self._sent = Counter("grpc_server_msg_sent_total", "Messages of streams.", _METHOD, registry=registry)
         self._rows = Counter("softkin_rows_total", "Rows scored.", (*DETECTOR, "verdict"), registry=registry)
-        self._p_value = _RowHistogram(
-            "softkin_p_value", "Conformal p-values of scored rows: flat when they are inliers.", P_VALUES
+        self._p_value = Histogram(
+            "softkin_p_value", "Conformal p-values of scored rows: flat when they are inliers.", DETECTOR, P_VALUES
         )
         # Scores may be negative, so this histogram has buckets but, by the rules of the format, no sum and no count.
-        self._outlier_score = _RowHistogram("softkin_outlier_score", "Outlier scores of scored rows.", OUTLIER_SCORES)
-        registry.register(self._p_value)
-        registry.register(self._outlier_score)
-        self._stage = Histogram(
-            "softkin_stage_seconds", "Seconds per request and stage.", ("stage",), buckets=SECONDS, registry=registry
+        self._outlier_score = Histogram(
+            "softkin_outlier_score", "Outlier scores of scored rows.", DETECTOR, OUTLIER_SCORES
         )
-        self._batch_rows = Histogram("softkin_batch_rows", "Rows per request.", buckets=ROWS, registry=registry)
+        self._stage = Histogram("softkin_stage_seconds", "Seconds per request and stage.", ("stage",), SECONDS)
+        self._request_rows = Histogram("softkin_request_rows", "Rows per request.", (), ROWS)
+        self._batch_rows = Histogram("softkin_batch_rows", "Rows per run of the device.", (), ROWS)
+        self._batch_seconds = Histogram("softkin_batch_seconds", "Seconds per run of the device.", (), SECONDS)
+        for histogram in (
+            self._handling,
+            self._p_value,
+            self._outlier_score,
+            self._stage,
+            self._request_rows,
+            self._batch_rows,
+            self._batch_seconds,
+        ):
+            registry.register(histogram)
         self.pending_rows = Gauge("softkin_pending_rows", "Rows waiting or being scored.", registry=registry)
+        self.pending_bytes = Gauge("softkin_pending_bytes", "Bytes of their inputs.", registry=registry)
+        self.pending_requests = Gauge("softkin_pending_requests", "Requests waiting or scored.", registry=registry)
+        self.queued_rows = Gauge("softkin_queued_rows", "Rows that no batch has taken yet.", registry=registry)
+        self.streams = Gauge("softkin_streams", "ScoreStream calls open.", registry=registry)
         self._rejected = Counter("softkin_rejected_total", "Requests not scored.", ("reason",), registry=registry)
         for reason in REJECTED:
             self._rejected.labels(reason)
@@ -82,30 +106,50 @@ class Metrics:
         )
         build.labels(version).set(1)
 
-    def call_started(self, service: str, method: str) -> None:
-        """Count a unary RPC that reached its handler."""
-        self._started.labels("UNARY", service, method).inc()
+    def call_started(self, method: tuple[str, str, str]) -> None:
+        """Count a call that arrived; `method`: kind, service and name."""
+        self._child(self._started, method).inc()
 
-    def call_handled(self, service: str, method: str, code: str, seconds: float) -> None:
+    def call_handled(self, method: tuple[str, str, str], code: str, seconds: float) -> None:
         """Count its end, whatever the status."""
-        self._handled.labels("UNARY", service, method, code).inc()
-        self._handling.labels("UNARY", service, method).observe(seconds)
+        self._child(self._handled, (*method, code)).inc()
+        self._handling.observe(method, seconds)
+
+    def messages(self, method: tuple[str, str, str], *, received: int = 0, sent: int = 0) -> None:
+        """Count messages of a stream."""
+        self._child(self._received, method).inc(received)
+        self._child(self._sent, method).inc(sent)
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not scored; `reason` is one of `REJECTED`."""
         self._rejected.labels(reason).inc()
 
-    def scored(self, scores: Scores, stage_seconds: Mapping[str, float]) -> None:
-        """Count one answered request and its rows."""
+    def rows_scored(self, scores: Scores) -> None:
+        """Count rows that got their verdicts, of one request or several."""
         labels = (scores.budget.detector, scores.budget.version)
-        outliers = int(scores.is_outlier.sum())
-        self._rows.labels(*labels, "outlier").inc(outliers)
-        self._rows.labels(*labels, "inlier").inc(len(scores) - outliers)
-        self._batch_rows.observe(len(scores))
-        self._p_value.observe(labels, scores.p_value)
-        self._outlier_score.observe(labels, scores.outlier_score)
+        outliers = int(np.count_nonzero(scores.is_outlier))
+        self._child(self._rows, (*labels, "outlier")).inc(outliers)
+        self._child(self._rows, (*labels, "inlier")).inc(len(scores) - outliers)
+        self._p_value.observe_all(labels, scores.p_value)
+        self._outlier_score.observe_all(labels, scores.outlier_score)
+
+    def answered(self, rows: int, stage_seconds: Mapping[str, float]) -> None:
+        """Count one request that got its answer."""
+        self._request_rows.observe((), rows)
         for stage, seconds in stage_seconds.items():
-            self._stage.labels(stage).observe(seconds)
+            self._stage.observe((stage,), seconds)
+
+    def batch_ran(self, rows: int, seconds: float) -> None:
+        """Count one run of the device."""
+        self._batch_rows.observe((), rows)
+        self._batch_seconds.observe((), seconds)
+
+    def _child(self, counter: Counter, labels: tuple[str, ...]) -> Counter:
+        """`counter.labels(*labels)`, which takes longer than all else about an increment."""
+        key = (id(counter), labels)
+        if key not in self._children:
+            self._children[key] = counter.labels(*labels)
+        return self._children[key]
 
     def detector_ready(
         self, name: str, version: str, *, digest: str, device: str, alpha: float, calibration_rows: int, bank_rows: int
@@ -117,6 +161,15 @@ class Metrics:
         self._bank_rows.labels(name, version).set(bank_rows)
         for verdict in ("inlier", "outlier"):
             self._rows.labels(name, version, verdict)
+
+    def certificate_watched(self, expires: Callable[[], float]) -> None:
+        """Show when the TLS certificate expires, asked at every scrape; without TLS there is no such metric."""
+        gauge = Gauge(
+            "softkin_tls_certificate_expiry_seconds",
+            "Unix time at which the TLS certificate expires.",
+            registry=self.registry,
+        )
+        gauge.set_function(expires)
 
     def drift_watched(self, name: str, version: str, report: Callable[[], DriftReport]) -> None:
         """Show the drift watch of a detector; `report` is asked at every scrape."""
@@ -157,34 +210,3 @@ class _DriftCollector(Collector):
             for labels, report in reports.items():
                 family.add_metric(labels, float(value(report)))
             yield family
-
-
-class _RowHistogram(Collector):
-    """A histogram that takes a whole batch at once: prometheus_client's own takes over a microsecond per value."""
-
-    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
-        self._name, self._documentation = name, documentation
-        self._bounds = np.asarray(bounds, np.float64)
-        self._edges = [*map(floatToGoString, bounds), "+Inf"]
-        self._lock = threading.Lock()
-        self._counts: dict[tuple[str, str], NDArray[np.int64]] = {}
-        self._sums: dict[tuple[str, str], float] = {}
-
-    def observe(self, labels: tuple[str, str], values: NDArray[np.float64]) -> None:
-        bucket = np.searchsorted(self._bounds, values, side="left")  # a value on a bound belongs below it: le
-        counts = np.bincount(bucket, minlength=len(self._edges)).astype(np.int64)
-        total = float(values.sum())
-        with self._lock:
-            self._counts[labels] = self._counts.get(labels, 0) + counts
-            self._sums[labels] = self._sums.get(labels, 0.0) + total
-
-    def describe(self) -> list[HistogramMetricFamily]:
-        return [HistogramMetricFamily(self._name, self._documentation, labels=DETECTOR)]
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._documentation, labels=DETECTOR)
-        with self._lock:
-            for labels, counts in self._counts.items():
-                cumulative = map(float, np.cumsum(counts))
-                family.add_metric(labels, list(zip(self._edges, cumulative, strict=True)), self._sums[labels])
-        yield family

@@ -1,19 +1,21 @@
-"""Detectors by name and version."""
+"""Detectors by name, version and label."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
-from softkin.certificate import DEFAULT_CONFIDENCE
-from softkin.errors import InvalidInputError, NotFoundError, SoftkinError, UnavailableError
+from softkin.errors import ConflictError, InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from softkin.manifest import Manifest
-from softkin.scores import Scores
-from softkin.verdicts import Guarantee
+from softkin.scores import RowScores, Scores
+from softkin.verdicts import Guarantee, Rule
 
 
 class ScoringDetector(Protocol):
@@ -39,77 +41,209 @@ class ScoringDetector(Protocol):
     def calibration_scores(self) -> NDArray[np.float64]:
         """`[n]` sorted ascending: outlier scores behind p-values."""
 
-    def score(
-        self,
-        x: NDArray[np.generic],
-        *,
-        alpha: float | None = None,
-        guarantee: Guarantee = "marginal",
-        confidence: float = DEFAULT_CONFIDENCE,
-        smoothing_seed: int | None = None,
-        num_neighbors: int = 0,
-        cancellation: Cancellation | None = None,
+    def check(self, x: NDArray[np.generic]) -> NDArray[np.generic]:
+        """The rows as the device takes them; refuses what does not fit."""
+
+    def rule(self, *, alpha: float | None, guarantee: Guarantee, confidence: float, smoothed: bool) -> Rule:
+        """How verdicts are made; refuses what the calibration rows cannot honour. The same object when asked again."""
+
+    def score_rows(
+        self, x: NDArray[np.generic], *, num_neighbors: int = 0, cancellation: Cancellation | None = None
+    ) -> RowScores:
+        """Score checked rows, of one caller or several, from any thread, until `cancellation` is used."""
+
+    def judge(
+        self, found: RowScores, rule: Rule, x: NDArray[np.generic], *, smoothing_seed: int | None = None
     ) -> Scores:
-        """Score rows, from any thread, until `cancellation` is used."""
+        """P-values and verdicts of scored rows `x`."""
 
     def warm_up(self) -> None:
         """Pay for first-time allocation."""
 
 
+STABLE = "stable"
+"""The label whose version serves when a request names neither version nor label."""
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The versions of one name, in the order they came, and where its labels are. Never changed, only replaced."""
+
+    versions: Mapping[str, ScoringDetector] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def default(self) -> str:
+        return self.labels.get(STABLE) or list(self.versions)[-1]
+
+
 class Registry:
-    """The loaded detectors. Among versions of one name, the last one added serves by default."""
+    """The loaded detectors, by name, version and label.
+
+    The version that serves by default is the one labelled `stable`; without that label, the last one added. Readers in
+    other threads see the detectors before a change or after it, never between.
+    """
 
     def __init__(self) -> None:
-        self._detectors: dict[str, dict[str, ScoringDetector]] = {}
+        self._lock = threading.Lock()
+        self._named: dict[str, _Named] = {}
 
-    def add(self, detector: ScoringDetector) -> None:
-        """Add a detector.
+    def add(self, detector: ScoringDetector, labels: Iterable[str] = ()) -> None:
+        """Serve a detector, and move labels to it.
 
         Raises:
-            SoftkinError: that name and version is loaded already.
+            InvalidInputError: a label is unfit.
+            ConflictError: that name and version is loaded already.
         """
+        labels = tuple(map(check_label, labels))
         name, version = detector.manifest.name, detector.manifest.version
-        versions = self._detectors.get(name, {})
-        if version in versions:
-            raise SoftkinError(
-                f"detector {name!r} version {version!r} is loaded twice; give each bundle its own version, or drop one"
-            )
-        # A new dictionary each time, so that readers in other threads never see one change under them.
-        self._detectors = {**self._detectors, name: {**versions, version: detector}}
+        with self._lock:
+            named = self._named.get(name, _Named())
+            if version in named.versions:
+                raise ConflictError(
+                    f"detector {name!r} version {version!r} is loaded already; give each bundle its own version, or "
+                    "unload that one first"
+                )
+            self._put(name, {**named.versions, version: detector}, {**named.labels, **dict.fromkeys(labels, version)})
 
-    def get(self, name: str = "", version: str = "") -> ScoringDetector:
+    def replace(self, detector: ScoringDetector) -> ScoringDetector:
+        """Serve a detector in place of the one of its name and version; returns that one.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        m = detector.manifest
+        with self._lock:
+            before = self._version(m.name, m.version)
+            named = self._named[m.name]
+            self._put(m.name, {**named.versions, m.version: detector}, named.labels)
+        return before
+
+    def remove(self, name: str, version: str) -> ScoringDetector:
+        """Serve a version no longer; calls that hold it finish on it.
+
+        Raises:
+            NotFoundError: no such name or version.
+            PreconditionError: it carries a label, or is the only one of its name.
+        """
+        with self._lock:
+            found = self._version(name, version)
+            named = self._named[name]
+            carried = self.labels_of(found)
+            if carried:
+                raise PreconditionError(f"version {version!r} carries {', '.join(carried)}; move its labels first")
+            if len(named.versions) == 1:
+                raise PreconditionError(f"version {version!r} is the only one of {name!r}; load another one first")
+            self._put(name, {v: d for v, d in named.versions.items() if v != version}, named.labels)
+        return found
+
+    def set_label(self, name: str, version: str, label: str) -> str:
+        """Move a label to a loaded version; returns the version that had it, empty if none.
+
+        Raises:
+            InvalidInputError: the label is unfit.
+            NotFoundError: no such name or version.
+        """
+        check_label(label)
+        with self._lock:
+            self._version(name, version)
+            named = self._named[name]
+            self._put(name, named.versions, {**named.labels, label: version})
+            return named.labels.get(label, "")
+
+    def remove_label(self, name: str, label: str) -> str:
+        """Take a label away; returns the version that had it.
+
+        Raises:
+            NotFoundError: no such name, or no version carries it.
+        """
+        with self._lock:
+            named = self._name(name)
+            if label not in named.labels:
+                raise self._no_label(name, label)
+            self._put(name, named.versions, {k: v for k, v in named.labels.items() if k != label})
+            return named.labels[label]
+
+    def get(self, name: str = "", version: str = "", label: str = "") -> ScoringDetector:
         """Find a detector.
 
         Args:
             name: empty for the only one loaded.
-            version: empty for the last one loaded under that name.
+            version: empty for the one that carries the label, or serves by default.
+            label: instead of a version.
 
         Raises:
-            InvalidInputError: no name given and there are several.
-            NotFoundError: no such name or version; the message lists what is loaded.
+            InvalidInputError: no name given and there are several, or both version and label are given.
+            NotFoundError: no such name, version or label; the message lists what is loaded.
             UnavailableError: nothing is loaded.
         """
-        detectors = self._detectors
-        if not detectors:
-            raise UnavailableError("no detector is loaded; retry when the health service reports SERVING")
-        if not name and len(detectors) > 1:
-            raise InvalidInputError("detector", f"empty, but several are loaded; name one of: {self._loaded()}")
-        versions = detectors.get(name) if name else next(iter(detectors.values()))
-        if versions is None:
-            raise NotFoundError(f"no detector named {_shown(name)}; loaded: {self._loaded()}")
-        found = versions.get(version) if version else next(reversed(versions.values()))
+        named = self._name(name)
+        if label:
+            if version:
+                raise InvalidInputError("label", f"got {_shown(label)} beside a version; give one of them")
+            if label not in named.labels:
+                raise self._no_label(name, label)
+            version = named.labels[label]
+        found = named.versions.get(version or named.default)
         if found is None:
             raise NotFoundError(f"no version {_shown(version)} of that detector; loaded: {self._loaded()}")
         return found
 
+    def labelled(self, name: str, label: str) -> ScoringDetector | None:
+        """The version that carries a label, if one does."""
+        named = self._named.get(name)
+        return None if named is None or label not in named.labels else named.versions[named.labels[label]]
+
+    def labels_of(self, detector: ScoringDetector) -> tuple[str, ...]:
+        """The labels that a detector carries, sorted."""
+        named = self._named.get(detector.manifest.name, _Named())
+        return tuple(sorted(k for k, v in named.labels.items() if named.versions[v] is detector))
+
     def __iter__(self) -> Iterator[ScoringDetector]:
         """All detectors, in order of name, then version."""
-        detectors = self._detectors
-        for name in sorted(detectors):
-            yield from (detectors[name][version] for version in sorted(detectors[name]))
+        named = self._named
+        for name in sorted(named):
+            yield from (named[name].versions[version] for version in sorted(named[name].versions))
+
+    def _put(self, name: str, versions: Mapping[str, ScoringDetector], labels: Mapping[str, str]) -> None:
+        self._named = {**self._named, name: _Named(versions, labels)}
+
+    def _name(self, name: str) -> _Named:
+        named = self._named
+        if not named:
+            raise UnavailableError("no detector is loaded; retry when the health service reports SERVING")
+        if not name and len(named) > 1:
+            raise InvalidInputError("detector", f"empty, but several are loaded; name one of: {self._loaded()}")
+        found = named.get(name) if name else next(iter(named.values()))
+        if found is None:
+            raise NotFoundError(f"no detector named {_shown(name)}; loaded: {self._loaded()}")
+        return found
+
+    def _version(self, name: str, version: str) -> ScoringDetector:
+        found = self._named.get(name, _Named()).versions.get(version)
+        if found is None:
+            raise NotFoundError(f"no detector {_shown(name)} version {_shown(version)}; loaded: {self._loaded()}")
+        return found
+
+    def _no_label(self, name: str, label: str) -> NotFoundError:
+        named = self._name(name)
+        carried = ", ".join(f"{k} = {v}" for k, v in sorted(named.labels.items())) or "none"
+        return NotFoundError(f"no version carries the label {_shown(label)}; labels: {carried}")
 
     def _loaded(self) -> str:
         return ", ".join(f"{d.manifest.name} {d.manifest.version}" for d in self)
+
+
+def check_label(label: str) -> str:
+    """Return the label if it is fit to be one.
+
+    Raises:
+        InvalidInputError: empty, too long, or with other characters than letters, digits, '-' and '_'.
+    """
+    if not _LABEL.fullmatch(label):
+        raise InvalidInputError("label", f"got {_shown(label)}; 1 to 40 letters, digits, '-' or '_' are allowed")
+    return label
 
 
 def _shown(text: str) -> str:

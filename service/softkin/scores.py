@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,63 @@ class Neighbors:
     """`[B, L, K]`: distance in the layer's metric, at least 0."""
     shares: NDArray[np.float32]
     """`[B, L, K]`: the neighbour's share of the row's whole soft-nearest-neighbour mass in that layer, in [0, 1]."""
+
+    def take(self, rows: slice) -> Neighbors:
+        """Those of some rows."""
+        arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in _NEIGHBOR_ARRAYS}
+        return replace(self, **arrays)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Neighbors]) -> Neighbors:
+        """Join those of consecutive rows."""
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _NEIGHBOR_ARRAYS}
+        return replace(parts[0], **arrays)
+
+
+_NEIGHBOR_ARRAYS = ("ids", "labels", "distances", "shares")
+
+
+@dataclass(kw_only=True)
+class RowScores:
+    """What the device finds for B rows, the same whoever asks and at whatever alpha: verdicts come later."""
+
+    nonconformity: NDArray[np.float64]
+    """`[B, C]`: of every row with every class."""
+    predicted_class: NDArray[np.int32]
+    """`[B]`."""
+    outlier_score: NDArray[np.float64]
+    """`[B]`: nonconformity at the predicted class."""
+    neighbors: Neighbors | None = None
+    """Present when neighbours were asked for."""
+    infer_seconds: float = 0.0
+    """Time that the device took."""
+
+    def __len__(self) -> int:
+        return len(self.outlier_score)
+
+    def take(self, rows: slice) -> RowScores:
+        """Those of some rows: views."""
+        return RowScores(
+            nonconformity=self.nonconformity[rows],
+            predicted_class=self.predicted_class[rows],
+            outlier_score=self.outlier_score[rows],
+            neighbors=None if self.neighbors is None else self.neighbors.take(rows),
+            infer_seconds=self.infer_seconds,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[RowScores]) -> RowScores:
+        """Join the scores of consecutive slices of one request; their times add up."""
+        if len(parts) == 1:
+            return parts[0]
+        neighbors = [p.neighbors for p in parts if p.neighbors is not None]
+        return cls(
+            nonconformity=np.concatenate([p.nonconformity for p in parts]),
+            predicted_class=np.concatenate([p.predicted_class for p in parts]),
+            outlier_score=np.concatenate([p.outlier_score for p in parts]),
+            neighbors=Neighbors.concatenate(neighbors) if neighbors else None,
+            infer_seconds=sum(p.infer_seconds for p in parts),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +144,20 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.outlier_score)
+
+    def take(self, rows: slice) -> Scores:
+        """The answer for some rows: views, with stage times of its own to fill. Not for `false_discovery_rate`."""
+        return Scores(
+            outlier_score=self.outlier_score[rows],
+            p_value=self.p_value[rows],
+            is_outlier=self.is_outlier[rows],
+            predicted_class=self.predicted_class[rows],
+            credibility=self.credibility[rows],
+            confidence=self.confidence[rows],
+            class_p_values=self.class_p_values[rows],
+            budget=self.budget,
+            neighbors=None if self.neighbors is None else self.neighbors.take(rows),
+        )
 
     def __repr__(self) -> str:
         b, flagged = self.budget, int(self.is_outlier.sum())

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from queue import SimpleQueue
@@ -26,20 +25,24 @@ from prometheus_client import (
 )
 
 from softkin import __version__
-from softkin.admission import Admission
+from softkin.channel_options import channel_options
 from softkin.device import cuda_driver_present
 from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
-from softkin.interceptors import CallInterceptor, log, log_line
+from softkin.interceptors import CallInterceptor, CountingPool
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
+from softkin.scoring import ScoringPath
+from softkin.security import Security
 from softkin.servicer import OutlierServicer
 from softkin.settings import ServerSettings
+from softkin.statuses import log, log_line
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from softkin.verdicts import check_rule
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
+UNWRAPPED = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 READY = SERVICE
 """Name under which the health service tells readiness; the empty name tells liveness."""
 
@@ -64,25 +67,25 @@ class Server:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
-        self._admission = Admission(settings, metrics)
+        self._security = Security(settings, metrics)
         self._watches = DriftWatches(
             level=settings.drift_level, folder=settings.drift_state, save_seconds=settings.drift_save_seconds
         )
-        self._servicer = OutlierServicer(settings, registry, metrics, self._admission, self._watches)
+        self._path = ScoringPath(settings, registry, metrics, self._watches)
+        self._servicer = OutlierServicer(settings, registry, metrics, self._path, self._watches)
         self._saving = ExitStack()
         self._health = health.HealthServicer()
-        self._pool = ThreadPoolExecutor(settings.max_pending_requests + SPARE_THREADS, thread_name_prefix="rpc")
+        threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
+        self._pool = CountingPool(threads, thread_name_prefix="rpc")
         self._grpc = grpc.server(
             self._pool,
-            interceptors=[CallInterceptor(metrics, SERVICE)],
-            options=[
-                ("grpc.so_reuseport", 0),  # otherwise a second server on the port takes half of the calls, silently
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ],
+            interceptors=[CallInterceptor(metrics, [SERVICE], UNWRAPPED), *self._security.interceptors],
+            options=channel_options(settings),
         )
         pb_grpc.add_OutlierServiceServicer_to_server(self._servicer, self._grpc)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        if settings.reflection:
+            reflection.enable_server_reflection((SERVICE, *UNWRAPPED), self._grpc)
         self._hurry = threading.Event()
         self._stopped = threading.Event()
         self._close_metrics: Callable[[], None] = lambda: None
@@ -93,7 +96,7 @@ class Server:
     @property
     def pending_requests(self) -> int:
         """Requests waiting or being scored."""
-        return self._admission.pending_requests
+        return self._path.admission.pending_requests
 
     def start(self) -> None:
         """Open the ports and serve the registry's detectors.
@@ -127,7 +130,8 @@ class Server:
             thread.join()
 
         try:
-            self.port = self._grpc.add_insecure_port(f"[{s.host}]:{s.port}" if ":" in s.host else f"{s.host}:{s.port}")
+            address = f"[{s.host}]:{s.port}" if ":" in s.host else f"{s.host}:{s.port}"
+            self.port = self._security.add_port(self._grpc, address)
         except RuntimeError:
             close()
             raise _cannot_listen(s.host, s.port, "--port") from None
@@ -144,7 +148,7 @@ class Server:
         """
         self._saving.enter_context(self._watches.saving())
         for d in self._registry:
-            m, alpha = d.manifest, self._servicer.default_alpha(d)
+            m, alpha = d.manifest, self._path.default_alpha(d)
             check_rule(
                 self._settings.guarantee,
                 alpha=alpha,
@@ -166,7 +170,7 @@ class Server:
         on_cpu = any("cpu" in d.device for d in self._registry)
         fallen = self._settings.device == "auto" and on_cpu and cuda_driver_present()
         self._metrics.device_fallback.set(int(fallen))
-        self._servicer.ready.set()
+        self._path.ready = True
         self._health.set(READY, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self) -> None:
@@ -177,6 +181,7 @@ class Server:
         if not self._grpc.stop(grace + LONGER_THAN_GRACE_SECONDS).wait(grace):
             self._abandon()
         self._pool.shutdown(wait=False)
+        self._path.close()
         self._close_metrics()
         self._close_metrics = lambda: None
         self._saving.close()

@@ -9,7 +9,8 @@ false_discovery_rate    selects among the rows of one batch: at most alpha of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -53,6 +54,8 @@ class Rule:
     """Calibration rows by predicted class."""
     smoothed: bool
 
+    _budgets: dict[str, ErrorBudget] = field(default_factory=dict, init=False, repr=False, compare=False)
+
     @property
     def smallest_p_value(self) -> float:
         """The smallest p-value without smoothing, 1 / (n + 1); for `class_conditional` that of the smallest class."""
@@ -66,21 +69,35 @@ class Rule:
         Args:
             p_values: `[B]`; those of the predicted class for `class_conditional`.
         """
-        n, threshold = self.calibration_size, self.alpha
         if self.guarantee == "false_discovery_rate":
-            return select(p_values, n, self.alpha)
-        if self.guarantee == "certified":
-            threshold = certificate.certified_rank(self.alpha, n, self.confidence) / (n + 1)
-        sizes = set(self.class_sizes) if self.guarantee == "class_conditional" else {n}
+            return select(p_values, self.calibration_size, self.alpha)
+        threshold, bound = self._fixed
         return Verdicts(
             is_outlier=p_values <= threshold,
             p_value_threshold=threshold,
-            false_alarm_bound=max(self._bound(threshold, size) for size in sizes),
+            false_alarm_bound=bound,
             fewest_selectable=None,
         )
 
+    @cached_property
+    def _fixed(self) -> tuple[float, float]:
+        """Threshold and false-alarm bound, where they do not depend on the batch."""
+        n, threshold = self.calibration_size, self.alpha
+        if self.guarantee == "certified":
+            threshold = certificate.certified_rank(self.alpha, n, self.confidence) / (n + 1)
+        sizes = set(self.class_sizes) if self.guarantee == "class_conditional" else {n}
+        return threshold, max(self._bound(threshold, size) for size in sizes)
+
     def budget(self, verdicts: Verdicts, *, detector: str, version: str, digest: str, device: str) -> ErrorBudget:
         """What stands behind verdicts of this rule by that detector."""
+        if self.guarantee == "false_discovery_rate":
+            return self._budget(verdicts, detector, version, digest, device)
+        # The same for every request: made once for each detector.
+        if digest not in self._budgets:
+            self._budgets[digest] = self._budget(verdicts, detector, version, digest, device)
+        return self._budgets[digest]
+
+    def _budget(self, verdicts: Verdicts, detector: str, version: str, digest: str, device: str) -> ErrorBudget:
         return ErrorBudget(
             detector=detector,
             version=version,

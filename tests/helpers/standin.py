@@ -10,7 +10,9 @@ import argparse
 import hashlib
 import sys
 import threading
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +21,8 @@ from softkin.cancellation import Cancellation
 from softkin.certificate import DEFAULT_CONFIDENCE, certify
 from softkin.errors import CancelledError, InvalidInputError
 from softkin.manifest import Layer, Manifest
-from softkin.scores import Neighbors, Scores
-from softkin.verdicts import Guarantee, check_rule
+from softkin.scores import Neighbors, RowScores, Scores
+from softkin.verdicts import Guarantee, Rule, check_rule
 
 CALIBRATION_SIZE = 99
 SHAPE = (2, 3)
@@ -55,8 +57,8 @@ class StandIn:
     Args:
         name: of the detector.
         version: of the detector.
-        gate: when given, every `score` of a request waits until it is set, or the request is cancelled.
-        failure: when given, `score` raises it.
+        gate: when given, every batch waits until it is set, or the batch is cancelled.
+        failure: when given, every batch raises it.
     """
 
     def __init__(
@@ -77,50 +79,66 @@ class StandIn:
         self.entered = threading.Semaphore(0)
         self.warmed_up = False
         self.rows_scored = 0
+        self.batches: list[int] = []
+        self._rules = lru_cache(maxsize=256)(self._make_rule)
         self._lock = threading.Lock()
 
     def warm_up(self) -> None:
         """Note that it happened."""
         self.warmed_up = True
 
-    def score(
+    def score(self, x: NDArray[np.generic], *, smoothing_seed: int | None = None, **options: Any) -> Scores:
+        """As `Detector.score`."""
+        num_neighbors = options.pop("num_neighbors", 0)
+        rule = self.rule(**options, smoothed=smoothing_seed is not None)
+        found = self.score_rows(self.check(x), num_neighbors=num_neighbors)
+        return self.judge(found, rule, x, smoothing_seed=smoothing_seed)
+
+    def rule(
         self,
-        x: NDArray[np.generic],
         *,
         alpha: float | None = None,
         guarantee: Guarantee = "marginal",
         confidence: float = DEFAULT_CONFIDENCE,
-        smoothing_seed: int | None = None,
-        num_neighbors: int = 0,
-        cancellation: Cancellation | None = None,
-    ) -> Scores:
-        """Score by arithmetic; a smoothing seed is added to every p-value as so many billionths."""
-        rule = check_rule(
-            guarantee,
-            alpha=self.manifest.default_alpha if alpha is None else alpha,
-            confidence=confidence,
-            calibration_size=CALIBRATION_SIZE,
-            class_sizes=self.manifest.predicted_class_rows,
-            smoothed=smoothing_seed is not None,
-        )
-        rows = self._check(x)
+        smoothed: bool = False,
+    ) -> Rule:
+        """As `Detector.rule`."""
+        return self._rules(self.manifest.default_alpha if alpha is None else alpha, guarantee, confidence, smoothed)
+
+    def score_rows(
+        self, x: NDArray[np.generic], *, num_neighbors: int = 0, cancellation: Cancellation | None = None
+    ) -> RowScores:
+        """Score by arithmetic, once the gate is open."""
         self.entered.release()
         if self.gate is not None:
             self._wait(self.gate, cancellation or Cancellation())
         if self.failure is not None:
             raise self.failure
         with self._lock:
-            self.rows_scored += len(rows)
-        score = rows.reshape(len(rows), -1).astype(np.float64).sum(axis=1)
-        p = np.maximum(1, np.round(100 / (1 + np.maximum(np.floor(score), 0)))) / 100
+            self.rows_scored += len(x)
+            self.batches.append(len(x))
+        score = x.reshape(len(x), -1).astype(np.float64).sum(axis=1)
+        return RowScores(
+            nonconformity=np.stack([score, score + 1, score + 2], axis=1),
+            predicted_class=(np.abs(score).astype(np.int64) % 3).astype(np.int32),
+            outlier_score=score,
+            neighbors=_neighbors(score, num_neighbors) if num_neighbors else None,
+            infer_seconds=0.25,
+        )
+
+    def judge(
+        self, found: RowScores, rule: Rule, x: NDArray[np.generic], *, smoothing_seed: int | None = None
+    ) -> Scores:
+        """P-values by arithmetic; a smoothing seed is added to every one as so many billionths."""
+        p = np.maximum(1, np.round(100 / (1 + np.maximum(np.floor(found.outlier_score), 0)))) / 100
         class_p = np.stack([p, p / 3, p / 7], axis=1)
         p = p + (smoothing_seed or 0) * 1e-9
         verdicts = rule.decide(p)
         return Scores(
-            outlier_score=score,
+            outlier_score=found.outlier_score,
             p_value=p,
             is_outlier=verdicts.is_outlier,
-            predicted_class=(np.abs(score).astype(np.int64) % 3).astype(np.int32),
+            predicted_class=found.predicted_class,
             credibility=class_p[:, 0],
             confidence=1 - class_p[:, 1],
             class_p_values=class_p,
@@ -131,8 +149,17 @@ class StandIn:
                 digest=self.digest,
                 device=self.device,
             ),
-            neighbors=_neighbors(score, num_neighbors) if num_neighbors else None,
-            stage_seconds={"infer": 0.25, "calibrate": 0.125},
+            neighbors=found.neighbors,
+        )
+
+    def _make_rule(self, alpha: float, guarantee: Guarantee, confidence: float, smoothed: bool) -> Rule:
+        return check_rule(
+            guarantee,
+            alpha=alpha,
+            confidence=confidence,
+            calibration_size=CALIBRATION_SIZE,
+            class_sizes=self.manifest.predicted_class_rows,
+            smoothed=smoothed,
         )
 
     @staticmethod
@@ -146,7 +173,8 @@ class StandIn:
                     return
         raise AssertionError("nobody opened the gate for a minute")
 
-    def _check(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
+    def check(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
+        """As `Detector.check`."""
         if x.dtype != np.float32:
             raise InvalidInputError("inputs", f"dtype is {x.dtype}, this detector takes float32")
         if x.shape[1:] != SHAPE:

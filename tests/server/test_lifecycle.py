@@ -266,5 +266,5 @@ def test_a_detector_loaded_twice_is_refused():
     registry = Registry()
     registry.add(StandIn())
 
-    with pytest.raises(SoftkinError, match="detector 'standin' version '1' is loaded twice"):
+    with pytest.raises(SoftkinError, match="detector 'standin' version '1' is loaded already"):
         registry.add(StandIn())

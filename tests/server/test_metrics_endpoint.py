@@ -78,8 +78,8 @@ def test_rows_verdicts_and_p_values_are_those_of_the_answers(server, rows):
     assert value("softkin_p_value_bucket", le="1.0", **detector) == 10
     assert value("softkin_p_value_sum", **detector) == pytest.approx(p.sum())
     assert value("softkin_outlier_score_bucket", le="+Inf", **detector) == 10
-    assert value("softkin_batch_rows_count") == 3
-    assert value("softkin_batch_rows_sum") == 10
+    assert value("softkin_request_rows_count") == 3
+    assert value("softkin_request_rows_sum") == 10
     for stage in ("decode", "queue", "infer", "calibrate", "encode"):
         assert value("softkin_stage_seconds_count", stage=stage) == 3
 

@@ -28,7 +28,9 @@ from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import GUARANTEES
 from standin import StandIn
 
-LIMITS = Limits(max_rows=4, max_message_bytes=1000, max_neighbors=3)
+LIMITS = Limits(
+    max_rows=4, max_message_bytes=1000, max_neighbors=3, max_pending_rows=8, max_pending_bytes=9, stream_window=2
+)
 NAMES = ("float32", "float64", "uint8", "int32", "int64")
 BUDGET = ErrorBudget(
     detector="d",
@@ -356,6 +358,7 @@ def test_descriptions_decode_field_by_field():
         predicted_class_rows=[3, 996],
         bank_precision="int8",
         condensed_from=77,
+        labels=["canary", "stable"],
     )
 
     found = descriptions.proto_to_detector_info(message)
@@ -379,6 +382,7 @@ def test_descriptions_decode_field_by_field():
         "bank_size": 12,
         "bank_precision": "int8",
         "condensed_from": 77,
+        "labels": ("canary", "stable"),
     }
     assert set(pb.DetectorInfo.DESCRIPTOR.fields_by_name) == set(dataclasses.asdict(found))
 

@@ -4,22 +4,27 @@ import grpc
 import pytest
 
 from softkin import errors
-from softkin.interceptors import STATUS_CODES, CallEndedError, status_code
+from softkin.statuses import STATUS_CODES, CallEndedError, status_code
 
 Code = grpc.StatusCode
 EXPECTED = {
+    "AuthenticationError": Code.UNAUTHENTICATED,
     "BundleError": Code.INTERNAL,
     "CancelledError": Code.CANCELLED,
+    "ConflictError": Code.ALREADY_EXISTS,
     "DataError": Code.INTERNAL,
     "DeviceError": Code.UNAVAILABLE,
     "ExportError": Code.INTERNAL,
+    "ExpiredError": Code.DEADLINE_EXCEEDED,
     "InvalidInputError": Code.INVALID_ARGUMENT,
     "NotFoundError": Code.NOT_FOUND,
     "OverloadedError": Code.RESOURCE_EXHAUSTED,
+    "PreconditionError": Code.FAILED_PRECONDITION,
     "RecipeError": Code.INTERNAL,
     "SoftkinError": Code.INTERNAL,
     "StateError": Code.INTERNAL,
     "UnavailableError": Code.UNAVAILABLE,
+    "UnmeetableError": Code.RESOURCE_EXHAUSTED,
 }
 
 

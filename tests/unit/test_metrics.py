@@ -11,10 +11,13 @@ from softkin.scores import ErrorBudget, Scores
 CONTRACT = {
     "grpc_server_handled": ("counter", {"grpc_type", "grpc_service", "grpc_method", "grpc_code"}),
     "grpc_server_handling_seconds": ("histogram", {"grpc_type", "grpc_service", "grpc_method"}),
+    "grpc_server_msg_received": ("counter", {"grpc_type", "grpc_service", "grpc_method"}),
+    "grpc_server_msg_sent": ("counter", {"grpc_type", "grpc_service", "grpc_method"}),
     "grpc_server_started": ("counter", {"grpc_type", "grpc_service", "grpc_method"}),
     "softkin_alpha": ("gauge", {"detector", "version"}),
     "softkin_bank_rows": ("gauge", {"detector", "version"}),
     "softkin_batch_rows": ("histogram", set()),
+    "softkin_batch_seconds": ("histogram", set()),
     "softkin_build_info": ("gauge", {"version"}),
     "softkin_calibration_rows": ("gauge", {"detector", "version"}),
     "softkin_detector_info": ("gauge", {"detector", "version", "digest", "device"}),
@@ -28,10 +31,15 @@ CONTRACT = {
     "softkin_drift_rows": ("gauge", {"detector", "version"}),
     "softkin_outlier_score": ("histogram", {"detector", "version"}),
     "softkin_p_value": ("histogram", {"detector", "version"}),
+    "softkin_pending_bytes": ("gauge", set()),
+    "softkin_pending_requests": ("gauge", set()),
     "softkin_pending_rows": ("gauge", set()),
+    "softkin_queued_rows": ("gauge", set()),
     "softkin_rejected": ("counter", {"reason"}),
+    "softkin_request_rows": ("histogram", set()),
     "softkin_rows": ("counter", {"detector", "version", "verdict"}),
     "softkin_stage_seconds": ("histogram", {"stage"}),
+    "softkin_streams": ("gauge", set()),
 }
 
 
@@ -72,10 +80,14 @@ def metrics():
 
 def test_names_types_and_labels_are_a_contract(metrics):
     """Dashboards and alerts are written against them; counters show with _total."""
-    metrics.call_started("s", "m")
-    metrics.call_handled("s", "m", "OK", 0.1)
+    method = ("UNARY", "s", "m")
+    metrics.call_started(method)
+    metrics.call_handled(method, "OK", 0.1)
+    metrics.messages(method, received=1, sent=1)
     metrics.detector_ready("d", "1", digest="x", device="cpu", alpha=0.05, calibration_rows=9, bank_rows=8)
-    metrics.scored(scores([0.5], [1.0]), {"infer": 0.1})
+    metrics.rows_scored(scores([0.5], [1.0]))
+    metrics.answered(1, {"infer": 0.1})
+    metrics.batch_ran(1, 0.1)
     metrics.drift_watched("d", "1", DriftWatch(np.arange(9.0)).report)
 
     found = {
@@ -92,7 +104,7 @@ def test_bucket_counts_are_those_of_a_loop(metrics, name, bounds):
     rng = np.random.default_rng(0)
     batches = [np.concatenate([bounds, rng.uniform(-2, 2, 50)]), rng.uniform(-2000, 2000, 30), [np.inf]]
     for values in batches:
-        metrics.scored(scores(values, values), {})
+        metrics.rows_scored(scores(values, values))
     every = np.concatenate(batches)
 
     for bound in bounds:
@@ -107,7 +119,7 @@ def test_p_values_of_inliers_fill_the_buckets_evenly(metrics):
     n = 1999
     p = (1 + np.arange(n + 1)) / (n + 1)
 
-    metrics.scored(scores(p, p), {})
+    metrics.rows_scored(scores(p, p))
 
     counts = [
         metrics.registry.get_sample_value("softkin_p_value_bucket", {"detector": "d", "version": "1", "le": str(b)})
@@ -118,7 +130,9 @@ def test_p_values_of_inliers_fill_the_buckets_evenly(metrics):
 
 def test_every_reason_shows_from_the_start(metrics):
     """A rate needs a 0 to start from."""
-    assert [metrics.registry.get_sample_value("softkin_rejected_total", {"reason": r}) for r in REJECTED] == [0] * 7
+    assert [metrics.registry.get_sample_value("softkin_rejected_total", {"reason": r}) for r in REJECTED] == [0] * len(
+        REJECTED
+    )
 
 
 def test_two_services_in_one_process_do_not_share_metrics(metrics):

@@ -21,10 +21,10 @@ from softkin.errors import DataError
 from softkin.manifest import Approximation, Layer, Manifest
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
-from softkin.scorer import LOGITS, Network, reducer_key
-from softkin.scorer_graph import representation_output
+from softkin.scorer import Network, reducer_key
 from softkin_training.approximate import choose
 from softkin_training.calibrate import Calibrated, calibrate
+from softkin_training.representations import extract
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
 from softkin_training.temperature import neighbor_distance
 
@@ -74,7 +74,7 @@ def build(
     *,
     bank_rows: Rows,
     calibration_rows: Rows,
-    train_x: NDArray[np.generic] | None = None,
+    train_x: Rows | NDArray[np.generic] | None = None,
     outliers: Mapping[str, NDArray[np.generic]] | None = None,
     replace: bool = False,
 ) -> Manifest:
@@ -86,7 +86,7 @@ def build(
         spec: what to build.
         bank_rows: training rows for the bank, raw inputs with labels and ids.
         calibration_rows: rows that neither the network nor the bank has seen.
-        train_x: raw inputs that the network was trained on, where they are known.
+        train_x: rows, or raw inputs, that the network was trained on, where they are known.
         outliers: raw inputs by name; where the bank is condensed or rounded, the manifest says how AUROC changed.
         replace: put the bundle in the place of an existing one.
 
@@ -121,7 +121,7 @@ def build(
                 rows=calibration,
             )
 
-        z = _representations(network, bank_rows, spec)
+        z = extract(network, bank_rows, [layer.name for layer in spec.layers], len(spec.classes), Path(folder))
         exact = calibrated(_bank(z, bank_rows.y, bank_rows.ids, spec))
         bank = _condensed_bank(z, bank_rows, spec) if spec.condense > 1 else exact.bank
         chosen, approximation = choose(
@@ -133,10 +133,11 @@ def build(
             alpha=spec.alpha,
             outliers=outliers or {},
         )
-        golden_inputs = bank_rows.x[:: max(1, len(bank_rows) // GOLDEN_ROWS)][:GOLDEN_ROWS]
+        step = max(1, len(bank_rows) // GOLDEN_ROWS)
+        golden_inputs = bank_rows.read(np.arange(0, len(bank_rows), step)[:GOLDEN_ROWS])
         golden = Golden(inputs=golden_inputs, outlier_scores=chosen.outlier_scores(golden_inputs))
     manifest = _manifest(spec, chosen, network, bank_rows, calibration, approximation)
-    seen = [x for x in (train_x, bank_rows.x, None if reference is None else reference.x) if x is not None]
+    seen = [rows for rows in (train_x, bank_rows, reference) if rows is not None]
     return bundles.write_bundle(
         out,
         manifest,
@@ -145,7 +146,7 @@ def build(
         calibration=chosen.calibration,
         golden=golden,
         used_rows=UsedRows(
-            seen=np.unique(np.concatenate([digests64(x) for x in seen])), calibration=digests64(calibration.x)
+            seen=np.unique(np.concatenate([digests64(x) for x in seen])), calibration=digests64(calibration)
         ),
         replace=replace,
     )
@@ -170,21 +171,6 @@ def _require_rows(n: int, alpha: float) -> None:
             f"{conformal.rows_needed(alpha)} are needed after the reference rows are set aside, "
             f"or choose alpha >= {conformal.smallest_p_value(n):.6g}"
         )
-
-
-def _representations(network: Network, rows: Rows, spec: DetectorSpec) -> dict[str, NDArray[np.float32]]:
-    """Per layer `[N, D]`."""
-    for layer in spec.layers:
-        if representation_output(layer.name) not in network.outputs:
-            raise DataError(
-                f"the model has no output {representation_output(layer.name)!r}; it has {sorted(network.outputs)}"
-            )
-    outputs = network.run(rows.x)
-    if LOGITS in outputs and outputs[LOGITS].shape[1] != len(spec.classes):
-        raise DataError(
-            f"the model has {outputs[LOGITS].shape[1]} logits, but {len(spec.classes)} class names are given"
-        )
-    return {layer.name: outputs[representation_output(layer.name)] for layer in spec.layers}
 
 
 def _bank(
@@ -236,8 +222,8 @@ def _manifest(
         version=spec.version,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         input_name=network.input_name,
-        input_dtype=str(bank_rows.x.dtype),
-        input_shape=tuple(map(int, bank_rows.x.shape[1:])),
+        input_dtype=str(bank_rows.dtype),
+        input_shape=tuple(map(int, bank_rows.row_shape)),
         classes=spec.classes,
         layers=tuple(
             Layer(
@@ -265,8 +251,8 @@ def _manifest(
             "seed": spec.seed,
             "fingerprints": {
                 **spec.provenance.get("fingerprints", {}),
-                "bank": fingerprint(bank_rows.x),
-                "calibration": fingerprint(calibration.x),
+                "bank": fingerprint(bank_rows),
+                "calibration": fingerprint(calibration),
             },
         },
     )

@@ -8,6 +8,7 @@ Values are strict: a string never becomes a number, an unknown key is an error, 
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from softkin.errors import RecipeError
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
 
+MODEL_KEYS = {"hidden": "mlp", "channels": "cnn", "dense": "cnn", "path": "import", "arguments": "import"}
+"""Keys of [model] that one kind alone reads."""
 BUILTIN_RECIPES = Path(__file__).parent / "recipes"
 
 Width = Annotated[int, Field(ge=1)]
@@ -61,7 +64,8 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """The classifier."""
 
-    kind: Literal["mlp", "cnn"]
+    kind: Literal["mlp", "cnn", "resnet18", "import"]
+    """`import`: a network of your own, see `own_model.py`."""
     hidden: list[Width] = []
     """Widths of the hidden layers; mlp only."""
     channels: list[Width] = []
@@ -69,25 +73,41 @@ class ModelConfig(_Section):
     dense: Annotated[int, Field(ge=0)] = 0
     """Width of the layer before the logits; cnn only."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropping an input of a dense layer while training."""
+    """Probability of dropping an input of a dense layer while training; built-in kinds only."""
+    path: str = ""
+    """`module:name` of a class or function that makes a torch.nn.Module; import only."""
+    arguments: dict[str, Any] = {}
+    """What it is called with; import only."""
+    standardize: bool = True
+    """Whether the network gets rows less their mean over their deviation, or as they are; import only."""
 
     @property
     def hidden_layers(self) -> tuple[str, ...]:
-        """Names of the hidden layers from input to output; the last is the one before the logits."""
-        if self.kind == "mlp":
-            return tuple(f"dense{i}" for i in range(1, len(self.hidden) + 1))
-        return (*(f"conv{i}" for i in range(1, len(self.channels) + 1)), "dense")
+        """Names of the hidden layers from input to output; none is known for kind = 'import' before it is made."""
+        match self.kind:
+            case "mlp":
+                return tuple(f"dense{i}" for i in range(1, len(self.hidden) + 1))
+            case "cnn":
+                return (*(f"conv{i}" for i in range(1, len(self.channels) + 1)), "dense")
+            case "resnet18":
+                return ("layer1", "layer2", "layer3", "layer4")
+        return ()
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        for key, kind in MODEL_KEYS.items():
+            unread = self.kind != kind and key in self.model_fields_set and bool(getattr(self, key))
+            _require(not unread, key, f"belongs to kind = {kind!r}, this is {self.kind!r}; leave it out")
         if self.kind == "mlp":
             _require(bool(self.hidden), "hidden", "must name at least one width, for instance [128, 64]")
-            _require(not self.channels, "channels", "belongs to kind = 'cnn'")
-            _require(not self.dense, "dense", "belongs to kind = 'cnn'; an mlp lists every width in hidden")
-        else:
+        if self.kind == "cnn":
             _require(bool(self.channels), "channels", "must name at least one width, for instance [32, 64]")
             _require(self.dense > 0, "dense", "must be at least 1, for instance 128")
-            _require(not self.hidden, "hidden", "belongs to kind = 'mlp'")
+        if self.kind == "import":
+            well_formed = re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.path)
+            _require(bool(well_formed), "path", "must read module:name, for instance my_package.nets:make_net")
+            _require(not self.dropout, "dropout", "belongs to the built-in kinds; the network brings its own")
+        _require(self.standardize or self.kind == "import", "standardize", "can only be false for kind = 'import'")
         return self
 
 
@@ -205,13 +225,19 @@ class Recipe(_Section):
     training: TrainingConfig
     detector: DetectorConfig
 
+    @property
+    def hidden_layers(self) -> tuple[str, ...]:
+        """Names of the model's hidden layers; of a network of your own those that loss and detector name."""
+        named = dict.fromkeys([*self.detector.layers, *self.loss.layers])
+        return tuple(named) if self.model.kind == "import" else self.model.hidden_layers
+
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as JSON-able values."""
         return self.model_dump(mode="json")
 
     @model_validator(mode="after")
     def _check_layers(self) -> Recipe:
-        existing = self.model.hidden_layers
+        existing = self.hidden_layers
         for key, layers in {"loss.layers": self.loss.layers, "detector.layers": self.detector.layers}.items():
             _require(len(set(layers)) == len(layers), key, "must not repeat a layer")
             unknown = [x for x in layers if x not in existing]

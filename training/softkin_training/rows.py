@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,16 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError
 
+BLOCK_BYTES = 1 << 20
+"""About as much is read at once of rows that need not fit into memory."""
+
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows of a data source."""
+    """n rows of a data source, in memory; see `stored_rows.py` for those on disk.
+
+    Whoever may get more rows than fit into memory leaves `x` alone, and takes `blocks` or `read`.
+    """
 
     x: NDArray[np.generic]
     """`[n, ...]` raw inputs in the source's own dtype."""
@@ -26,35 +33,67 @@ class Rows:
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def num_inputs(self) -> int:
+        """Raw inputs there are; as many as labels, unless rows and labels were put together wrongly."""
+        return len(self.x)
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Of the raw inputs."""
+        return self.x.dtype
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of one raw input."""
+        return self.x.shape[1:]
+
+    def read(self, which: slice | NDArray[np.integer]) -> NDArray[np.generic]:
+        """`[m, ...]` raw inputs of the rows at `which`, in that order."""
+        return self.x[which]
+
+    def blocks(self) -> Iterator[NDArray[np.generic]]:
+        """The raw inputs in order, about a megabyte at a time: where blocks end follows from dtype and row shape."""
+        rows = block_rows(self.dtype, self.row_shape)
+        return (self.read(slice(start, start + rows)) for start in range(0, len(self), rows))
+
     def take(self, indices: NDArray[np.integer]) -> Rows:
         """The rows at `indices`, in that order."""
         return Rows(self.x[indices], self.y[indices], self.ids[indices])
 
 
-def row_digests(x: NDArray[np.generic]) -> list[str]:
+def block_rows(dtype: np.dtype[np.generic], row_shape: tuple[int, ...]) -> int:
+    """How many rows make about `BLOCK_BYTES`."""
+    return max(1, BLOCK_BYTES // max(1, dtype.itemsize * math.prod(row_shape)))
+
+
+def row_digests(x: Rows | NDArray[np.generic]) -> list[str]:
     """The sha256 of each row of `x`, `[n, ...]`: equal for equal dtype, row shape and values."""
-    little_endian = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<"))
-    header = hashlib.sha256(f"{x.dtype.name}{x.shape[1:]}".encode())
-    digests = []
-    for row in little_endian.reshape(len(x), math.prod(x.shape[1:])):
-        h = header.copy()
-        h.update(row.tobytes())
-        digests.append(h.hexdigest())
-    return digests
+    return list(_digests(x))
 
 
-def fingerprint(rows_x: NDArray[np.generic]) -> str:
+def fingerprint(x: Rows | NDArray[np.generic]) -> str:
     """One sha256 for the set of rows, `[n, ...]`: the same in any order and with repeated rows."""
-    return hashlib.sha256("\n".join(sorted(set(row_digests(rows_x)))).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(set(_digests(x)))).encode()).hexdigest()
 
 
-def digests64(x: NDArray[np.generic]) -> NDArray[np.uint64]:
+def digests64(x: Rows | NDArray[np.generic]) -> NDArray[np.uint64]:
     """The first 64 bits of each row's `row_digests`, sorted, each once: what a bundle remembers of the rows it used."""
     return np.unique(_first64(x))
 
 
-def _first64(x: NDArray[np.generic]) -> NDArray[np.uint64]:
-    return np.array([int(d[:16], 16) for d in row_digests(x)], np.uint64)
+def _digests(x: Rows | NDArray[np.generic]) -> Iterator[str]:
+    for block in x.blocks() if isinstance(x, Rows) else [x]:
+        header = hashlib.sha256(f"{block.dtype.name}{block.shape[1:]}".encode())
+        little_endian = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<"))
+        for row in little_endian.reshape(len(block), math.prod(block.shape[1:])):
+            h = header.copy()
+            h.update(row.tobytes())
+            yield h.hexdigest()
+
+
+def _first64(x: Rows | NDArray[np.generic]) -> NDArray[np.uint64]:
+    return np.fromiter((int(d[:16], 16) for d in _digests(x)), np.uint64, len(x))
 
 
 def check_labels(rows: Rows, num_classes: int, name: str) -> None:
@@ -63,8 +102,8 @@ def check_labels(rows: Rows, num_classes: int, name: str) -> None:
     Raises:
         DataError: not one label per row, or one outside `[0, num_classes)`; calls the rows `name`.
     """
-    if len(rows.x) != len(rows.y):
-        raise DataError(f"{name}: there are {len(rows.x)} rows and {len(rows.y)} labels; they must be equally many")
+    if rows.num_inputs != len(rows.y):
+        raise DataError(f"{name}: there are {rows.num_inputs} rows and {len(rows.y)} labels; they must be equally many")
     if len(rows) and not (rows.y.min() >= 0 and rows.y.max() < num_classes):
         raise DataError(f"{name}: labels must lie in [0, {num_classes}); got [{rows.y.min()}, {rows.y.max()}]")
 
@@ -80,7 +119,7 @@ def refuse_used(rows: Rows, used: NDArray[np.uint64], where: str) -> None:
     Raises:
         DataError: says how many rows are concerned and names the first.
     """
-    found = np.flatnonzero(np.isin(_first64(rows.x), used))
+    found = np.flatnonzero(np.isin(_first64(rows), used))
     if len(found):
         raise DataError(
             f"calibration has {len(found)} rows whose content also stands in {where}, the first is example "
@@ -95,7 +134,7 @@ def refuse_repeated(rows: Rows) -> None:
         DataError: says how many rows are copies and names the first.
     """
     first: dict[str, int] = {}
-    originals = [first.setdefault(digest, i) for i, digest in enumerate(row_digests(rows.x))]
+    originals = [first.setdefault(digest, i) for i, digest in enumerate(_digests(rows))]
     copies = [i for i, original in enumerate(originals) if i != original]
     if copies:
         i = copies[0]
@@ -120,8 +159,8 @@ def refuse_overlap(a: Rows, b: Rows, a_name: str, b_name: str) -> None:
             f"{a_name} and {b_name} share {len(shared_ids)} examples, the first with id {int(shared_ids[0])}; they "
             "must be disjoint, or the false-alarm rate does not hold"
         )
-    seen = set(row_digests(a.x))
-    equal = [i for i, d in enumerate(row_digests(b.x)) if d in seen]
+    seen = set(_digests(a))
+    equal = [i for i, d in enumerate(_digests(b)) if d in seen]
     if equal:
         raise DataError(
             f"{b_name} has {len(equal)} rows whose content also stands in {a_name}, the first is example "

@@ -90,7 +90,7 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         provenance={
             "recipe": recipe.to_dict(),
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "fingerprints": {"train": fingerprint(dataset.train.x)},
+            "fingerprints": {"train": fingerprint(dataset.train)},
         },
     )
     try:
@@ -103,7 +103,7 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         spec,
         bank_rows=choose_bank_rows(dataset.train, detector.bank_rows, recipe.seed),
         calibration_rows=dataset.calibration,
-        train_x=dataset.train.x,
+        train_x=dataset.train,
         outliers=dataset.outliers,
         replace=True,
     )

@@ -18,7 +18,7 @@ def first_of_each(rows: Rows, taken: Iterable[str] = ()) -> Rows:
         taken: `row_digests` of rows that stand elsewhere already.
     """
     seen, keep = set(taken), []
-    for i, digest in enumerate(row_digests(rows.x)):
+    for i, digest in enumerate(row_digests(rows)):
         if digest not in seen:
             seen.add(digest)
             keep.append(i)

@@ -102,14 +102,17 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
     if rank() > 0:
         torch.manual_seed(recipe.seed + (rank() << 32))  # the weights are the same everywhere, dropout must not be
     snnl.to(fabric.device)
+    if num_processes() > 1 and fabric.device.type == "cuda":
+        # So batch norm takes its statistics over the whole batch; between CPUs torch cannot do that.
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     fabric_model, fabric_optimizer = fabric.setup(model, optimizer)
     fabric_model.mark_forward_method("forward_with_hidden")
 
-    x, y = torch.from_numpy(rows.x), torch.from_numpy(rows.y)
+    y = torch.from_numpy(rows.y)
     shuffle = torch.Generator().manual_seed(recipe.seed)
     steps_per_epoch = sum(1 for _ in balanced_batches(y, settings.batch_size, torch.Generator().manual_seed(0)))
     path = out_dir / CHECKPOINT
-    checkpoint = Checkpoint(path, recipe, fingerprint(rows.x), model, optimizer, snnl, shuffle, fabric.device)
+    checkpoint = Checkpoint(path, recipe, fingerprint(rows), model, optimizer, snnl, shuffle, fabric.device)
     history = checkpoint.load() if resume and on_first(path.exists) else []
     probe = _probe(recipe, dataset)
     recorder = Recorder(out_dir)
@@ -136,7 +139,8 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 own = batch[rank() :: num_processes()]
-                x_batch, y_batch = x[own].to(fabric.device), y[own].to(fabric.device)
+                x_batch = torch.from_numpy(rows.read(own.numpy())).to(fabric.device)
+                y_batch = y[own].to(fabric.device)
 
                 logits, hidden = fabric_model.forward_with_hidden(x_batch)
                 share = nn.functional.cross_entropy(logits, y_batch, reduction="sum") / len(batch)
@@ -195,7 +199,7 @@ def _load(recipe: Recipe, dataset: Dataset, out_dir: Path) -> TrainResult:
         raise InvalidInputError("out", f"{path} does not exist; run the train step first")
     with _seeded(recipe.seed, cpu):
         model, snnl, optimizer = _assemble(recipe, dataset)
-        rows_fingerprint = fingerprint(dataset.train.x)
+        rows_fingerprint = fingerprint(dataset.train)
         history = Checkpoint(path, recipe, rows_fingerprint, model, optimizer, snnl, torch.Generator(), cpu).load()
     if len(history) < recipe.training.epochs:
         raise RecipeError(f"{path} holds {len(history)} of {recipe.training.epochs} epochs; finish it with --resume")
@@ -204,7 +208,10 @@ def _load(recipe: Recipe, dataset: Dataset, out_dir: Path) -> TrainResult:
 
 def _assemble(recipe: Recipe, dataset: Dataset) -> tuple[Classifier, LayeredSnnl, torch.optim.Optimizer]:
     rows, settings, loss = dataset.train, recipe.training, recipe.loss
-    model = build_model(recipe.model, rows.x.shape[1:], len(dataset.class_names), *input_statistics(rows.x))
+    statistics = input_statistics(rows)
+    model = build_model(
+        recipe.model, rows.row_shape, len(dataset.class_names), *statistics, layers=recipe.hidden_layers
+    )
     snnl = LayeredSnnl(
         loss.layers,
         metric=loss.metric,
@@ -239,7 +246,7 @@ def accuracy(model: nn.Module, rows: Rows, *, batch_size: int = 512) -> float:
     correct = 0
     for start in range(0, len(rows), batch_size):
         batch = slice(start, start + batch_size)
-        logits = model(torch.from_numpy(rows.x[batch]).to(device))
+        logits = model(torch.from_numpy(rows.read(batch)).to(device))
         correct += int((logits.argmax(dim=1).cpu() == torch.from_numpy(rows.y[batch])).sum())
     return correct / len(rows)
 

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18softkin/v1/outlier.proto\x12\nsoftkin.v1\"J\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.softkin.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x8c\x02\n\x0cScoreRequest\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\"\n\x06inputs\x18\x03 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rnum_neighbors\x18\x05 \x01(\r\x12(\n\tguarantee\x18\x06 \x01(\x0e\x32\x15.softkin.v1.Guarantee\x12\x17\n\nconfidence\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0esmoothing_seed\x18\x08 \x01(\x04H\x02\x88\x01\x01\x42\x08\n\x06_alphaB\r\n\x0b_confidenceB\x11\n\x0f_smoothing_seed\"\x85\x03\n\rScoreResponse\x12\x15\n\routlier_score\x18\x01 \x03(\x01\x12\x0f\n\x07p_value\x18\x02 \x03(\x01\x12\x12\n\nis_outlier\x18\x03 \x03(\x08\x12\x17\n\x0fpredicted_class\x18\x04 \x03(\x05\x12\x13\n\x0b\x63redibility\x18\x05 \x03(\x01\x12\x12\n\nconfidence\x18\x06 \x03(\x01\x12*\n\x0e\x63lass_p_values\x18\x07 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12(\n\tneighbors\x18\x08 \x01(\x0b\x32\x15.softkin.v1.Neighbors\x12\'\n\x06\x62udget\x18\t \x01(\x0b\x32\x17.softkin.v1.ErrorBudget\x12\x42\n\rstage_seconds\x18\n \x03(\x0b\x32+.softkin.v1.ScoreResponse.StageSecondsEntry\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xab\x01\n\tNeighbors\x12\x0e\n\x06layers\x18\x01 \x03(\t\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12\"\n\x06labels\x18\x03 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12%\n\tdistances\x18\x04 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12\"\n\x06shares\x18\x05 \x01(\x0b\x32\x12.softkin.v1.Tensor\"\xea\x02\n\x0b\x45rrorBudget\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x61lpha\x18\x05 \x01(\x01\x12\x18\n\x10\x63\x61libration_size\x18\x06 \x01(\x03\x12\x18\n\x10smallest_p_value\x18\x07 \x01(\x01\x12(\n\tguarantee\x18\x08 \x01(\x0e\x32\x15.softkin.v1.Guarantee\x12\x12\n\nconfidence\x18\t \x01(\x01\x12\x19\n\x11p_value_threshold\x18\n \x01(\x01\x12\x1e\n\x11\x66\x61lse_alarm_bound\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11\x66\x65west_selectable\x18\x0c \x01(\x03H\x01\x88\x01\x01\x12\x10\n\x08smoothed\x18\r \x01(\x08\x42\x14\n\x12_false_alarm_boundB\x14\n\x12_fewest_selectable\"7\n\x12GetDetectorRequest\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"e\n\x13GetDetectorResponse\x12*\n\x08\x64\x65tector\x18\x01 \x01(\x0b\x32\x18.softkin.v1.DetectorInfo\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.softkin.v1.Limits\"4\n\x0fGetDriftRequest\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xb0\x02\n\x10GetDriftResponse\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x18\n\x10log10_martingale\x18\x05 \x01(\x01\x12\x1c\n\x14max_log10_martingale\x18\x06 \x01(\x01\x12\r\n\x05\x61larm\x18\x07 \x01(\x08\x12\x13\n\x0b\x61larm_level\x18\x08 \x01(\x01\x12\x11\n\talarm_row\x18\t \x01(\x03\x12\x1a\n\x12\x63usum_no_guarantee\x18\n \x01(\x01\x12\x11\n\tflag_rate\x18\x0b \x01(\x01\x12\r\n\x05\x61lpha\x18\x0c \x01(\x01\x12\x13\n\x0bwindow_rows\x18\r \x01(\x03\x12\x19\n\x11p_value_histogram\x18\x0e \x03(\x03\"\x16\n\x14ListDetectorsRequest\"h\n\x15ListDetectorsResponse\x12+\n\tdetectors\x18\x01 \x03(\x0b\x32\x18.softkin.v1.DetectorInfo\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.softkin.v1.Limits\"\xe8\x03\n\x0c\x44\x65tectorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12)\n\x0binput_dtype\x18\x05 \x01(\x0e\x32\x14.softkin.v1.DataType\x12\x13\n\x0binput_shape\x18\x06 \x03(\x03\x12\x0f\n\x07\x63lasses\x18\x07 \x03(\t\x12%\n\x06layers\x18\x08 \x03(\x0b\x32\x15.softkin.v1.LayerInfo\x12\x15\n\rnonconformity\x18\t \x01(\t\x12\x15\n\rdefault_alpha\x18\n \x01(\x01\x12\x18\n\x10\x63\x61libration_size\x18\x0b \x01(\x03\x12\x18\n\x10smallest_p_value\x18\x0c \x01(\x01\x12\x11\n\tbank_size\x18\r \x01(\x03\x12\x30\n\x11\x64\x65\x66\x61ult_guarantee\x18\x0e \x01(\x0e\x32\x15.softkin.v1.Guarantee\x12,\n\x0b\x63\x65rtificate\x18\x0f \x01(\x0b\x32\x17.softkin.v1.Certificate\x12\x1c\n\x14predicted_class_rows\x18\x10 \x03(\x03\x12\x16\n\x0e\x62\x61nk_precision\x18\x11 \x01(\t\x12\x16\n\x0e\x63ondensed_from\x18\x12 \x01(\x03\"g\n\x0b\x43\x65rtificate\x12\r\n\x05\x61lpha\x18\x01 \x01(\x01\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x19\n\x11\x66\x61lse_alarm_bound\x18\x03 \x01(\x01\x12\x1a\n\x12smallest_certified\x18\x04 \x01(\x01\"K\n\tLayerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x03\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\"L\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x03\x12\x15\n\rmax_neighbors\x18\x03 \x01(\x05*\x9c\x01\n\tGuarantee\x12\x19\n\x15GUARANTEE_UNSPECIFIED\x10\x00\x12\x16\n\x12GUARANTEE_MARGINAL\x10\x01\x12\x17\n\x13GUARANTEE_CERTIFIED\x10\x02\x12\x1f\n\x1bGUARANTEE_CLASS_CONDITIONAL\x10\x03\x12\"\n\x1eGUARANTEE_FALSE_DISCOVERY_RATE\x10\x04*\x92\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05\x32\xbb\x02\n\x0eOutlierService\x12<\n\x05Score\x12\x18.softkin.v1.ScoreRequest\x1a\x19.softkin.v1.ScoreResponse\x12N\n\x0bGetDetector\x12\x1e.softkin.v1.GetDetectorRequest\x1a\x1f.softkin.v1.GetDetectorResponse\x12T\n\rListDetectors\x12 .softkin.v1.ListDetectorsRequest\x1a!.softkin.v1.ListDetectorsResponse\x12\x45\n\x08GetDrift\x12\x1b.softkin.v1.GetDriftRequest\x1a\x1c.softkin.v1.GetDriftResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18softkin/v1/outlier.proto\x12\nsoftkin.v1\x1a\x17google/rpc/status.proto\"J\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.softkin.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x9b\x02\n\x0cScoreRequest\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\"\n\x06inputs\x18\x03 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rnum_neighbors\x18\x05 \x01(\r\x12(\n\tguarantee\x18\x06 \x01(\x0e\x32\x15.softkin.v1.Guarantee\x12\x17\n\nconfidence\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0esmoothing_seed\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\r\n\x05label\x18\t \x01(\tB\x08\n\x06_alphaB\r\n\x0b_confidenceB\x11\n\x0f_smoothing_seed\"?\n\x12ScoreStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x18.softkin.v1.ScoreRequest\"@\n\x13ScoreStreamResponse\x12)\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x18.softkin.v1.StreamAnswer\"l\n\x0cStreamAnswer\x12-\n\x08response\x18\x01 \x01(\x0b\x32\x19.softkin.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06\x61nswer\"\x85\x03\n\rScoreResponse\x12\x15\n\routlier_score\x18\x01 \x03(\x01\x12\x0f\n\x07p_value\x18\x02 \x03(\x01\x12\x12\n\nis_outlier\x18\x03 \x03(\x08\x12\x17\n\x0fpredicted_class\x18\x04 \x03(\x05\x12\x13\n\x0b\x63redibility\x18\x05 \x03(\x01\x12\x12\n\nconfidence\x18\x06 \x03(\x01\x12*\n\x0e\x63lass_p_values\x18\x07 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12(\n\tneighbors\x18\x08 \x01(\x0b\x32\x15.softkin.v1.Neighbors\x12\'\n\x06\x62udget\x18\t \x01(\x0b\x32\x17.softkin.v1.ErrorBudget\x12\x42\n\rstage_seconds\x18\n \x03(\x0b\x32+.softkin.v1.ScoreResponse.StageSecondsEntry\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xab\x01\n\tNeighbors\x12\x0e\n\x06layers\x18\x01 \x03(\t\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12\"\n\x06labels\x18\x03 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12%\n\tdistances\x18\x04 \x01(\x0b\x32\x12.softkin.v1.Tensor\x12\"\n\x06shares\x18\x05 \x01(\x0b\x32\x12.softkin.v1.Tensor\"\xea\x02\n\x0b\x45rrorBudget\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x61lpha\x18\x05 \x01(\x01\x12\x18\n\x10\x63\x61libration_size\x18\x06 \x01(\x03\x12\x18\n\x10smallest_p_value\x18\x07 \x01(\x01\x12(\n\tguarantee\x18\x08 \x01(\x0e\x32\x15.softkin.v1.Guarantee\x12\x12\n\nconfidence\x18\t \x01(\x01\x12\x19\n\x11p_value_threshold\x18\n \x01(\x01\x12\x1e\n\x11\x66\x61lse_alarm_bound\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11\x66\x65west_selectable\x18\x0c \x01(\x03H\x01\x88\x01\x01\x12\x10\n\x08smoothed\x18\r \x01(\x08\x42\x14\n\x12_false_alarm_boundB\x14\n\x12_fewest_selectable\"F\n\x12GetDetectorRequest\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\"e\n\x13GetDetectorResponse\x12*\n\x08\x64\x65tector\x18\x01 \x01(\x0b\x32\x18.softkin.v1.DetectorInfo\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.softkin.v1.Limits\"C\n\x0fGetDriftRequest\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\"\xb0\x02\n\x10GetDriftResponse\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x18\n\x10log10_martingale\x18\x05 \x01(\x01\x12\x1c\n\x14max_log10_martingale\x18\x06 \x01(\x01\x12\r\n\x05\x61larm\x18\x07 \x01(\x08\x12\x13\n\x0b\x61larm_level\x18\x08 \x01(\x01\x12\x11\n\talarm_row\x18\t \x01(\x03\x12\x1a\n\x12\x63usum_no_guarantee\x18\n \x01(\x01\x12\x11\n\tflag_rate\x18\x0b \x01(\x01\x12\r\n\x05\x61lpha\x18\x0c \x01(\x01\x12\x13\n\x0bwindow_rows\x18\r \x01(\x03\x12\x19\n\x11p_value_histogram\x18\x0e \x03(\x03\"\x16\n\x14ListDetectorsRequest\"h\n\x15ListDetectorsResponse\x12+\n\tdetectors\x18\x01 \x03(\x0b\x32\x18.softkin.v1.DetectorInfo\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.softkin.v1.Limits\"\xf8\x03\n\x0c\x44\x65tectorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12)\n\x0binput_dtype\x18\x05 \x01(\x0e\x32\x14.softkin.v1.DataType\x12\x13\n\x0binput_shape\x18\x06 \x03(\x03\x12\x0f\n\x07\x63lasses\x18\x07 \x03(\t\x12%\n\x06layers\x18\x08 \x03(\x0b\x32\x15.softkin.v1.LayerInfo\x12\x15\n\rnonconformity\x18\t \x01(\t\x12\x15\n\rdefault_alpha\x18\n \x01(\x01\x12\x18\n\x10\x63\x61libration_size\x18\x0b \x01(\x03\x12\x18\n\x10smallest_p_value\x18\x0c \x01(\x01\x12\x11\n\tbank_size\x18\r \x01(\x03\x12\x30\n\x11\x64\x65\x66\x61ult_guarantee\x18\x0e \x01(\x0e\x32\x15.softkin.v1.Guarantee\x12,\n\x0b\x63\x65rtificate\x18\x0f \x01(\x0b\x32\x17.softkin.v1.Certificate\x12\x1c\n\x14predicted_class_rows\x18\x10 \x03(\x03\x12\x16\n\x0e\x62\x61nk_precision\x18\x11 \x01(\t\x12\x16\n\x0e\x63ondensed_from\x18\x12 \x01(\x03\x12\x0e\n\x06labels\x18\x13 \x03(\t\"g\n\x0b\x43\x65rtificate\x12\r\n\x05\x61lpha\x18\x01 \x01(\x01\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x19\n\x11\x66\x61lse_alarm_bound\x18\x03 \x01(\x01\x12\x1a\n\x12smallest_certified\x18\x04 \x01(\x01\"K\n\tLayerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x03\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\"\x98\x01\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x03\x12\x15\n\rmax_neighbors\x18\x03 \x01(\x05\x12\x18\n\x10max_pending_rows\x18\x04 \x01(\x03\x12\x19\n\x11max_pending_bytes\x18\x05 \x01(\x03\x12\x15\n\rstream_window\x18\x06 \x01(\x05*\x9c\x01\n\tGuarantee\x12\x19\n\x15GUARANTEE_UNSPECIFIED\x10\x00\x12\x16\n\x12GUARANTEE_MARGINAL\x10\x01\x12\x17\n\x13GUARANTEE_CERTIFIED\x10\x02\x12\x1f\n\x1bGUARANTEE_CLASS_CONDITIONAL\x10\x03\x12\"\n\x1eGUARANTEE_FALSE_DISCOVERY_RATE\x10\x04*\x92\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05\x32\x8f\x03\n\x0eOutlierService\x12<\n\x05Score\x12\x18.softkin.v1.ScoreRequest\x1a\x19.softkin.v1.ScoreResponse\x12R\n\x0bScoreStream\x12\x1e.softkin.v1.ScoreStreamRequest\x1a\x1f.softkin.v1.ScoreStreamResponse(\x01\x30\x01\x12N\n\x0bGetDetector\x12\x1e.softkin.v1.GetDetectorRequest\x1a\x1f.softkin.v1.GetDetectorResponse\x12T\n\rListDetectors\x12 .softkin.v1.ListDetectorsRequest\x1a!.softkin.v1.ListDetectorsResponse\x12\x45\n\x08GetDrift\x12\x1b.softkin.v1.GetDriftRequest\x1a\x1c.softkin.v1.GetDriftResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,42 +34,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SCORERESPONSE_STAGESECONDSENTRY']._loaded_options = None
   _globals['_SCORERESPONSE_STAGESECONDSENTRY']._serialized_options = b'8\001'
-  _globals['_GUARANTEE']._serialized_start=2721
-  _globals['_GUARANTEE']._serialized_end=2877
-  _globals['_DATATYPE']._serialized_start=2880
-  _globals['_DATATYPE']._serialized_end=3026
-  _globals['_TENSOR']._serialized_start=40
-  _globals['_TENSOR']._serialized_end=114
-  _globals['_SCOREREQUEST']._serialized_start=117
-  _globals['_SCOREREQUEST']._serialized_end=385
-  _globals['_SCORERESPONSE']._serialized_start=388
-  _globals['_SCORERESPONSE']._serialized_end=777
-  _globals['_SCORERESPONSE_STAGESECONDSENTRY']._serialized_start=726
-  _globals['_SCORERESPONSE_STAGESECONDSENTRY']._serialized_end=777
-  _globals['_NEIGHBORS']._serialized_start=780
-  _globals['_NEIGHBORS']._serialized_end=951
-  _globals['_ERRORBUDGET']._serialized_start=954
-  _globals['_ERRORBUDGET']._serialized_end=1316
-  _globals['_GETDETECTORREQUEST']._serialized_start=1318
-  _globals['_GETDETECTORREQUEST']._serialized_end=1373
-  _globals['_GETDETECTORRESPONSE']._serialized_start=1375
-  _globals['_GETDETECTORRESPONSE']._serialized_end=1476
-  _globals['_GETDRIFTREQUEST']._serialized_start=1478
-  _globals['_GETDRIFTREQUEST']._serialized_end=1530
-  _globals['_GETDRIFTRESPONSE']._serialized_start=1533
-  _globals['_GETDRIFTRESPONSE']._serialized_end=1837
-  _globals['_LISTDETECTORSREQUEST']._serialized_start=1839
-  _globals['_LISTDETECTORSREQUEST']._serialized_end=1861
-  _globals['_LISTDETECTORSRESPONSE']._serialized_start=1863
-  _globals['_LISTDETECTORSRESPONSE']._serialized_end=1967
-  _globals['_DETECTORINFO']._serialized_start=1970
-  _globals['_DETECTORINFO']._serialized_end=2458
-  _globals['_CERTIFICATE']._serialized_start=2460
-  _globals['_CERTIFICATE']._serialized_end=2563
-  _globals['_LAYERINFO']._serialized_start=2565
-  _globals['_LAYERINFO']._serialized_end=2640
-  _globals['_LIMITS']._serialized_start=2642
-  _globals['_LIMITS']._serialized_end=2718
-  _globals['_OUTLIERSERVICE']._serialized_start=3029
-  _globals['_OUTLIERSERVICE']._serialized_end=3344
+  _globals['_GUARANTEE']._serialized_start=3125
+  _globals['_GUARANTEE']._serialized_end=3281
+  _globals['_DATATYPE']._serialized_start=3284
+  _globals['_DATATYPE']._serialized_end=3430
+  _globals['_TENSOR']._serialized_start=65
+  _globals['_TENSOR']._serialized_end=139
+  _globals['_SCOREREQUEST']._serialized_start=142
+  _globals['_SCOREREQUEST']._serialized_end=425
+  _globals['_SCORESTREAMREQUEST']._serialized_start=427
+  _globals['_SCORESTREAMREQUEST']._serialized_end=490
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=492
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=556
+  _globals['_STREAMANSWER']._serialized_start=558
+  _globals['_STREAMANSWER']._serialized_end=666
+  _globals['_SCORERESPONSE']._serialized_start=669
+  _globals['_SCORERESPONSE']._serialized_end=1058
+  _globals['_SCORERESPONSE_STAGESECONDSENTRY']._serialized_start=1007
+  _globals['_SCORERESPONSE_STAGESECONDSENTRY']._serialized_end=1058
+  _globals['_NEIGHBORS']._serialized_start=1061
+  _globals['_NEIGHBORS']._serialized_end=1232
+  _globals['_ERRORBUDGET']._serialized_start=1235
+  _globals['_ERRORBUDGET']._serialized_end=1597
+  _globals['_GETDETECTORREQUEST']._serialized_start=1599
+  _globals['_GETDETECTORREQUEST']._serialized_end=1669
+  _globals['_GETDETECTORRESPONSE']._serialized_start=1671
+  _globals['_GETDETECTORRESPONSE']._serialized_end=1772
+  _globals['_GETDRIFTREQUEST']._serialized_start=1774
+  _globals['_GETDRIFTREQUEST']._serialized_end=1841
+  _globals['_GETDRIFTRESPONSE']._serialized_start=1844
+  _globals['_GETDRIFTRESPONSE']._serialized_end=2148
+  _globals['_LISTDETECTORSREQUEST']._serialized_start=2150
+  _globals['_LISTDETECTORSREQUEST']._serialized_end=2172
+  _globals['_LISTDETECTORSRESPONSE']._serialized_start=2174
+  _globals['_LISTDETECTORSRESPONSE']._serialized_end=2278
+  _globals['_DETECTORINFO']._serialized_start=2281
+  _globals['_DETECTORINFO']._serialized_end=2785
+  _globals['_CERTIFICATE']._serialized_start=2787
+  _globals['_CERTIFICATE']._serialized_end=2890
+  _globals['_LAYERINFO']._serialized_start=2892
+  _globals['_LAYERINFO']._serialized_end=2967
+  _globals['_LIMITS']._serialized_start=2970
+  _globals['_LIMITS']._serialized_end=3122
+  _globals['_OUTLIERSERVICE']._serialized_start=3433
+  _globals['_OUTLIERSERVICE']._serialized_end=3832
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -46,7 +47,7 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("detector", "version", "inputs", "alpha", "num_neighbors", "guarantee", "confidence", "smoothing_seed")
+    __slots__ = ("detector", "version", "inputs", "alpha", "num_neighbors", "guarantee", "confidence", "smoothing_seed", "label")
     DETECTOR_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +56,7 @@ class ScoreRequest(_message.Message):
     GUARANTEE_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     SMOOTHING_SEED_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
     detector: str
     version: str
     inputs: Tensor
@@ -63,7 +65,28 @@ class ScoreRequest(_message.Message):
     guarantee: Guarantee
     confidence: float
     smoothing_seed: int
-    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Union[Tensor, _Mapping]] = ..., alpha: _Optional[float] = ..., num_neighbors: _Optional[int] = ..., guarantee: _Optional[_Union[Guarantee, str]] = ..., confidence: _Optional[float] = ..., smoothing_seed: _Optional[int] = ...) -> None: ...
+    label: str
+    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., inputs: _Optional[_Union[Tensor, _Mapping]] = ..., alpha: _Optional[float] = ..., num_neighbors: _Optional[int] = ..., guarantee: _Optional[_Union[Guarantee, str]] = ..., confidence: _Optional[float] = ..., smoothing_seed: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
+
+class ScoreStreamRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: ScoreRequest
+    def __init__(self, request: _Optional[_Union[ScoreRequest, _Mapping]] = ...) -> None: ...
+
+class ScoreStreamResponse(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[StreamAnswer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[StreamAnswer, _Mapping]]] = ...) -> None: ...
+
+class StreamAnswer(_message.Message):
+    __slots__ = ("response", "error")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    response: ScoreResponse
+    error: _status_pb2.Status
+    def __init__(self, response: _Optional[_Union[ScoreResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values", "neighbors", "budget", "stage_seconds")
@@ -141,12 +164,14 @@ class ErrorBudget(_message.Message):
     def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ..., guarantee: _Optional[_Union[Guarantee, str]] = ..., confidence: _Optional[float] = ..., p_value_threshold: _Optional[float] = ..., false_alarm_bound: _Optional[float] = ..., fewest_selectable: _Optional[int] = ..., smoothed: bool = ...) -> None: ...
 
 class GetDetectorRequest(_message.Message):
-    __slots__ = ("detector", "version")
+    __slots__ = ("detector", "version", "label")
     DETECTOR_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
     detector: str
     version: str
-    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    label: str
+    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ...) -> None: ...
 
 class GetDetectorResponse(_message.Message):
     __slots__ = ("detector", "limits")
@@ -157,12 +182,14 @@ class GetDetectorResponse(_message.Message):
     def __init__(self, detector: _Optional[_Union[DetectorInfo, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class GetDriftRequest(_message.Message):
-    __slots__ = ("detector", "version")
+    __slots__ = ("detector", "version", "label")
     DETECTOR_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
     detector: str
     version: str
-    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    label: str
+    def __init__(self, detector: _Optional[str] = ..., version: _Optional[str] = ..., label: _Optional[str] = ...) -> None: ...
 
 class GetDriftResponse(_message.Message):
     __slots__ = ("detector", "version", "digest", "rows", "log10_martingale", "max_log10_martingale", "alarm", "alarm_level", "alarm_row", "cusum_no_guarantee", "flag_rate", "alpha", "window_rows", "p_value_histogram")
@@ -209,7 +236,7 @@ class ListDetectorsResponse(_message.Message):
     def __init__(self, detectors: _Optional[_Iterable[_Union[DetectorInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class DetectorInfo(_message.Message):
-    __slots__ = ("name", "version", "digest", "device", "input_dtype", "input_shape", "classes", "layers", "nonconformity", "default_alpha", "calibration_size", "smallest_p_value", "bank_size", "default_guarantee", "certificate", "predicted_class_rows", "bank_precision", "condensed_from")
+    __slots__ = ("name", "version", "digest", "device", "input_dtype", "input_shape", "classes", "layers", "nonconformity", "default_alpha", "calibration_size", "smallest_p_value", "bank_size", "default_guarantee", "certificate", "predicted_class_rows", "bank_precision", "condensed_from", "labels")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +255,7 @@ class DetectorInfo(_message.Message):
     PREDICTED_CLASS_ROWS_FIELD_NUMBER: _ClassVar[int]
     BANK_PRECISION_FIELD_NUMBER: _ClassVar[int]
     CONDENSED_FROM_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     digest: str
@@ -246,7 +274,8 @@ class DetectorInfo(_message.Message):
     predicted_class_rows: _containers.RepeatedScalarFieldContainer[int]
     bank_precision: str
     condensed_from: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., input_dtype: _Optional[_Union[DataType, str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[LayerInfo, _Mapping]]] = ..., nonconformity: _Optional[str] = ..., default_alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ..., bank_size: _Optional[int] = ..., default_guarantee: _Optional[_Union[Guarantee, str]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., predicted_class_rows: _Optional[_Iterable[int]] = ..., bank_precision: _Optional[str] = ..., condensed_from: _Optional[int] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., input_dtype: _Optional[_Union[DataType, str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[LayerInfo, _Mapping]]] = ..., nonconformity: _Optional[str] = ..., default_alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ..., bank_size: _Optional[int] = ..., default_guarantee: _Optional[_Union[Guarantee, str]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., predicted_class_rows: _Optional[_Iterable[int]] = ..., bank_precision: _Optional[str] = ..., condensed_from: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Certificate(_message.Message):
     __slots__ = ("alpha", "confidence", "false_alarm_bound", "smallest_certified")
@@ -273,11 +302,17 @@ class LayerInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dim: _Optional[int] = ..., metric: _Optional[str] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_rows", "max_message_bytes", "max_neighbors")
+    __slots__ = ("max_rows", "max_message_bytes", "max_neighbors", "max_pending_rows", "max_pending_bytes", "stream_window")
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PENDING_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PENDING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAM_WINDOW_FIELD_NUMBER: _ClassVar[int]
     max_rows: int
     max_message_bytes: int
     max_neighbors: int
-    def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_neighbors: _Optional[int] = ...) -> None: ...
+    max_pending_rows: int
+    max_pending_bytes: int
+    stream_window: int
+    def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_neighbors: _Optional[int] = ..., max_pending_rows: _Optional[int] = ..., max_pending_bytes: _Optional[int] = ..., stream_window: _Optional[int] = ...) -> None: ...

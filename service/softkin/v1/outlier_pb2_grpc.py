@@ -29,7 +29,8 @@ class OutlierServiceStub(object):
     """Tells, for every input of a classifier, whether it looks like the data the classifier was trained on.
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
-    id for faults of the server, UNAUTHENTICATED when the server asks for credentials.
+    id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
+    BadRequest for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED.
     """
 
     def __init__(self, channel):
@@ -42,6 +43,11 @@ class OutlierServiceStub(object):
                 '/softkin.v1.OutlierService/Score',
                 request_serializer=softkin_dot_v1_dot_outlier__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=softkin_dot_v1_dot_outlier__pb2.ScoreResponse.FromString,
+                _registered_method=True)
+        self.ScoreStream = channel.stream_stream(
+                '/softkin.v1.OutlierService/ScoreStream',
+                request_serializer=softkin_dot_v1_dot_outlier__pb2.ScoreStreamRequest.SerializeToString,
+                response_deserializer=softkin_dot_v1_dot_outlier__pb2.ScoreStreamResponse.FromString,
                 _registered_method=True)
         self.GetDetector = channel.unary_unary(
                 '/softkin.v1.OutlierService/GetDetector',
@@ -64,7 +70,8 @@ class OutlierServiceServicer(object):
     """Tells, for every input of a classifier, whether it looks like the data the classifier was trained on.
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
-    id for faults of the server, UNAUTHENTICATED when the server asks for credentials.
+    id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
+    BadRequest for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED.
     """
 
     def Score(self, request, context):
@@ -72,7 +79,17 @@ class OutlierServiceServicer(object):
 
         INVALID_ARGUMENT names the field, the value and what is allowed: wrong dtype, shape or byte count, no rows, too many
         rows, NaN or infinity, alpha outside (0, 1) or below the smallest p-value. NOT_FOUND: no such detector or version.
-        RESOURCE_EXHAUSTED: too many rows are pending; retry after a pause. Idempotent.
+        RESOURCE_EXHAUSTED: too many rows or bytes are pending, or the deadline cannot be met; retry after a pause.
+        Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreStream(self, request_iterator, context):
+        """Scores batch after batch on one call, faster than one call each. Every request is answered, in order, with scores or
+        with the status that Score would have ended with: one bad request does not end the stream. The server reads ahead a
+        few requests and then lets the sender wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +126,11 @@ def add_OutlierServiceServicer_to_server(servicer, server):
                     request_deserializer=softkin_dot_v1_dot_outlier__pb2.ScoreRequest.FromString,
                     response_serializer=softkin_dot_v1_dot_outlier__pb2.ScoreResponse.SerializeToString,
             ),
+            'ScoreStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ScoreStream,
+                    request_deserializer=softkin_dot_v1_dot_outlier__pb2.ScoreStreamRequest.FromString,
+                    response_serializer=softkin_dot_v1_dot_outlier__pb2.ScoreStreamResponse.SerializeToString,
+            ),
             'GetDetector': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDetector,
                     request_deserializer=softkin_dot_v1_dot_outlier__pb2.GetDetectorRequest.FromString,
@@ -136,7 +158,8 @@ class OutlierService(object):
     """Tells, for every input of a classifier, whether it looks like the data the classifier was trained on.
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
-    id for faults of the server, UNAUTHENTICATED when the server asks for credentials.
+    id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
+    BadRequest for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED.
     """
 
     @staticmethod
@@ -156,6 +179,33 @@ class OutlierService(object):
             '/softkin.v1.OutlierService/Score',
             softkin_dot_v1_dot_outlier__pb2.ScoreRequest.SerializeToString,
             softkin_dot_v1_dot_outlier__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/softkin.v1.OutlierService/ScoreStream',
+            softkin_dot_v1_dot_outlier__pb2.ScoreStreamRequest.SerializeToString,
+            softkin_dot_v1_dot_outlier__pb2.ScoreStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

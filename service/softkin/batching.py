@@ -1,0 +1,354 @@
+"""Merges the rows of several requests into one run of the device, and hands every request its own answer.
+
+A batch takes what is there: it waits for nobody unless told to, and while it runs the next one gathers. Requests are
+checked before they come here, so that one of them cannot fail the others; when the device fails on several together,
+each is run again by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.batch_times import BatchTimes
+from softkin.cancellation import Cancellation
+from softkin.errors import CancelledError, ExpiredError, UnavailableError
+from softkin.registry import ScoringDetector
+from softkin.scores import RowScores, Scores
+from softkin.verdicts import Rule
+
+
+class Ticket:
+    """One request on its way through the batcher.
+
+    Args:
+        detector: that scores it.
+        x: rows that `detector.check` gave back.
+        rule: by `detector.rule`.
+        num_neighbors: nearest training rows per row and layer.
+        smoothing_seed: given where the rule is smoothed.
+        deadline: when nobody waits for it any more, by `time.monotonic`.
+        ended: called once, when there is a result of any kind.
+    """
+
+    __slots__ = (
+        "batches",
+        "deadline",
+        "detector",
+        "done",
+        "ended",
+        "error",
+        "latch",
+        "num_neighbors",
+        "parts",
+        "rule",
+        "scores",
+        "smoothing_seed",
+        "started",
+        "submitted",
+        "taken",
+        "x",
+    )
+
+    def __init__(
+        self,
+        detector: ScoringDetector,
+        x: NDArray[np.generic],
+        rule: Rule,
+        *,
+        num_neighbors: int = 0,
+        smoothing_seed: int | None = None,
+        deadline: float = math.inf,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.detector = detector
+        self.x = x
+        self.rule = rule
+        self.num_neighbors = num_neighbors
+        self.smoothing_seed = smoothing_seed
+        self.deadline = deadline
+        self.ended = ended
+        self.submitted = self.started = 0.0
+        self.taken = 0
+        self.parts: dict[int, RowScores] = {}
+        self.batches: list[_Batch] = []
+        self.scores: Scores | None = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.latch = threading.Lock()  # held until there is a result: a tenth of the cost of an Event
+        self.latch.acquire()
+
+    def wait(self) -> Scores:
+        """Block until there is an answer. To be called once.
+
+        Raises:
+            CancelledError: by `Batcher.cancel`.
+            ExpiredError: the deadline passed first.
+            DeviceError: the device failed on it.
+            UnavailableError: the batcher was closed.
+        """
+        self.latch.acquire()
+        if self.error is not None:
+            raise self.error
+        assert self.scores is not None
+        return self.scores
+
+
+class _Batch:
+    """Slices of tickets of one detector that run together."""
+
+    def __init__(self, detector: ScoringDetector, num_neighbors: int) -> None:
+        self.detector = detector
+        self.num_neighbors = num_neighbors
+        self.tickets: list[tuple[Ticket, slice]] = []
+        self.rows = 0
+        self.cancellation = Cancellation()
+
+    def add(self, ticket: Ticket, rows: int) -> None:
+        self.tickets.append((ticket, slice(ticket.taken, ticket.taken + rows)))
+        ticket.taken += rows
+        self.rows += rows
+
+    def inputs(self) -> NDArray[np.generic]:
+        parts = [t.x[s] for t, s in self.tickets]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class Batcher:
+    """A queue of tickets and the threads that run them.
+
+    A request larger than a batch goes through in slices, between which others get their turn; a smaller one is never
+    split. Safe to use from any thread.
+
+    Args:
+        workers: batches that may run at the same time.
+        max_batch_rows: rows of one batch.
+        delay_seconds: how long a batch that is not full may wait for company.
+        scored: told about all rows that got their answers together, from a worker thread; must not raise.
+        ran: told the rows and seconds of every batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        max_batch_rows: int,
+        delay_seconds: float = 0.0,
+        scored: Callable[[Scores], None] = lambda scores: None,
+        ran: Callable[[int, float], None] = lambda rows, seconds: None,
+    ) -> None:
+        self._workers = workers
+        self._max_rows = max_batch_rows
+        self._delay = delay_seconds
+        self._scored = scored
+        self._ran = ran
+        self._changed = threading.Condition(threading.Lock())
+        self._queue: OrderedDict[Ticket, None] = OrderedDict()
+        self._queued_rows = 0
+        self._running_rows = 0
+        self._closed = False
+        self._times: dict[tuple[str, int], BatchTimes] = {}
+        self._threads = [threading.Thread(target=self._work, name=f"batch-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that no batch has taken yet."""
+        return self._queued_rows
+
+    def expected_seconds(self, ticket: Ticket) -> float:
+        """How long the ticket would take if it were submitted now: 0 while nothing is known or nothing is pending."""
+        times, ahead = self._times.get(_pace(ticket)), self._queued_rows + self._running_rows
+        if times is None or not ahead:  # with nothing pending it is tried: a wrong guess must not refuse for ever
+            return 0.0
+        full, rest = divmod(ahead + len(ticket.x), self._max_rows)
+        return (full * times.predict(self._max_rows) + (times.predict(rest) if rest else 0.0)) / self._workers
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a ticket; its `wait` gives the answer."""
+        ticket.submitted = time.monotonic()
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("the server is stopping; retry elsewhere")
+            self._queue[ticket] = None
+            self._queued_rows += len(ticket.x)
+            self._changed.notify()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Drop a ticket wherever it is; a batch in which nobody is left stops within one chunk of the bank."""
+        with self._changed:
+            abandoned = self._end(ticket, CancelledError())
+        for batch in abandoned:
+            batch.cancellation.cancel()
+
+    def close(self) -> None:
+        """Run what is queued, take nothing more, and end the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            started = time.monotonic()
+            for ticket, _ in batch.tickets:
+                ticket.started = ticket.started or started
+            try:
+                found = batch.detector.score_rows(
+                    batch.inputs(), num_neighbors=batch.num_neighbors, cancellation=batch.cancellation
+                )
+                self._answer(batch, found)
+            except CancelledError:
+                pass  # every ticket in it has been told
+            except Exception as error:
+                self._recover(batch, error)
+            seconds = time.monotonic() - started
+            with self._changed:
+                self._running_rows -= batch.rows
+                for ticket, _ in batch.tickets:
+                    ticket.batches.remove(batch)
+                if not batch.cancellation.cancelled:
+                    self._times.setdefault(_pace(batch), BatchTimes()).add(batch.rows, seconds)
+            self._ran(batch.rows, seconds)
+
+    def _next(self) -> _Batch | None:
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                self._drop_expired(now)
+                if self._queue:
+                    wait = self._wait_for_company(now)
+                    if wait <= 0:
+                        return self._take()
+                    self._changed.wait(wait)
+                elif self._closed:
+                    return None
+                else:
+                    self._changed.wait()
+
+    def _wait_for_company(self, now: float) -> float:
+        if not self._delay or self._closed or self._queued_rows >= self._max_rows:
+            return 0.0
+        return next(iter(self._queue)).submitted + self._delay - now
+
+    def _drop_expired(self, now: float) -> None:
+        for ticket in [t for t in self._queue if t.deadline <= now]:
+            self._end(ticket, ExpiredError())
+
+    def _take(self) -> _Batch:
+        first = next(iter(self._queue))
+        batch = _Batch(first.detector, first.num_neighbors)
+        for ticket in self._queue:
+            if ticket.detector is not batch.detector or ticket.num_neighbors != batch.num_neighbors:
+                continue
+            room, left = self._max_rows - batch.rows, len(ticket.x) - ticket.taken
+            if left > room and (room < self._max_rows):
+                break
+            batch.add(ticket, min(left, room))
+        for ticket, _ in batch.tickets:
+            ticket.batches.append(batch)
+            if ticket.taken == len(ticket.x):
+                del self._queue[ticket]
+            else:
+                self._queue.move_to_end(ticket)  # the rest of a large request lets the others go first
+        self._queued_rows -= batch.rows
+        self._running_rows += batch.rows
+        if self._queue:
+            self._changed.notify()
+        return batch
+
+    def _answer(self, batch: _Batch, found: RowScores) -> None:
+        """Judge together what stands together and may be judged together."""
+        position = 0
+        runs: list[list[tuple[Ticket, slice]]] = []
+        for ticket, rows in batch.tickets:
+            here = slice(position, position := position + (rows.stop - rows.start))
+            if rows.stop - rows.start < len(ticket.x):
+                self._answer_part(ticket, rows.start, found.take(here))
+            elif runs and _share_verdicts(runs[-1][-1][0], ticket) and runs[-1][-1][1].stop == here.start:
+                runs[-1].append((ticket, here))
+            else:
+                runs.append([(ticket, here)])
+        for run in runs:
+            rows = slice(run[0][1].start, run[-1][1].stop)
+            self._judge(run, found if rows == slice(0, len(found)) else found.take(rows))
+
+    def _answer_part(self, ticket: Ticket, start: int, found: RowScores) -> None:
+        with self._changed:
+            ticket.parts[start] = found
+            complete = sum(map(len, ticket.parts.values())) == len(ticket.x)
+        if complete:
+            joined = RowScores.concatenate([ticket.parts[at] for at in sorted(ticket.parts)])
+            self._judge([(ticket, slice(0, len(ticket.x)))], joined)
+
+    def _judge(self, tickets: list[tuple[Ticket, slice]], found: RowScores) -> None:
+        """One set of p-values and verdicts for tickets with the same rule; `found` begins at the first one's rows."""
+        started = time.monotonic()
+        first, origin = tickets[0][0], tickets[0][1].start
+        scores = first.detector.judge(found, first.rule, first.x, smoothing_seed=first.smoothing_seed)
+        calibrate = time.monotonic() - started
+        live = False
+        for ticket, rows in tickets:
+            own = scores if len(tickets) == 1 else scores.take(slice(rows.start - origin, rows.stop - origin))
+            own.stage_seconds.update(
+                queue=ticket.started - ticket.submitted, infer=found.infer_seconds, calibrate=calibrate
+            )
+            with self._changed:
+                live |= not ticket.done
+                self._end(ticket, None, own)
+        if live:
+            self._scored(scores)
+
+    def _recover(self, batch: _Batch, error: Exception) -> None:
+        """The device failed on a batch: run every request's rows by themselves, so that only the guilty one fails."""
+        for ticket, rows in batch.tickets:
+            if ticket.done:
+                continue
+            failure: BaseException | None = error
+            if len(batch.tickets) > 1:
+                failure = self._run_alone(batch, ticket, rows)
+            if failure is not None:
+                with self._changed:
+                    self._end(ticket, failure)
+
+    def _run_alone(self, batch: _Batch, ticket: Ticket, rows: slice) -> Exception | None:
+        alone = _Batch(batch.detector, batch.num_neighbors)
+        alone.tickets = [(ticket, rows)]
+        try:
+            found = batch.detector.score_rows(
+                alone.inputs(), num_neighbors=batch.num_neighbors, cancellation=batch.cancellation
+            )
+            self._answer(alone, found)
+        except Exception as error:
+            return error
+        return None
+
+    def _end(self, ticket: Ticket, error: BaseException | None, scores: Scores | None = None) -> Iterable[_Batch]:
+        """Give the ticket its result, once; returns the running batches in which nobody is left. Holds the lock."""
+        if ticket.done:
+            return ()
+        ticket.done, ticket.error, ticket.scores = True, error, scores
+        if ticket in self._queue:
+            del self._queue[ticket]
+            self._queued_rows -= len(ticket.x) - ticket.taken
+        ticket.ended()
+        ticket.latch.release()
+        return [b for b in ticket.batches if all(t.done for t, _ in b.tickets)]
+
+
+def _share_verdicts(a: Ticket, b: Ticket) -> bool:
+    """Whether both get the p-values and verdicts that their rows get in company."""
+    return a.rule is b.rule and a.rule.guarantee != "false_discovery_rate" and not a.rule.smoothed
+
+
+def _pace(of: Ticket | _Batch) -> tuple[str, int]:
+    """What has a pace of its own: a detector, and asking it for neighbours."""
+    return of.detector.digest, of.num_neighbors

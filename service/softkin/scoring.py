@@ -1,0 +1,174 @@
+"""The one way from a request to its scores, for every kind of call: find, check, admit, batch, count."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+
+import grpc
+
+from softkin import converters
+from softkin.admission import Admission
+from softkin.batching import Batcher, Ticket
+from softkin.converters import Limits, ScoreCall
+from softkin.drift_watches import DriftWatches
+from softkin.errors import UnavailableError, UnmeetableError
+from softkin.metrics import Metrics
+from softkin.registry import Registry, ScoringDetector
+from softkin.scores import Scores
+from softkin.settings import ServerSettings
+from softkin.statuses import CallEndedError, Code
+from softkin.v1 import outlier_pb2 as pb
+
+NO_DEADLINE_SECONDS = 1e9
+"""gRPC gives no deadline as a time too large for any clock."""
+
+
+class ScoringPath:
+    """Submits requests and collects their answers.
+
+    Args:
+        settings: limits, and what requests leave open.
+        registry: the detectors.
+        metrics: where answers are counted.
+        watches: where scored rows are watched for drift.
+
+    Attributes:
+        limits: what a request may ask for.
+        admission: the gate that every request passes.
+        ready: whether requests are answered at all.
+    """
+
+    def __init__(self, settings: ServerSettings, registry: Registry, metrics: Metrics, watches: DriftWatches) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._metrics = metrics
+        self._watches = watches
+        self.ready = False
+        self.admission = Admission(settings)
+        self.limits = Limits(
+            max_rows=settings.max_rows,
+            max_message_bytes=settings.max_message_bytes,
+            max_neighbors=settings.max_neighbors,
+            max_pending_rows=settings.max_pending_rows,
+            max_pending_bytes=settings.max_pending_bytes,
+            stream_window=settings.stream_window,
+        )
+        self._batcher = Batcher(
+            workers=settings.workers,
+            max_batch_rows=settings.max_batch_rows,
+            delay_seconds=settings.batch_delay_seconds,
+            scored=self._scored,
+            ran=metrics.batch_ran,
+        )
+        metrics.pending_rows.set_function(lambda: self.admission.pending_rows)
+        metrics.pending_bytes.set_function(lambda: self.admission.pending_bytes)
+        metrics.pending_requests.set_function(lambda: self.admission.pending_requests)
+        metrics.queued_rows.set_function(lambda: self._batcher.queued_rows)
+
+    def find(self, name: str, version: str = "", label: str = "") -> ScoringDetector:
+        """The detector that a request names.
+
+        Raises:
+            UnavailableError: the server is starting.
+            InvalidInputError, NotFoundError: as `Registry.get`.
+        """
+        if not self.ready:
+            raise UnavailableError("the server is starting; retry when the health service reports SERVING")
+        return self._registry.get(name, version, label)
+
+    def default_alpha(self, detector: ScoringDetector) -> float:
+        """The false-alarm rate used when a request names none."""
+        return detector.manifest.default_alpha if self._settings.alpha is None else self._settings.alpha
+
+    def submit(self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext) -> Ticket:
+        """Check a request, admit it and queue it.
+
+        Raises:
+            InvalidInputError: names the field, the value and what is allowed.
+            OverloadedError: too much is pending.
+            UnmeetableError: what is pending leaves no time for the deadline.
+        """
+        rule = detector.rule(
+            alpha=self.default_alpha(detector) if call.alpha is None else call.alpha,
+            guarantee=call.guarantee or self._settings.guarantee,
+            confidence=self._settings.confidence if call.confidence is None else call.confidence,
+            smoothed=call.smoothing_seed is not None,
+        )
+        x = detector.check(call.inputs)
+        share = len(x), x.nbytes
+        remaining = context.time_remaining()
+        limited = remaining is not None and remaining < NO_DEADLINE_SECONDS
+        ticket = Ticket(
+            detector,
+            x,
+            rule,
+            num_neighbors=call.num_neighbors,
+            smoothing_seed=call.smoothing_seed,
+            deadline=time.monotonic() + remaining if limited else math.inf,
+            ended=partial(self.admission.leave, *share),
+        )
+        if limited and (expected := self._batcher.expected_seconds(ticket)) > remaining:
+            raise UnmeetableError(
+                f"{self.admission.pending_rows} rows are pending: this request would take about {expected:.3g} s, its "
+                f"deadline is in {max(remaining, 0.0):.3g} s; allow more time, or retry after {expected:.3g} s",
+                expected,
+            )
+        self.admission.enter(*share)
+        try:
+            self._batcher.submit(ticket)
+        except BaseException:
+            ticket.ended()
+            raise
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for it any more."""
+        self._batcher.cancel(ticket)
+
+    def score(self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext) -> Scores:
+        """Score the rows of a unary call.
+
+        Raises:
+            CallEndedError: the caller no longer waits.
+            DeviceError: the device failed on it.
+            InvalidInputError, OverloadedError, UnmeetableError: as `submit`.
+        """
+        ticket = self.submit(detector, call, context)
+        # A caller who has gone, or whose deadline has passed, frees the device within one chunk of the bank.
+        if not context.add_callback(partial(self._batcher.cancel, ticket)):
+            self._batcher.cancel(ticket)
+        return ticket.wait()
+
+    def decode(self, request: pb.ScoreRequest) -> tuple[ScoringDetector, ScoreCall]:
+        """The detector and the checked arguments of a request.
+
+        Raises:
+            UnavailableError, InvalidInputError, NotFoundError: as `find` and `decode_score_request`.
+        """
+        detector = self.find(request.detector, request.version, request.label)
+        return detector, converters.decode_score_request(request, self.limits)
+
+    def encode(self, scores: Scores, decode_seconds: float) -> pb.ScoreResponse:
+        """The answer for the wire, with its stage times; counts it."""
+        started = time.perf_counter()
+        response = converters.scores_to_proto(scores)
+        seconds = {**scores.stage_seconds, "decode": decode_seconds, "encode": time.perf_counter() - started}
+        response.stage_seconds.update(seconds)
+        self._metrics.answered(len(scores), seconds)
+        return response
+
+    def close(self) -> None:
+        """Finish what is queued and end the batcher's threads."""
+        self._batcher.close()
+
+    def _scored(self, scores: Scores) -> None:
+        self._metrics.rows_scored(scores)
+        self._watches.observe(scores)
+
+
+def ended(context: grpc.ServicerContext) -> CallEndedError:
+    """What to raise for a call that nobody waits for any more: past its deadline, or cancelled."""
+    late = context.time_remaining() <= 0
+    return CallEndedError(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED)

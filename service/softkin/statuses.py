@@ -1,0 +1,132 @@
+"""Every error as a gRPC status: one table, and the details that travel with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from softkin import errors
+
+log = logging.getLogger("softkin.server")
+
+Code = grpc.StatusCode
+STATUS_CODES: dict[type[errors.SoftkinError], grpc.StatusCode] = {
+    errors.InvalidInputError: Code.INVALID_ARGUMENT,
+    errors.NotFoundError: Code.NOT_FOUND,
+    errors.AuthenticationError: Code.UNAUTHENTICATED,
+    errors.ConflictError: Code.ALREADY_EXISTS,
+    errors.PreconditionError: Code.FAILED_PRECONDITION,
+    errors.CancelledError: Code.CANCELLED,
+    errors.ExpiredError: Code.DEADLINE_EXCEEDED,
+    errors.OverloadedError: Code.RESOURCE_EXHAUSTED,
+    errors.UnmeetableError: Code.RESOURCE_EXHAUSTED,
+    errors.UnavailableError: Code.UNAVAILABLE,
+    errors.DeviceError: Code.UNAVAILABLE,
+    # None of these is about the request: a caller who meets one met a fault of the server.
+    errors.BundleError: Code.INTERNAL,
+    errors.DataError: Code.INTERNAL,
+    errors.StateError: Code.INTERNAL,
+    errors.RecipeError: Code.INTERNAL,
+    errors.ExportError: Code.INTERNAL,
+    errors.SoftkinError: Code.INTERNAL,
+}
+"""The status of every error; a subclass without an entry takes its base's."""
+
+REASONS = {
+    Code.INVALID_ARGUMENT: "invalid",
+    Code.NOT_FOUND: "not_found",
+    Code.UNAUTHENTICATED: "unauthenticated",
+    Code.ALREADY_EXISTS: "invalid",
+    Code.FAILED_PRECONDITION: "invalid",
+    Code.RESOURCE_EXHAUSTED: "queue_full",
+    Code.UNAVAILABLE: "unavailable",
+    Code.DEADLINE_EXCEEDED: "deadline",
+    Code.CANCELLED: "cancelled",
+    Code.INTERNAL: "internal",
+}
+"""Why a request was not scored, as metrics say it."""
+RETRY_AFTER = "grpc-retry-pushback-ms"
+"""Trailer with the milliseconds to wait; gRPC's own retry mechanism obeys it (gRFC A6)."""
+STATUS_DETAILS = "grpc-status-details-bin"
+"""Trailer with the google.rpc.Status, where every gRPC library looks for it."""
+
+_PRIVATE = (errors.DeviceError,)
+_MAX_DETAIL_CHARS = 1000  # status messages travel in headers, which peers limit to 8 KiB
+
+
+class CallEndedError(Exception):
+    """The caller no longer waits: cancelled, disconnected or past the deadline."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__(code.name)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a caller is told about an error, and what is counted."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    details: tuple[Message, ...] = ()
+    retry_after_seconds: float | None = None
+
+    def to_proto(self) -> Status:
+        """As google.rpc.Status."""
+        status = Status(code=self.code.value[0], message=self.message)
+        for detail in self.details:
+            status.details.add().Pack(detail)
+        return status
+
+    def abort(self, context: grpc.ServicerContext) -> None:
+        """End the call with it: raises."""
+        trailers: list[tuple[str, str | bytes]] = []
+        if self.details:
+            trailers.append((STATUS_DETAILS, self.to_proto().SerializeToString()))
+        if self.retry_after_seconds is not None:
+            trailers.append((RETRY_AFTER, str(round(self.retry_after_seconds * 1000))))
+        if trailers:
+            context.set_trailing_metadata(tuple(trailers))
+        context.abort(self.code, self.message)
+
+
+def status_code(error: BaseException) -> grpc.StatusCode:
+    """The status for an error: its own entry in the table or its nearest base's; INTERNAL for all that is not ours."""
+    if isinstance(error, CallEndedError):
+        return error.code
+    return next((STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES), Code.INTERNAL)
+
+
+def failure(error: BaseException, method: str) -> Failure:
+    """What the caller of `method` is told: the error's own words, or a log id where they would give the inside away."""
+    code = status_code(error)
+    reason = "unmeetable" if isinstance(error, errors.UnmeetableError) else REASONS[code]
+    if code is Code.INTERNAL or isinstance(error, _PRIVATE):
+        log_id = uuid.uuid4().hex[:12]
+        log.error(log_line("error", method=method, code=code.name, log_id=log_id), exc_info=error)
+        what = "internal error" if code is Code.INTERNAL else "the device failed"
+        return Failure(code, f"{what}; log id {log_id}", reason, (RequestInfo(request_id=log_id),))
+    message = str(error)[:_MAX_DETAIL_CHARS]
+    if isinstance(error, errors.InvalidInputError):
+        violation = BadRequest.FieldViolation(field=error.field, description=error.message[:_MAX_DETAIL_CHARS])
+        return Failure(code, message, reason, (BadRequest(field_violations=[violation]),))
+    if isinstance(error, errors.OverloadedError):
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_after_seconds * 1e9))
+        return Failure(code, message, reason, (RetryInfo(retry_delay=delay),), error.retry_after_seconds)
+    return Failure(code, message, reason)
+
+
+def log_line(event: str, **fields: object) -> str:
+    """One log line of key=value pairs; values with blanks are quoted."""
+    pairs = {"event": event, **fields}.items()
+    return " ".join(f"{k}={json.dumps(str(v)) if ' ' in str(v) else v}" for k, v in pairs)

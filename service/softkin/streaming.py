@@ -1,0 +1,184 @@
+"""ScoreStream: requests are read ahead and scored while earlier ones are answered, in order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+import grpc
+
+from softkin.batching import Ticket
+from softkin.errors import CancelledError, InvalidInputError, OverloadedError
+from softkin.metrics import Metrics
+from softkin.scoring import ScoringPath, ended
+from softkin.statuses import failure
+from softkin.v1 import outlier_pb2 as pb
+
+METHOD = "ScoreStream"
+LABELS = ("BIDI_STREAM", pb.DESCRIPTOR.services_by_name["OutlierService"].full_name, METHOD)
+RETRY_AFTER_SECONDS = 1.0
+MAX_ANSWER_BYTES = 1 << 20
+"""An answer message is sent once it holds so much, also when more answers are ready."""
+
+
+class Streams:
+    """Answers streams, a bounded number at a time.
+
+    Args:
+        path: scores their requests.
+        metrics: where streams and messages are counted.
+        max_streams: open at the same time.
+        window: unanswered requests of one stream, after which it is not read further.
+    """
+
+    def __init__(self, path: ScoringPath, metrics: Metrics, *, max_streams: int, window: int) -> None:
+        self._path = path
+        self._metrics = metrics
+        self._max_streams = max_streams
+        self._window = window
+        self._lock = threading.Lock()
+        self._open = 0
+        metrics.streams.set_function(lambda: self._open)
+        metrics.messages(LABELS)
+
+    def answer(
+        self, requests: Iterator[pb.ScoreStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ScoreStreamResponse]:
+        """The answers of one stream.
+
+        Raises:
+            OverloadedError: too many streams are open.
+            CallEndedError: the caller no longer waits.
+        """
+        with self._lock:
+            if self._open >= self._max_streams:
+                raise OverloadedError(
+                    f"{self._open} streams are open, max_streams = {self._max_streams}; retry after "
+                    f"{RETRY_AFTER_SECONDS:g} s, or send unary calls",
+                    RETRY_AFTER_SECONDS,
+                )
+            self._open += 1
+        try:
+            yield from _Stream(self._path, self._metrics, self._window, context).answers(requests)
+        finally:
+            with self._lock:
+                self._open -= 1
+
+
+class _Pending:
+    """One request of a stream: a ticket, or why there is none."""
+
+    __slots__ = ("decode_seconds", "error", "ticket")
+
+    def __init__(self, ticket: Ticket | None, error: BaseException | None, decode_seconds: float) -> None:
+        self.ticket = ticket
+        self.error = error
+        self.decode_seconds = decode_seconds
+
+    @property
+    def ready(self) -> bool:
+        return self.ticket is None or self.ticket.done
+
+
+class _Stream:
+    def __init__(self, path: ScoringPath, metrics: Metrics, window: int, context: grpc.ServicerContext) -> None:
+        self._path = path
+        self._metrics = metrics
+        self._context = context
+        self._window = threading.Semaphore(window)
+        self._arrived: SimpleQueue[_Pending | None] = SimpleQueue()
+        self._held: _Pending | None = None
+        self._tickets: deque[Ticket] = deque()
+        self._ended = False
+
+    def answers(self, requests: Iterator[pb.ScoreStreamRequest]) -> Iterator[pb.ScoreStreamResponse]:
+        if not self._context.add_callback(self._end):
+            raise ended(self._context)
+        reader = threading.Thread(target=self._read, args=(requests,), name="stream", daemon=True)
+        reader.start()
+        try:
+            more = True
+            while more:
+                response, more = self._next()
+                if self._ended:
+                    raise ended(self._context)
+                if response is not None:
+                    self._metrics.messages(LABELS, sent=1)
+                    yield response
+        finally:
+            self._end()
+
+    def _read(self, requests: Iterator[pb.ScoreStreamRequest]) -> None:
+        """In a thread of its own: submit what arrives, as far ahead as the window allows."""
+        try:
+            for message in requests:
+                self._metrics.messages(LABELS, received=1)
+                self._window.acquire()
+                self._arrived.put(self._submit(message))
+                if self._ended:
+                    break
+        except Exception:  # how gRPC says that the caller has gone
+            return
+        finally:
+            self._arrived.put(None)
+            if self._ended:
+                self._end()  # for what was submitted meanwhile
+
+    def _submit(self, message: pb.ScoreStreamRequest) -> _Pending:
+        started = time.perf_counter()
+        try:
+            if not message.HasField("request"):
+                raise InvalidInputError("request", "not set; send what to score")
+            detector, call = self._path.decode(message.request)
+            decoded = time.perf_counter() - started
+            ticket = self._path.submit(detector, call, self._context)
+        except Exception as error:
+            return _Pending(None, error, 0.0)
+        self._tickets.append(ticket)
+        return _Pending(ticket, None, decoded)
+
+    def _end(self) -> None:
+        """Nobody waits for this stream any more: free the device, and both threads."""
+        self._ended = True
+        for ticket in list(self._tickets):
+            self._path.cancel(ticket)
+        self._window.release()
+        self._arrived.put(None)
+
+    def _next(self) -> tuple[pb.ScoreStreamResponse | None, bool]:
+        """Wait for the next answer and take with it what is ready behind it; False at the end of the stream."""
+        pending = self._held if self._held is not None else self._arrived.get()
+        self._held = None
+        response, size = pb.ScoreStreamResponse(), 0
+        while pending is not None:
+            answer = self._answer(pending)
+            self._window.release()
+            response.answers.append(answer)
+            size += answer.ByteSize()
+            if size >= MAX_ANSWER_BYTES or self._arrived.empty():
+                return response, True
+            pending = self._arrived.get()
+            if pending is not None and not pending.ready:
+                self._held = pending
+                return response, True
+        return (response if response.answers else None), False
+
+    def _answer(self, pending: _Pending) -> pb.StreamAnswer:
+        error = pending.error
+        if pending.ticket is not None:
+            try:
+                scores = pending.ticket.wait()
+                return pb.StreamAnswer(response=self._path.encode(scores, pending.decode_seconds))
+            except Exception as e:
+                error = e
+            finally:
+                self._tickets.popleft()
+        assert error is not None
+        if isinstance(error, CancelledError):
+            error = ended(self._context)
+        found = failure(error, METHOD)
+        self._metrics.rejected(found.reason)
+        return pb.StreamAnswer(error=found.to_proto())
