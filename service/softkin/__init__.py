@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from softkin.errors import (
+    AuthenticationError,
     BundleError,
     DataError,
     DeviceError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = version("softkin")
 
 __all__ = [
+    "AuthenticationError",
     "BundleError",
     "Client",
     "DataError",

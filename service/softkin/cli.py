@@ -8,9 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from softkin.errors import InvalidInputError, SoftkinError
+
+if TYPE_CHECKING:
+    from softkin.client import Client
 
 FAILED, USAGE = 1, 2
 
@@ -105,6 +109,34 @@ def _serve(options: argparse.Namespace) -> int:
 def _target_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, metavar="HOST:PORT", help="the server")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="per request (default: 30)")
+    parser.add_argument(
+        "--tls-ca", metavar="FILE", help="PEM file of the server's certificate authority (default: plaintext)"
+    )
+    parser.add_argument(
+        "--tls-cert", metavar="FILE", help="PEM file of a client certificate, where the server asks for one"
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of its private key")
+    parser.add_argument(
+        "--tls-server-name", metavar="NAME", help="name in the server's certificate (default: the target's host)"
+    )
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file whose first token goes with every call")
+
+
+def _client(options: argparse.Namespace, *, detector: str = "", version: str = "") -> Client:
+    from softkin.bearer import read_tokens
+    from softkin.client import Client
+
+    return Client(
+        options.target,
+        timeout_seconds=options.timeout,
+        detector=detector,
+        version=version,
+        tls_ca=options.tls_ca,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+        tls_server_name=options.tls_server_name,
+        token=None if options.token_file is None else read_tokens(options.token_file)[0],
+    )
 
 
 def _detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,17 +168,11 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _score(options: argparse.Namespace) -> int:
     from softkin import display
-    from softkin.client import Client
 
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit: got {options.limit}; must be 1 or more")
     x = display.read_array(options.file, options.key)[: options.limit]
-    with Client(
-        options.target,
-        timeout_seconds=options.timeout,
-        detector=options.detector,
-        version=options.detector_version,
-    ) as client:
+    with _client(options, detector=options.detector, version=options.detector_version) as client:
         classes = client.detector_info().classes
         scores = client.score(
             x,
@@ -168,11 +194,8 @@ def _drift_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _drift(options: argparse.Namespace) -> int:
     from softkin import display
-    from softkin.client import Client
 
-    with Client(
-        options.target, timeout_seconds=options.timeout, detector=options.detector, version=options.detector_version
-    ) as client:
+    with _client(options, detector=options.detector, version=options.detector_version) as client:
         display.print_drift(client.drift(), as_json=options.json)
     return 0
 
@@ -205,10 +228,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _healthcheck(options: argparse.Namespace) -> int:
-    from softkin.client import Client
-
-    with Client(options.target, timeout_seconds=options.timeout) as client:
-        if not client.healthy():
+    with _client(options) as client:
+        if not client.check_health():
             return _fail(f"{options.target} is not serving")
     print(f"{options.target} is serving")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -14,42 +13,25 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from softkin import converters, descriptions
-from softkin.converters import RETRY_AFTER, Limits
+from softkin.client_channel import SERVICE, File, call_metadata, open_channel
+from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
-from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
+from softkin.errors import (
+    AuthenticationError,
+    InvalidInputError,
+    NotFoundError,
+    OverloadedError,
+    SoftkinError,
+    UnavailableError,
+)
 from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.statuses import RETRY_AFTER
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from softkin.verdicts import Guarantee, select
 
-SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 ROW_LENGTH_BYTES = 32
 """Room for the length prefixes and the number of rows, which grow with what a request carries."""
-
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": SERVICE}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                # The only status that promises that trying again can help and cannot make an overload worse.
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    # With the server gone for good, retries stop after a few failures instead of multiplying the load.
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-}
-_OPTIONS = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # gRPC gives up retrying a request larger than this; its default of 256 KiB is a few hundred images.
-    ("grpc.per_rpc_retry_buffer_size", 1 << 30),
-]
 
 
 class Client:
@@ -60,14 +42,37 @@ class Client:
         timeout_seconds: deadline of each request, retries included.
         detector: name of the detector; empty for the only one loaded.
         version: its version; empty for the one that serves by default.
+        tls_ca: PEM file of the authorities of server certificates; plaintext when None.
+        tls_cert: PEM file of this client's certificate, for servers that ask for one.
+        tls_key: PEM file of its private key, without a password.
+        tls_server_name: name that the server's certificate must have; the target's host when None.
+        token: bearer token that goes with every call.
+
+    Raises:
+        InvalidInputError: a file is unreadable or wrong, or the token would leave this machine in plaintext.
     """
 
-    def __init__(self, target: str, *, timeout_seconds: float = 30, detector: str = "", version: str = "") -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_seconds: float = 30,
+        detector: str = "",
+        version: str = "",
+        tls_ca: File | None = None,
+        tls_cert: File | None = None,
+        tls_key: File | None = None,
+        tls_server_name: str | None = None,
+        token: str | None = None,
+    ) -> None:
         self._target = target
         self._timeout_seconds = timeout_seconds
         self._detector = detector
         self._version = version
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)
+        self._channel = open_channel(
+            target, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, tls_server_name=tls_server_name
+        )
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._limits: Limits | None = None
@@ -99,6 +104,7 @@ class Client:
         Raises:
             InvalidInputError: the server, or this client on its behalf, refuses the arguments.
             NotFoundError: no such detector or version.
+            AuthenticationError: the server does not let this client in.
             OverloadedError: too much is pending on the server.
             UnavailableError: no answer in time, or the detector was replaced between two requests.
             SoftkinError: a fault of the server.
@@ -145,9 +151,17 @@ class Client:
     def healthy(self) -> bool:
         """Whether the server is ready to score; False too when it cannot be reached."""
         try:
-            answer = self._call(self._health.Check, health_pb2.HealthCheckRequest(service=SERVICE))
+            return self.check_health()
         except SoftkinError:
             return False
+
+    def check_health(self) -> bool:
+        """Whether the server says that it is ready to score.
+
+        Raises:
+            UnavailableError: no answer in time, or TLS does not come about; the message says why.
+        """
+        answer = self._call(self._health.Check, health_pb2.HealthCheckRequest(service=SERVICE))
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def close(self) -> None:
@@ -186,7 +200,7 @@ class Client:
 
     def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
         try:
-            return method(request, timeout=self._timeout_seconds)
+            return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as e:
             raise _error(e, self._target) from None
 
@@ -199,6 +213,8 @@ def _error(e: Any, target: str) -> SoftkinError:
         return InvalidInputError(field, message)
     if code is grpc.StatusCode.NOT_FOUND:
         return NotFoundError(details)
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return AuthenticationError(f"{target}: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         milliseconds = dict(e.trailing_metadata() or ()).get(RETRY_AFTER, "0")
         return OverloadedError(f"{target}: {details}", float(milliseconds) / 1000)

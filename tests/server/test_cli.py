@@ -13,10 +13,21 @@ from scipy.stats import beta
 from softkin import cli
 from standin import StandIn, manifest
 
+CONNECTION = [
+    "--target",
+    "--timeout",
+    "--tls-ca",
+    "--tls-cert",
+    "--tls-key",
+    "--tls-server-name",
+    "--token-file",
+]
 FLAGS = {
     "serve": [
         "--alpha",
+        "--batch-delay-seconds",
         "--confidence",
+        "--config",
         "--device",
         "--drain-delay-seconds",
         "--drain-grace-seconds",
@@ -25,15 +36,29 @@ FLAGS = {
         "--drift-state",
         "--guarantee",
         "--host",
+        "--keepalive-seconds",
         "--log-level",
+        "--max-batch-rows",
+        "--max-connection-age-grace-seconds",
+        "--max-connection-age-seconds",
         "--max-message-bytes",
         "--max-neighbors",
+        "--max-pending-bytes",
         "--max-pending-requests",
         "--max-pending-rows",
         "--max-rows",
+        "--max-streams",
         "--metrics-port",
+        "--min-ping-interval-seconds",
         "--port",
+        "--print-config",
+        "--reflection",
+        "--stream-window",
         "--threads",
+        "--tls-cert",
+        "--tls-client-ca",
+        "--tls-key",
+        "--token-file",
         "--workers",
     ],
     "score": [
@@ -47,13 +72,12 @@ FLAGS = {
         "--limit",
         "--neighbors",
         "--smoothing-seed",
-        "--target",
-        "--timeout",
+        *CONNECTION,
     ],
-    "drift": ["--detector", "--detector-version", "--json", "--target", "--timeout"],
+    "drift": ["--detector", "--detector-version", "--json", *CONNECTION],
     "inspect": ["--json"],
     "export-onnx": ["--force"],
-    "healthcheck": ["--target", "--timeout"],
+    "healthcheck": CONNECTION,
 }
 
 
@@ -217,7 +241,7 @@ def test_score_without_a_server_exits_1(start, npz, capsys):
 
 
 def test_healthcheck_follows_readiness(start, capsys):
-    """Not ready 1, ready 0, stopped 1."""
+    """Not ready 1, ready 0, stopped 1; when there is no answer, why."""
     running = start(StandIn(), ready=False)
     command = ["healthcheck", "--target", running.target, "--timeout", "5"]
 
@@ -230,7 +254,9 @@ def test_healthcheck_follows_readiness(start, capsys):
     captured = capsys.readouterr()
     assert found == [1, 0, 1]
     assert captured.out == f"{running.target} is serving\n"
-    assert captured.err == f"softkin: error: {running.target} is not serving\n" * 2
+    not_ready, stopped = captured.err.splitlines()
+    assert not_ready == f"softkin: error: {running.target} is not serving"
+    assert stopped.startswith(f"softkin: error: {running.target}: ")
 
 
 def test_inspect_prints_the_manifest(bundle, capsys, monkeypatch):
@@ -277,6 +303,9 @@ def test_inspect_of_something_else_exits_1(tmp_path, capsys):
             "--guarantee: got 'most'; allowed: marginal, certified, class_conditio",
         ),
         (["serve", "b", "--confidence", "1"], "--confidence: got '1'; allowed: more than 0 to less than 1"),
+        (["serve", "b", "--reflection", "no way"], "--reflection: got 'no way'; allowed: true, false"),
+        (["serve", "b", "--tls-cert", "a"], "settings: tls_cert is set without tls_key"),
+        (["serve", "b", "--config", "none.toml"], "config: none.toml: cannot be read (No such file or directory)"),
         (["drift"], "arguments are required: --target"),
         (["score", "--target", "a:1", "x.npz", "--smoothing-seed", "x"], "--smoothing-seed: invalid int value: 'x'"),
         (["serve", "b", "--prot", "1"], "unrecognized arguments: --prot"),

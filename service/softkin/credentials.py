@@ -1,0 +1,153 @@
+"""The certificate of the gRPC port: read, checked, and read again when it has been renewed."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from softkin.errors import InvalidInputError
+from softkin.statuses import log, log_line
+
+
+class _Files(NamedTuple):
+    cert: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+class ServerCertificate:
+    """A certificate whose files may be replaced at any time.
+
+    They are read for every new connection; one that is being established meanwhile never sees a half-written or
+    mismatched pair: until the files are right again, the previous ones are used, and the log says so. Connections that
+    are open stay as they are.
+
+    Args:
+        cert: PEM file of the certificate, followed by those that link it to its authority.
+        key: PEM file of its private key, without a password.
+        client_ca: PEM file of the authorities of client certificates, which are required then; None for no such.
+
+    Raises:
+        InvalidInputError: names the file, what is wrong with it and what to do.
+    """
+
+    def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
+        self._paths = {"tls_cert": cert, "tls_key": key, "tls_client_ca": client_ca}
+        self._lock = threading.Lock()
+        self._fault = ""
+        self._files = self._read()
+        self._configuration, self._expires = self._check(self._files)
+        log.info(log_line("certificate", file=cert, expires=self._expires.isoformat(), client_ca=client_ca))
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What `add_secure_port` takes; for one port."""
+        given = self._configuration
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            with self._lock:
+                self._look_again()
+                if self._configuration is given:
+                    return None
+                given = self._configuration
+                return given
+
+        return grpc.dynamic_ssl_server_credentials(
+            given,
+            renewed,  # type: ignore[arg-type]  # None means no change, which its stub does not know
+            require_client_authentication=self._paths["tls_client_ca"] is not None,
+        )
+
+    def expires(self) -> float:
+        """Unix time at which the first certificate of the chain expires, in seconds."""
+        with self._lock:
+            self._look_again()
+            return self._expires.timestamp()
+
+    def _look_again(self) -> None:
+        fault = ""
+        try:
+            files = self._read()
+            if files != self._files:
+                self._configuration, self._expires = self._check(files)
+                self._files = files
+                log.info(log_line("certificate_renewed", expires=self._expires.isoformat()))
+        except InvalidInputError as e:
+            fault = str(e)
+        if fault and fault != self._fault:
+            log.warning(log_line("certificate_kept", expires=self._expires.isoformat(), reason=fault))
+        self._fault = fault
+
+    def _read(self) -> _Files:
+        found: dict[str, bytes | None] = {}
+        for option, path in self._paths.items():
+            try:
+                found[option] = None if path is None else path.read_bytes()
+            except OSError as e:
+                message = f"{path}: cannot be read ({e.strerror}); check path and rights"
+                raise InvalidInputError(option, message) from None
+        return _Files(found["tls_cert"] or b"", found["tls_key"] or b"", found["tls_client_ca"])
+
+    def _check(self, files: _Files) -> tuple[grpc.ServerCertificateConfiguration, datetime]:
+        chain = self._certificates("tls_cert", files.cert)
+        key = self._private_key(files.key)
+        if key.public_key() != chain[0].public_key():
+            raise InvalidInputError(
+                "tls_key",
+                f"{self._paths['tls_key']}: is not the key of the first certificate in {self._paths['tls_cert']} "
+                f"({_subject(chain[0])}); give the two that were issued together",
+            )
+        now = datetime.now(UTC)
+        for certificate in chain:
+            self._refuse_expired("tls_cert", certificate, now)
+        if files.client_ca is not None:
+            authorities = self._certificates("tls_client_ca", files.client_ca)
+            # Beside its successor an old authority may stay until the last client has changed over.
+            self._refuse_expired("tls_client_ca", max(authorities, key=lambda c: c.not_valid_after_utc), now)
+        configuration = grpc.ssl_server_certificate_configuration(
+            [(files.key, files.cert)], root_certificates=files.client_ca
+        )
+        return configuration, min(c.not_valid_after_utc for c in chain)
+
+    def _certificates(self, option: str, pem: bytes) -> list[x509.Certificate]:
+        try:
+            return x509.load_pem_x509_certificates(pem)
+        except ValueError:
+            raise InvalidInputError(
+                option,
+                f"{self._paths[option]}: not a PEM file of certificates; it must have -----BEGIN CERTIFICATE-----",
+            ) from None
+
+    def _private_key(self, pem: bytes) -> PrivateKeyTypes:
+        path = self._paths["tls_key"]
+        try:
+            return serialization.load_pem_private_key(pem, password=None)
+        except TypeError:
+            raise InvalidInputError(
+                "tls_key", f"{path}: the key is encrypted; remove the password (openssl pkey -in FILE -out FILE)"
+            ) from None
+        except (ValueError, UnsupportedAlgorithm):
+            raise InvalidInputError(
+                "tls_key", f"{path}: not a PEM file of a private key; it must have -----BEGIN PRIVATE KEY-----"
+            ) from None
+
+    def _refuse_expired(self, option: str, certificate: x509.Certificate, now: datetime) -> None:
+        expires = certificate.not_valid_after_utc
+        if expires <= now:
+            raise InvalidInputError(
+                option,
+                f"{self._paths[option]}: the certificate of {_subject(certificate)} expired on "
+                f"{expires:%Y-%m-%d %H:%M} UTC; renew it",
+            )
+
+
+def _subject(certificate: x509.Certificate) -> str:
+    return certificate.subject.rfc4514_string() or f"serial number {certificate.serial_number:x}"

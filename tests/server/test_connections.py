@@ -1,0 +1,50 @@
+"""How connections live: which server a call goes to, and when a server asks to reconnect."""
+
+from __future__ import annotations
+
+import threading
+
+import grpc
+import numpy as np
+
+from softkin.client import Client
+from standin import StandIn
+
+ROW = np.zeros((1, 2, 3), np.float32)
+
+
+def test_calls_take_turns_among_the_addresses_of_a_target(start):
+    """As those of a headless Service: no address is left out, and one that stops is passed over."""
+    detectors = [StandIn(), StandIn()]
+    servers = [start(d) for d in detectors]
+    addresses = ",".join(s.target for s in servers)
+
+    with Client(f"ipv4:{addresses}") as client:
+        servers[0].until(lambda: len(client.score(ROW)) and all(d.rows_scored for d in detectors))
+        before = [d.rows_scored for d in detectors]
+        for _ in range(20):
+            client.score(ROW)
+        assert [d.rows_scored - n for d, n in zip(detectors, before, strict=True)] == [10, 10]
+
+        servers[0].server.stop()
+        for _ in range(20):
+            client.score(ROW)
+
+    assert detectors[1].rows_scored - before[1] == 30
+
+
+def test_a_connection_past_its_age_is_given_up_and_no_call_notices(start):
+    """The client reconnects, which is when it would find new instances."""
+    running = start(StandIn(), max_connection_age_seconds=1)
+    lost = threading.Event()
+    seen = []
+
+    def watch(state):
+        if grpc.ChannelConnectivity.READY in seen and state is grpc.ChannelConnectivity.IDLE:
+            lost.set()
+        seen.append(state)
+
+    running.channel.subscribe(watch)
+    running.until(lambda: len(running.score(ROW).p_value) == 1 and lost.is_set())
+
+    assert len(running.score(ROW).p_value) == 1
