@@ -11,8 +11,10 @@ from queue import SimpleQueue
 import grpc
 
 from softkin.batching import Ticket
+from softkin.converters import ScoreCall
 from softkin.errors import CancelledError, InvalidInputError, OverloadedError
 from softkin.metrics import Metrics
+from softkin.registry import ScoringDetector
 from softkin.scoring import ScoringPath, ended
 from softkin.statuses import failure
 from softkin.v1 import outlier_pb2 as pb
@@ -92,6 +94,7 @@ class _Stream:
         self._arrived: SimpleQueue[_Pending | None] = SimpleQueue()
         self._held: _Pending | None = None
         self._tickets: deque[Ticket] = deque()
+        self._progress = threading.Condition()
         self._ended = False
 
     def answers(self, requests: Iterator[pb.ScoreStreamRequest]) -> Iterator[pb.ScoreStreamResponse]:
@@ -134,15 +137,31 @@ class _Stream:
                 raise InvalidInputError("request", "not set; send what to score")
             detector, call = self._path.decode(message.request)
             decoded = time.perf_counter() - started
-            ticket = self._path.submit(detector, call, self._context)
+            return _Pending(self._enter(detector, call), None, decoded)
         except Exception as error:
             return _Pending(None, error, 0.0)
-        self._tickets.append(ticket)
-        return _Pending(ticket, None, decoded)
+
+    def _enter(self, detector: ScoringDetector, call: ScoreCall) -> Ticket:
+        """Pass the gate; when it is full, wait for this stream's own requests first, and let the sender wait."""
+        while True:
+            waiting = len(self._tickets)
+            try:
+                ticket = self._path.submit(detector, call, self._context)
+            except OverloadedError:
+                if not waiting or self._ended:
+                    raise
+            else:
+                self._tickets.append(ticket)
+                return ticket
+            with self._progress:
+                while len(self._tickets) >= waiting and not self._ended:
+                    self._progress.wait()
 
     def _end(self) -> None:
         """Nobody waits for this stream any more: free the device, and both threads."""
-        self._ended = True
+        with self._progress:
+            self._ended = True
+            self._progress.notify()
         for ticket in list(self._tickets):
             self._path.cancel(ticket)
         self._window.release()
@@ -175,7 +194,9 @@ class _Stream:
             except Exception as e:
                 error = e
             finally:
-                self._tickets.popleft()
+                with self._progress:
+                    self._tickets.popleft()
+                    self._progress.notify()
         assert error is not None
         if isinstance(error, CancelledError):
             error = ended(self._context)
