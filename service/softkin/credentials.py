@@ -45,7 +45,7 @@ class ServerCertificate:
         self._fault = ""
         self._files = self._read()
         self._configuration, self._expires = self._check(self._files)
-        log.info(log_line("certificate", file=cert, expires=self._expires.isoformat(), client_ca=client_ca))
+        log.info(log_line("certificate", file=cert, expires=self._expires.isoformat()))
 
     def credentials(self) -> grpc.ServerCredentials:
         """What `add_secure_port` takes; for one port."""

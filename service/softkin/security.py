@@ -36,6 +36,9 @@ class Security:
             if self._certificate is None and not is_loopback(s.host):
                 remedy = "tokens can be read on their way here; set tls_cert and tls_key"
                 log.warning(log_line("tokens_in_plaintext", host=s.host, remedy=remedy))
+        tls = "off" if self._certificate is None else "on" if s.tls_client_ca is None else "mutual"
+        tokens = "off" if s.token_file is None else "on"
+        log.info(log_line("security", tls=tls, tokens=tokens, reflection="on" if s.reflection else "off"))
 
     def add_port(self, server: grpc.Server, address: str) -> int:
         """Add a port to a server, encrypted where there is a certificate; returns its number.

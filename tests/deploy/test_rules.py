@@ -17,10 +17,12 @@ INFO = f'softkin_detector_info{{{DETECTOR},digest="f00d",device="cpu"}}'
 ALPHA = f"softkin_alpha{{{DETECTOR}}}"
 DRIFT_ALARM = f"softkin_drift_alarm{{{DETECTOR}}}"
 FALLBACK = 'softkin_device_fallback{job="softkin",instance="a:9090"}'
+EXPIRY = 'softkin_tls_certificate_expiry_seconds{job="softkin",instance="a:9090"}'
 INLIERS = f'softkin_rows_total{{{DETECTOR},verdict="inlier"}}'
 OUTLIERS = f'softkin_rows_total{{{DETECTOR},verdict="outlier"}}'
 P_VALUES = f"softkin_p_value_count{{{DETECTOR}}}"
 SMALL_P_VALUES = f'softkin_p_value_bucket{{{DETECTOR},le="0.2"}}'
+DAY = 86400  # the clock of a test begins at 0
 
 # 1,000 rows in 20 requests a minute, flagged at alpha, no errors.
 HEALTHY = {
@@ -29,6 +31,7 @@ HEALTHY = {
     ALPHA: "0.05x600",
     FALLBACK: "0x600",
     DRIFT_ALARM: "0x600",
+    EXPIRY: f"{30 * DAY}x600",
     INLIERS: "0+950x600",
     OUTLIERS: "0+50x600",
     P_VALUES: "0+1000x600",
@@ -52,6 +55,9 @@ CASES = {
     "the queue is full": ({REJECTED % "queue_full": "0+5x600"}, 20, ["SoftkinOverloaded"]),
     "deadlines pass in the queue": ({REJECTED % "deadline": "0+5x600"}, 20, ["SoftkinOverloaded"]),
     "the GPU is not used": ({FALLBACK: "1x600"}, 20, ["SoftkinDeviceFallback"]),
+    "the certificate expires in six days": ({EXPIRY: f"{6 * DAY}x600"}, 20, ["SoftkinCertificateExpires"]),
+    "the certificate has been renewed": ({EXPIRY: f"{6 * DAY}x15 {90 * DAY}x585"}, 20, []),
+    "no TLS": ({EXPIRY: ""}, 20, []),
     "the drift watch alarms": ({DRIFT_ALARM: "0x10 1x590"}, 15, ["SoftkinDrift"]),
     "15% flagged at alpha 5%": ({OUTLIERS: "0+150x600", INLIERS: "0+850x600"}, 90, ["SoftkinFlagRateAboveAlpha"]),
     "7% flagged at alpha 5%": ({OUTLIERS: "0+70x600", INLIERS: "0+930x600"}, 500, []),

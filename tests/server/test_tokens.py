@@ -307,6 +307,23 @@ def test_tokens_over_plaintext_beyond_this_machine_are_warned_of(start, file, tm
     assert "set tls_cert and tls_key" in warning
 
 
+def test_the_log_says_what_guards_the_port(start, file, tmp_path, caplog):
+    """One line at the start, whatever is on."""
+    caplog.set_level(logging.INFO, "softkin.server")
+    ca = Authority(tmp_path)
+    certificate = ca.issue("server")
+
+    start(StandIn())
+    start(StandIn(), token_file=file, reflection=False, **certificate)
+    start(StandIn(), tls_client_ca=ca.file, **certificate)
+
+    assert [m for m in caplog.messages if m.startswith("event=security ")] == [
+        "event=security tls=off tokens=off reflection=on",
+        "event=security tls=on tokens=on reflection=off",
+        "event=security tls=mutual tokens=off reflection=on",
+    ]
+
+
 def test_a_token_goes_through_tls(start, file, tmp_path):
     """Both together, as they are meant to be used."""
     ca = Authority(tmp_path)
