@@ -105,6 +105,7 @@ class CallInterceptor(grpc.ServerInterceptor):
                 return handler.request_deserializer(message)
             except Exception:
                 call.code = Code.INTERNAL  # gRPC's own answer to a message that does not parse
+                self._metrics.rejected("invalid")
                 raise
 
         if streams:
