@@ -46,11 +46,11 @@ check: $(STAMP)  ## lint, types, architecture, generated code
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory protos
-	git diff --exit-code --stat -- service/softkin/v1
+	git diff --exit-code --stat -- service/softkin/v1 service/softkin/inference
 
-protos: $(PROTO_VENV)/.installed  ## regenerate service/softkin/v1 from protos/
+protos: $(PROTO_VENV)/.installed  ## regenerate service/softkin/v1 and service/softkin/inference from protos/
 	$(PROTO_VENV)/bin/python -m grpc_tools.protoc -I protos -I $(PROTO_VENV)/lib/python3*/site-packages \
-		--python_out=service --pyi_out=service --grpc_python_out=service protos/softkin/v1/*.proto
+		--python_out=service --pyi_out=service --grpc_python_out=service protos/softkin/*/*.proto
 
 clean:  ## remove the virtual environments
 	rm -rf $(VENV) $(SERVICE_VENV) $(PROTO_VENV)

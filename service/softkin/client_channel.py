@@ -37,7 +37,7 @@ _SERVICE_CONFIG = {
     # With the server gone for good, retries stop after a few failures instead of multiplying the load.
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
-_OPTIONS = [
+_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -66,13 +66,17 @@ def open_channel(
     Raises:
         InvalidInputError: a file cannot be read, or is not what it must be; or one is missing.
     """
+    options = [*_OPTIONS]
+    if is_loopback_target(target):
+        # gRPC would go through the environment's http_proxy even here, and what is sent in plaintext would leave.
+        options.append(("grpc.enable_http_proxy", 0))
     if tls_ca is None:
         for name, value in {"tls_cert": tls_cert, "tls_key": tls_key, "tls_server_name": tls_server_name}.items():
             if value is not None:
                 raise InvalidInputError(
                     name, "given without tls_ca; TLS needs the authority of the server's certificate"
                 )
-        return grpc.insecure_channel(target, options=_OPTIONS)
+        return grpc.insecure_channel(target, options=options)
     if (tls_cert is None) != (tls_key is None):
         given, missing = ("tls_key", "tls_cert") if tls_cert is None else ("tls_cert", "tls_key")
         raise InvalidInputError(given, f"given without {missing}; a client certificate needs both")
@@ -80,8 +84,9 @@ def open_channel(
         _checked("tls_ca", tls_ca, lambda context: context.load_verify_locations(tls_ca)),
         *(() if tls_cert is None or tls_key is None else _key_pair(tls_cert, tls_key)),
     )
-    names = [] if tls_server_name is None else [("grpc.ssl_target_name_override", tls_server_name)]
-    return grpc.secure_channel(target, credentials, options=[*_OPTIONS, *names])
+    if tls_server_name is not None:
+        options.append(("grpc.ssl_target_name_override", tls_server_name))
+    return grpc.secure_channel(target, credentials, options=options)
 
 
 def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[tuple[str, str], ...]:

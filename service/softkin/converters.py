@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -74,24 +75,53 @@ def tensor_to_array(tensor: pb.Tensor, field: str) -> NDArray[np.generic]:
         allowed = ", ".join(pb.DataType.Name(number) for number in DTYPES)
         name = pb.DataType.Name(tensor.dtype) if tensor.dtype in pb.DataType.values() else "unknown"
         raise InvalidInputError(f"{field}.dtype", f"got {int(tensor.dtype)} ({name}); allowed: {allowed}")
-    shape = tuple(tensor.shape)
-    if len(shape) > MAX_AXES:
-        raise InvalidInputError(f"{field}.shape", f"got {len(shape)} axes; at most {MAX_AXES} are allowed")
-    if any(n < 0 for n in shape):
-        raise InvalidInputError(f"{field}.shape", f"got {list(shape)}; no axis may be negative")
-    data = tensor.data
-    expected = math.prod(shape) * dtype.itemsize  # Python integers: no product of axes can wrap around to a match
+    return bytes_to_array(tensor.data, dtype, tensor.shape, shape_field=f"{field}.shape", data_field=f"{field}.data")
+
+
+def bytes_to_array(
+    data: bytes, dtype: np.dtype[np.generic], shape: Iterable[int], *, shape_field: str, data_field: str
+) -> NDArray[np.generic]:
+    """The array whose elements are these bytes: a read-only view of them.
+
+    Raises:
+        InvalidInputError: more than 8 axes, a negative axis, or bytes that do not match the shape.
+    """
+    axes = check_axes(shape, shape_field)
+    expected = math.prod(axes) * dtype.itemsize  # Python integers: no product of axes can wrap around to a match
     if len(data) != expected:
         raise InvalidInputError(
-            f"{field}.data",
-            f"has {len(data)} bytes, but shape {list(shape)} of {dtype.name} takes {expected}; send all elements, in "
+            data_field,
+            f"has {len(data)} bytes, but shape {list(axes)} of {dtype.name} takes {expected}; send all elements, in "
             "C order, little-endian",
         )
-    try:
-        array = np.frombuffer(data, dtype).reshape(shape)
-    except ValueError:  # no elements, yet the other axes multiply past what an index can hold
-        raise InvalidInputError(f"{field}.shape", f"got {list(shape)}; these axes are too long") from None
+    array = shaped(np.frombuffer(data, dtype), axes, shape_field)
     return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def check_axes(shape: Iterable[int], field: str) -> tuple[int, ...]:
+    """The axes that a peer claims.
+
+    Raises:
+        InvalidInputError: more than 8, or a negative one.
+    """
+    axes = tuple(shape)
+    if len(axes) > MAX_AXES:
+        raise InvalidInputError(field, f"got {len(axes)} axes; at most {MAX_AXES} are allowed")
+    if any(n < 0 for n in axes):
+        raise InvalidInputError(field, f"got {list(axes)}; no axis may be negative")
+    return axes
+
+
+def shaped(elements: NDArray[T], axes: tuple[int, ...], field: str) -> NDArray[T]:
+    """Elements, as many as the axes take, in that shape.
+
+    Raises:
+        InvalidInputError: there are none, yet the other axes multiply past what an index can hold.
+    """
+    try:
+        return elements.reshape(axes)
+    except ValueError:
+        raise InvalidInputError(field, f"got {list(axes)}; these axes are too long") from None
 
 
 def array_to_tensor(array: ArrayLike, field: str = "inputs") -> pb.Tensor:
@@ -118,17 +148,8 @@ def decode_score_request(request: pb.ScoreRequest, limits: Limits) -> ScoreCall:
     """
     if not request.HasField("inputs"):
         raise InvalidInputError("inputs", "not set; send the rows to score")
-    shape = request.inputs.shape
-    if len(shape) > 0 and shape[0] > limits.max_rows:
-        raise InvalidInputError(
-            "inputs.shape",
-            f"got {shape[0]} rows; this server takes at most max_rows = {limits.max_rows}: send several requests",
-        )
-    if request.num_neighbors > limits.max_neighbors:
-        raise InvalidInputError(
-            "num_neighbors",
-            f"got {request.num_neighbors}; this server gives at most max_neighbors = {limits.max_neighbors}",
-        )
+    check_rows(request.inputs.shape, limits, "inputs.shape")
+    check_num_neighbors(request.num_neighbors, limits)
     if request.guarantee not in GUARANTEE_NUMBERS.values() and request.guarantee != pb.GUARANTEE_UNSPECIFIED:
         allowed = ", ".join(pb.Guarantee.Name(number) for number in GUARANTEE_NUMBERS.values())
         raise InvalidInputError("guarantee", f"got {int(request.guarantee)}; allowed: {allowed}")
@@ -140,6 +161,32 @@ def decode_score_request(request: pb.ScoreRequest, limits: Limits) -> ScoreCall:
         smoothing_seed=request.smoothing_seed if request.HasField("smoothing_seed") else None,
         num_neighbors=request.num_neighbors,
     )
+
+
+def check_rows(shape: Sequence[int], limits: Limits, field: str) -> None:
+    """Refuse more rows than one request may have; the first axis counts them.
+
+    Raises:
+        InvalidInputError: there are more.
+    """
+    if len(shape) > 0 and shape[0] > limits.max_rows:
+        raise InvalidInputError(
+            field,
+            f"got {shape[0]} rows; this server takes at most max_rows = {limits.max_rows}: send several requests",
+        )
+
+
+def check_num_neighbors(num_neighbors: int, limits: Limits) -> None:
+    """Refuse more neighbours than a row may get.
+
+    Raises:
+        InvalidInputError: there are more.
+    """
+    if num_neighbors > limits.max_neighbors:
+        raise InvalidInputError(
+            "num_neighbors",
+            f"got {num_neighbors}; this server gives at most max_neighbors = {limits.max_neighbors}",
+        )
 
 
 def scores_to_proto(scores: Scores) -> pb.ScoreResponse:

@@ -42,6 +42,7 @@ from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from softkin.verdicts import check_rule
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
 UNWRAPPED = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 READY = SERVICE
 """Name under which the health service tells readiness; the empty name tells liveness."""
@@ -75,17 +76,20 @@ class Server:
         self._servicer = OutlierServicer(settings, registry, metrics, self._path, self._watches)
         self._saving = ExitStack()
         self._health = health.HealthServicer()
+        services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
         self._pool = CountingPool(threads, thread_name_prefix="rpc")
         self._grpc = grpc.server(
             self._pool,
-            interceptors=[CallInterceptor(metrics, [SERVICE], UNWRAPPED), *self._security.interceptors],
+            interceptors=[CallInterceptor(metrics, services, UNWRAPPED), *self._security.interceptors],
             options=channel_options(settings),
         )
         pb_grpc.add_OutlierServiceServicer_to_server(self._servicer, self._grpc)  # type: ignore[no-untyped-call]
+        if settings.inference_protocol:
+            self._add_inference_protocol()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if settings.reflection:
-            reflection.enable_server_reflection((SERVICE, *UNWRAPPED), self._grpc)
+            reflection.enable_server_reflection((*services, *UNWRAPPED), self._grpc)
         self._hurry = threading.Event()
         self._stopped = threading.Event()
         self._close_metrics: Callable[[], None] = lambda: None
@@ -192,6 +196,20 @@ class Server:
         self._hurry.set()
         self._abandon()
         self.stop()
+
+    def _add_inference_protocol(self) -> None:
+        # Imported where it is wanted, because a process that holds these messages cannot import tritonclient.
+        from softkin.inference import grpc_service_pb2_grpc
+        from softkin.oip import InferenceServicer
+
+        request = health_pb2.HealthCheckRequest(service=READY)
+
+        def serving() -> bool:
+            return bool(self._health.Check(request, None).status == health_pb2.HealthCheckResponse.SERVING)
+
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            InferenceServicer(self._settings, self._registry, self._metrics, self._path, serving), self._grpc
+        )
 
     def _abandon(self) -> None:
         # Counted first: computations of cancelled requests stop at once.

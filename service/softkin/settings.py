@@ -143,6 +143,10 @@ class ServerSettings(BaseSettings):
         "Health and reflection need none. Everybody may call when not set.",
     )
     reflection: bool = Field(default=True, description="Whether callers can list services and messages.")
+    inference_protocol: bool = Field(
+        default=True,
+        description="Whether the Open Inference Protocol is spoken too, for tritonclient and KServe's clients.",
+    )
     max_connection_age_seconds: float | None = Field(
         default=None,
         ge=1,

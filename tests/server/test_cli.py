@@ -36,6 +36,7 @@ FLAGS = {
         "--drift-state",
         "--guarantee",
         "--host",
+        "--inference-protocol",
         "--keepalive-seconds",
         "--log-level",
         "--max-batch-rows",

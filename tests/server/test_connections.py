@@ -48,3 +48,15 @@ def test_a_connection_past_its_age_is_given_up_and_no_call_notices(start):
     running.until(lambda: len(running.score(ROW).p_value) == 1 and lost.is_set())
 
     assert len(running.score(ROW).p_value) == 1
+
+
+def test_a_loopback_target_is_reached_without_the_proxy_of_the_environment(start, monkeypatch):
+    """A probe in a container that has one, for which nobody has made an exception; and a token must not go there."""
+    running = start(StandIn())
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    with Client(running.target, token="a-token", timeout_seconds=5) as client:
+        assert len(client.score(ROW)) == 1

@@ -11,12 +11,13 @@ SERVICE = "softkin.v1.OutlierService"
 
 
 def test_reflection_lists_the_services(shared_server):
-    """OutlierService, health and reflection itself."""
+    """OutlierService, the Open Inference Protocol, health and reflection itself."""
     services = ProtoReflectionDescriptorDatabase(shared_server.channel).get_services()
 
     assert sorted(services) == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
         SERVICE,
     ]
 

@@ -1,0 +1,1 @@
+"""Generated from protos/softkin/inference by `make protos`; never edited."""
