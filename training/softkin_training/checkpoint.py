@@ -111,7 +111,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """`section.key: old -> new` for what decides the weights."""
 
     def flat(recipe: dict[str, Any]) -> dict[str, Any]:
-        sections = {s: recipe.get(s, {}) for s in ("data", "model", "loss", "training")}
+        sections = {s: recipe.get(s, {}) for s in ("data", "model", "loss", "augmentation", "training")}
         keyed = {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items()}
         return {"seed": recipe.get("seed")} | {k: v for k, v in keyed.items() if k not in UNDECISIVE}
 

@@ -1,6 +1,6 @@
-"""Rows for a run: load a source, check it, split it into disjoint parts, deal it out in class-balanced batches.
+"""Rows for a run: load a source, check it, split it into disjoint parts.
 
-    train         fits the weights, and fills the bank
+    train         fits the weights, and fills the bank; may be larger than memory
     calibration   sets the p-values; disjoint from train, else they would look too familiar
     test          untouched rows of the known classes
     outliers      named sets of rows that belong to no known class; never used for fitting
@@ -10,27 +10,31 @@ No row stands in two parts. Errors come before training starts, and say what to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from softkin.errors import DataError, RecipeError
 from softkin.manifest import INPUT_DTYPES
-from softkin_training.config import Recipe
-from softkin_training.npz import checked_labels, read_npz
+from softkin_training.config import DataConfig, Recipe
+from softkin_training.digits import made_outliers, read_digits
+from softkin_training.npz import read_npz
 from softkin_training.rows import Rows, row_digests
+from softkin_training.sources import Source, read_source
 from softkin_training.split import first_of_each
 
 Array = NDArray[Any]
 
 UNKNOWN_DIGITS, HELD_OUT = HELD_OUT_SETS = ("unknown digits", "held-out classes")
 """Outlier sets made of classes that a recipe leaves out: near outliers."""
-MADE_OUTLIERS = 500
-"""Rows in each outlier set that is made rather than loaded."""
+SHUFFLED = "shuffled features"
+"""Outlier set made where there is no other: each number of a test row stems from another test row."""
+MOST_HELD_OUT = 10_000
+"""Rows of held-out classes that are kept, evenly spread, where they must be taken from the training rows."""
 
 
 @dataclass(frozen=True)
@@ -53,108 +57,57 @@ def load_dataset(recipe: Recipe) -> Dataset:
     The split is a seeded plain permutation: unlike stratifying, it leaves calibration and test rows exchangeable.
 
     Raises:
-        RecipeError: data.path is empty, or a class or outlier name of the recipe does not fit the source.
+        RecipeError: data.path is empty, a class or outlier name of the recipe does not fit the source, or an optional
+            package is missing.
         DataError: a file cannot be read, or its rows are unfit; the message names file, array and remedy.
     """
-    rng = np.random.default_rng(recipe.seed)
-    dataset = _digits(recipe, rng) if recipe.data.source == "digits" else _npz(recipe, rng)
-    for name, path in recipe.data.outliers.items():
+    rng, data = np.random.default_rng(recipe.seed), recipe.data
+    if data.source == "digits":
+        dataset = _split_source(read_digits(), data, rng, UNKNOWN_DIGITS)
+        dataset.outliers.update(made_outliers(dataset.test.x, rng))
+    else:
+        dataset = _split_source(read_source(data), data, rng, HELD_OUT)
+    for name, path in data.outliers.items():
         if name in dataset.outliers:
             raise RecipeError(f"data.outliers.{name}: this source makes a set of that name itself; choose another name")
-        dataset.outliers[name] = read_npz(path, ("x_test",))["x_test"]
-    _check(dataset, recipe.data.path or recipe.data.source)
+        dataset.outliers[name] = _read_outliers(path, data)
+    if not dataset.outliers:
+        dataset.outliers[SHUFFLED] = _shuffled(dataset.test.x, rng)
+    _check(dataset, data.path or data.source)
     return dataset
 
 
-def balanced_batches(labels: torch.Tensor, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Deal one epoch into batches that each mirror the class mix of the whole.
-
-    Every row is visited exactly once. A class that is in a batch at all brings at least 2 rows, so that SNNL finds it a
-    partner; of classes of equal size, each is in every batch where batch_size is at least twice their number. Unequal
-    classes keep their shares, so none is seen more often than it occurs: one too rare for 2 rows in every batch is
-    dealt in pairs to the batches that are shortest so far (and a class of one row stands alone).
-
-    Args:
-        labels: `[n]` integer labels, on CPU.
-        batch_size: rows per batch; the average lies between this and, for fewer than 2 batches' worth, twice this.
-        generator: source of randomness.
-
-    Yields:
-        `[b]` int64 indices into `labels`.
-    """
-    num_batches = max(1, len(labels) // batch_size)
-    batches: list[list[torch.Tensor]] = [[] for _ in range(num_batches)]
-    sizes = torch.zeros(num_batches)
-    classes = labels.bincount().nonzero().squeeze(1)
-    for label in classes[torch.randperm(len(classes), generator=generator)]:
-        rows = (labels == label).nonzero().squeeze(1)
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        shortest_first = (sizes + torch.rand(num_batches, generator=generator)).argsort()
-        served = shortest_first[: max(1, len(rows) // 2)]
-        for batch, share in zip(served.tolist(), rows.tensor_split(len(served)), strict=True):
-            batches[batch].append(share)
-            sizes[batch] += len(share)
-    for shares in batches:
-        if shares:
-            yield torch.cat(shares)
-
-
-def _digits(recipe: Recipe, rng: np.random.Generator) -> Dataset:
-    from sklearn.datasets import load_digits, load_sample_images
-
-    bunch = load_digits()
-    x, y = bunch.images.astype(np.uint8), bunch.target.astype(np.int64)
-    known, y_known = _relabel(y, recipe.data.known_classes, num_classes=10, source="digits")
-    everything = Rows(x[known], y_known, np.flatnonzero(known))
-    rows = first_of_each(everything)
-    sizes = {"data.test_rows": recipe.data.test_rows, "data.calibration_rows": recipe.data.calibration_rows}
-    test, calibration, train = _split(rows, sizes, rng)
-
-    photos = [image.mean(axis=2) for image in load_sample_images().images]
-    greys = np.stack([_random_patch(photos[i], 8, rng) for i in rng.integers(len(photos), size=MADE_OUTLIERS)])
-    outliers: dict[str, Array] = {
-        "photo patches": np.rint(greys * 16 / 255).astype(np.uint8),
-        "noise": rng.integers(0, 17, size=(MADE_OUTLIERS, 8, 8), dtype=np.uint8),
-        "inverted digits": 16 - test.x,
-    }
-    if not known.all():
-        outliers = {UNKNOWN_DIGITS: x[~known], **outliers}
-    names = tuple(str(c) for c in recipe.data.known_classes or range(10))
+def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, held_out: str) -> Dataset:
+    name = data.path or data.source
+    chosen = data.known_classes or range(len(source.class_names))
+    everything, unknown = _known(source.train, chosen, source.class_names, name)
+    sizes = {"data.calibration_rows": data.calibration_rows}
+    if source.test is None:
+        rows = first_of_each(everything)
+        test, calibration, train = _split(rows, {"data.test_rows": data.test_rows, **sizes}, rng)
+    else:
+        test, unknown = _known(source.test, chosen, source.class_names, name)
+        rows = first_of_each(everything, row_digests(test))
+        calibration, train = _split(rows, sizes, rng)
+    outliers: dict[str, Array] = {}
+    if len(unknown):
+        step = 1 if source.test is not None else -(-len(unknown) // MOST_HELD_OUT)
+        outliers[held_out] = unknown.read(slice(None, None, step))
+    test, calibration = (Rows(part.x, part.y, part.ids) for part in (test, calibration))
+    names = tuple(source.class_names[c] for c in chosen)
     return Dataset(train, calibration, test, outliers, names, len(everything) - len(rows))
 
 
-def _npz(recipe: Recipe, rng: np.random.Generator) -> Dataset:
-    path, chosen = recipe.data.path, recipe.data.known_classes
-    if not path:
-        raise RecipeError("data.path is empty; name the npz file: --set data.path=FILE.npz")
-    arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test", "class_names"))
-    names = [str(n) for n in arrays["class_names"].reshape(-1)]
-    y_train, y_test = (checked_labels(arrays, split, len(names), path) for split in ("train", "test"))
-
-    known, labels = _relabel(y_train, chosen, num_classes=len(names), source=path)
-    everything = Rows(arrays["x_train"][known], labels, np.flatnonzero(known))
-    known, labels = _relabel(y_test, chosen, num_classes=len(names), source=path)
-    test = Rows(arrays["x_test"][known], labels, len(y_train) + np.flatnonzero(known))
-    rows = first_of_each(everything, row_digests(test.x))
-    calibration, train = _split(rows, {"data.calibration_rows": recipe.data.calibration_rows}, rng)
-
-    outliers = {} if known.all() else {HELD_OUT: arrays["x_test"][~known]}
-    class_names = tuple(names[c] for c in chosen or range(len(names)))
-    return Dataset(train, calibration, test, outliers, class_names, len(everything) - len(rows))
-
-
-def _relabel(
-    y: NDArray[np.int64], known_classes: Sequence[int], *, num_classes: int, source: str
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which rows are of known classes, and their labels 0..K-1 in the order of `known_classes`."""
-    if outside := [c for c in known_classes if c >= num_classes]:
-        allowed = f"{source} has classes 0 to {num_classes - 1}"
-        raise RecipeError(f"data.known_classes is {list(known_classes)}, with {outside[0]} in it; {allowed}")
-    new_label = np.full(num_classes, -1, dtype=np.int64)
-    chosen = list(known_classes) or list(range(num_classes))
-    new_label[chosen] = np.arange(len(chosen))
-    labels = new_label[y]
-    return labels >= 0, labels[labels >= 0]
+def _known(rows: Rows, chosen: Sequence[int], names: Sequence[str], source: str) -> tuple[Rows, Rows]:
+    """The rows of chosen classes, relabelled 0..K-1 in their order, and the others."""
+    if outside := [c for c in chosen if c >= len(names)]:
+        allowed = f"{source} has classes 0 to {len(names) - 1}"
+        raise RecipeError(f"data.known_classes is {list(chosen)}, with {outside[0]} in it; {allowed}")
+    new_label = np.full(len(names), -1, dtype=np.int64)
+    new_label[list(chosen)] = np.arange(len(chosen))
+    labels = new_label[rows.y]
+    known = np.flatnonzero(labels >= 0)
+    return rows.take(known).labelled(labels[known]), rows.take(np.flatnonzero(labels < 0))
 
 
 def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator) -> list[Rows]:
@@ -167,31 +120,45 @@ def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator) -> list[
     return [rows.take(part) for part in np.split(order, np.cumsum(list(sizes.values())))]
 
 
-def _random_patch(image: Array, size: int, rng: np.random.Generator) -> Array:
-    top, left = (rng.integers(n - size + 1) for n in image.shape)
-    return image[top : top + size, left : left + size]
+def _read_outliers(path: str, data: DataConfig) -> Array:
+    if Path(path).is_dir():
+        from softkin_training.image_folder import read_unlabelled
+
+        return read_unlabelled(Path(path), data)
+    return read_npz(path, ("x_test",))["x_test"]
+
+
+def _shuffled(x: Array, rng: np.random.Generator) -> Array:
+    """Rows whose every number alone is like an inlier's, and which together are like no inlier's."""
+    return rng.permuted(x, axis=0)
 
 
 def _check(dataset: Dataset, source: str) -> None:
-    reference = dataset.train.x
-    parts = {"train": reference, "calibration": dataset.calibration.x, "test": dataset.test.x}
+    train = dataset.train
+    expected = f"{train.dtype} {train.row_shape}"
+    parts: dict[str, Rows | Array] = {"train": train, "calibration": dataset.calibration.x, "test": dataset.test.x}
     for what, x in {**parts, **{f"outliers {k!r}": v for k, v in dataset.outliers.items()}}.items():
+        dtype, row_shape = (x.dtype, x.row_shape) if isinstance(x, Rows) else (x.dtype, x.shape[1:])
         if len(x) == 0:
             raise DataError(f"{source}: {what} has no rows")
-        if x.dtype.name not in INPUT_DTYPES or x.ndim < 2 or x.ndim > 4:
+        if dtype.name not in INPUT_DTYPES or not 1 <= len(row_shape) <= 3:
             allowed = f"one of {INPUT_DTYPES} with rows of 1 to 3 axes"
-            raise DataError(f"{source}: {what} is {x.dtype} {x.shape}; it must be {allowed}")
-        if x.dtype != reference.dtype or x.shape[1:] != reference.shape[1:]:
-            got, expected = (f"{a.dtype} {a.shape[1:]}" for a in (x, reference))
+            raise DataError(f"{source}: {what} is {dtype} {(len(x), *row_shape)}; it must be {allowed}")
+        if (got := f"{dtype} {row_shape}") != expected:
             raise DataError(f"{source}: rows of {what} are {got}, those of train {expected}; convert them")
-        bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
+        bad = _not_finite(x.blocks() if isinstance(x, Rows) else [x])
         if len(bad):
             many = f"{len(bad)} rows with NaN or infinity, first row {bad[0]}"
             raise DataError(f"{source}: {what} has {many}; remove them")
-    counts = np.bincount(dataset.train.y, minlength=len(dataset.class_names))
+    counts = np.bincount(train.y, minlength=len(dataset.class_names))
     if counts.min() < 2:
         few = {name: int(n) for name, n in zip(dataset.class_names, counts, strict=True) if n < 2}
         raise DataError(
             f"{source}: after the split train holds {few} rows of these classes; each needs at least 2: "
             "add rows, lower data.calibration_rows, or leave them out by data.known_classes"
         )
+
+
+def _not_finite(blocks: Iterable[Array]) -> NDArray[np.int64]:
+    fine = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in blocks]
+    return np.flatnonzero(~np.concatenate(fine))

@@ -61,6 +61,10 @@ class Rows:
         """The rows at `indices`, in that order."""
         return Rows(self.x[indices], self.y[indices], self.ids[indices])
 
+    def labelled(self, y: NDArray[np.int64]) -> Rows:
+        """The same rows with other labels, `[n]`."""
+        return Rows(self.x, y, self.ids)
+
 
 def block_rows(dtype: np.dtype[np.generic], row_shape: tuple[int, ...]) -> int:
     """How many rows make about `BLOCK_BYTES`."""

@@ -23,9 +23,11 @@ from torch import nn
 
 from softkin.errors import InvalidInputError, RecipeError
 from softkin.staging import replacing
+from softkin_training.augmentation import make_augmentation
+from softkin_training.batches import balanced_batches
 from softkin_training.checkpoint import Checkpoint
 from softkin_training.config import Recipe
-from softkin_training.data import Dataset, balanced_batches
+from softkin_training.data import Dataset
 from softkin_training.entanglement_plot import draw_entanglement
 from softkin_training.epoch_sums import EpochSums, refuse_non_finite_weights
 from softkin_training.history import History, Recorder
@@ -109,6 +111,7 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
     fabric_model.mark_forward_method("forward_with_hidden")
 
     y = torch.from_numpy(rows.y)
+    augment = make_augmentation(recipe.augmentation, rows.row_shape)
     shuffle = torch.Generator().manual_seed(recipe.seed)
     steps_per_epoch = sum(1 for _ in balanced_batches(y, settings.batch_size, torch.Generator().manual_seed(0)))
     path = out_dir / CHECKPOINT
@@ -141,6 +144,8 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
                 own = batch[rank() :: num_processes()]
                 x_batch = torch.from_numpy(rows.read(own.numpy())).to(fabric.device)
                 y_batch = y[own].to(fabric.device)
+                if augment is not None:
+                    x_batch = augment(x_batch)
 
                 logits, hidden = fabric_model.forward_with_hidden(x_batch)
                 share = nn.functional.cross_entropy(logits, y_batch, reduction="sum") / len(batch)

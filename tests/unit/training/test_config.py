@@ -157,7 +157,7 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
         ("model.channels=[4, 0]", ["model.channels[1] is 0", "greater than or equal to 1"]),
         ("model.dropout=1", ["model.dropout is 1", "less than 1"]),
         ("detector.nonconformity=joint", ["detector.joint_parts", "at least one part"]),
-        ("data.source=web", ["data.source is 'web'", "'digits' or 'npz'"]),
+        ("data.source=web", ["data.source is 'web'", "'digits', 'npz', 'folder'"]),
         ("data.source=npz", ["data.test_rows is 50", "its own x_test"]),
         ("data.test_rows=0", ["data.test_rows is 0", "at least 1"]),
         ("data.path=x.npz", ["data.path is 'x.npz'", "npz"]),

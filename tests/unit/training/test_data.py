@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softkin.errors import DataError, RecipeError
+from softkin_training.batches import balanced_batches
 from softkin_training.config import load_recipe
-from softkin_training.data import balanced_batches, load_dataset
+from softkin_training.data import SHUFFLED, load_dataset
 from softkin_training.rows import fingerprint, row_digests
 
 pytestmark = pytest.mark.training
@@ -174,6 +175,18 @@ def test_named_outlier_files_are_read(tmp_path):
     dataset = load_dataset(npz_recipe(tmp_path, arrays(), f"data.outliers.nines={other}"))
 
     assert dataset.outliers["nines"].tolist() == np.full((4, 2, 2), 9).tolist()
+
+
+def test_without_any_outliers_features_are_shuffled(tmp_path):
+    """Every column keeps its numbers, rows do not; any other set takes its place."""
+    contents = arrays()
+    dataset = load_dataset(npz_recipe(tmp_path, contents))
+    x = dataset.outliers[SHUFFLED]
+
+    assert list(dataset.outliers) == [SHUFFLED]
+    assert np.array_equal(np.sort(x, axis=0), np.sort(contents["x_test"], axis=0))
+    assert not set(row_digests(x)) <= set(row_digests(contents["x_test"]))
+    assert SHUFFLED not in load_dataset(npz_recipe(tmp_path, contents, "data.known_classes=[2, 0]")).outliers
 
 
 def change(**changes):

@@ -29,6 +29,7 @@ SETTINGS = [
 WAYS = {
     "minimized": [],
     "learned": ["loss.temperature=learned", "loss.initial_temperature=0.1"],
+    "augmented": ["augmentation.crop_padding=1", "augmentation.rotation_degrees=10"],
     "two processes": ["training.devices=2", "training.batch_size=64"],
 }
 

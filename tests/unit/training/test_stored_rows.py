@@ -66,8 +66,8 @@ def test_rows_are_read_from_any_batch_in_any_order(images, tmp_path):
     order = np.random.default_rng(1).permutation(len(images))
     taken, expected = rows.take(order[:-9]), images.take(order[:-9])
 
-    assert np.array_equal(rows.read(slice(3, 700, 31)), images.x[3:700:31])
-    assert np.array_equal(taken.read(np.array([5, 0, 600])), expected.x[[5, 0, 600]])
+    assert np.array_equal(rows.read(slice(3, 170, 31)), images.x[3:170:31])
+    assert np.array_equal(taken.read(np.array([5, 0, 160])), expected.x[[5, 0, 160]])
     assert np.array_equal(np.concatenate(list(taken.blocks())), expected.x)
     assert (taken.ids.tolist(), taken.y.tolist()) == (expected.ids.tolist(), expected.y.tolist())
     assert np.array_equal(taken.x, expected.x)

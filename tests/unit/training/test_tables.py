@@ -1,0 +1,313 @@
+"""Parquet, CSV and data sets in the hub's layout."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from softkin import Detector
+from softkin.errors import DataError, RecipeError
+from softkin_training.cli import main
+from softkin_training.config import load_recipe
+from softkin_training.data import SHUFFLED, load_dataset
+
+pytestmark = pytest.mark.training
+
+RECIPE = """
+name = "table"
+[data]
+source = "parquet"
+calibration_rows = 40
+[model]
+kind = "mlp"
+hidden = [8]
+[training]
+epochs = 5
+batch_size = 16
+learning_rate = 1e-2
+accelerator = "cpu"
+cpu_threads = 1
+probe_rows = 0
+[detector]
+layers = ["dense1"]
+bank_rows = 100
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def recipe(tmp_path, path, *overrides):
+    """The recipe above over a table."""
+    file = tmp_path / "table.toml"
+    file.write_text(RECIPE)
+    return load_recipe(file, [f"data.path={path}", *overrides])
+
+
+def numbers(n=120, seed=0):
+    """Three features and a label in words."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    x = rng.normal(size=(n, 3)) + 3 * np.eye(3)[y]
+    return {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "label": np.array(["low", "mid", "top"])[y]}
+
+
+def encoded(x):
+    """A PNG."""
+    file = io.BytesIO()
+    Image.fromarray(x).save(file, "png")
+    return file.getvalue()
+
+
+def write(path, columns):
+    """A table as parquet or CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        rows = zip(*(np.asarray(c).tolist() for c in columns.values()), strict=True)
+        path.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]) + "\n")
+    else:
+        pq.write_table(pa.table(columns), path)
+    return path
+
+
+def parts(dataset):
+    """Train and calibration together, in the order of ids."""
+    ids = np.concatenate([dataset.train.ids, dataset.calibration.ids])
+    x, y = (np.concatenate([getattr(p, k) for p in (dataset.train, dataset.calibration)]) for k in "xy")
+    order = np.argsort(ids)
+    return ids[order], x[order], y[order]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_numeric_columns_are_features_and_words_are_classes(tmp_path, suffix):
+    """Every column but the label, in the table's order; classes in the order of their names."""
+    columns, test = numbers(), numbers(30, seed=1)
+    paths = write(tmp_path / f"train.{suffix}", columns), write(tmp_path / f"test.{suffix}", test)
+    dataset = load_dataset(recipe(tmp_path, paths[0], f"data.source={suffix}", f"data.test_path={paths[1]}"))
+
+    ids, x, y = parts(dataset)
+    assert (dataset.class_names, dataset.train.dtype) == (("low", "mid", "top"), np.float64)
+    assert ids.tolist() == list(range(120))
+    assert np.array_equal(x, np.stack([columns[k] for k in "abc"], axis=1))
+    assert [dataset.class_names[i] for i in y] == columns["label"].tolist()
+    assert np.array_equal(dataset.test.x, np.stack([test[k] for k in "abc"], axis=1))
+
+
+def test_columns_are_chosen_and_ordered_by_the_recipe(tmp_path):
+    """input_columns, label_column; whole numbers are labels too, and rows may be set aside for testing."""
+    columns = numbers() | {"label": np.arange(120) % 2 * 5 + 10}
+    columns["species"] = columns.pop("label")
+    path = write(tmp_path / "train.parquet", columns)
+    settings = ['data.input_columns=["c", "a"]', "data.label_column=species", "data.test_rows=20"]
+    dataset = load_dataset(recipe(tmp_path, path, *settings))
+
+    assert dataset.class_names == ("10", "15")
+    assert len(dataset.test) == 20
+    assert np.array_equal(dataset.test.x, np.stack([columns["c"], columns["a"]], axis=1)[dataset.test.ids])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
+def test_lists_of_numbers_keep_their_shape(tmp_path, dtype):
+    """Nested lists are maps; a dtype that no detector takes becomes the next one that is."""
+    x = np.random.default_rng(0).integers(0, 100, size=(100, 4, 5)).astype(dtype)
+    maps = pa.array(x.tolist(), pa.list_(pa.list_(pa.from_numpy_dtype(x.dtype))))
+    path = write(tmp_path / "x.parquet", {"x": maps, "label": np.arange(100) % 2})
+    dataset = load_dataset(recipe(tmp_path, path, "data.test_rows=20"))
+
+    assert dataset.train.dtype == {"int16": "int32"}.get(dtype, dtype)
+    assert np.array_equal(dataset.test.x, x[dataset.test.ids])
+
+
+def test_files_by_a_pattern_are_one_table(tmp_path):
+    """In the order of their names."""
+    for i in range(3):
+        write(tmp_path / f"part-{i}.parquet", numbers(50, seed=i))
+    dataset = load_dataset(recipe(tmp_path, tmp_path / "part-*.parquet", "data.test_rows=20"))
+
+    third = np.flatnonzero(dataset.train.ids >= 100)
+    expected = np.stack([numbers(50, seed=2)[k] for k in "abc"], axis=1)
+    assert np.array_equal(dataset.train.read(third), expected[dataset.train.ids[third] - 100])
+
+
+def hub_layout(tmp_path, rows=120):
+    """A folder as data sets stand on the hub: images with named classes, in splits."""
+    rng = np.random.default_rng(0)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    sizes = {"train": rows, "test": 30}
+    pixels = {split: rng.integers(0, 256, size=(n, 6, 6, 3), dtype=np.uint8) for split, n in sizes.items()}
+    for split, x in pixels.items():
+        table = datasets.Dataset.from_dict(
+            {"image": [{"bytes": encoded(i), "path": None} for i in x], "label": (np.arange(len(x)) % 2).tolist()},
+            features=features,
+        )
+        (tmp_path / "pets" / "data").mkdir(parents=True, exist_ok=True)
+        table.to_parquet(tmp_path / "pets" / "data" / f"{split}-00000-of-00001.parquet")
+    return tmp_path / "pets", pixels
+
+
+def test_a_data_set_in_the_hubs_layout_is_read(tmp_path):
+    """Images are decoded, class names come from the features, both splits are used."""
+    folder, pixels = hub_layout(tmp_path)
+    dataset = load_dataset(recipe(tmp_path, folder, "data.source=hub"))
+
+    assert dataset.class_names == ("cat", "dog")
+    assert np.array_equal(parts(dataset)[1], pixels["train"])
+    assert np.array_equal(dataset.test.x, pixels["test"])
+    assert dataset.test.y.tolist() == [0, 1] * 15
+
+
+def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
+    """With the way to do without one."""
+    folder, _ = hub_layout(tmp_path)
+
+    with pytest.raises(RecipeError, match=r"test_split: .* no split 'validation'; it has \['test', 'train'\]"):
+        load_dataset(recipe(tmp_path, folder, "data.source=hub", "data.test_split=validation"))
+    dataset = load_dataset(recipe(tmp_path, folder, "data.source=hub", "data.test_split=''", "data.test_rows=20"))
+    assert len(dataset.test) == 20
+
+
+@pytest.mark.parametrize(
+    ("edit", "overrides", "error", "words"),
+    [
+        (
+            {},
+            ["data.label_column=kind"],
+            RecipeError,
+            ["data.label_column: ", "has no column 'kind' in train", "['a', 'b', 'c', "],
+        ),
+        ({}, ['data.input_columns=["a", "z"]'], RecipeError, ["data.input_columns: ", "has no column 'z' in train"]),
+        ({"b": ["x"] * 120}, [], DataError, ["column 'b' is", "string", "neither numbers nor images"]),
+        ({"b": [1.0, None] * 60}, [], DataError, ["column 'b' has no value in row 1;"]),
+        ({"b": [float("nan")] + [1.0] * 119}, [], DataError, ["NaN or infinity"]),
+        ({"b": [[1, 2], [3]] * 60}, [], DataError, ["column 'b' has rows of [1, 2] numbers"]),
+        ({"label": [0.5, 1.5] * 60}, [], DataError, ["label column 'label' is double", "whole numbers or text"]),
+        ({"label": ["x", "y", None] * 40}, [], DataError, ["row 2 has the label None", "['x', 'y']"]),
+        ({"b": [b"no image"] * 120}, [], DataError, ["column 'b' holds images", "data.input_columns = ['b']"]),
+        ({"b": [b"no image"] * 120}, ['data.input_columns=["b"]'], DataError, ["image in row 0: cannot be read"]),
+        ({"b": [[[1, 2]]] * 120}, [], DataError, ["column 'b' holds 2 axes", "the only input"]),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, edit, overrides, error, words):
+    """The message names column, row and remedy, and nothing half-made stays."""
+    path = write(tmp_path / "train.parquet", numbers() | edit)
+
+    with pytest.raises(error) as refusal:
+        load_dataset(recipe(tmp_path, path, "data.test_rows=20", *overrides))
+
+    assert [word for word in words if word not in str(refusal.value)] == []
+    assert not [p for p in (tmp_path / "cache").rglob("*") if "incomplete" in p.name and p.suffix != ".lock"]
+
+
+def test_images_of_mixed_sizes_name_both_rows(tmp_path):
+    """As in folders."""
+    images = [encoded(np.full((8 + (i == 70), 8), i, np.uint8)) for i in range(100)]
+    path = write(tmp_path / "x.parquet", {"image": images, "label": np.arange(100) % 2})
+
+    with pytest.raises(DataError, match=r"image in row 70 is 9 x 8 pixels, .*image in row 0 is 8 x 8"):
+        load_dataset(recipe(tmp_path, path, "data.test_rows=20"))
+    resized = load_dataset(recipe(tmp_path, path, "data.test_rows=20", "data.image_size=[5, 5]", "data.image_mode=L"))
+    assert resized.train.row_shape == (5, 5)
+
+
+def test_a_label_that_train_does_not_know_is_refused(tmp_path):
+    """Its row and its value are named."""
+    train = write(tmp_path / "train.csv", numbers())
+    test = write(tmp_path / "test.csv", numbers(9) | {"label": ["low"] * 8 + ["new"]})
+
+    with pytest.raises(DataError, match=r"test: row 8 has the label 'new'.*'low', 'mid', 'top'"):
+        load_dataset(recipe(tmp_path, train, "data.source=csv", f"data.test_path={test}"))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_damaged_file_is_refused_by_name_and_can_be_mended(tmp_path, suffix):
+    """Whatever the library raises, the error is ours; afterwards the mended file is read."""
+    path = write(tmp_path / f"train.{suffix}", numbers())
+    whole = path.read_bytes()
+    path.write_bytes(b'"\n1,2,3,"x\ny,\n' if suffix == "csv" else whole[: len(whole) // 2])
+    asked = recipe(tmp_path, path, f"data.source={suffix}", "data.test_rows=20")
+
+    with pytest.raises((DataError, RecipeError), match=rf"train\.{suffix}"):
+        load_dataset(asked)
+    path.write_bytes(whole)
+
+    assert len(load_dataset(asked).train) == 60
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    """Before anything else is tried."""
+    with pytest.raises(DataError, match=r"missing\.parquet: no such file"):
+        load_dataset(recipe(tmp_path, tmp_path / "missing.parquet", "data.test_rows=20"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.test_rows=0"], r"data\.test_rows is .*needs test_path = ''"),
+        (["data.test_rows=5", "data.test_path=x"], r"data\.test_rows is 5: .*must be 0 with a test_path"),
+        (["data.test_rows=5", "data.subset=x"], r"data\.subset is 'x': belongs to source = 'hub'"),
+        (["data.test_rows=5", "data.image_size=[3]"], r"data\.image_size is \[3\]: must be \[height, width\]"),
+        (["data.test_rows=5", "data.image_mode=CMYK"], r"data\.image_mode is 'CMYK': .*'RGB' or 'L'"),
+        (["data.source=npz", "data.input_columns=['a']"], r"data\.input_columns is .*'parquet' or 'csv' or 'hub'"),
+    ],
+)
+def test_keys_that_contradict_the_source_are_refused(tmp_path, overrides, words):
+    """When the recipe is read."""
+    with pytest.raises(RecipeError, match=words):
+        recipe(tmp_path, "x", *overrides)
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_said_with_the_remedy_and_nothing_stays(tmp_path):
+    """No half-made state: the next try starts clean."""
+    file = tmp_path / "table.toml"
+    file.write_text(RECIPE)
+    command = [sys.executable, "-c", "import sys; from softkin_training.cli import main; sys.exit(main())"]
+    settings = ["--set", "data.source=hub", "--set", "data.path=someone/pets"]
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+
+    done = subprocess.run(
+        [*command, "train", str(file), "--out", str(tmp_path / "out"), *settings],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+    assert done.returncode == 1
+    assert "someone/pets: cannot be had from the hub" in done.stderr
+    assert "check the connection and run again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert not [p for p in (tmp_path / "home").rglob("*") if p.is_file() and not p.name.endswith(".lock")]
+
+
+@pytest.mark.slow
+def test_a_table_goes_all_the_way(tmp_path):
+    """CSV in, a bundle that scores its rows out."""
+    path = write(tmp_path / "train.csv", numbers(400))
+    recipe(tmp_path, path, "data.test_rows=20")
+    settings = ["data.source=csv", f"data.path={path}", "data.test_rows=40"]
+    arguments = [a for s in settings for a in ("--set", s)]
+
+    assert main(["run", str(tmp_path / "table.toml"), "--out", str(tmp_path / "out"), "--quiet", *arguments]) == 0
+
+    detector = Detector.load(tmp_path / "out" / "bundle")
+    assert detector.manifest.classes == ("low", "mid", "top")
+    x = np.stack([numbers(60, seed=3)[k] for k in "abc"], axis=1)
+    assert detector.score(x).is_outlier.mean() < 0.25
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    assert list(report["scores"]["softkin"]["outliers"]) == [SHUFFLED]

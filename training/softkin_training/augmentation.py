@@ -1,0 +1,59 @@
+"""Random changes of training images, by kornia.
+
+Everything random comes from torch's own generator on the CPU, whose state a checkpoint holds: a training that goes on
+after a kill draws the same changes as one that was not stopped. Each process changes its own rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softkin.errors import DataError
+from softkin_training.config import AugmentationConfig
+from softkin_training.row_cache import optional_package
+
+Augment = Callable[[Tensor], Tensor]
+
+
+def make_augmentation(config: AugmentationConfig, row_shape: tuple[int, ...]) -> Augment | None:
+    """What a recipe asks for, as a function of raw training rows; None where it asks for nothing.
+
+    Args:
+        config: the recipe's section.
+        row_shape: of one raw row, `[H, W]` or `[H, W, C]`.
+
+    Returns:
+        Changes `[B, H, W]` or `[B, H, W, C]` of any number type to float32 of the same shape, scale and device.
+
+    Raises:
+        RecipeError: kornia is not installed.
+        DataError: the rows are not images.
+    """
+    if config == AugmentationConfig():
+        return None
+    if len(row_shape) not in (2, 3):
+        raise DataError(
+            f"augmentation: rows are {list(row_shape)}; it needs images [H, W] or [H, W, C], so leave the section out"
+        )
+    kornia: Any = optional_package("kornia.augmentation", "augmentation", "the section [augmentation]")
+    steps: list[Any] = []
+    if config.crop_padding:
+        steps.append(kornia.RandomCrop(size=row_shape[:2], padding=config.crop_padding))
+    if config.horizontal_flip:
+        steps.append(kornia.RandomHorizontalFlip(p=config.horizontal_flip))
+    if config.rotation_degrees:
+        steps.append(kornia.RandomRotation(degrees=config.rotation_degrees, p=1.0))
+
+    @torch.no_grad()
+    def augment(x: Tensor) -> Tensor:
+        images = x.to(torch.float32)
+        images = images.unsqueeze(1) if x.ndim == 3 else images.permute(0, 3, 1, 2)
+        for step in steps:
+            images = step(images)
+        return images.squeeze(1) if x.ndim == 3 else images.permute(0, 2, 3, 1)
+
+    return augment

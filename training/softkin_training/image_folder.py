@@ -1,0 +1,97 @@
+"""Images in folders, one per class: FOLDER/CLASS/..., or FOLDER/train/CLASS/... and FOLDER/test/CLASS/...
+
+Any depth below the class; classes are sorted by name. Files whose names start with a dot, or do not end like an
+image's, are no images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.errors import DataError, RecipeError
+from softkin_training.config import DataConfig
+from softkin_training.image_reader import ImageReader
+from softkin_training.row_cache import cached_rows, optional_package
+from softkin_training.sources import Source
+from softkin_training.stored_rows import StoredRows
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+READ_AT_ONCE = 64
+
+
+def read_folder(data: DataConfig) -> Source:
+    """The images of `data.path`, decoded once into the cache.
+
+    Raises:
+        RecipeError: `data.test_rows` does not fit the folder, or the extra `datasets` is missing.
+        DataError: a folder or image cannot be read, classes differ, or sizes are mixed.
+    """
+    optional_package("datasets", "datasets", "data.source = 'folder'")
+    folder = Path(data.path)
+    has_splits = (folder / "train").is_dir() and (folder / "test").is_dir()
+    if has_splits and data.test_rows:
+        raise RecipeError(f"data.test_rows is {data.test_rows}; must be 0: {folder} brings its own test folder")
+    if not has_splits and not data.test_rows:
+        raise RecipeError(
+            f"data.test_rows is 0; must be at least 1: {folder} has no folders train and test, so rows must "
+            "be set aside"
+        )
+    root = folder / "train" if has_splits else folder
+    names = _class_names(root)
+    reader = ImageReader(data.image_mode, data.image_size)
+    train = _rows(root, names, reader, first_id=0)
+    test = None
+    if has_splits:
+        if extra := set(_class_names(folder / "test")) - set(names):
+            raise DataError(f"{folder / 'test'}: has {sorted(extra)}, which are not among the classes of train {names}")
+        test = _rows(folder / "test", names, reader, first_id=len(train))
+    return Source(train=train, test=test, class_names=tuple(names))
+
+
+def read_unlabelled(folder: Path, data: DataConfig) -> NDArray[np.generic]:
+    """`[m, ...]` all images below a folder, as `data` says, in memory.
+
+    Raises:
+        DataError: there are none, one cannot be read, or sizes are mixed.
+    """
+    reader = ImageReader(data.image_mode, data.image_size)
+    images = [reader.read(path, str(path)) for path in _images(folder)]
+    if not images:
+        raise DataError(f"{folder}: holds no images; they must end in one of {sorted(SUFFIXES)}")
+    return np.stack(images)
+
+
+def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) -> StoredRows:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = _images(root / name) if (root / name).is_dir() else []
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise DataError(f"{root}: holds no images; they must end in one of {sorted(SUFFIXES)}")
+
+    def images() -> Iterator[NDArray[np.generic]]:
+        for start in range(0, len(paths), READ_AT_ONCE):
+            yield np.stack([reader.read(path, str(path)) for path in paths[start : start + READ_AT_ONCE]])
+
+    file = cached_rows(paths, {"mode": reader.mode, "size": reader.size}, images)
+    return StoredRows(file, np.array(labels, np.int64), first_id + np.arange(len(labels)))
+
+
+def _class_names(root: Path) -> list[str]:
+    try:
+        names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as e:
+        raise DataError(f"{root}: cannot be read as a folder ({e.strerror})") from None
+    if len(names) < 2:
+        raise DataError(f"{root}: has the class folders {names}; there must be at least 2, each with its images")
+    return names
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))

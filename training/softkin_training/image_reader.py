@@ -1,0 +1,57 @@
+"""Encoded images to arrays of one size."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.errors import DataError
+
+Mode = Literal["RGB", "L"]
+
+
+class ImageReader:
+    """Decodes images and holds them to the size of the first.
+
+    Args:
+        mode: `RGB` gives `[H, W, 3]`, `L` (grey) gives `[H, W]`; every image is converted.
+        size: `[H, W]` to resize every image to, bilinearly, without regard to its proportions; none where empty.
+    """
+
+    def __init__(self, mode: Mode, size: list[int]) -> None:
+        self.mode, self.size = mode, list(size)
+        self._first: tuple[tuple[int, int], str] | None = None
+
+    def read(self, source: bytes | Path, name: str) -> NDArray[np.uint8]:
+        """One image, uint8.
+
+        Args:
+            source: an encoded image, or its file.
+            name: what an error calls it.
+
+        Raises:
+            DataError: it cannot be decoded, or is of another size than the first and none was asked for.
+        """
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
+                image = opened.convert(self.mode)
+        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+            raise DataError(f"{name}: cannot be read as an image ({e}); replace it, or take it away") from None
+        if self.size:
+            if [image.height, image.width] != self.size:
+                image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        elif self._first is None:
+            self._first = (image.height, image.width), name
+        elif (image.height, image.width) != self._first[0]:
+            (height, width), first = self._first
+            raise DataError(
+                f"{name} is {image.height} x {image.width} pixels, {first} is {height} x {width}; make all images of "
+                f"one size, or say data.image_size = [{height}, {width}], which resizes them"
+            )
+        return np.asarray(image, np.uint8)

@@ -1,0 +1,153 @@
+"""Parquet and CSV files and data sets of the Hugging Face hub, read by the `datasets` library.
+
+One column holds labels, one or more hold inputs: encoded images, lists of numbers (nested ones are maps or images), or
+plain numbers, one feature a column. Rows are read from the library's own Arrow tables through a memory map, decoded a
+few at a time, and kept in Arrow again: at no time in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.errors import DataError, RecipeError, SoftkinError
+from softkin_training.config import DataConfig
+from softkin_training.image_reader import ImageReader
+from softkin_training.input_columns import InputColumns
+from softkin_training.row_cache import cached_rows, optional_package
+from softkin_training.sources import Source
+from softkin_training.stored_rows import StoredRows
+
+READ_AT_ONCE = 256
+
+
+def read_table(data: DataConfig) -> Source:
+    """The rows of `data.path`, decoded once into the cache.
+
+    Raises:
+        RecipeError: the extra `datasets` is missing, or a column or split is not there; says which are.
+        DataError: nothing of the name can be had, or its rows are unfit.
+    """
+    library = optional_package("datasets", "datasets", f"data.source = {data.source!r}")
+    loaded = _load(library, data)
+    train, test = loaded["train"], loaded.get("test")
+    inputs = data.input_columns or [c for c in train.column_names if c != data.label_column]
+    for split, table in loaded.items():
+        if missing := [c for c in (*inputs, data.label_column) if c not in table.column_names]:
+            key = "data.label_column" if data.label_column in missing else "data.input_columns"
+            raise RecipeError(
+                f"{key}: {data.path} has no column {missing[0]!r} in {split}; it has {table.column_names}"
+            )
+    values, names = _classes(train, data)
+    reader = ImageReader(data.image_mode, data.image_size)
+
+    def rows(table: Any, split: str, first_id: int) -> StoredRows:
+        name = f"{data.path}, {split}"
+        columns = InputColumns(table.features, inputs, reader, name)
+
+        def parts() -> Iterator[NDArray[np.generic]]:
+            for start in range(0, len(table), READ_AT_ONCE):
+                yield columns.read(table.data.slice(start, READ_AT_ONCE), start)
+
+        if not len(table):
+            raise DataError(f"{name}: there are no rows")
+        files = [Path(f["filename"]) for f in table.cache_files]
+        settings = {"split": split, "columns": inputs, "mode": data.image_mode, "size": data.image_size}
+        y = _labels(table, values, data.label_column, name)
+        return StoredRows(cached_rows(files, settings, parts), y, first_id + np.arange(len(table)))
+
+    stored = rows(train, "train", 0)
+    return Source(
+        train=stored, test=None if test is None else rows(test, "test", len(stored)), class_names=tuple(names)
+    )
+
+
+def _load(library: Any, data: DataConfig) -> dict[str, Any]:
+    """Tables by split, `train` and perhaps `test`, from the library's cache or put there; whole or not at all."""
+    try:
+        if data.source == "hub":
+            splits = {"train": data.train_split, **({"test": data.test_split} if data.test_split else {})}
+            found = library.load_dataset(data.path, data.subset or None, revision=data.revision or None)
+            if unknown := [s for s in splits.values() if s not in found]:
+                key = "data.train_split" if data.train_split in unknown else "data.test_split"
+                raise RecipeError(
+                    f"{key}: {data.path} has no split {unknown[0]!r}; it has {sorted(found)}; without a test split say "
+                    "data.test_split = '' and set rows aside by data.test_rows"
+                )
+            return {name: found[split] for name, split in splits.items()}
+        files = {"train": _files(data.path)} | ({"test": _files(data.test_path)} if data.test_path else {})
+        return dict(library.load_dataset(data.source, data_files=files))
+    except SoftkinError:
+        raise
+    except Exception as e:  # the library and those under it have no common type
+        raise DataError(_explain(library, e, data)) from e
+
+
+def _explain(library: Any, error: Exception, data: DataConfig) -> str:
+    """What to do about an error of the library."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
+        chain.append(cause)
+    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+    if len(chain) > 1 and isinstance(error, library.exceptions.DatasetGenerationError):
+        text = f"{type(chain[1]).__name__}: {str(chain[1]).strip().splitlines()[0]}" if str(chain[1]).strip() else text
+    if data.source != "hub":
+        return f"{data.path}: cannot be read as {data.source} ({text}); mend the file, nothing of it was kept"
+    if any(isinstance(e, library.exceptions.DatasetNotFoundError) for e in chain) and not _unreachable(chain):
+        return (
+            f"{data.path}: the hub has no such data set, or it is private ({text}); check data.path, data.subset and "
+            "data.revision, or log in with `hf auth login`"
+        )
+    return (
+        f"{data.path}: cannot be had from the hub ({text}); check the connection and run again: files that came whole "
+        "are kept, the others are fetched again. Without a connection, give a downloaded copy's folder as data.path"
+    )
+
+
+def _unreachable(chain: Sequence[BaseException]) -> bool:
+    words = ("connect", "offline", "reach", "timeout", "resolve", "name or service")
+    return any(word in f"{type(e).__name__} {e}".lower() for e in chain for word in words)
+
+
+def _files(pattern: str) -> list[str]:
+    found = sorted(glob.glob(pattern, recursive=True)) or [pattern]
+    if missing := [f for f in found if not Path(f).is_file()]:
+        raise DataError(f"{missing[0]}: no such file; data.path and data.test_path name a file, or files by a pattern")
+    return [str(Path(f).absolute()) for f in found]
+
+
+def _classes(table: Any, data: DataConfig) -> tuple[list[Any], list[str]]:
+    """Values of the label column in the order of their labels, and what they are called."""
+    feature = table.features[data.label_column]
+    if names := getattr(feature, "names", None):
+        return list(range(len(names))), list(names)
+    column = table.data.column(data.label_column)
+    kind = str(column.type)
+    if not kind.startswith(("int", "uint", "string", "large_string", "bool")):
+        raise DataError(
+            f"{data.path}: the label column {data.label_column!r} is {kind}; it must hold whole numbers or text"
+        )
+    values = sorted(v for v in column.unique().to_pylist() if v is not None)
+    return values, [str(v) for v in values]
+
+
+def _labels(table: Any, values: list[Any], label_column: str, name: str) -> NDArray[np.int64]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = table.data.column(label_column)
+    try:
+        found = pc.index_in(column, value_set=pa.array(values, column.type))
+    except pa.ArrowException as e:
+        raise DataError(f"{name}: the label column {label_column!r} is {column.type}, unlike in train ({e})") from None
+    missing = np.flatnonzero(found.is_null().to_numpy())
+    if len(missing):
+        value = column[int(missing[0])].as_py()
+        allowed = f"{len(values)} labels of train, {values[:10]}{' ...' if len(values) > 10 else ''}"
+        raise DataError(f"{name}: row {missing[0]} has the label {value!r}, which is none of the {allowed}")
+    return found.to_numpy().astype(np.int64)
