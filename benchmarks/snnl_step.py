@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from machine import describe_machine
 from report import table
 from softkin.mass import Metric
-from softkin_training.config import load_recipe
 from softkin_training.batches import balanced_batches
+from softkin_training.config import load_recipe
 from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier, build_model
 from softkin_training.probe import Probe, choose_probe_rows
