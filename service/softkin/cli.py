@@ -94,6 +94,8 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from softkin import flags
 
+    for warning in flags.warnings():
+        print(f"softkin: warning: {warning}", file=sys.stderr)
     try:
         if options.print_config:
             print(flags.print_config(options))

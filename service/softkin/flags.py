@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,7 @@ from pydantic.fields import FieldInfo
 from softkin import __version__
 from softkin.errors import InvalidInputError
 from softkin.settings import ServerSettings
-from softkin.sources import CONFIG, POSITIONAL, Origin, flag, origins, variable
+from softkin.sources import CONFIG, POSITIONAL, Origin, flag, origins, unknown_variables, variable
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +84,12 @@ def print_config(flags: argparse.Namespace) -> str:
         lines.append(f"# file: {_toml(settings.config)}")
     lines += [_line(name, value, found) for name, value in settings if name != CONFIG]
     return "\n".join(lines)
+
+
+def warnings() -> list[str]:
+    """What in the environment looks like an option and does nothing: a misspelt one might have been meant to guard."""
+    found = unknown_variables(os.environ, ServerSettings)
+    return [f"{name} is set and is no option; did you mean {nearest}?" for name, nearest in sorted(found.items())]
 
 
 def _given(flags: argparse.Namespace) -> dict[str, Any]:

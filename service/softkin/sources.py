@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,8 @@ POSITIONAL = "bundles"
 """The one option whose flag is no flag."""
 CONFIG = "config"
 """The one option that a file cannot hold: which file."""
+_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP|SCTP)")
+"""What Kubernetes sets beside a Service whose name begins with softkin."""
 
 
 class Environment(EnvSettingsSource):
@@ -26,7 +29,7 @@ class Environment(EnvSettingsSource):
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """A variable's text; None counts as not set."""
         value, key, is_complex = super().get_field_value(field, field_name)
-        if isinstance(value, str) and value.startswith("tcp://"):
+        if isinstance(value, str) and _is_address(value):
             value = None
         return value, key, is_complex
 
@@ -73,11 +76,24 @@ def read_config(path: Path, settings: type[BaseSettings]) -> dict[str, Any]:
     known = sorted(settings.model_fields.keys() - {CONFIG})
     for key in values:
         if key not in known:
-            [nearest] = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            nearest = _nearest(key, known)
             raise InvalidInputError(
                 CONFIG, f"{path}: unknown key {key!r}; did you mean {nearest!r}? softkin serve --help lists all"
             )
     return values
+
+
+def unknown_variables(environment: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, str]:
+    """Variables that look like options and are none, each with the nearest that is one.
+
+    They are no errors: whoever sets one may mean another program, or be Kubernetes.
+    """
+    known = [variable(name) for name in settings.model_fields]
+    return {
+        name: _nearest(name, known)
+        for name, value in environment.items()
+        if name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES.search(name) and not _is_address(value)
+    }
 
 
 def config_path(flags: Mapping[str, Any], environment: Mapping[str, Any]) -> Path | None:
@@ -94,3 +110,12 @@ def flag(name: str) -> str:
 def variable(name: str) -> str:
     """The environment variable of an option."""
     return ENV_PREFIX + name.upper()
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    [nearest] = difflib.get_close_matches(name, known, n=1, cutoff=0)
+    return nearest
+
+
+def _is_address(value: str) -> bool:
+    return value.startswith(("tcp://", "udp://", "sctp://"))

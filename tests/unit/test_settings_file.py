@@ -154,3 +154,26 @@ def test_print_config_refuses_what_serve_refuses(capsys):
 
     assert e.value.code == 2
     assert "--port: got '70000'; allowed: 0 to 65535" in capsys.readouterr().err
+
+
+def test_a_misspelt_variable_is_warned_of_and_what_kubernetes_sets_is_not(monkeypatch, capsys):
+    """SOFTKIN_TOKENFILE would leave a server open that was meant to be guarded."""
+    kubernetes = {
+        "SOFTKIN_PORT": "tcp://10.0.0.1:50051",
+        "SOFTKIN_SERVICE_HOST": "10.0.0.1",
+        "SOFTKIN_SERVICE_PORT_GRPC": "50051",
+        "SOFTKIN_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "SOFTKIN_PORT_50051_TCP_PROTO": "tcp",
+        "SOFTKIN_CANARY_PORT": "tcp://10.0.0.2:50051",
+    }
+    for name, value in {**kubernetes, "SOFTKIN_TOKENFILE": "/tokens", "SOFTKIN_WORKERS": "3"}.items():
+        monkeypatch.setenv(name, value)
+
+    status = cli.main(["serve", "--print-config"])
+
+    captured = capsys.readouterr()
+    assert status == 0
+    assert captured.err == (
+        "softkin: warning: SOFTKIN_TOKENFILE is set and is no option; did you mean SOFTKIN_TOKEN_FILE?\n"
+    )
+    assert "workers = 3  # environment SOFTKIN_WORKERS" in captured.out
