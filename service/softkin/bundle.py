@@ -28,6 +28,7 @@ from softkin.calibration import Calibration
 from softkin.errors import BundleError
 from softkin.manifest import FileEntry, Layer, Manifest, parse_manifest
 from softkin.mass import Metric
+from softkin.nonconformity import CENTER, CLASS_PARTS, SCALE
 from softkin.staging import staged
 from softkin.tensor_file import TensorFile
 
@@ -261,11 +262,21 @@ def _read_calibration(file: Path, m: Manifest) -> Calibration:
         predicted_classes=classes("predicted_classes"),
         true_class_scores=_sorted(tensors, "true_class_scores", n),
         true_classes=classes("true_classes"),
-        references={p: _sorted(tensors, f"references.{p}", None) for p in m.parts},
+        references=_references(tensors, m),
     )
     if calibration.rows_by_predicted_class(num_classes) != m.predicted_class_rows:
         raise BundleError(f"{file}: rows by predicted class are not the manifest's predicted_class_rows")
     return calibration
+
+
+def _references(tensors: TensorFile, m: Manifest) -> dict[str, NDArray[np.float64]]:
+    found = {p: _sorted(tensors, f"references.{p}", None) for p in m.parts}
+    for key in (k.format(p) for p in m.parts if p in CLASS_PARTS for k in (CENTER, SCALE)):
+        found[key] = tensors.take(f"references.{key}", "float64", (len(m.classes),)).astype(np.float64, copy=False)
+    for p in m.parts:
+        if p in CLASS_PARTS and not (found[SCALE.format(p)] > 0).all():
+            raise BundleError(f"{tensors.file}: array 'references.{SCALE.format(p)}' must be positive")
+    return found
 
 
 def _read_golden(file: Path, m: Manifest) -> Golden:

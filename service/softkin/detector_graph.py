@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from softkin.graph_builder import GraphBuilder
-from softkin.nonconformity import Nonconformity, Part
+from softkin.nonconformity import CENTER, CLASS_PARTS, SCALE, Nonconformity, Part
 
 Floats = NDArray[np.float64]
 
@@ -140,9 +140,11 @@ class DetectorGraph:
             a_BC = self._part(form, m_BLC, logits)
         else:
             terms = [tail_surprise(g, self._part(p, m_BLC, logits), references[p]) for p in self.nonconformity.parts]
-            a_BC = terms[0]
-            for term in terms[1:]:
-                a_BC = g.op("Add", [a_BC, term])
+            squares = [g.op("Mul", [term, term]) for term in terms]
+            total = squares[0]
+            for square in squares[1:]:
+                total = g.op("Add", [total, square])
+            a_BC = g.op("Sqrt", [total])
         return g.op("Where", [finite_B1, a_BC, g.constant(np.array(np.inf))])
 
     def _finite(self, x: str, *axes: int) -> str:
@@ -156,6 +158,13 @@ class DetectorGraph:
     def _part(self, part: Part, m_BLC: str, logits_BC: str | None) -> str:
         """`[B, C]`: one part on its own scale."""
         g, weights, layers = self.graph, self.nonconformity.class_weights, self.nonconformity.layer_weights
+        if part in CLASS_PARTS:
+            references = self.nonconformity.references
+            center, scale = (g.constant(references[key.format(part)]) for key in (CENTER, SCALE))
+            return g.op("Div", [g.op("Sub", [self._part(CLASS_PARTS[part], m_BLC, logits_BC), center]), scale])
+        if part == "posterior_hidden":
+            hidden = np.arange(max(1, len(layers) - 1))
+            m_BLC, layers, part = g.op("Gather", [m_BLC, g.constant(hidden)], axis=1), layers[hidden], "posterior"
         if part == "posterior":
             loss_BLC = g.op("Sub", [self._log_sum_exp(m_BLC, 2), m_BLC])
             return self._sum_layers(loss_BLC, layers)

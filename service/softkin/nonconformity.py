@@ -2,7 +2,7 @@
 
 posterior   few neighbours of the class (relative)
 density     little mass of the class (absolute)
-joint       several parts put on one scale and summed
+joint       several parts put on one scale, and the length of the vector that they make
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from softkin import conformal, mass
 
 Form = Literal["posterior", "density", "joint"]
-Part = Literal["posterior", "density", "density_last", "energy"]
+Part = Literal[
+    "posterior", "posterior_hidden", "density", "density_last", "class_density", "class_density_last", "energy"
+]
 FORMS: tuple[Form, ...] = get_args(Form)
 PARTS: tuple[Part, ...] = get_args(Part)
+CLASS_PARTS: dict[Part, Part] = {"class_density": "density", "class_density_last": "density_last"}
+"""Parts that measure another one in units of the class: its center and spread on reference rows of that class."""
+CENTER, SCALE = "{}.center", "{}.scale"
+"""Keys of a class part's center and spread among the references."""
+PRIOR_ROWS = 10
+"""How many rows the spread over all classes counts for in that of one class, which may have few reference rows."""
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +72,8 @@ class Nonconformity:
         class_weights: `[C]` total bank weight per class.
         layer_weights: `[L]` weights of the layers in the posterior and density sums.
         parts: the parts of the joint form.
-        references: per part its sorted scores on the reference rows, which are not the calibration rows.
+        references: what `fit_references` found: per part its sorted scores on the reference rows, which are not the
+            calibration rows, and `[C]` center and spread of class parts.
     """
 
     form: Form
@@ -88,15 +97,21 @@ class Nonconformity:
     def _of_finite(self, outputs: Outputs) -> Floats:
         if self.form != "joint":
             return self.part(self.form, outputs)
-        return np.asarray(
-            sum(conformal.tail_surprise(self.part(p, outputs), self.references[p]) for p in self.parts), np.float64
-        )
+        surprises = [conformal.tail_surprise(self.part(p, outputs), self.references[p]) for p in self.parts]
+        # A row that one part finds very strange outweighs one that several find a little strange, as a sum would not.
+        return np.asarray(np.sqrt(sum(s * s for s in surprises)), np.float64)
 
     def part(self, part: Part, outputs: Outputs) -> Floats:
         """`[B, C]`: one part on its own scale."""
         m = outputs.masses
+        if part in CLASS_PARTS:
+            center, scale = self.references[CENTER.format(part)], self.references[SCALE.format(part)]
+            return (self.part(CLASS_PARTS[part], outputs) - center) / scale
         if part == "posterior":
             return mass.posterior(m, self.layer_weights)
+        if part == "posterior_hidden":  # the last layer parts the classes, whatever the row: it has little to say here
+            hidden = slice(None, max(1, m.shape[1] - 1))
+            return mass.posterior(m[:, hidden], self.layer_weights[hidden])
         if part == "density":
             return mass.density(m, self.class_weights, self.layer_weights)
         if part == "density_last":
@@ -114,6 +129,44 @@ class Nonconformity:
         if outputs.logits is not None:
             return outputs.logits.argmax(axis=1).astype(np.int32)
         return nonconformity_BC.argmin(axis=1).astype(np.int32)
+
+
+def fit_references(plain: Nonconformity, parts: Sequence[Part], outputs: Outputs) -> dict[str, Floats]:
+    """What puts the parts of a joint form on one scale. Labels are not looked at, so p-values stay exact.
+
+    Args:
+        plain: the weights; its form and parts do not count.
+        parts: of the joint form.
+        outputs: of reference rows, which must not calibrate.
+
+    Returns:
+        By part its sorted scores at the predicted class; for class parts also center and spread, see `CENTER`.
+    """
+    found: dict[str, Floats] = {}
+    for part in parts:
+        a_BC = plain.part(CLASS_PARTS.get(part, part), outputs)
+        predicted = plain.predict(outputs, a_BC)
+        if part in CLASS_PARTS:
+            center, scale = class_units(outlier_score(a_BC, predicted), predicted, a_BC.shape[1])
+            found[CENTER.format(part)], found[SCALE.format(part)] = center, scale
+            a_BC = (a_BC - center) / scale
+        found[part] = np.sort(outlier_score(a_BC, predicted))
+    return found
+
+
+def class_units(scores_B: Floats, classes_B: NDArray[np.int32], num_classes: int) -> tuple[Floats, Floats]:
+    """`[C]` medians and standard deviations by class, drawn towards those of all rows as if `PRIOR_ROWS` were theirs.
+
+    A class without rows gets those of all.
+    """
+    median, variance = float(np.median(scores_B)), float(scores_B.var())
+    center, squared = np.full(num_classes, median), np.full(num_classes, variance)
+    for j in np.unique(classes_B):
+        of_class = scores_B[classes_B == j]
+        n = len(of_class)
+        center[j] = (n * np.median(of_class) + PRIOR_ROWS * median) / (n + PRIOR_ROWS)
+        squared[j] = (n * of_class.var() + PRIOR_ROWS * variance) / (n + PRIOR_ROWS)
+    return center, np.sqrt(np.where(squared > 0, squared, 1.0))  # equal scores have no spread: take the score's own
 
 
 def outlier_score(nonconformity_BC: Floats, predicted_class_B: NDArray[np.int32]) -> Floats:

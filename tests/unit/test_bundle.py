@@ -213,6 +213,26 @@ def test_arrays_that_disagree_are_refused(tiny_copy, file, change, message):
     assert file in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("references.class_density.center"), "has no array 'references.class_density.center'"),
+        (
+            lambda t: t["references.class_density.scale"].fill(0.0),
+            r"'references\.class_density\.scale' must be positive",
+        ),
+    ],
+)
+def test_class_parts_need_center_and_spread_of_every_class(tiny, tmp_path, change, message):
+    """A joint form with a class part is refused without them; the error names the array."""
+    spec = dataclasses.replace(tiny.spec, parts=("density", "class_density"))
+    build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    edit_tensors(tmp_path / "b", bundles.CALIBRATION, change)
+
+    with pytest.raises(BundleError, match=message):
+        bundles.read_bundle(tmp_path / "b")
+
+
 def test_a_model_without_the_banks_layer_is_refused(tiny, tmp_path):
     """Layer names must exist in the model; the error lists what does."""
     spec = dataclasses.replace(

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from softkin import conformal
 from softkin.detector_graph import DetectorGraph, p_values, tail_surprise
 from softkin.graph_builder import GraphBuilder
-from softkin.nonconformity import PARTS, Nonconformity, Outputs, outlier_score
+from softkin.nonconformity import CENTER, CLASS_PARTS, PARTS, SCALE, Nonconformity, Outputs, outlier_score
 
 
 def run_graph(g, inputs, outputs):
@@ -41,7 +41,9 @@ def test_given_equal_masses_the_graph_is_the_reference(classes, form, parts):
         class_weights=rng.uniform(5, 5000, classes),
         layer_weights=np.array([1.0, 0.25, 3.0]),
         parts=parts,
-        references={p: np.sort(rng.normal(0, 60, 50)) for p in parts},
+        references={p: np.sort(rng.normal(0, 60, 50)) for p in parts}
+        | {CENTER.format(p): rng.normal(0, 30, classes) for p in CLASS_PARTS}
+        | {SCALE.format(p): rng.uniform(1, 30, classes) for p in CLASS_PARTS},
     )
     outputs = Outputs(masses=masses, logits=logits)
     a = nonconformity(outputs)

@@ -89,7 +89,13 @@ def variant(tiny, out, *, metric="cosine", form="joint", parts=None, model=None,
 @pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
 @pytest.mark.parametrize(
     ("form", "parts"),
-    [("posterior", ()), ("density", ()), ("joint", ("posterior", "density", "density_last")), ("joint", ("energy",))],
+    [
+        ("posterior", ()),
+        ("density", ()),
+        ("joint", ("posterior", "density", "density_last")),
+        ("joint", ("energy",)),
+        ("joint", ("class_density", "class_density_last", "posterior_hidden")),
+    ],
 )
 def test_plain_onnxruntime_gives_the_numbers_of_the_detector(tiny, tmp_path, metric, form, parts):
     """Every form, both metrics, more rows than the detector runs at once; two files, well formed, and no others."""

@@ -77,13 +77,13 @@ def ablate(
     wanted = list(_recipes(recipe, plan, overrides, seeds))
     cells = []
     for number, (family, train_name, seed, recipes) in enumerate(wanted, 1):
-        folder = out / _folder(family) / _folder(train_name) / f"seed{seed}"
-        missing = {n: r for n, r in recipes.items() if not _done(folder / _folder(n), r)}
+        folder = out / folder_of(family) / folder_of(train_name) / f"seed{seed}"
+        missing = {n: r for n, r in recipes.items() if not _done(folder / folder_of(n), r)}
         if missing:
             say(f"[{number} of {len(wanted)}] {family}, {train_name}, seed {seed}: {', '.join(missing)}")
             _run(missing, folder, rows)
         for name in recipes:
-            report = json.loads((folder / _folder(name) / REPORT).read_text(encoding="utf-8"))
+            report = json.loads((folder / folder_of(name) / REPORT).read_text(encoding="utf-8"))
             cells.append(Cell(family=family, train=train_name, detect=name, seed=seed, report=report))
     return cells
 
@@ -121,7 +121,7 @@ def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int) -> None:
     export_step(first, dataset, folder, train(first, dataset, folder, resume=True, progress=False).model)
     fewer = _first_rows(dataset, rows)
     for name, recipe in recipes.items():
-        out = folder / _folder(name)
+        out = folder / folder_of(name)
         out.mkdir(exist_ok=True)
         (out / MODEL).unlink(missing_ok=True)
         os.link(folder / MODEL, out / MODEL)
@@ -133,6 +133,7 @@ def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int) -> None:
             outliers=fewer.outliers,
             calibration=fewer.calibration,
             corruption_rows=0,
+            compare=recipe is first,  # of the others, the table shows the bundle's own score alone
         )
         (out / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(out / BUNDLE)  # tens of megabytes in every cell, and quickly built again
@@ -153,7 +154,7 @@ def _first_rows(dataset: Dataset, rows: int) -> Dataset:
     )
 
 
-def _folder(name: str) -> str:
+def folder_of(name: str) -> str:
     """A name as a folder: letters, digits and dashes."""
     return "-".join("".join(c if c.isalnum() or c in ".+-" else " " for c in name).split()) or FAR
 

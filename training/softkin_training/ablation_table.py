@@ -26,7 +26,7 @@ def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
     difference and two-sided p-value of a paired t-test (None for fewer than 3 seeds, or where differences do not vary).
     """
     variants = list(dict.fromkeys(c.train for c in cells))
-    values = _values(cells)
+    values = values_by_seed(cells)
     rows = []
     for score in dict.fromkeys(score for _, score in values):
         base = values.get((variants[0], score))
@@ -63,7 +63,7 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _values(cells: Sequence[Cell]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
+def values_by_seed(cells: Sequence[Cell]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
     """(train variant, score) -> measure -> seed -> value, near ones averaged over families."""
     collected: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
     detects = list(dict.fromkeys(c.detect for c in cells))

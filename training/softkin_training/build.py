@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from softkin_training.calibrate import Calibrated, calibrate
 from softkin_training.representations import extract
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
 from softkin_training.temperature import neighbor_distance
+from softkin_training.whitening import Whitening, with_whitening
 
 REFERENCE_SHARE = 0.25
 """Part of the calibration rows that puts the parts of the joint form on one scale; the rest calibrates the sum."""
@@ -55,6 +57,8 @@ class DetectorSpec:
     nonconformity: Form
     parts: tuple[Part, ...] = ()
     alpha: float = 0.05
+    whiten: bool = False
+    """Compare representations in units of the spread within classes (`whitening.py`)."""
     temperature_scale: float = 0.25
     """Temperature of each layer, in units of the median distance between nearest bank rows."""
     condense: float = 1.0
@@ -108,6 +112,10 @@ def build(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / bundles.MODEL
         path.write_bytes(model)
+        z = extract(Network(path), bank_rows, [layer.name for layer in spec.layers], len(spec.classes), Path(folder))
+        if spec.whiten:
+            model, spec, z = _whitened(model, spec, z, bank_rows.y)
+            path.write_bytes(model)
         network = Network(path)
 
         def calibrated(bank: Bank) -> Calibrated:
@@ -121,7 +129,6 @@ def build(
                 rows=calibration,
             )
 
-        z = extract(network, bank_rows, [layer.name for layer in spec.layers], len(spec.classes), Path(folder))
         exact = calibrated(_bank(z, bank_rows.y, bank_rows.ids, spec))
         bank = _condensed_bank(z, bank_rows, spec) if spec.condense > 1 else exact.bank
         chosen, approximation = choose(
@@ -171,6 +178,16 @@ def _require_rows(n: int, alpha: float) -> None:
             f"{conformal.rows_needed(alpha)} are needed after the reference rows are set aside, "
             f"or choose alpha >= {conformal.smallest_p_value(n):.6g}"
         )
+
+
+def _whitened(
+    model: bytes, spec: DetectorSpec, z: dict[str, NDArray[np.float32]], labels: NDArray[np.int64]
+) -> tuple[bytes, DetectorSpec, dict[str, NDArray[np.float32]]]:
+    """Model, metrics and the bank's representations, all layers whitened."""
+    whitenings = {layer.name: Whitening.fit(z[layer.name], labels, layer.metric) for layer in spec.layers}
+    layers = tuple(dataclasses.replace(layer, metric="squared_euclidean") for layer in spec.layers)
+    whitened = {name: whitening.apply(z[name]) for name, whitening in whitenings.items()}
+    return with_whitening(model, whitenings), dataclasses.replace(spec, layers=layers), whitened
 
 
 def _bank(

@@ -14,7 +14,7 @@ from softkin.bank import Bank
 from softkin.bundle import bank_tensors
 from softkin.calibration import Calibration
 from softkin.errors import DataError
-from softkin.nonconformity import Form, Nonconformity, Outputs, Part, outlier_score
+from softkin.nonconformity import Form, Nonconformity, Outputs, Part, fit_references, outlier_score
 from softkin.scorer import Scorer
 from softkin_training.rows import Rows
 
@@ -71,7 +71,7 @@ def calibrate(
     if reference is not None:
         outputs = scorer.run(reference.x)
         refuse_overflow(outputs, reference)
-        references = {part: np.sort(plain.part_score(part, outputs)) for part in parts}
+        references = fit_references(plain, parts, outputs)
     nonconformity = Nonconformity(
         form=form,
         class_weights=plain.class_weights,

@@ -270,6 +270,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _entanglement(arguments: argparse.Namespace) -> None:
+    import onnx
     import torch
 
     from softkin import bundle as bundles
@@ -277,13 +278,17 @@ def _entanglement(arguments: argparse.Namespace) -> None:
     from softkin.scorer_graph import representation_output
     from softkin_training.losses import entanglement
     from softkin_training.npz import read_npz
+    from softkin_training.whitening import whitenings_of
 
     loaded = bundles.read_bundle(arguments.bundle)
     data = read_npz(arguments.data, ("x_test", "y_test"))
     x, y = data["x_test"][: arguments.rows], torch.from_numpy(data["y_test"][: arguments.rows].astype("int64"))
     found = Network(loaded.path / bundles.MODEL).run(x)
+    whitenings = whitenings_of(onnx.load(loaded.path / bundles.MODEL))
     print(f"{'layer':<16}{'entanglement':>14}{'chance':>10}{'ratio':>8}{'temperature':>14}   ({len(x)} rows)")
     for layer in loaded.manifest.layers:
-        z = torch.from_numpy(found[representation_output(layer.name)])
-        e = entanglement(z, y, metric=loaded.bank.layers[layer.name].metric)
+        z, metric = found[representation_output(layer.name)], loaded.bank.layers[layer.name].metric
+        if layer.name in whitenings:  # entanglement is the network's, not that of a map fitted to it
+            z, metric = whitenings[layer.name].undo(z), whitenings[layer.name].metric
+        e = entanglement(torch.from_numpy(z), y, metric=metric)
         print(f"{layer.name:<16}{e.value:>14.4f}{e.chance:>10.4f}{e.ratio:>8.3f}{e.temperature:>14.4g}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
-from softkin.nonconformity import PARTS, Nonconformity, Part, outlier_score
+from softkin.nonconformity import CLASS_PARTS, PARTS, Nonconformity, Part, fit_references, outlier_score
 from softkin_training import baselines
 from softkin_training.build import REFERENCE_SHARE
 from softkin_training.fitted_baselines import Mahalanobis, ViM, summed_distances, vim_origin
@@ -18,7 +18,7 @@ from softkin_training.subject import Pass, Subject
 
 Floats = NDArray[np.float64]
 JOINTS: tuple[tuple[Part, ...], ...] = (("posterior", "density", "density_last"), ("energy", "density"))
-"""Fusions that a report compares: the two that did best on classes held out in a first study of one seed."""
+"""Fusions that a report compares beside the bundle's own."""
 TYPICAL_ROWS = 500
 """Bank rows on which the typical distance of a layer is measured."""
 FEATURES_TOLERANCE = 1e-3
@@ -76,11 +76,11 @@ def _parts(subject: Subject) -> dict[str, Compared]:
         return lambda p: plain.part_score(part, p.outputs)
 
     own = subject.detector.manifest.nonconformity
-    same = {own, "energy"} | ({"density_last"} if len(subject.layers) == 1 else set())
+    same = {own, "energy"} | ({"density_last", "posterior_hidden"} if len(subject.layers) == 1 else set())
     return {
         part: Compared(title=titles.get(part, part.replace("_", " ")), source=OURS, score=score(part))
         for part in PARTS
-        if part not in same
+        if part not in same and part not in CLASS_PARTS  # which need reference rows: they are seen in joint scores
     }
 
 
@@ -100,7 +100,7 @@ def _joints(subject: Subject, calibration: Pass | None, seed: int, notes: list[s
         if no_logits or set(parts) == set(subject.detector.manifest.parts):
             continue
         at_reference = calibration.outputs.take(reference)
-        joint = subject.nonconformity(parts, {p: np.sort(plain.part_score(p, at_reference)) for p in parts})
+        joint = subject.nonconformity(parts, fit_references(plain, parts, at_reference))
         found["_".join(("joint", *parts))] = Compared(
             title=f"joint: {' + '.join(p.replace('_', ' ') for p in parts)}",
             source=OURS,
@@ -188,7 +188,7 @@ def _vim(subject: Subject, notes: list[str]) -> ViM | None:
         return None
     h = golden.features
     for name, rows in subject.neighbors.items():
-        metric = subject.loaded.bank.layers[name].metric
+        metric = subject.metric(name)
         seen = mass.unit_rows(h) if metric == "cosine" else h
         z = golden.z[name]
         if z.shape != seen.shape or not np.allclose(z, seen, atol=FEATURES_TOLERANCE * float(np.abs(seen).max())):

@@ -48,6 +48,7 @@ def evaluate(
     alpha: float | None = None,
     near: Sequence[str] = (),
     corruption_rows: int = 1000,
+    compare: bool = True,
     seed: int = 0,
 ) -> Report:
     """Measure a bundle.
@@ -62,6 +63,7 @@ def evaluate(
         alpha: false-alarm rate of the verdicts; the bundle's default when None.
         near: names of the outlier sets that are close to the known classes, for means of their own.
         corruption_rows: inliers to corrupt, where they are images; 0 for none.
+        compare: whether other scores stand beside the bundle's own.
         seed: of corruptions, and of the split of the calibration rows that joint scores need.
 
     Returns:
@@ -87,7 +89,7 @@ def evaluate(
         calibrating = subject.run(calibration_rows.x)
         _check_calibration(loaded, calibration_rows, inliers)
     true_classes = calibration.y if isinstance(calibration, Rows) else None
-    others, notes = compared_scores(subject, calibrating, true_classes, seed)
+    others, notes = compared_scores(subject, calibrating, true_classes, seed) if compare else ({}, [])
 
     own = {k: subject.own(p.outputs) for k, p in passes.items()}
     own_scores, own_p = {k: o.outlier_score for k, o in own.items()}, {k: o.p_value for k, o in own.items()}

@@ -176,6 +176,7 @@ def _fit(
         nonconformity=config.nonconformity,
         parts=tuple(config.joint_parts),
         alpha=config.alpha,
+        whiten=config.whiten,
         temperature_scale=config.temperature_scale,
         condense=config.condense,
         precision=config.precision,
@@ -235,8 +236,9 @@ def _refuse_parts(config: FitConfig, exposed: Exposed, num_classes: int = 2) -> 
             f"got 'energy', but {reason if exposed.output else 'vectors have no logits'}; leave it out"
             + (", or name the tensor before the softmax by --output" if exposed.output else ""),
         )
-    if "posterior" in parts and num_classes < 2:
-        raise InvalidInputError(where, "got 'posterior', which compares classes, but there is only one; choose density")
+    if num_classes < 2 and (comparing := {"posterior", "posterior_hidden"} & set(parts)):
+        what = min(comparing)
+        raise InvalidInputError(where, f"got {what!r}, which compares classes, but there is only one; choose density")
 
 
 def _sha256(path: Path) -> str:

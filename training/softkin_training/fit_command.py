@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from softkin.errors import InvalidInputError
+from softkin.nonconformity import PARTS
 
 
 def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
@@ -47,11 +48,12 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     options = {
         "name": (str, "of the detector (default: that of the file)"),
         "version": (str, "of the detector (default 1)"),
+        "temperature-scale": (float, "in units of the median distance between nearest bank rows (default 0.25)"),
         "metric": (str, "of the layers: cosine or squared_euclidean (default cosine)"),
         "max-dim": (int, "wider layers are projected to this many numbers (default 256)"),
         "bank-rows": (int, "training rows in the bank (default 20000)"),
         "nonconformity": (str, "density, posterior or joint (default density)"),
-        "parts": (str, "of the joint form, joined by commas: posterior, density, density_last, energy"),
+        "parts": (str, f"of the joint form, joined by commas: {', '.join(PARTS)}"),
         "alpha": (float, "default false-alarm rate (default 0.05)"),
         "precision": (str, "of the bank: float32, float16, int8 or auto (default float32)"),
         "max-p-value-change": (float, "error budget of --precision and --condense (default 1.0: none)"),
@@ -61,6 +63,8 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     for name, (kind, text) in options.items():
         # None where it is not given: the defaults are the recipes', whose module need not be imported for --help.
         sub.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=text)
+    whiten = "compare representations in units of their spread within classes, with --temperature-scale 0.1"
+    sub.add_argument("--whiten", action="store_true", default=None, help=whiten)
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -82,7 +86,8 @@ def fit(arguments: argparse.Namespace) -> None:
     if a.embeddings and (a.output or a.output_kind != "auto"):
         raise InvalidInputError("--output", "belongs to --onnx; vectors have no output")
     names = ("version", "metric", "max_dim", "bank_rows", "nonconformity", "alpha", "precision", "max_p_value_change")
-    given = {k: getattr(a, k) for k in (*names, "condense", "seed") if getattr(a, k) is not None}
+    more = ("condense", "seed", "whiten", "temperature_scale")
+    given = {k: getattr(a, k) for k in (*names, *more) if getattr(a, k) is not None}
     config = fit_config(
         name=a.name or default_name(a.onnx or a.embeddings),
         layers=[n.strip() for n in a.layers.split(",")] if a.onnx else [EMBEDDING],

@@ -82,6 +82,7 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         nonconformity=detector.nonconformity,
         parts=tuple(detector.joint_parts) if detector.nonconformity == "joint" else (),
         alpha=detector.alpha,
+        whiten=detector.whiten,
         temperature_scale=detector.temperature_scale,
         condense=detector.condense,
         precision=detector.precision,

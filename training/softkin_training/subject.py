@@ -17,11 +17,13 @@ from softkin.bank import PADDING_LABEL
 from softkin.bundle import Bundle
 from softkin.conformal import credibility
 from softkin.detector import Detector, nonconformity_of
+from softkin.mass import Metric
 from softkin.nonconformity import Nonconformity, Outputs, Part, outlier_score
 from softkin.scorer import Network
 from softkin.scorer_graph import representation_output
 from softkin_training import baselines
 from softkin_training.network_head import FEATURES, Head, find_head, with_features
+from softkin_training.whitening import whitenings_of
 
 Floats = NDArray[np.float64]
 NEIGHBORS = max(baselines.KTH, baselines.DKNN_K)
@@ -46,8 +48,9 @@ class Subject:
     Attributes:
         detector: of the bundle.
         layers: names of its layers.
-        neighbors: per layer the bank's rows, without padding; empty where they are prototypes, which are too few and
-            too unequal to be counted as neighbours.
+        neighbors: per layer the bank's rows, without padding and as they were before any whitening, which is none of
+            other scores' doing; empty where they are prototypes, which are too few and too unequal to be counted as
+            neighbours.
         labels: `[N]` their classes.
         head: the network's last linear layer; None where it is not to be found.
     """
@@ -58,9 +61,12 @@ class Subject:
         self.layers = [layer.name for layer in self.detector.manifest.layers]
         real = loaded.bank.labels != PADDING_LABEL
         self.labels = loaded.bank.labels[real].astype(np.int64)
-        plain = not self.detector.manifest.condensed_from
-        self.neighbors = {n: b.representations(real) for n, b in loaded.bank.layers.items()} if plain else {}
         model = onnx.load(loaded.path / bundles.MODEL)
+        self._whitenings = whitenings_of(model)
+        plain = not self.detector.manifest.condensed_from
+        self.neighbors = (
+            {n: self.unwhitened(n, b.representations(real)) for n, b in loaded.bank.layers.items()} if plain else {}
+        )
         self.head: Head | None = find_head(model) if self.detector.has_logits else None
         if self.head is None:
             self._network = Network(loaded.path / bundles.MODEL)
@@ -69,6 +75,14 @@ class Subject:
                 path = Path(folder) / bundles.MODEL
                 onnx.save(with_features(model, self.head), path)
                 self._network = Network(path)
+
+    def metric(self, layer: str) -> Metric:
+        """Of a layer's representations, before any whitening."""
+        return self._whitenings[layer].metric if layer in self._whitenings else self.loaded.bank.layers[layer].metric
+
+    def unwhitened(self, layer: str, z_BD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Representations of a layer as they were before any whitening."""
+        return self._whitenings[layer].undo(z_BD) if layer in self._whitenings else z_BD
 
     def own(self, outputs: Outputs) -> Own:
         """The same numbers as `Detector.score`, without running scorer and network again."""
@@ -107,7 +121,7 @@ class Pass:
 
     def __init__(self, subject: Subject, outputs: Outputs, found: Mapping[str, NDArray[np.float32]]) -> None:
         self.outputs = outputs
-        self.z = {name: found[representation_output(name)] for name in subject.layers}
+        self.z = {name: subject.unwhitened(name, found[representation_output(name)]) for name in subject.layers}
         self.features = found.get(FEATURES)
         self._subject = subject
         self._nearest: dict[str, tuple[Floats, NDArray[np.int64]]] = {}

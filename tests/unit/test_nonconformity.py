@@ -1,0 +1,121 @@
+"""The joint form and its parts, against loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from softkin import conformal
+from softkin.nonconformity import (
+    PARTS,
+    PRIOR_ROWS,
+    Nonconformity,
+    Outputs,
+    class_units,
+    fit_references,
+    outlier_score,
+)
+
+WEIGHTS = np.array([1.0, 0.5, 2.0])
+
+
+def outputs(seed, n, classes=4, layers=3):
+    """Masses and logits as a network's."""
+    rng = np.random.default_rng(seed)
+    return Outputs(
+        masses=rng.normal(-20, 8, size=(n, layers, classes)).astype(np.float32),
+        logits=rng.normal(0, 3, size=(n, classes)).astype(np.float32),
+    )
+
+
+def plain(layers=3, **changes):
+    """A form without references."""
+    return Nonconformity(
+        form="density", class_weights=np.array([50.0, 70.0, 20.0, 90.0]), layer_weights=WEIGHTS[:layers], **changes
+    )
+
+
+def test_the_joint_form_is_the_length_of_the_vector_of_surprises():
+    """All parts, every row and class by hand."""
+    reference, rows = outputs(0, 200), outputs(1, 20)
+    references = fit_references(plain(), PARTS, reference)
+    joint = Nonconformity(
+        form="joint",
+        class_weights=plain().class_weights,
+        layer_weights=WEIGHTS,
+        parts=PARTS,
+        references=references,
+    )
+
+    found = joint(rows)
+
+    for b in range(20):
+        for j in range(4):
+            squares = 0.0
+            for part in PARTS:
+                value = joint.part(part, rows)[b, j]
+                squares += float(conformal.tail_surprise(np.array([value]), references[part])[0]) ** 2
+            assert found[b, j] == pytest.approx(math.sqrt(squares), rel=1e-12)
+
+
+def test_class_density_is_density_in_units_of_the_class():
+    """Center and spread of the reference rows predicted to be of that class, drawn towards those of all."""
+    reference, rows = outputs(2, 300), outputs(3, 10)
+    references = fit_references(plain(), ("class_density",), reference)
+    joint = plain(references=references)
+
+    found = joint.part("class_density", rows)
+
+    scores = plain().part_score("density", reference)
+    predicted = reference.logits.argmax(axis=1)
+    density = plain().part("density", rows)
+    for j in range(4):
+        own = sorted(s for s, p in zip(scores, predicted, strict=True) if p == j)
+        n, mean = len(own), sum(own) / len(own)
+        median = (own[(n - 1) // 2] + own[n // 2]) / 2
+        center = (n * median + PRIOR_ROWS * np.median(scores)) / (n + PRIOR_ROWS)
+        variance = (sum((s - mean) ** 2 for s in own) + PRIOR_ROWS * scores.var()) / (n + PRIOR_ROWS)
+        np.testing.assert_allclose(found[:, j], (density[:, j] - center) / math.sqrt(variance), rtol=1e-9)
+    own_scores = outlier_score(joint.part("class_density", reference), predicted)
+    np.testing.assert_allclose(references["class_density"], np.sort(own_scores), rtol=1e-12)
+
+
+def test_a_class_without_reference_rows_gets_the_units_of_all():
+    """And equal scores, which have no spread, keep their own scale."""
+    rng = np.random.default_rng(4)
+    scores, classes = rng.normal(3, 2, 50), rng.integers(0, 2, 50)
+
+    center, scale = class_units(scores, classes.astype(np.int32), 3)
+
+    assert center[2] == pytest.approx(np.median(scores))
+    assert scale[2] == pytest.approx(scores.std())
+    center, scale = class_units(np.full(6, 7.0), np.zeros(6, np.int32), 2)
+    assert (center.tolist(), scale.tolist()) == ([7.0, 7.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_posterior_hidden_leaves_the_last_layer_out(layers):
+    """Of a single layer there is nothing to leave out."""
+    rows = outputs(5, 8, layers=layers)
+
+    found = plain(layers).part("posterior_hidden", rows)
+
+    for b in range(8):
+        for j in range(4):
+            expected = 0.0
+            for i in range(max(1, layers - 1)):
+                m = rows.masses[b, i].astype(float)
+                expected += WEIGHTS[i] * (math.log(sum(math.exp(x - m[j]) for x in m)))
+            assert found[b, j] == pytest.approx(expected, rel=1e-9)
+
+
+def test_references_do_not_look_at_labels():
+    """Every part's reference scores are those at the predicted class."""
+    reference = outputs(6, 100)
+
+    found = fit_references(plain(), ("posterior", "density", "energy"), reference)
+
+    for part in found:
+        np.testing.assert_array_equal(found[part], np.sort(plain().part_score(part, reference)))
