@@ -6,6 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c d
 STAMP := $(VENV)/.installed
 PROTO_VENV := .venv-proto
 SERVICE_VENV := .venv-service
+TRITON_VENV := .venv-triton
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo test test-service bench guarantees check protos prometheus chromium clean
@@ -13,7 +14,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 demo: $(STAMP)  ## train, export, build, serve, score, scrape on embedded data; writes runs/demo
 	$(BIN)/python -m softkin_training.demo --out runs/demo
 
-test: $(STAMP) prometheus chromium  ## the whole test suite
+test: $(STAMP) $(TRITON_VENV)/.installed prometheus chromium  ## the whole test suite
 	$(BIN)/pytest
 
 # The tests scrape with a real one. Where there is no apt-get, install it by hand: `prometheus` and `promtool` on PATH.
@@ -28,7 +29,7 @@ chromium:
 		{ echo "Installing Debian's package chromium."; $(SUDO) apt-get update -qq && \
 		$(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
-test-service: $(SERVICE_VENV)/.installed  ## the tests of the service, where torch is not installed
+test-service: $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed  ## the tests of the service, where torch is not installed
 	! $(SERVICE_VENV)/bin/python -c "import torch" 2>/dev/null
 	$(SERVICE_VENV)/bin/pytest tests/unit tests/equivalence tests/server --ignore=tests/unit/training
 
@@ -53,7 +54,7 @@ protos: $(PROTO_VENV)/.installed  ## regenerate service/softkin/v1 and service/s
 		--python_out=service --pyi_out=service --grpc_python_out=service protos/softkin/*/*.proto
 
 clean:  ## remove the virtual environments
-	rm -rf $(VENV) $(SERVICE_VENV) $(PROTO_VENV)
+	rm -rf $(VENV) $(SERVICE_VENV) $(PROTO_VENV) $(TRITON_VENV)
 
 $(STAMP): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "softkin needs Python 3.11 or newer: make PYTHON=python3.x"; exit 1; }
@@ -69,6 +70,13 @@ $(SERVICE_VENV)/.installed: pyproject.toml deploy/constraints.txt
 	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt \
 		--group test -e '.[service]'
+	@touch $@
+
+# A client's machine, as tritonclient needs it: an older protobuf, and no server, whose messages it defines too.
+$(TRITON_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group triton -e '.[client]'
 	@touch $@
 
 # The generator is pinned in the dependency group `proto` and lives apart: it brings an older protobuf than the rest.
