@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +133,8 @@ class Batcher:
         delay_seconds: how long a batch that is not full may wait for company.
         scored: told about all rows that got their answers together, from a worker thread; must not raise.
         ran: told the rows and seconds of every batch.
+        answered: given every ticket that got its scores, once its caller has them, from a worker thread; must not
+            raise.
     """
 
     def __init__(
@@ -142,18 +145,21 @@ class Batcher:
         delay_seconds: float = 0.0,
         scored: Callable[[Scores], None] = lambda scores: None,
         ran: Callable[[int, float], None] = lambda rows, seconds: None,
+        answered: Callable[[Ticket], None] = lambda ticket: None,
     ) -> None:
         self._workers = workers
         self._max_rows = max_batch_rows
         self._delay = delay_seconds
         self._scored = scored
         self._ran = ran
+        self._answered = answered
         self._changed = threading.Condition(threading.Lock())
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
         self._queued_rows = 0
         self._running_rows = 0
         self._closed = False
-        self._times: dict[tuple[str, int], BatchTimes] = {}
+        # Asking for neighbours has a pace of its own; what a detector took is forgotten with it.
+        self._times: WeakKeyDictionary[ScoringDetector, dict[int, BatchTimes]] = WeakKeyDictionary()
         self._threads = [threading.Thread(target=self._work, name=f"batch-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -165,7 +171,8 @@ class Batcher:
 
     def expected_seconds(self, ticket: Ticket) -> float:
         """How long the ticket would take if it were submitted now: 0 while nothing is known or nothing is pending."""
-        times, ahead = self._times.get(_pace(ticket)), self._queued_rows + self._running_rows
+        times = self._times.get(ticket.detector, {}).get(ticket.num_neighbors)
+        ahead = self._queued_rows + self._running_rows
         if times is None or not ahead:  # with nothing pending it is tried: a wrong guess must not refuse for ever
             return 0.0
         full, rest = divmod(ahead + len(ticket.x), self._max_rows)
@@ -198,26 +205,31 @@ class Batcher:
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
-            started = time.monotonic()
+            self._run(batch)
+            del batch  # an idle worker must not hold a detector that is served no longer
+
+    def _run(self, batch: _Batch) -> None:
+        started = time.monotonic()
+        for ticket, _ in batch.tickets:
+            ticket.started = ticket.started or started
+        try:
+            found = batch.detector.score_rows(
+                batch.inputs(), num_neighbors=batch.num_neighbors, cancellation=batch.cancellation
+            )
+            self._answer(batch, found)
+        except CancelledError:
+            pass  # every ticket in it has been told
+        except Exception as error:
+            self._recover(batch, error)
+        seconds = time.monotonic() - started
+        with self._changed:
+            self._running_rows -= batch.rows
             for ticket, _ in batch.tickets:
-                ticket.started = ticket.started or started
-            try:
-                found = batch.detector.score_rows(
-                    batch.inputs(), num_neighbors=batch.num_neighbors, cancellation=batch.cancellation
-                )
-                self._answer(batch, found)
-            except CancelledError:
-                pass  # every ticket in it has been told
-            except Exception as error:
-                self._recover(batch, error)
-            seconds = time.monotonic() - started
-            with self._changed:
-                self._running_rows -= batch.rows
-                for ticket, _ in batch.tickets:
-                    ticket.batches.remove(batch)
-                if not batch.cancellation.cancelled:
-                    self._times.setdefault(_pace(batch), BatchTimes()).add(batch.rows, seconds)
-            self._ran(batch.rows, seconds)
+                ticket.batches.remove(batch)
+            if not batch.cancellation.cancelled:
+                times = self._times.setdefault(batch.detector, {})
+                times.setdefault(batch.num_neighbors, BatchTimes()).add(batch.rows, seconds)
+        self._ran(batch.rows, seconds)
 
     def _next(self) -> _Batch | None:
         with self._changed:
@@ -295,17 +307,20 @@ class Batcher:
         first, origin = tickets[0][0], tickets[0][1].start
         scores = first.detector.judge(found, first.rule, first.x, smoothing_seed=first.smoothing_seed)
         calibrate = time.monotonic() - started
-        live = False
+        live: list[Ticket] = []
         for ticket, rows in tickets:
             own = scores if len(tickets) == 1 else scores.take(slice(rows.start - origin, rows.stop - origin))
             own.stage_seconds.update(
                 queue=ticket.started - ticket.submitted, infer=found.infer_seconds, calibrate=calibrate
             )
             with self._changed:
-                live |= not ticket.done
+                if not ticket.done:
+                    live.append(ticket)
                 self._end(ticket, None, own)
         if live:
             self._scored(scores)
+        for ticket in live:
+            self._answered(ticket)
 
     def _recover(self, batch: _Batch, error: Exception) -> None:
         """The device failed on a batch: run every request's rows by themselves, so that only the guilty one fails."""
@@ -347,8 +362,3 @@ class Batcher:
 def _share_verdicts(a: Ticket, b: Ticket) -> bool:
     """Whether both get the p-values and verdicts that their rows get in company."""
     return a.rule is b.rule and a.rule.guarantee != "false_discovery_rate" and not a.rule.smoothed
-
-
-def _pace(of: Ticket | _Batch) -> tuple[str, int]:
-    """What has a pace of its own: a detector, and asking it for neighbours."""
-    return of.detector.digest, of.num_neighbors

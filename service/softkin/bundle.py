@@ -35,6 +35,7 @@ from softkin.tensor_file import TensorFile
 MANIFEST, MODEL, BANK = "manifest.json", "model.onnx", "bank.safetensors"
 CALIBRATION, GOLDEN, USED_ROWS = "calibration.safetensors", "golden.safetensors", "used_rows.safetensors"
 DATA_FILES = (MODEL, BANK, CALIBRATION, GOLDEN, USED_ROWS)
+FILES = (MANIFEST, *DATA_FILES)
 
 Tensors = dict[str, NDArray[np.generic]]
 
@@ -96,6 +97,22 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
     return parse_manifest(text, str(file)), hashlib.sha256(raw).hexdigest()
 
 
+def verify_files(path: str | os.PathLike[str]) -> tuple[Manifest, str]:
+    """Check the manifest, and size and sha256 of every file, without reading an array.
+
+    Returns:
+        The manifest, and its sha256.
+
+    Raises:
+        BundleError: names the file that is missing or altered.
+    """
+    root = Path(path)
+    manifest, manifest_digest = _read_manifest(root)
+    for name in DATA_FILES:
+        _verify_file(root / name, manifest.files.get(name))
+    return manifest, manifest_digest
+
+
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle, verifying size and sha256 of every file, and every array's shape, dtype and finiteness.
 
@@ -103,9 +120,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         BundleError: names the file that is missing, altered or inconsistent.
     """
     root = Path(path)
-    manifest, manifest_digest = _read_manifest(root)
-    for name in DATA_FILES:
-        _verify_file(root / name, manifest.files.get(name))
+    manifest, manifest_digest = verify_files(root)
     return Bundle(
         path=root,
         digest=manifest_digest,

@@ -1,4 +1,4 @@
-"""The `softkin` command: serve, score, drift, inspect, export-onnx, healthcheck.
+"""The `softkin` command: serve, score, drift, admin, inspect, export-onnx, healthcheck.
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin.errors import InvalidInputError, SoftkinError
 
@@ -108,9 +108,15 @@ def _serve(options: argparse.Namespace) -> int:
     return serve(settings)
 
 
-def _target_arguments(parser: argparse.ArgumentParser) -> None:
+def _target_arguments(parser: argparse.ArgumentParser, timeout_seconds: float = 30.0) -> None:
     parser.add_argument("--target", required=True, metavar="HOST:PORT", help="the server")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="per request (default: 30)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=timeout_seconds,
+        metavar="SECONDS",
+        help=f"per request (default: {timeout_seconds:g})",
+    )
     parser.add_argument(
         "--tls-ca", metavar="FILE", help="PEM file of the server's certificate authority (default: plaintext)"
     )
@@ -125,20 +131,23 @@ def _target_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _client(options: argparse.Namespace, *, detector: str = "", version: str = "") -> Client:
-    from softkin.bearer import read_tokens
     from softkin.client import Client
 
-    return Client(
-        options.target,
-        timeout_seconds=options.timeout,
-        detector=detector,
-        version=version,
-        tls_ca=options.tls_ca,
-        tls_cert=options.tls_cert,
-        tls_key=options.tls_key,
-        tls_server_name=options.tls_server_name,
-        token=None if options.token_file is None else read_tokens(options.token_file)[0],
-    )
+    return Client(options.target, detector=detector, version=version, **_connection(options))
+
+
+def _connection(options: argparse.Namespace) -> dict[str, Any]:
+    """What `_target_arguments` came to, but for the target."""
+    from softkin.bearer import read_tokens
+
+    return {
+        "timeout_seconds": options.timeout,
+        "tls_ca": options.tls_ca,
+        "tls_cert": options.tls_cert,
+        "tls_key": options.tls_key,
+        "tls_server_name": options.tls_server_name,
+        "token": None if options.token_file is None else read_tokens(options.token_file)[0],
+    }
 
 
 def _detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -202,6 +211,21 @@ def _drift(options: argparse.Namespace) -> int:
     return 0
 
 
+def _admin_arguments(parser: argparse.ArgumentParser) -> None:
+    from softkin import admin_command
+
+    _target_arguments(parser, timeout_seconds=600.0)
+    admin_command.add_arguments(parser)
+
+
+def _admin(options: argparse.Namespace) -> int:
+    from softkin import admin_command
+    from softkin.admin_client import AdminClient
+
+    with AdminClient(options.target, **_connection(options)) as client:
+        return admin_command.run(options, client)
+
+
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle directory")
     parser.add_argument("--json", action="store_true", help="the manifest and its digest as JSON")
@@ -241,6 +265,7 @@ COMMANDS = {
     "serve": Command("Serve bundles over gRPC.", _serve_arguments, _serve),
     "score": Command("Score an array file against a server.", _score_arguments, _score),
     "drift": Command("Show what a server's drift watch has seen.", _drift_arguments, _drift),
+    "admin": Command("Load, unload and label detectors of a running server.", _admin_arguments, _admin),
     "inspect": Command("Show what a bundle is.", _inspect_arguments, _inspect),
     "export-onnx": Command(
         "Write a bundle's whole detector as one ONNX model, for any runtime.", _export_arguments, _export

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,8 @@ class Detector:
                 f"{self.manifest.input_name!r}"
             )
         self._nonconformity = nonconformity_of(self.manifest, bundle.bank, bundle.calibration.references)
-        self._rules = lru_cache(maxsize=RULES_KEPT)(self._make_rule)
+        # Of the manifest, not of self: a cycle would keep the session's memory until the garbage collector comes.
+        self._rules = lru_cache(maxsize=RULES_KEPT)(partial(_make_rule, self.manifest))
         self._prove(bundle)
 
     @classmethod
@@ -230,10 +231,9 @@ class Detector:
             neighbors=found.neighbors,
         )
 
-    def warm_up(self) -> None:
-        """Run the largest slice once, so that no request pays for first-time allocation."""
-        inputs = np.zeros((SLICE_ROWS, *self.manifest.input_shape), self.manifest.input_dtype)
-        self.score(inputs)
+    def warm_up(self, rows: int = SLICE_ROWS) -> None:
+        """Run a batch of so many rows once, so that no request pays for first-time allocation."""
+        self.score(np.zeros((rows, *self.manifest.input_shape), self.manifest.input_dtype))
 
     def outputs(self, x: NDArray[np.generic]) -> Outputs:
         """Logits and class masses of checked inputs, for calibration and analysis; see `Outputs`."""
@@ -264,22 +264,23 @@ class Detector:
             shares=np.minimum(np.exp(nearest.contributions - total_BL[:, :, None]), 1.0).astype(np.float32),
         )
 
-    def _make_rule(self, alpha: float, guarantee: Guarantee, confidence: float, smoothed: bool) -> Rule:
-        return verdicts.check_rule(
-            guarantee,
-            alpha=alpha,
-            confidence=confidence,
-            calibration_size=self.manifest.calibration_size,
-            class_sizes=self.manifest.predicted_class_rows,
-            smoothed=smoothed,
-        )
-
     def _prove(self, bundle: Bundle) -> None:
         """Score the golden rows: a bundle that answers differently here than where it was built must not serve."""
         if not len(bundle.golden.inputs):
             return
         found = self.score(bundle.golden.inputs).outlier_score
         refuse_difference(found, bundle.golden, f"{bundle.path / bundles.GOLDEN} on {self.device}")
+
+
+def _make_rule(manifest: Manifest, alpha: float, guarantee: Guarantee, confidence: float, smoothed: bool) -> Rule:
+    return verdicts.check_rule(
+        guarantee,
+        alpha=alpha,
+        confidence=confidence,
+        calibration_size=manifest.calibration_size,
+        class_sizes=manifest.predicted_class_rows,
+        smoothed=smoothed,
+    )
 
 
 def refuse_difference(found: NDArray[np.floating], golden: Golden, where: str) -> None:

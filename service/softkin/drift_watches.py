@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from softkin.drift import DEFAULT_LEVEL, DriftReport, DriftWatch
-from softkin.errors import StateError
+from softkin.errors import NotFoundError, StateError
 from softkin.registry import ScoringDetector
 from softkin.scores import Scores
 from softkin.staging import replacing
@@ -53,13 +53,29 @@ class DriftWatches:
         self._watches = {**self._watches, detector.digest: (file, watch)}
         return watch
 
+    def remove(self, digest: str) -> None:
+        """Watch a detector no longer; its state is saved once more."""
+        file, watch = self._watches[digest]
+        self._watches = {k: kept for k, kept in self._watches.items() if k != digest}
+        with self._saving:
+            _save(file, watch)
+
     def observe(self, scores: Scores) -> None:
-        """Add the rows of one answer to the watch of the detector that gave it."""
-        self._watches[scores.budget.digest][1].observe(scores.outlier_score)
+        """Add the rows of one answer to the watch of the detector that gave it, unless that has been removed."""
+        if found := self._watches.get(scores.budget.digest):
+            found[1].observe(scores.outlier_score)
 
     def report(self, detector: ScoringDetector, alpha: float) -> DriftReport:
-        """What the watch of a detector has seen; `alpha`: at which to count recent flags."""
-        return self._watches[detector.digest][1].report(alpha)
+        """What the watch of a detector has seen; `alpha`: at which to count recent flags.
+
+        Raises:
+            NotFoundError: the detector is watched no longer.
+        """
+        found = self._watches.get(detector.digest)
+        if found is None:
+            m = detector.manifest
+            raise NotFoundError(f"detector {m.name!r} version {m.version!r} has just been unloaded")
+        return found[1].report(alpha)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -86,17 +102,21 @@ class DriftWatches:
         """Write every watch's state, each whole or not at all; a failure is logged and tried again next time."""
         with self._saving:
             for file, watch in self._watches.values():
-                if file is None:
-                    continue
-                try:
-                    with replacing(file) as temporary:
-                        save_file(watch.state(), temporary)
-                except (OSError, SafetensorError) as e:
-                    log.error("event=drift_state_not_saved file=%s error=%r", file, str(e))
+                _save(file, watch)
 
     def _save_until(self, ended: threading.Event) -> None:
         while not ended.wait(self._save_seconds):
             self.save()
+
+
+def _save(file: Path | None, watch: DriftWatch) -> None:
+    if file is None:
+        return
+    try:
+        with replacing(file) as temporary:
+            save_file(watch.state(), temporary)
+    except (OSError, SafetensorError) as e:
+        log.error("event=drift_state_not_saved file=%s error=%r", file, str(e))
 
 
 def _restore(watch: DriftWatch, file: Path) -> None:

@@ -85,7 +85,16 @@ class ExpiredError(SoftkinError):
 
 
 class UnavailableError(SoftkinError):
-    """The service cannot answer now; a retry may succeed."""
+    """The service cannot answer now; a retry may succeed.
+
+    Args:
+        message: why.
+        retry_after_seconds: how long to wait before the next try, where that is known.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class OverloadedError(UnavailableError):
@@ -96,9 +105,10 @@ class OverloadedError(UnavailableError):
         retry_after_seconds: how long to wait before the next try.
     """
 
+    retry_after_seconds: float
+
     def __init__(self, message: str, retry_after_seconds: float) -> None:
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
+        super().__init__(message, retry_after_seconds)
 
 
 class UnmeetableError(OverloadedError):

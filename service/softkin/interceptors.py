@@ -22,8 +22,9 @@ LONG_WAIT_SECONDS = 0.1
 class _Call:
     """One call between its arrival and its end."""
 
-    def __init__(self, metrics: Metrics, kind: str, service: str, method: str) -> None:
+    def __init__(self, metrics: Metrics, rejected: Callable[[str], None], kind: str, service: str, method: str) -> None:
         self._metrics = metrics
+        self._rejected = rejected
         self._labels = (kind, service, method)
         self._started = time.perf_counter()
         self.code: grpc.StatusCode | None = None
@@ -36,7 +37,7 @@ class _Call:
         if code is None:
             given_up = self.received or waited_seconds > LONG_WAIT_SECONDS
             code = Code.CANCELLED if given_up else Code.RESOURCE_EXHAUSTED
-            self._metrics.rejected("cancelled" if given_up else "too_large")
+            self._rejected("cancelled" if given_up else "too_large")
         self._metrics.call_handled(self._labels, code.name, time.perf_counter() - self._started)
 
 
@@ -78,10 +79,14 @@ class CallInterceptor(grpc.ServerInterceptor):
         metrics: where calls are counted.
         services: full names of the services to wrap; their methods are unary or stream both ways.
         unwrapped: full names of those to leave alone.
+        scores: whether a call that fails is a request that was not scored, and counts as one.
     """
 
-    def __init__(self, metrics: Metrics, services: Collection[str], unwrapped: Collection[str] = ()) -> None:
+    def __init__(
+        self, metrics: Metrics, services: Collection[str], unwrapped: Collection[str] = (), *, scores: bool = True
+    ) -> None:
         self._metrics = metrics
+        self._rejected: Callable[[str], None] = metrics.rejected if scores else lambda reason: None
         self._services = frozenset(services)
         self._unwrapped = frozenset(unwrapped)
 
@@ -105,7 +110,7 @@ class CallInterceptor(grpc.ServerInterceptor):
                 return handler.request_deserializer(message)
             except Exception:
                 call.code = Code.INTERNAL  # gRPC's own answer to a message that does not parse
-                self._metrics.rejected("invalid")
+                self._rejected("invalid")
                 raise
 
         if streams:
@@ -121,7 +126,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         )
 
     def _arrive(self, kind: str, service: str, method: str) -> _Call:
-        _arriving.call = call = _Call(self._metrics, kind, service, method)
+        _arriving.call = call = _Call(self._metrics, self._rejected, kind, service, method)
         return call
 
     def _answer(self, call: _Call, method: str, behavior: Any, request: Any, context: grpc.ServicerContext) -> Any:
@@ -147,7 +152,7 @@ class CallInterceptor(grpc.ServerInterceptor):
     def _fail(self, call: _Call, method: str, context: grpc.ServicerContext, error: Exception) -> None:
         found = failure(error, method)
         call.code = found.code
-        self._metrics.rejected(found.reason)
+        self._rejected(found.reason)
         found.abort(context)
 
 

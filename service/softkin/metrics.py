@@ -18,6 +18,7 @@ from softkin.histogram import Histogram
 from softkin.scores import Scores
 
 SECONDS = [1e-5 * 2**k for k in range(22)]  # 10 us to 21 s
+LOAD_SECONDS = [0.01 * 2**k for k in range(17)]  # 10 ms to 11 minutes
 ROWS = [float(2**k) for k in range(15)]
 P_VALUES = [k / 20 for k in range(1, 21)]
 OUTLIER_SCORES = [-1000, -300, -100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100, 300, 1000]
@@ -34,6 +35,8 @@ REJECTED = (
     "cancelled",
     "internal",
 )
+RELOADS = ("loaded", "unchanged", "failed")
+SHADOW_RESULTS = ("agree", "disagree", "dropped")
 DETECTOR = ("detector", "version")
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 
@@ -94,6 +97,23 @@ class Metrics:
             "softkin_calibration_rows", "Calibration rows behind each p-value.", DETECTOR, registry=registry
         )
         self._bank_rows = Gauge("softkin_bank_rows", "Training rows in the bank.", DETECTOR, registry=registry)
+        self._load_seconds = Histogram(
+            "softkin_detector_load_seconds", "Seconds from reading a bundle to serving it.", (), LOAD_SECONDS
+        )
+        registry.register(self._load_seconds)
+        self._reloads = Counter(
+            "softkin_reloads_total", "Bundles read while the server runs.", ("result",), registry=registry
+        )
+        for result in RELOADS:
+            self._reloads.labels(result)
+        self._shadow_rows = Counter(
+            "softkin_shadow_rows_total",
+            "Rows of live traffic for the shadow version, by whether it agrees with the verdict.",
+            (*DETECTOR, "result"),
+            registry=registry,
+        )
+        self._shadow = _ShadowCollector()
+        registry.register(self._shadow)
         self._drift = _DriftCollector()
         registry.register(self._drift)
         self.device_fallback = Gauge(
@@ -162,6 +182,32 @@ class Metrics:
         for verdict in ("inlier", "outlier"):
             self._rows.labels(name, version, verdict)
 
+    def detector_gone(self, name: str, version: str, *, digest: str, device: str) -> None:
+        """Describe a detector no longer; what was counted stays."""
+        self._detector_info.remove(name, version, digest, device)
+        for gauge in (self._alpha, self._calibration_rows, self._bank_rows):
+            gauge.remove(name, version)
+        self._drift.forget((name, version))
+
+    def detector_loaded(self, seconds: float) -> None:
+        """Count a bundle that was loaded; `seconds`: from reading it to serving it."""
+        self._load_seconds.observe((), seconds)
+
+    def reloaded(self, result: str) -> None:
+        """Count a bundle that was read while the server runs; `result` is one of `RELOADS`."""
+        self._reloads.labels(result).inc()
+
+    def shadow_rows(self, name: str, version: str, result: str, rows: int) -> None:
+        """Count rows for the shadow version; `result` is one of `SHADOW_RESULTS`."""
+        self._child(self._shadow_rows, (name, version, result)).inc(rows)
+
+    def shadows_watched(self, reports: Callable[[], Mapping[tuple[str, str], tuple[float, float]]]) -> None:
+        """Show how far shadow versions differ: disagreement and p-value difference, by name and version.
+
+        `reports` is asked at every scrape.
+        """
+        self._shadow.reports = reports
+
     def certificate_watched(self, expires: Callable[[], float]) -> None:
         """Show when the TLS certificate expires, asked at every scrape; without TLS there is no such metric."""
         gauge = Gauge(
@@ -201,6 +247,9 @@ class _DriftCollector(Collector):
     def watch(self, labels: tuple[str, str], report: Callable[[], DriftReport]) -> None:
         self._reports = {**self._reports, labels: report}
 
+    def forget(self, labels: tuple[str, str]) -> None:
+        self._reports = {k: report for k, report in self._reports.items() if k != labels}
+
     def describe(self) -> list[GaugeMetricFamily]:
         return [GaugeMetricFamily(f"softkin_drift_{k}", text, labels=DETECTOR) for k, (text, _) in self.GAUGES.items()]
 
@@ -209,4 +258,26 @@ class _DriftCollector(Collector):
         for family, (_, value) in zip(self.describe(), self.GAUGES.values(), strict=True):
             for labels, report in reports.items():
                 family.add_metric(labels, float(value(report)))
+            yield family
+
+
+class _ShadowCollector(Collector):
+    """What shadow versions make of live traffic, read when it is scraped."""
+
+    GAUGES: ClassVar[dict[str, str]] = {
+        "disagreement": "Share of compared rows with another verdict.",
+        "p_value_difference": "Mean absolute difference of p-values over compared rows.",
+    }
+
+    def __init__(self) -> None:
+        self.reports: Callable[[], Mapping[tuple[str, str], tuple[float, float]]] = dict
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        return [GaugeMetricFamily(f"softkin_shadow_{k}", text, labels=DETECTOR) for k, text in self.GAUGES.items()]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        reports = self.reports()
+        for i, family in enumerate(self.describe()):
+            for labels, values in reports.items():
+                family.add_metric(labels, values[i])
             yield family

@@ -57,12 +57,16 @@ class ScoringDetector(Protocol):
     ) -> Scores:
         """P-values and verdicts of scored rows `x`."""
 
-    def warm_up(self) -> None:
-        """Pay for first-time allocation."""
+    def warm_up(self, rows: int) -> None:
+        """Run a batch of so many rows, to pay for first-time allocation."""
 
 
 STABLE = "stable"
 """The label whose version serves when a request names neither version nor label."""
+SHADOW = "shadow"
+"""The label whose version scores a share of the live traffic silently."""
+RETRY_AFTER_SECONDS = 2.0
+"""What callers of a withdrawn version are told to wait."""
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
@@ -70,7 +74,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_-]{1,40}")
 class _Named:
     """The versions of one name, in the order they came, and where its labels are. Never changed, only replaced."""
 
-    versions: Mapping[str, ScoringDetector] = field(default_factory=dict)
+    versions: Mapping[str, ScoringDetector | None] = field(default_factory=dict)
+    """None: withdrawn."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -89,8 +94,14 @@ class Registry:
         self._lock = threading.Lock()
         self._named: dict[str, _Named] = {}
 
-    def add(self, detector: ScoringDetector, labels: Iterable[str] = ()) -> None:
+    def add(self, detector: ScoringDetector, labels: Iterable[str] = (), *, keep_default: bool = False) -> None:
         """Serve a detector, and move labels to it.
+
+        Args:
+            detector: of a name and version that are not loaded.
+            labels: that it shall carry.
+            keep_default: whether a version that serves by default, though none is labelled stable, gets that label, so
+                that this one does not take its place.
 
         Raises:
             InvalidInputError: a label is unfit.
@@ -100,28 +111,68 @@ class Registry:
         name, version = detector.manifest.name, detector.manifest.version
         with self._lock:
             named = self._named.get(name, _Named())
-            if version in named.versions:
-                raise ConflictError(
-                    f"detector {name!r} version {version!r} is loaded already; give each bundle its own version, or "
-                    "unload that one first"
-                )
-            self._put(name, {**named.versions, version: detector}, {**named.labels, **dict.fromkeys(labels, version)})
+            self.refuse_loaded(name, version)
+            pinned = {STABLE: named.default} if keep_default and named.versions else {}
+            moved = dict.fromkeys(labels, version)
+            self._put(name, {**named.versions, version: detector}, {**pinned, **named.labels, **moved})
 
-    def replace(self, detector: ScoringDetector) -> ScoringDetector:
-        """Serve a detector in place of the one of its name and version; returns that one.
+    def refuse_loaded(self, name: str, version: str) -> None:
+        """Check, before much work, what `add` will check.
 
         Raises:
-            NotFoundError: there is none.
+            ConflictError: that name and version is loaded already.
         """
-        m = detector.manifest
+        if self.loaded(name, version) is not None:
+            raise ConflictError(
+                f"detector {name!r} version {version!r} is loaded already; give each bundle its own version, or "
+                "unload that one first"
+            )
+
+    def exchange(self, version: str, detector: ScoringDetector) -> ScoringDetector | None:
+        """Serve a detector in the place of a version of its name: it gets its labels, and its turn as the default.
+
+        Args:
+            version: the one to serve no longer; calls that hold it finish on it.
+            detector: of the same or another version, loaded already or not.
+
+        Returns:
+            What was in that place; None if it had been withdrawn.
+
+        Raises:
+            NotFoundError: there is no such version of the detector's name.
+        """
+        name, new = detector.manifest.name, detector.manifest.version
         with self._lock:
-            before = self._version(m.name, m.version)
-            named = self._named[m.name]
-            self._put(m.name, {**named.versions, m.version: detector}, named.labels)
+            before = self._version(name, version)
+            named = self._named[name]
+            was_default = version == named.default
+            versions = {new if v == version else v: d for v, d in named.versions.items() if v == version or v != new}
+            if new != version and new in named.versions and not was_default:
+                # It keeps its own turn: that of the other one may be an earlier one.
+                versions = {v: d for v, d in named.versions.items() if v != version}
+            labels = {k: new if v == version else v for k, v in named.labels.items()}
+            self._put(name, {**versions, new: detector}, labels)
         return before
 
-    def remove(self, name: str, version: str) -> ScoringDetector:
+    def withdraw(self, name: str, version: str) -> ScoringDetector:
+        """Serve a version no longer, but keep its place and labels for what `exchange` will put there.
+
+        Meanwhile, requests for it are told to retry.
+
+        Raises:
+            NotFoundError: no such name or version, or it is withdrawn already.
+        """
+        with self._lock:
+            found = self._loaded_version(name, version)
+            named = self._named[name]
+            self._put(name, {**named.versions, version: None}, named.labels)
+        return found
+
+    def remove(self, name: str, version: str) -> ScoringDetector | None:
         """Serve a version no longer; calls that hold it finish on it.
+
+        Returns:
+            The version; None if it had been withdrawn.
 
         Raises:
             NotFoundError: no such name or version.
@@ -130,7 +181,7 @@ class Registry:
         with self._lock:
             found = self._version(name, version)
             named = self._named[name]
-            carried = self.labels_of(found)
+            carried = sorted(k for k, v in named.labels.items() if v == version)
             if carried:
                 raise PreconditionError(f"version {version!r} carries {', '.join(carried)}; move its labels first")
             if len(named.versions) == 1:
@@ -147,7 +198,7 @@ class Registry:
         """
         check_label(label)
         with self._lock:
-            self._version(name, version)
+            self._loaded_version(name, version)
             named = self._named[name]
             self._put(name, named.versions, {**named.labels, label: version})
             return named.labels.get(label, "")
@@ -159,9 +210,11 @@ class Registry:
             NotFoundError: no such name, or no version carries it.
         """
         with self._lock:
-            named = self._name(name)
+            named = self._named.get(name)
+            if named is None:
+                raise NotFoundError(f"no detector named {_shown(name)}; loaded: {self._loaded()}")
             if label not in named.labels:
-                raise self._no_label(name, label)
+                raise _no_label(named, label)
             self._put(name, named.versions, {k: v for k, v in named.labels.items() if k != label})
             return named.labels[label]
 
@@ -176,24 +229,43 @@ class Registry:
         Raises:
             InvalidInputError: no name given and there are several, or both version and label are given.
             NotFoundError: no such name, version or label; the message lists what is loaded.
-            UnavailableError: nothing is loaded.
+            UnavailableError: nothing is loaded, or the version is being replaced.
         """
         named = self._name(name)
         if label:
             if version:
                 raise InvalidInputError("label", f"got {_shown(label)} beside a version; give one of them")
             if label not in named.labels:
-                raise self._no_label(name, label)
+                raise _no_label(named, label)
             version = named.labels[label]
-        found = named.versions.get(version or named.default)
-        if found is None:
+        version = version or named.default
+        if version not in named.versions:
             raise NotFoundError(f"no version {_shown(version)} of that detector; loaded: {self._loaded()}")
+        found = named.versions[version]
+        if found is None:
+            raise UnavailableError(
+                f"version {version!r} is being replaced; retry after {RETRY_AFTER_SECONDS:g} s", RETRY_AFTER_SECONDS
+            )
         return found
+
+    def loaded(self, name: str, version: str) -> ScoringDetector | None:
+        """A version, if it is loaded."""
+        named = self._named.get(name)
+        return None if named is None else named.versions.get(version)
+
+    def has_place(self, name: str, version: str) -> bool:
+        """Whether a version is loaded or withdrawn."""
+        return version in self._named.get(name, _Named()).versions
 
     def labelled(self, name: str, label: str) -> ScoringDetector | None:
         """The version that carries a label, if one does."""
         named = self._named.get(name)
         return None if named is None or label not in named.labels else named.versions[named.labels[label]]
+
+    def default(self, name: str) -> ScoringDetector | None:
+        """The version of a name that serves by default, if there is one."""
+        named = self._named.get(name)
+        return None if named is None else named.versions[named.default]
 
     def labels_of(self, detector: ScoringDetector) -> tuple[str, ...]:
         """The labels that a detector carries, sorted."""
@@ -204,9 +276,9 @@ class Registry:
         """All detectors, in order of name, then version."""
         named = self._named
         for name in sorted(named):
-            yield from (named[name].versions[version] for version in sorted(named[name].versions))
+            yield from (d for _, d in sorted(named[name].versions.items()) if d is not None)
 
-    def _put(self, name: str, versions: Mapping[str, ScoringDetector], labels: Mapping[str, str]) -> None:
+    def _put(self, name: str, versions: Mapping[str, ScoringDetector | None], labels: Mapping[str, str]) -> None:
         self._named = {**self._named, name: _Named(versions, labels)}
 
     def _name(self, name: str) -> _Named:
@@ -220,19 +292,25 @@ class Registry:
             raise NotFoundError(f"no detector named {_shown(name)}; loaded: {self._loaded()}")
         return found
 
-    def _version(self, name: str, version: str) -> ScoringDetector:
-        found = self._named.get(name, _Named()).versions.get(version)
-        if found is None:
+    def _version(self, name: str, version: str) -> ScoringDetector | None:
+        versions = self._named.get(name, _Named()).versions
+        if version not in versions:
             raise NotFoundError(f"no detector {_shown(name)} version {_shown(version)}; loaded: {self._loaded()}")
+        return versions[version]
+
+    def _loaded_version(self, name: str, version: str) -> ScoringDetector:
+        found = self._version(name, version)
+        if found is None:
+            raise NotFoundError(f"detector {name!r} version {version!r} is withdrawn; loaded: {self._loaded()}")
         return found
 
-    def _no_label(self, name: str, label: str) -> NotFoundError:
-        named = self._name(name)
-        carried = ", ".join(f"{k} = {v}" for k, v in sorted(named.labels.items())) or "none"
-        return NotFoundError(f"no version carries the label {_shown(label)}; labels: {carried}")
-
     def _loaded(self) -> str:
-        return ", ".join(f"{d.manifest.name} {d.manifest.version}" for d in self)
+        return ", ".join(f"{d.manifest.name} {d.manifest.version}" for d in self) or "nothing"
+
+
+def _no_label(named: _Named, label: str) -> NotFoundError:
+    carried = ", ".join(f"{k} = {v}" for k, v in sorted(named.labels.items())) or "none"
+    return NotFoundError(f"no version carries the label {_shown(label)}; labels: {carried}")
 
 
 def check_label(label: str) -> str:

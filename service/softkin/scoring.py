@@ -18,6 +18,7 @@ from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
 from softkin.scores import Scores
 from softkin.settings import ServerSettings
+from softkin.shadow import Shadow
 from softkin.statuses import CallEndedError, Code
 from softkin.v1 import outlier_pb2 as pb
 
@@ -38,6 +39,7 @@ class ScoringPath:
         limits: what a request may ask for.
         admission: the gate that every request passes.
         ready: whether requests are answered at all.
+        shadow: compares the version labelled `shadow` with what is answered.
     """
 
     def __init__(self, settings: ServerSettings, registry: Registry, metrics: Metrics, watches: DriftWatches) -> None:
@@ -55,12 +57,16 @@ class ScoringPath:
             max_pending_bytes=settings.max_pending_bytes,
             stream_window=settings.stream_window,
         )
+        self.shadow = Shadow(
+            settings, registry, metrics, busy=lambda: self._batcher.queued_rows >= settings.max_batch_rows
+        )
         self._batcher = Batcher(
             workers=settings.workers,
             max_batch_rows=settings.max_batch_rows,
             delay_seconds=settings.batch_delay_seconds,
             scored=self._scored,
             ran=metrics.batch_ran,
+            answered=self.shadow.offer,
         )
         metrics.pending_rows.set_function(lambda: self.admission.pending_rows)
         metrics.pending_bytes.set_function(lambda: self.admission.pending_bytes)
@@ -162,6 +168,7 @@ class ScoringPath:
     def close(self) -> None:
         """Finish what is queued and end the batcher's threads."""
         self._batcher.close()
+        self.shadow.close()
 
     def _scored(self, scores: Scores) -> None:
         self._metrics.rows_scored(scores)

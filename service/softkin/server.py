@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from queue import SimpleQueue
 
 import grpc
@@ -25,13 +24,15 @@ from prometheus_client import (
 )
 
 from softkin import __version__
+from softkin.admin import AdminListener, AdminServicer
 from softkin.channel_options import channel_options
-from softkin.device import cuda_driver_present
 from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor, CountingPool
+from softkin.loading import Load, Loader
 from softkin.metrics import Metrics
-from softkin.registry import Registry, ScoringDetector
+from softkin.registry import Registry
+from softkin.reloading import Reloader
 from softkin.scoring import ScoringPath
 from softkin.security import Security
 from softkin.servicer import OutlierServicer
@@ -39,7 +40,6 @@ from softkin.settings import ServerSettings
 from softkin.statuses import log, log_line
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
-from softkin.verdicts import check_rule
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
@@ -60,11 +60,14 @@ class Server:
 
     Args:
         settings: limits, ports, drain times.
-        registry: the detectors to serve; may be filled between `listen` and `make_ready`.
+        registry: detectors to serve beside the bundles; may be filled between `listen` and `make_ready`.
         metrics: shown on the metrics port.
+        load: makes detectors of the bundles; `Detector.load` when None.
     """
 
-    def __init__(self, settings: ServerSettings, registry: Registry, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ServerSettings, registry: Registry, metrics: Metrics, load: Load | None = None
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
@@ -74,6 +77,15 @@ class Server:
         )
         self._path = ScoringPath(settings, registry, metrics, self._watches)
         self._servicer = OutlierServicer(settings, registry, metrics, self._path, self._watches)
+        self._loader = Loader(settings, registry, metrics, self._watches, load)
+        self.reloader = Reloader(
+            settings.bundles,
+            self._loader,
+            registry,
+            metrics,
+            drop_first=settings.reload_policy == "resource",
+            release_seconds=settings.drain_grace_seconds,
+        )
         self._saving = ExitStack()
         self._health = health.HealthServicer()
         services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
@@ -90,10 +102,16 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if settings.reflection:
             reflection.enable_server_reflection((*services, *UNWRAPPED), self._grpc)
+        self._admin: AdminListener | None = None
+        if settings.admin_port is not None:
+            admin = AdminServicer(
+                self._loader, registry, self._path.shadow, metrics, self._servicer.info, settings.bundle_root
+            )
+            self._admin = AdminListener(settings, metrics, self._security, admin, self._servicer)
         self._hurry = threading.Event()
         self._stopped = threading.Event()
         self._close_metrics: Callable[[], None] = lambda: None
-        self.port = self.metrics_port = 0
+        self.port = self.metrics_port = self.admin_port = 0
         self.abandoned_requests = 0
         """Requests that were under way when `stop` lost patience; their callers got no answer."""
 
@@ -102,11 +120,16 @@ class Server:
         """Requests waiting or being scored."""
         return self._path.admission.pending_requests
 
+    @property
+    def changing(self) -> bool:
+        """Whether a bundle is being loaded, or another change is under way."""
+        return self._loader.busy
+
     def start(self) -> None:
         """Open the ports and serve the registry's detectors.
 
         Raises:
-            SoftkinError: a port is taken, or alpha is out of a detector's reach.
+            SoftkinError: a port is taken, a bundle does not load, or alpha is out of a detector's reach.
         """
         self.listen()
         try:
@@ -134,58 +157,61 @@ class Server:
             thread.join()
 
         try:
-            address = f"[{s.host}]:{s.port}" if ":" in s.host else f"{s.host}:{s.port}"
-            self.port = self._security.add_port(self._grpc, address)
+            self.port = self._security.add_port(self._grpc, _address(s.host, s.port))
         except RuntimeError:
             close()
             raise _cannot_listen(s.host, s.port, "--port") from None
+        if self._admin is not None and s.admin_port is not None:
+            try:
+                self.admin_port = self._admin.listen(_address(s.admin_host, s.admin_port))
+            except RuntimeError:
+                close()
+                self._grpc.stop(None)
+                raise _cannot_listen(s.admin_host, s.admin_port, "--admin-port") from None
         self._close_metrics = close
         self.metrics_port = httpd.server_port
         self._grpc.start()
 
-    def make_ready(self) -> None:
-        """Warm every detector up, then report SERVING.
+    def make_ready(self, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Load every bundle and warm every detector up, then report SERVING.
+
+        Args:
+            wanted: asked before every bundle.
+
+        Returns:
+            False if `wanted` said no: the server is not ready then.
 
         Raises:
+            BundleError: a bundle does not load.
             InvalidInputError: a detector's calibration rows cannot honour the server's alpha and guarantee.
             StateError: the drift state cannot be kept or read.
         """
-        self._saving.enter_context(self._watches.saving())
-        for d in self._registry:
-            m, alpha = d.manifest, self._path.default_alpha(d)
-            check_rule(
-                self._settings.guarantee,
-                alpha=alpha,
-                confidence=self._settings.confidence,
-                calibration_size=m.calibration_size,
-                class_sizes=m.predicted_class_rows,
-            )
-            d.warm_up()
-            self._metrics.drift_watched(m.name, m.version, partial(self._watches.add(d).report, alpha))
-            self._metrics.detector_ready(
-                m.name,
-                m.version,
-                digest=d.digest,
-                device=d.device,
-                alpha=alpha,
-                calibration_rows=m.calibration_size,
-                bank_rows=m.bank_size,
-            )
-        on_cpu = any("cpu" in d.device for d in self._registry)
-        fallen = self._settings.device == "auto" and on_cpu and cuda_driver_present()
-        self._metrics.device_fallback.set(int(fallen))
-        self._path.ready = True
+        with self._loader.changing():
+            self._saving.enter_context(self._watches.saving())
+            for detector in self._registry:
+                self._loader.prove(detector)
+                self._loader.describe(detector)
+            if not self.reloader.load(wanted):
+                return False
+            self._loader.note_fallback()
+            self._path.ready = True
         self._health.set(READY, health_pb2.HealthCheckResponse.SERVING)
+        self.reloader.start()
+        return True
 
     def stop(self) -> None:
         """Report NOT_SERVING, wait the drain delay, refuse new calls, finish those in flight, close the ports."""
         self._health.enter_graceful_shutdown()
+        self._loader.close()
+        self.reloader.close()
         self._hurry.wait(self._settings.drain_delay_seconds)
         grace = 0 if self._hurry.is_set() else self._settings.drain_grace_seconds
         if not self._grpc.stop(grace + LONGER_THAN_GRACE_SECONDS).wait(grace):
             self._abandon()
         self._pool.shutdown(wait=False)
         self._path.close()
+        if self._admin is not None:
+            self._admin.stop()
         self._close_metrics()
         self._close_metrics = lambda: None
         self._saving.close()
@@ -221,12 +247,12 @@ class Server:
         self._stopped.wait()
 
 
-def serve(settings: ServerSettings, *, load: Callable[..., ScoringDetector] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; a second signal stops at once. For the main thread.
+def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; a second signal stops at once. SIGHUP reloads. For the main thread.
 
     Args:
         settings: all options.
-        load: makes a detector from (path, device=, threads=); `Detector.load` when None.
+        load: makes detectors of the bundles; `Detector.load` when None.
 
     Returns:
         Exit status: 0 after a complete drain, 1 when requests were abandoned.
@@ -234,10 +260,6 @@ def serve(settings: ServerSettings, *, load: Callable[..., ScoringDetector] | No
     Raises:
         SoftkinError: a bundle does not load, the device is missing, a port is taken.
     """
-    if load is None:
-        from softkin.detector import Detector
-
-        load = Detector.load
     logging.basicConfig(
         level=settings.log_level.upper(), format="time=%(asctime)s level=%(levelname)s %(message)s", force=True
     )
@@ -245,20 +267,15 @@ def serve(settings: ServerSettings, *, load: Callable[..., ScoringDetector] | No
     collectors = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=collectors)
-    registry = Registry()
-    server = Server(settings, registry, Metrics(collectors, version=__version__))
-    with _signals() as signals:
+    server = Server(settings, Registry(), Metrics(collectors, version=__version__), load)
+    with _signals(server.reloader.request) as signals:
         server.listen()
         try:
             log.info(log_line("starting", version=__version__, port=server.port, metrics_port=server.metrics_port))
-            for path in settings.bundles:
-                if not signals.empty():
-                    break
-                registry.add(detector := load(path, device=settings.device, threads=settings.threads))
-                log.info(_loaded_line(detector, settings))
-            else:
-                server.make_ready()
-                log.info(log_line("serving", host=settings.host, port=server.port, metrics_port=server.metrics_port))
+            if server.make_ready(signals.empty):
+                admin = {"admin_port": server.admin_port} if server.admin_port else {}
+                ports = {"port": server.port, "metrics_port": server.metrics_port, **admin}
+                log.info(log_line("serving", host=settings.host, **ports))
         except BaseException:
             server.stop_now()
             raise
@@ -288,18 +305,23 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
     stopping.join()
     abandoned = server.abandoned_requests
     log.info(log_line("stopped", seconds=round(time.perf_counter() - started, 3), abandoned_requests=abandoned))
-    if server.pending_requests:
-        # Threads still computing would hold the interpreter's exit until they are done.
+    status = 1 if abandoned or server.pending_requests else 0
+    if server.pending_requests or server.changing:
+        # Threads still computing or loading would hold the interpreter's exit until they are done.
         logging.shutdown()
-        os._exit(1)
-    return 1 if abandoned else 0
+        os._exit(status)
+    return status
 
 
 @contextmanager
-def _signals() -> Iterator[SimpleQueue[int]]:
-    """Collect SIGTERM and SIGINT. SimpleQueue.put may interrupt itself; an Event set in a handler can deadlock."""
+def _signals(reload: Callable[[], None]) -> Iterator[SimpleQueue[int]]:
+    """Collect SIGTERM and SIGINT, and call `reload` on SIGHUP.
+
+    SimpleQueue.put may interrupt itself; an Event set in a handler can deadlock.
+    """
     signals: SimpleQueue[int] = SimpleQueue()
     before = {n: signal.signal(n, lambda number, _: signals.put(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, _: reload())
     try:
         yield signals
     finally:
@@ -307,20 +329,13 @@ def _signals() -> Iterator[SimpleQueue[int]]:
             signal.signal(number, handler)
 
 
-def _loaded_line(d: ScoringDetector, settings: ServerSettings) -> str:
-    m = d.manifest
-    return log_line(
-        "loaded",
-        detector=m.name,
-        version=m.version,
-        digest=d.digest[:12],
-        device=d.device,
-        device_asked=settings.device,
-    )
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _cannot_listen(host: str, port: int, flag: str, reason: str = "") -> SoftkinError:
+    host_flag = "--admin-host" if flag == "--admin-port" else "--host"
     return SoftkinError(
         f"cannot listen on port {port} of {host}{reason}: if another process holds the port, stop it or choose another "
-        f"with {flag}; otherwise check --host"
+        f"with {flag}; otherwise check {host_flag}"
     )

@@ -51,13 +51,13 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
     def GetDetector(self, request: pb.GetDetectorRequest, context: grpc.ServicerContext) -> pb.GetDetectorResponse:  # noqa: N802
         """Describe one detector."""
         detector = self._path.find(request.detector, request.version, request.label)
-        return pb.GetDetectorResponse(detector=self._info(detector), limits=self._limits())
+        return pb.GetDetectorResponse(detector=self.info(detector), limits=self._limits())
 
     def ListDetectors(  # noqa: N802
         self, request: pb.ListDetectorsRequest, context: grpc.ServicerContext
     ) -> pb.ListDetectorsResponse:
         """Describe all detectors."""
-        detectors = [self._info(d) for d in self._registry] if self._path.ready else []
+        detectors = [self.info(d) for d in self._registry] if self._path.ready else []
         return pb.ListDetectorsResponse(detectors=detectors, limits=self._limits())
 
     def GetDrift(self, request: pb.GetDriftRequest, context: grpc.ServicerContext) -> pb.GetDriftResponse:  # noqa: N802
@@ -68,7 +68,8 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
     def _limits(self) -> pb.Limits:
         return converters.limits_to_proto(self._path.limits)
 
-    def _info(self, detector: ScoringDetector) -> pb.DetectorInfo:
+    def info(self, detector: ScoringDetector) -> pb.DetectorInfo:
+        """Describe a detector as it is served here."""
         s, labels = self._settings, self._registry.labels_of(detector)
         alpha = self._path.default_alpha(detector)
         return descriptions.detector_to_proto(detector, alpha, s.guarantee, s.confidence, labels)

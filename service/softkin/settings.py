@@ -22,6 +22,7 @@ from softkin.certificate import DEFAULT_CONFIDENCE
 from softkin.device import parse_device
 from softkin.drift import DEFAULT_LEVEL
 from softkin.errors import InvalidInputError
+from softkin.loopback import is_loopback
 from softkin.sources import ENV_PREFIX, Environment, config_path, read_config
 from softkin.verdicts import Guarantee
 
@@ -124,6 +125,42 @@ class ServerSettings(BaseSettings):
     drain_grace_seconds: float = Field(
         default=30, ge=0, le=3600, description="Seconds that requests in flight get to finish at shutdown."
     )
+    admin_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of the admin service, which loads, unloads and labels detectors; 0 picks a free one, and "
+        "there is no such service when not set.",
+    )
+    admin_host: str = Field(
+        default="127.0.0.1",
+        description="Address of the admin service; one that others can reach needs a token_file or a tls_client_ca.",
+    )
+    bundle_root: Path | None = Field(
+        default=None,
+        description="Directory that bundles are loaded from by the admin service; it loads none when not set.",
+    )
+    reload_policy: Literal["availability", "resource"] = Field(
+        default="availability",
+        description="How a version is replaced: 'availability' loads the new one first, and has both in memory for a "
+        "while; 'resource' drops the old one first, and requests for it are told to retry meanwhile.",
+    )
+    shadow_share: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the requests that the version labelled 'shadow' scores too."
+    )
+    shadow_min_rows: int = Field(
+        default=1000,
+        ge=1,
+        le=1 << 40,
+        description="Rows that a shadow must have been compared on before it can become 'stable'.",
+    )
+    shadow_max_disagreement: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of rows with another verdict that a shadow may have and become 'stable': what the upper "
+        "limit of an exact 95% confidence interval is compared with.",
+    )
     tls_cert: Path | None = Field(
         default=None,
         description="PEM file with the certificate of the gRPC port, and those that link it to its authority. Renewed "
@@ -217,6 +254,16 @@ class ServerSettings(BaseSettings):
             raise ValueError(f"{given} is set without {missing}; TLS needs both, plaintext neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca is set without tls_cert and tls_key; client certificates need TLS")
+        return self
+
+    @model_validator(mode="after")
+    def _admin_is_guarded(self) -> ServerSettings:
+        guarded = self.token_file is not None or self.tls_client_ca is not None
+        if self.admin_port is not None and not guarded and not is_loopback(self.admin_host):
+            raise ValueError(
+                f"admin_host {self.admin_host} can be reached from other machines, and who calls the admin service "
+                "decides what is served; set token_file or tls_client_ca, or leave admin_host at 127.0.0.1"
+            )
         return self
 
     @classmethod

@@ -119,7 +119,7 @@ def failure(error: BaseException, method: str) -> Failure:
     if isinstance(error, errors.InvalidInputError):
         violation = BadRequest.FieldViolation(field=error.field, description=error.message[:_MAX_DETAIL_CHARS])
         return Failure(code, message, reason, (BadRequest(field_violations=[violation]),))
-    if isinstance(error, errors.OverloadedError):
+    if isinstance(error, errors.UnavailableError) and error.retry_after_seconds is not None:
         delay = Duration()
         delay.FromNanoseconds(round(error.retry_after_seconds * 1e9))
         return Failure(code, message, reason, (RetryInfo(retry_delay=delay),), error.retry_after_seconds)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+import resealed
 from authority import Authority
 from softkin.client import Client
 from softkin.detector import Detector
@@ -37,14 +38,17 @@ def root() -> Path:
 
 @pytest.fixture
 def served(tiny: Any, tmp_path: Path) -> Iterator[Served]:
-    """A real server with a real detector and TLS on free ports, and every collector that `softkin serve` registers."""
+    """A real server with a detector, its shadow and TLS on free ports, and every collector that `softkin serve` has."""
     ca = Authority(tmp_path)
     collectors = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=collectors)
     detectors = Registry()
-    detectors.add(Detector.load(tiny.path, device="cpu", threads=1))
-    settings = ServerSettings(host="127.0.0.1", port=0, metrics_port=0, device="cpu", **ca.issue("server"))
+    detectors.add(Detector.load(tiny.path, device="cpu", threads=1), ["stable"])
+    candidate = resealed.copy(tiny.path, tmp_path / "candidate", version="2")
+    detectors.add(Detector.load(candidate, device="cpu", threads=1), ["shadow"])
+    ports = {"host": "127.0.0.1", "port": 0, "metrics_port": 0}
+    settings = ServerSettings(**ports, device="cpu", shadow_share=1, **ca.issue("server"))
     server = Server(settings, detectors, Metrics(collectors, version="0"))
     server.start()
     with Client(f"127.0.0.1:{server.port}", tls_ca=ca.file) as client:

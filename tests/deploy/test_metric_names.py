@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 
 import grpc
 import pytest
@@ -23,6 +24,11 @@ TARGET_LABELS = {"job", "instance"}
 def families(served, tiny):
     """Every metric family of a server that has answered and refused a request."""
     served.client.score(tiny.inliers[:5])
+    compared = {"detector": "tiny", "version": "2", "result": "agree"}
+    for _ in range(1000):
+        if served.registry.get_sample_value("softkin_shadow_rows_total", compared):
+            break
+        threading.Event().wait(0.01)
     with pytest.raises(InvalidInputError):
         served.client.score(tiny.inliers[:5], alpha=2.0)
     return list(served.registry.collect())

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import sys
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,12 @@ class StandIn:
         self.warmed_up = False
         self.rows_scored = 0
         self.batches: list[int] = []
-        self._rules = lru_cache(maxsize=256)(self._make_rule)
+        self._rules = lru_cache(maxsize=256)(partial(_make_rule, self.manifest.predicted_class_rows))
         self._lock = threading.Lock()
 
-    def warm_up(self) -> None:
-        """Note that it happened."""
-        self.warmed_up = True
+    def warm_up(self, rows: int) -> None:
+        """Note that it happened, and with how many rows."""
+        self.warmed_up, self.warm_up_rows = True, rows
 
     def score(self, x: NDArray[np.generic], *, smoothing_seed: int | None = None, **options: Any) -> Scores:
         """As `Detector.score`."""
@@ -152,16 +152,6 @@ class StandIn:
             neighbors=found.neighbors,
         )
 
-    def _make_rule(self, alpha: float, guarantee: Guarantee, confidence: float, smoothed: bool) -> Rule:
-        return check_rule(
-            guarantee,
-            alpha=alpha,
-            confidence=confidence,
-            calibration_size=CALIBRATION_SIZE,
-            class_sizes=self.manifest.predicted_class_rows,
-            smoothed=smoothed,
-        )
-
     @staticmethod
     def _wait(gate: threading.Event, cancellation: Cancellation) -> None:
         stopped = threading.Event()
@@ -187,6 +177,19 @@ class StandIn:
             row = int((~finite).argmax())
             raise InvalidInputError("inputs", f"row {row} has NaN or infinity; every value must be finite")
         return rows
+
+
+def _make_rule(
+    class_sizes: tuple[int, ...], alpha: float, guarantee: Guarantee, confidence: float, smoothed: bool
+) -> Rule:
+    return check_rule(
+        guarantee,
+        alpha=alpha,
+        confidence=confidence,
+        calibration_size=CALIBRATION_SIZE,
+        class_sizes=class_sizes,
+        smoothed=smoothed,
+    )
 
 
 def _neighbors(score: NDArray[np.float64], k: int) -> Neighbors:

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from serving import Process
+from softkin.admin_client import AdminClient
 from softkin.client import Client
 from softkin.converters import array_to_tensor
+from softkin.loading import Load
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
 from softkin.server import Server
@@ -24,6 +26,7 @@ from softkin.settings import ServerSettings
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from standin import StandIn
+from standin_bundles import Loading
 
 TIMEOUT_SECONDS = 20.0
 SMALL_LIMITS = {"max_rows": 8, "max_pending_rows": 64, "max_neighbors": 5, "max_message_bytes": 4096}
@@ -58,6 +61,19 @@ class Running:
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.002)
 
+    def admin(self, **options: Any) -> AdminClient:
+        """A client of the admin port."""
+        return AdminClient(f"127.0.0.1:{self.server.admin_port}", timeout_seconds=TIMEOUT_SECONDS, **options)
+
+    def series(self, *names: str) -> dict[str, float]:
+        """All series of the service's own metrics whose names begin so, as text, with their values."""
+        return {
+            f"{s.name}{dict(sorted(s.labels.items()))}": s.value
+            for family in self.metrics.registry.collect()
+            for s in family.samples
+            if s.name.startswith(names)
+        }
+
     def sample(self, name: str, **labels: str) -> float | None:
         """The value of one metric, None when it does not exist."""
         return self.metrics.registry.get_sample_value(name, labels)
@@ -68,7 +84,10 @@ Start = Callable[..., Running]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts real servers on free ports; keyword arguments are settings. `ready=False` leaves a server at `listen`."""
+    """Starts real servers on free ports; keyword arguments are settings. `ready=False` leaves a server at `listen`.
+
+    `load` makes detectors of the setting `bundles`, and of what the admin service loads.
+    """
     with _servers() as run:
         yield run
 
@@ -77,12 +96,12 @@ def start() -> Iterator[Start]:
 def _servers() -> Iterator[Start]:
     running: list[Running] = []
 
-    def run(*detectors: ScoringDetector, ready: bool = True, **options: Any) -> Running:
+    def run(*detectors: ScoringDetector, ready: bool = True, load: Load | None = None, **options: Any) -> Running:
         settings = ServerSettings(**{"host": "127.0.0.1", "port": 0, "metrics_port": 0, **options})
         registry, metrics = Registry(), Metrics(CollectorRegistry(), version="0")
         for detector in detectors:
             registry.add(detector)
-        server = Server(settings, registry, metrics)
+        server = Server(settings, registry, metrics, load)
         server.listen()
         if ready:
             server.make_ready()
@@ -116,6 +135,16 @@ def gate() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
+
+
+@pytest.fixture
+def loading() -> Iterator[Loading]:
+    """Loads stand-in bundles; no load outlives the test."""
+    loading = Loading()
+    yield loading
+    for gate in (loading.gate, loading.detector_gate):
+        if gate is not None:
+            gate.set()
 
 
 @pytest.fixture

@@ -24,8 +24,11 @@ CONNECTION = [
 ]
 FLAGS = {
     "serve": [
+        "--admin-host",
+        "--admin-port",
         "--alpha",
         "--batch-delay-seconds",
+        "--bundle-root",
         "--confidence",
         "--config",
         "--device",
@@ -54,6 +57,10 @@ FLAGS = {
         "--port",
         "--print-config",
         "--reflection",
+        "--reload-policy",
+        "--shadow-max-disagreement",
+        "--shadow-min-rows",
+        "--shadow-share",
         "--stream-window",
         "--threads",
         "--tls-cert",
@@ -76,6 +83,7 @@ FLAGS = {
         *CONNECTION,
     ],
     "drift": ["--detector", "--detector-version", "--json", *CONNECTION],
+    "admin": CONNECTION,
     "inspect": ["--json"],
     "export-onnx": ["--force"],
     "healthcheck": CONNECTION,

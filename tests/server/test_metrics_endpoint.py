@@ -121,9 +121,9 @@ def test_gauges_say_what_is_loaded(start):
 )
 def test_a_silent_fall_back_to_the_cpu_is_shown(start, monkeypatch, asked, device, offered, fallback):
     """1 only when auto took the CPU though the installed onnxruntime offers CUDA."""
-    from softkin import server
+    from softkin import loading
 
-    monkeypatch.setattr(server, "cuda_driver_present", lambda: offered)
+    monkeypatch.setattr(loading, "cuda_driver_present", lambda: offered)
     detector = StandIn()
     detector.device = device
 

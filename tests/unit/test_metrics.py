@@ -5,7 +5,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from softkin.drift import DriftWatch
-from softkin.metrics import OUTLIER_SCORES, P_VALUES, REJECTED, Metrics
+from softkin.metrics import OUTLIER_SCORES, P_VALUES, REJECTED, RELOADS, Metrics
 from softkin.scores import ErrorBudget, Scores
 
 CONTRACT = {
@@ -21,6 +21,7 @@ CONTRACT = {
     "softkin_build_info": ("gauge", {"version"}),
     "softkin_calibration_rows": ("gauge", {"detector", "version"}),
     "softkin_detector_info": ("gauge", {"detector", "version", "digest", "device"}),
+    "softkin_detector_load_seconds": ("histogram", set()),
     "softkin_device_fallback": ("gauge", set()),
     "softkin_drift_alarm": ("gauge", {"detector", "version"}),
     "softkin_drift_alarm_level": ("gauge", {"detector", "version"}),
@@ -36,8 +37,12 @@ CONTRACT = {
     "softkin_pending_rows": ("gauge", set()),
     "softkin_queued_rows": ("gauge", set()),
     "softkin_rejected": ("counter", {"reason"}),
+    "softkin_reloads": ("counter", {"result"}),
     "softkin_request_rows": ("histogram", set()),
     "softkin_rows": ("counter", {"detector", "version", "verdict"}),
+    "softkin_shadow_disagreement": ("gauge", {"detector", "version"}),
+    "softkin_shadow_p_value_difference": ("gauge", {"detector", "version"}),
+    "softkin_shadow_rows": ("counter", {"detector", "version", "result"}),
     "softkin_stage_seconds": ("histogram", {"stage"}),
     "softkin_streams": ("gauge", set()),
 }
@@ -89,6 +94,8 @@ def test_names_types_and_labels_are_a_contract(metrics):
     metrics.answered(1, {"infer": 0.1})
     metrics.batch_ran(1, 0.1)
     metrics.drift_watched("d", "1", DriftWatch(np.arange(9.0)).report)
+    metrics.shadow_rows("d", "2", "agree", 1)
+    metrics.shadows_watched(lambda: {("d", "2"): (0.25, 0.125)})
 
     found = {
         family.name: (family.type, {k for s in family.samples for k in s.labels} - {"le"})
@@ -142,3 +149,27 @@ def test_two_services_in_one_process_do_not_share_metrics(metrics):
     metrics.rejected("invalid")
 
     assert other.registry.get_sample_value("softkin_rejected_total", {"reason": "invalid"}) == 0
+
+
+def test_a_detector_that_is_gone_is_shown_no_longer_but_what_it_did_is(metrics):
+    """Another version's series stay; counters never go back."""
+    for version in "12":
+        metrics.detector_ready("d", version, digest="x", device="cpu", alpha=0.05, calibration_rows=9, bank_rows=8)
+        metrics.drift_watched("d", version, DriftWatch(np.arange(9.0)).report)
+    metrics.rows_scored(scores([0.5], [1.0]))
+
+    metrics.detector_gone("d", "1", digest="x", device="cpu")
+
+    shown = {s.labels.get("version"): s.name for f in metrics.registry.collect() for s in f.samples if s.value == 9.0}
+    assert shown == {"2": "softkin_calibration_rows"}
+    counted = [s.name for f in metrics.registry.collect() for s in f.samples if s.labels.get("version") == "1"]
+    assert {name.rpartition("_")[0] for name in counted} == {"softkin_rows", "softkin_p_value", "softkin_outlier_score"}
+
+
+@pytest.mark.parametrize("result", RELOADS)
+def test_reloads_begin_at_0_and_are_counted_by_result(metrics, result):
+    """So that an alert on failures sees the first one."""
+    metrics.reloaded(result)
+
+    counts = [metrics.registry.get_sample_value("softkin_reloads_total", {"result": r}) for r in RELOADS]
+    assert counts == [float(r == result) for r in RELOADS]

@@ -45,6 +45,13 @@ def test_the_defaults_are_those_of_the_documentation():
         "max_neighbors": 100,
         "drain_delay_seconds": 0,
         "drain_grace_seconds": 30,
+        "admin_port": None,
+        "admin_host": "127.0.0.1",
+        "bundle_root": None,
+        "reload_policy": "availability",
+        "shadow_share": 0.1,
+        "shadow_min_rows": 1000,
+        "shadow_max_disagreement": 0.05,
         "tls_cert": None,
         "tls_key": None,
         "tls_client_ca": None,
@@ -95,6 +102,13 @@ VALUES = {
     "max_neighbors": "9",
     "drain_delay_seconds": "1.5",
     "drain_grace_seconds": "2.5",
+    "admin_port": "13",
+    "admin_host": "::2",
+    "bundle_root": "/bundles",
+    "reload_policy": "resource",
+    "shadow_share": "0.375",
+    "shadow_min_rows": "14",
+    "shadow_max_disagreement": "0.625",
     "tls_cert": "/tls/a.crt",
     "tls_key": "/tls/a.key",
     "tls_client_ca": "/tls/ca.crt",
@@ -199,6 +213,20 @@ def test_half_of_tls_is_refused(flags, message):
     """A server that was meant to be encrypted must not come up in plaintext."""
     with pytest.raises(InvalidInputError, match=message):
         parse("b", *flags)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "softkin.example"])
+def test_an_admin_port_that_others_can_reach_must_be_guarded(host):
+    """Who calls it decides what is served; a token or client certificates guard it, loopback addresses need none."""
+    flags = ["b", "--admin-host", host, "--admin-port", "1"]
+
+    with pytest.raises(InvalidInputError, match=f"admin_host {host} can be reached from other machines.*token_file or"):
+        parse(*flags)
+
+    assert parse(*flags, "--token-file", "t").admin_host == host
+    assert parse(*flags, "--tls-cert", "a", "--tls-key", "b", "--tls-client-ca", "c").admin_host == host
+    assert parse("b", "--admin-host", host).admin_port is None
+    assert parse("b", "--admin-host", "::1", "--admin-port", "1").admin_port == 1
 
 
 def test_the_port_variable_of_a_kubernetes_service_is_ignored(monkeypatch):

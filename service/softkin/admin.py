@@ -1,0 +1,223 @@
+"""The admin service, on a port of its own: what operators may do to a running server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from softkin import bundle
+from softkin.channel_options import channel_options
+from softkin.errors import BundleError, CancelledError, InvalidInputError, PreconditionError, StateError
+from softkin.interceptors import CallInterceptor, CountingPool
+from softkin.loading import Loader
+from softkin.metrics import Metrics
+from softkin.registry import STABLE, Registry, ScoringDetector, check_label
+from softkin.scoring import ended
+from softkin.security import Security
+from softkin.servicer import OutlierServicer
+from softkin.settings import ServerSettings
+from softkin.shadow import Shadow
+from softkin.v1 import admin_pb2 as pb
+from softkin.v1 import admin_pb2_grpc as pb_grpc
+from softkin.v1 import outlier_pb2
+
+SERVICE = pb.DESCRIPTOR.services_by_name["DetectorAdminService"].full_name
+OUTLIER_SERVICE = outlier_pb2.DESCRIPTOR.services_by_name["OutlierService"].full_name
+THREADS = 4
+"""Changes are made one after the other, whatever their number."""
+
+
+class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
+    """Changes what is served. Errors become statuses in `CallInterceptor`.
+
+    Args:
+        loader: makes the changes, one at a time.
+        registry: what is served.
+        shadow: has a say in promotions.
+        metrics: where loads are counted.
+        info: describes a detector.
+        root: directory that bundles must lie in; None refuses every load.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        registry: Registry,
+        shadow: Shadow,
+        metrics: Metrics,
+        info: Callable[[ScoringDetector], outlier_pb2.DetectorInfo],
+        root: Path | None,
+    ) -> None:
+        self._loader = loader
+        self._registry = registry
+        self._shadow = shadow
+        self._metrics = metrics
+        self._info = info
+        self._root = root
+
+    def LoadDetector(  # noqa: N802
+        self, request: pb.LoadDetectorRequest, context: grpc.ServicerContext
+    ) -> pb.LoadDetectorResponse:
+        """Load a bundle, unless the same one is loaded, and give it labels."""
+        result = "failed"
+        try:
+            path = inside(self._root, request.path)
+            labels = [check_label(label) for label in request.labels]
+            with self._changing(context):
+                detector = self._known(path, labels)
+                result = "loaded" if detector is None else "unchanged"
+                if detector is None:
+                    detector = self._load(path, labels, context)
+                return pb.LoadDetectorResponse(detector=self._info(detector))
+        except BaseException:
+            result = "failed"
+            raise
+        finally:
+            self._metrics.reloaded(result)
+
+    def UnloadDetector(  # noqa: N802
+        self, request: pb.UnloadDetectorRequest, context: grpc.ServicerContext
+    ) -> pb.UnloadDetectorResponse:
+        """Stop serving a version."""
+        _require(detector=request.detector, version=request.version)
+        with self._changing(context):
+            self._loader.unload(request.detector, request.version)
+        return pb.UnloadDetectorResponse()
+
+    def SetLabel(self, request: pb.SetLabelRequest, context: grpc.ServicerContext) -> pb.SetLabelResponse:  # noqa: N802
+        """Move a label."""
+        _require(detector=request.detector, version=request.version)
+        check_label(request.label)
+        with self._changing(context):
+            found = self._registry.loaded(request.detector, request.version)
+            if found is not None and request.label == STABLE and not request.force:
+                self._shadow.check_promotion(found)
+            previous = self._registry.set_label(request.detector, request.version, request.label)
+        return pb.SetLabelResponse(previous_version=previous)
+
+    def RemoveLabel(  # noqa: N802
+        self, request: pb.RemoveLabelRequest, context: grpc.ServicerContext
+    ) -> pb.RemoveLabelResponse:
+        """Take a label away."""
+        _require(detector=request.detector)
+        check_label(request.label)
+        with self._changing(context):
+            return pb.RemoveLabelResponse(previous_version=self._registry.remove_label(request.detector, request.label))
+
+    @contextmanager
+    def _changing(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Keep other changes out; and tell operators what is wrong with a bundle, which no caller of a score learns."""
+        try:
+            with self._loader.changing(context.is_active):
+                yield
+        except CancelledError:
+            raise ended(context) from None
+        except (BundleError, StateError) as e:
+            raise PreconditionError(str(e)) from e
+
+    def _known(self, path: Path, labels: list[str]) -> ScoringDetector | None:
+        """The same bundle, if it is loaded, with its labels moved to it."""
+        found = self._loader.known(path)
+        if found is None:
+            return None
+        if STABLE in labels:
+            self._shadow.check_promotion(found)
+        for label in labels:
+            self._registry.set_label(found.manifest.name, found.manifest.version, label)
+        return found
+
+    def _load(self, path: Path, labels: list[str], context: grpc.ServicerContext) -> ScoringDetector:
+        try:
+            return self._loader.add(path, labels, keep_default=True, wanted=context.is_active)
+        except InvalidInputError as e:
+            # The request is right; the bundle does not do for this server's alpha, guarantee or device.
+            raise PreconditionError(str(e)) from e
+
+
+def inside(root: Path | None, path: str) -> Path:
+    """The bundle directory that a caller names, links resolved.
+
+    Args:
+        root: directory that it must lie in, with every file of it.
+        path: relative to the root.
+
+    Raises:
+        PreconditionError: there is no root.
+        InvalidInputError: the path is empty, or it leaves the root, directly or by a link.
+    """
+    if root is None:
+        raise PreconditionError("this server loads no bundles: it runs without bundle_root")
+    if not path or "\0" in path:
+        raise InvalidInputError("path", f"got {path[:80]!r}; give a bundle directory, relative to the bundle root")
+    real_root = os.path.realpath(root)
+    found = os.path.realpath(os.path.join(real_root, path))
+    for file in (found, *(os.path.realpath(os.path.join(found, name)) for name in bundle.FILES)):
+        if os.path.commonpath([real_root, file]) != real_root:
+            raise InvalidInputError(
+                "path", f"got {path[:80]!r}, which leaves the bundle root; neither '..' nor a link may lead out of it"
+            )
+    return Path(found)
+
+
+class AdminListener:
+    """The port of the admin service, guarded like that of the scores; `ListDetectors` answers there too.
+
+    Args:
+        settings: address, and what guards it.
+        metrics: where calls are counted.
+        security: certificate and tokens.
+        servicer: what changes things.
+        outlier: what describes detectors.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        metrics: Metrics,
+        security: Security,
+        servicer: AdminServicer,
+        outlier: OutlierServicer,
+    ) -> None:
+        self._security = security
+        self._pool = CountingPool(THREADS, thread_name_prefix="admin")
+        services = (SERVICE, OUTLIER_SERVICE)
+        calls = CallInterceptor(metrics, services, (reflection.SERVICE_NAME,), scores=False)
+        self._grpc = grpc.server(
+            self._pool, interceptors=[calls, *security.interceptors], options=channel_options(settings)
+        )
+        pb_grpc.add_DetectorAdminServiceServicer_to_server(servicer, self._grpc)  # type: ignore[no-untyped-call]
+        listing = grpc.unary_unary_rpc_method_handler(
+            outlier.ListDetectors,
+            outlier_pb2.ListDetectorsRequest.FromString,
+            outlier_pb2.ListDetectorsResponse.SerializeToString,
+        )
+        handler = grpc.method_handlers_generic_handler(OUTLIER_SERVICE, {"ListDetectors": listing})
+        self._grpc.add_generic_rpc_handlers((handler,))
+        if settings.reflection:
+            reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), self._grpc)
+
+    def listen(self, address: str) -> int:
+        """Open the port and answer; returns its number.
+
+        Raises:
+            RuntimeError: the port is taken.
+        """
+        port = self._security.add_port(self._grpc, address)
+        self._grpc.start()
+        return port
+
+    def stop(self) -> None:
+        """Cancel what is under way, and close the port."""
+        self._grpc.stop(None).wait()
+        self._pool.shutdown(wait=False)
+
+
+def _require(**fields: str) -> None:
+    for name, value in fields.items():
+        if not value:
+            raise InvalidInputError(name, "empty; the admin service takes no default, name it")

@@ -1,0 +1,173 @@
+"""Operates a running server, through its admin port."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import Message
+
+from softkin import descriptions
+from softkin.client_channel import File, call_metadata, open_channel
+from softkin.descriptions import DetectorInfo
+from softkin.errors import (
+    AuthenticationError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    SoftkinError,
+    UnavailableError,
+)
+from softkin.v1 import admin_pb2 as pb
+from softkin.v1 import admin_pb2_grpc as pb_grpc
+from softkin.v1 import outlier_pb2, outlier_pb2_grpc
+
+Code = grpc.StatusCode
+_ERRORS: dict[grpc.StatusCode, type[SoftkinError]] = {
+    Code.NOT_FOUND: NotFoundError,
+    Code.ALREADY_EXISTS: ConflictError,
+    Code.FAILED_PRECONDITION: PreconditionError,
+}
+
+
+class AdminClient:
+    """A connection to the admin port of a server. A call that fails has changed nothing there.
+
+    Args:
+        target: `HOST:PORT` of the admin port.
+        timeout_seconds: deadline of each call; a large bundle takes minutes to load.
+        tls_ca: as for `Client`, like all that follow.
+        tls_cert: see there.
+        tls_key: see there.
+        tls_server_name: see there.
+        token: see there.
+
+    Raises:
+        InvalidInputError: a file is unreadable or wrong, or the token would leave this machine in plaintext.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_seconds: float = 600,
+        tls_ca: File | None = None,
+        tls_cert: File | None = None,
+        tls_key: File | None = None,
+        tls_server_name: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        self._target = target
+        self._timeout_seconds = timeout_seconds
+        self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)
+        self._channel = open_channel(
+            target, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, tls_server_name=tls_server_name
+        )
+        self._stub = pb_grpc.DetectorAdminServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._outlier = outlier_pb2_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def load(self, path: str, labels: Sequence[str] = ()) -> DetectorInfo:
+        """Load a bundle, and give it labels once it serves. One that is loaded already gets the labels.
+
+        Args:
+            path: bundle directory, relative to the server's bundle root.
+            labels: letters, digits, '-' and '_', at most 40.
+
+        Raises:
+            InvalidInputError: the path leaves the bundle root, or a label is unfit.
+            PreconditionError: the bundle is damaged, or is not what it claims to be.
+            ConflictError: its version is loaded already, from another bundle.
+            SoftkinError: anything else.
+        """
+        answer = self._call(self._stub.LoadDetector, pb.LoadDetectorRequest(path=path, labels=labels))
+        return descriptions.proto_to_detector_info(answer.detector)
+
+    def unload(self, detector: str, version: str) -> None:
+        """Stop serving a version.
+
+        Raises:
+            PreconditionError: it carries a label or is the last one of its name.
+            NotFoundError: no such version.
+            SoftkinError: anything else.
+        """
+        self._call(self._stub.UnloadDetector, pb.UnloadDetectorRequest(detector=detector, version=version))
+
+    def set_label(self, detector: str, version: str, label: str, *, force: bool = False) -> str:
+        """Move a label to a loaded version.
+
+        Args:
+            detector: name.
+            version: that shall carry it.
+            label: letters, digits, '-' and '_', at most 40.
+            force: promote although the shadow comparison speaks against it.
+
+        Returns:
+            The version that carried it before; empty if none did.
+
+        Raises:
+            InvalidInputError: the label is unfit.
+            PreconditionError: the version disagrees too much with what serves, or was compared on too few rows.
+            NotFoundError: no such version.
+            SoftkinError: anything else.
+        """
+        request = pb.SetLabelRequest(detector=detector, version=version, label=label, force=force)
+        return str(self._call(self._stub.SetLabel, request).previous_version)
+
+    def remove_label(self, detector: str, label: str) -> str:
+        """Take a label away; returns the version that carried it.
+
+        Raises:
+            NotFoundError: no version carries it.
+            SoftkinError: anything else.
+        """
+        request = pb.RemoveLabelRequest(detector=detector, label=label)
+        return str(self._call(self._stub.RemoveLabel, request).previous_version)
+
+    def detectors(self) -> list[DetectorInfo]:
+        """All that is loaded, in order of name, then version.
+
+        Raises:
+            SoftkinError: the server cannot be reached, or does not let this client in.
+        """
+        answer = self._call(self._outlier.ListDetectors, outlier_pb2.ListDetectorsRequest())
+        return [descriptions.proto_to_detector_info(d) for d in answer.detectors]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
+        try:
+            return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
+        except grpc.RpcError as e:
+            raise _error(e, self._target) from None
+
+
+def _error(e: Any, target: str) -> SoftkinError:
+    """The softkin error that a status of the admin service stands for."""
+    code, details = e.code(), e.details() or ""
+    if code in _ERRORS:
+        return _ERRORS[code](details)
+    if code is Code.INVALID_ARGUMENT:
+        field, _, message = details.partition(": ")
+        return InvalidInputError(field, message)
+    if code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
+        return AuthenticationError(f"{target}: {details}")
+    if code is Code.DEADLINE_EXCEEDED:
+        return UnavailableError(f"{target}: no answer in time; list what is loaded, then try again with more time")
+    if code is Code.UNAVAILABLE:
+        return UnavailableError(f"{target}: {details}")
+    if code is Code.UNIMPLEMENTED:
+        return SoftkinError(f"{target}: not an admin port; it is the one that the server was given as --admin-port")
+    return SoftkinError(f"{target}: {code.name}: {details}")

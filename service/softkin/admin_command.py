@@ -1,0 +1,83 @@
+"""`softkin admin`: load, unload, label, unlabel, list."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from softkin.admin_client import AdminClient
+from softkin.descriptions import DetectorInfo
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the actions, each with its own arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    load = actions.add_parser("load", help="load a bundle beside what is served")
+    load.add_argument("path", metavar="PATH", help="bundle directory, relative to the server's --bundle-root")
+    load.add_argument(
+        "--label", action="append", default=[], metavar="L", help="label to give it once it serves; may be repeated"
+    )
+
+    unload = actions.add_parser("unload", help="stop serving a version; calls in flight finish on it")
+    unload.add_argument("name", metavar="NAME", help="detector")
+    unload.add_argument("version", metavar="VERSION", help="its version; must carry no label")
+
+    label = actions.add_parser("label", help="move a label: promotion, or rollback when moved back")
+    label.add_argument("name", metavar="NAME", help="detector")
+    label.add_argument("version", metavar="VERSION", help="the version that shall carry the label")
+    label.add_argument("label", metavar="LABEL", help="'stable' serves by default, 'shadow' scores silently")
+    label.add_argument("--force", action="store_true", help="promote although the shadow comparison speaks against it")
+
+    unlabel = actions.add_parser("unlabel", help="take a label away")
+    unlabel.add_argument("name", metavar="NAME", help="detector")
+    unlabel.add_argument("label", metavar="LABEL", help="the label")
+
+    listing = actions.add_parser("list", help="show what is loaded, and who carries which label")
+    listing.add_argument("--json", action="store_true", help="one JSON object per version")
+
+
+def run(options: argparse.Namespace, client: AdminClient) -> int:
+    """Do what was asked for, and say in a line what has changed.
+
+    Raises:
+        SoftkinError: the server refuses, or cannot be reached.
+    """
+    match options.action:
+        case "load":
+            d = client.load(options.path, options.label)
+            print(f"{d.name} {d.version} is loaded on {d.device}, digest {d.digest[:12]}{_labels(d)}")
+        case "unload":
+            client.unload(options.name, options.version)
+            print(f"{options.name} {options.version} is unloaded")
+        case "label":
+            before = client.set_label(options.name, options.version, options.label, force=options.force)
+            print(f"{options.label} is {options.name} {options.version}; before: {before or 'none'}")
+        case "unlabel":
+            before = client.remove_label(options.name, options.label)
+            print(f"{options.label} is none of {options.name}; before: {before}")
+        case "list":
+            _print(client.detectors(), as_json=options.json)
+    return 0
+
+
+def _labels(d: DetectorInfo) -> str:
+    return f", labels: {', '.join(d.labels)}" if d.labels else ""
+
+
+def _print(detectors: Sequence[DetectorInfo], *, as_json: bool) -> None:
+    if as_json:
+        for d in detectors:
+            print(json.dumps(dataclasses.asdict(d), allow_nan=False))
+        return
+    table = Table("detector", "version", "labels", "digest", "device", "calibration rows")
+    for d in detectors:
+        cells = (d.name, d.version, ", ".join(d.labels), d.digest[:12], d.device, str(d.calibration_size))
+        table.add_row(*map(escape, cells))
+    Console(soft_wrap=True).print(table, highlight=False)

@@ -1,0 +1,192 @@
+"""Reads the configured bundles, when the server starts and again when it is told to."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+from softkin import bundle
+from softkin.errors import BundleError, PreconditionError, SoftkinError
+from softkin.loading import Loaded, Loader
+from softkin.metrics import Metrics
+from softkin.registry import Registry, ScoringDetector
+from softkin.statuses import log, log_line
+
+
+class Reloader:
+    """Keeps what is served equal to what the configured paths hold.
+
+    A path whose manifest has not changed is left alone. What a path holds newly takes the place of what came from it
+    before: its labels, and its turn as the default; with another name, it comes beside it.
+
+    Args:
+        paths: bundle directories.
+        loader: changes what is served.
+        registry: what is served.
+        metrics: where reloads are counted.
+        drop_first: whether the old version's memory is given back before the new one is loaded.
+        release_seconds: how long to wait then for requests that the old version still has in flight.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        loader: Loader,
+        registry: Registry,
+        metrics: Metrics,
+        *,
+        drop_first: bool = False,
+        release_seconds: float = 30.0,
+    ) -> None:
+        self._loader = loader
+        self._registry = registry
+        self._metrics = metrics
+        self._drop_first = drop_first
+        self._release_seconds = release_seconds
+        self._paths = tuple(paths)
+        self._held: dict[Path, Loaded] = {}
+        self._requests: SimpleQueue[bool] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="reload", daemon=True)
+
+    def load(self, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Load every path, for the start of a server.
+
+        Args:
+            wanted: asked before every path.
+
+        Returns:
+            False if `wanted` said no.
+
+        Raises:
+            SoftkinError: as from `Loader.add`.
+        """
+        for path in self._paths:
+            if not wanted():
+                return False
+            self._held[path] = Loaded.of(self._loader.add(path))
+        return True
+
+    def start(self) -> None:
+        """Begin to do what is requested, and what has been."""
+        self._thread.start()
+
+    def request(self) -> None:
+        """Have every path read again, soon. Returns at once; may be called from a signal handler.
+
+        What is requested while paths are being read leads to one more reading, however often.
+        """
+        self._requests.put(True)  # SimpleQueue.put may interrupt itself; a lock taken in a handler can deadlock
+
+    def close(self) -> None:
+        """Begin no more; does not wait for what is under way."""
+        self._requests.put(False)
+
+    def reload(self) -> None:
+        """Read every path again; what fails is logged and counted, and the others go on."""
+        log.info(log_line("reloading", bundles=len(self._paths)))
+        counts = dict.fromkeys(("loaded", "unchanged", "failed"), 0)
+        for path in self._paths:
+            try:
+                result = "loaded" if self._reload(path) else "unchanged"
+            except Exception as e:
+                result = "failed"
+                log.error(log_line("reload_failed", path=path, error=e), exc_info=not isinstance(e, SoftkinError))
+            self._metrics.reloaded(result)
+            counts[result] += 1
+        log.info(log_line("reloaded", **counts))
+
+    def _work(self) -> None:
+        while self._requests.get():
+            while not self._requests.empty():
+                if not self._requests.get():
+                    return
+            self.reload()
+
+    def _reload(self, path: Path) -> bool:
+        held = self._held[path]
+        with self._loader.changing():
+            if bundle.digest(path) == held.digest:
+                self._loader.lies_at(held.digest, path)
+                return False
+            self._held[path] = Loaded.of(self._exchange(path, held.name, held.version))
+        return True
+
+    def _exchange(self, path: Path, name: str, version: str) -> ScoringDetector:
+        """Serve what the path holds in the place of a version that may be gone."""
+        before = self._loader.loaded(name, version)
+        known = self._loader.known(path, replacing=(name, version))
+        if known is not None:
+            if before is not None and before != Loaded.of(known):
+                self._give_way(before, known)
+            return known
+        manifest = bundle.read_manifest(path)
+        if manifest.name == name and self._registry.has_place(name, version):
+            return self._replace(path, before, version)
+        new = self._loader.add(path, keep_default=True)
+        if before is not None:
+            self._unload_if_free(before)
+        return new
+
+    def _replace(self, path: Path, before: Loaded | None, version: str) -> ScoringDetector:
+        started = time.perf_counter()
+        real, digest = path.resolve(), bundle.digest(path)
+        origin = None if before is None or not self._drop_first else self._loader.origin(before.digest)
+        if before is not None and origin is not None:
+            bundle.verify_files(real)  # what can be refused without memory costs nobody an answer
+            self._withdraw(before)
+        try:
+            new = self._loader.build(real)
+            if new.digest != digest:
+                raise BundleError(f"{path}: was replaced while it was being read; reload again")
+            if origin is None:
+                self._loader.go_on()
+            self._loader.describe(new, before)
+        except BaseException:
+            if before is not None and origin is not None:
+                self._restore(before, origin)
+            raise
+        self._registry.exchange(version, new)
+        if before is not None:
+            self._loader.forget(before)
+        self._loader.report(new, real, started)
+        return new
+
+    def _give_way(self, before: Loaded, known: ScoringDetector) -> None:
+        """What the path holds is loaded already, from elsewhere."""
+        if known.manifest.name != before.name:
+            self._unload_if_free(before)
+            return
+        self._registry.exchange(before.version, known)
+        self._loader.undescribe(before)
+        self._loader.forget(before)
+
+    def _unload_if_free(self, before: Loaded) -> None:
+        try:
+            self._loader.unload(before.name, before.version)
+        except PreconditionError as e:
+            log.warning(log_line("kept", detector=before.name, version=before.version, reason=e))
+
+    def _withdraw(self, before: Loaded) -> None:
+        """Give the memory of a version back, once its last request in flight has ended."""
+        released = threading.Event()
+        weakref.finalize(self._registry.withdraw(before.name, before.version), released.set).atexit = False
+        if not released.wait(self._release_seconds):
+            fields = {"detector": before.name, "version": before.version, "seconds": self._release_seconds}
+            log.warning(log_line("not_released", **fields))
+
+    def _restore(self, before: Loaded, origin: Path) -> None:
+        try:
+            old = self._loader.build(origin)
+            if old.digest != before.digest:
+                raise BundleError(f"{origin}: holds another bundle now, with digest {old.digest[:12]}")
+        except Exception as e:
+            # Its place stays withdrawn, so that callers are told to retry, until a reload succeeds.
+            log.exception(log_line("not_restored", detector=before.name, version=before.version, reason=e))
+            self._loader.undescribe(before)
+            self._loader.forget(before)
+        else:
+            self._registry.exchange(before.version, old)

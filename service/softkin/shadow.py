@@ -1,0 +1,245 @@
+"""Lets a candidate score a share of the live traffic silently, and tells how far its verdicts differ.
+
+What the version that serves by default has answered is scored again by the version labelled `shadow`, after its caller
+has the answer, in a thread of its own. Nothing of it enters the metrics or the drift watch of any version.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from softkin.batching import Ticket
+from softkin.cancellation import Cancellation
+from softkin.certificate import false_alarm_bound
+from softkin.errors import CancelledError, InvalidInputError, PreconditionError
+from softkin.metrics import Metrics
+from softkin.registry import SHADOW, STABLE, Registry, ScoringDetector
+from softkin.scores import RowScores, Scores
+from softkin.settings import ServerSettings
+from softkin.statuses import log, log_line
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a candidate made of rows that another version answered."""
+
+    shadow: str
+    """Digest of the candidate."""
+    live: str
+    """Digest of the version that answered."""
+    rows: int = 0
+    disagreements: int = 0
+    """Rows with another verdict at the request's alpha, or that the candidate refuses to score."""
+    scored: int = 0
+    """Rows that it has scored."""
+    difference: float = 0.0
+    """Sum of absolute differences of p-values over them."""
+
+    @property
+    def disagreement(self) -> float:
+        """Share of rows; 0 before the first."""
+        return self.disagreements / max(self.rows, 1)
+
+    @property
+    def disagreement_limit(self) -> float:
+        """The share in all traffic does not exceed this, at confidence 0.95: Clopper and Pearson's exact limit.
+
+        It takes rows for independent; rows of one request often are not.
+        """
+        # The quantile of Beta(k + 1, n - k), which is that of a certificate for k + 1 of n rows.
+        return false_alarm_bound(self.disagreements + 1, self.rows, CONFIDENCE)
+
+    @property
+    def mean_difference(self) -> float:
+        """Mean absolute difference of p-values."""
+        return self.difference / max(self.scored, 1)
+
+
+class Shadow:
+    """Compares candidates with what serves, and judges whether one may take its place.
+
+    A comparison begins anew when either side changes.
+
+    Args:
+        settings: share of the traffic, largest batch, what a promotion takes.
+        registry: tells who is the candidate, and who serves.
+        metrics: where rows are counted.
+        busy: whether callers wait, so that there is no time for this.
+        draw: a number in [0, 1) per request; those below the share are compared.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        registry: Registry,
+        metrics: Metrics,
+        *,
+        busy: Callable[[], bool],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._metrics = metrics
+        self._busy = busy
+        self._draw = draw
+        self._room = max(4 * settings.max_batch_rows, settings.max_rows)
+        self._changed = threading.Condition(threading.Lock())
+        self._queue: deque[tuple[ScoringDetector, Ticket]] = deque()
+        self._pending_rows = 0
+        self._closed = False
+        self._cancellation = Cancellation()
+        self._comparisons: dict[str, Comparison] = {}
+        self._complained = ""
+        metrics.shadows_watched(self._reports)
+        self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
+        self._thread.start()
+
+    def offer(self, ticket: Ticket) -> None:
+        """Take an answered request, if it is drawn and there is room; returns at once."""
+        name, live = ticket.detector.manifest.name, ticket.detector
+        shadow = self._registry.labelled(name, SHADOW)
+        if shadow is None or shadow is live or self._registry.default(name) is not live:
+            return
+        if self._draw() >= self._settings.shadow_share:
+            return
+        rows = len(ticket.x)
+        busy = self._busy()
+        with self._changed:
+            if not busy and not self._closed and self._pending_rows + rows <= self._room:
+                self._queue.append((shadow, ticket))
+                self._pending_rows += rows
+                self._changed.notify()
+                return
+        self._count(shadow, "dropped", rows)
+
+    def comparison(self, candidate: ScoringDetector) -> Comparison:
+        """How a candidate compares with the version that serves by default now."""
+        name = candidate.manifest.name
+        live = self._registry.default(name)
+        none = Comparison(shadow=candidate.digest, live="" if live is None else live.digest)
+        found = self._comparisons.get(name, none)
+        return found if (found.shadow, found.live) == (none.shadow, none.live) else none
+
+    def check_promotion(self, candidate: ScoringDetector) -> None:
+        """Let a version become the one that serves; one that is no shadow always may.
+
+        Raises:
+            PreconditionError: it was compared on too few rows, or disagrees too much.
+        """
+        m, s = candidate.manifest, self._settings
+        if SHADOW not in self._registry.labels_of(candidate) or self._registry.default(m.name) is candidate:
+            return
+        found = self.comparison(candidate)
+        remedy = f"or set {STABLE!r} with force"
+        if found.rows < s.shadow_min_rows:
+            raise PreconditionError(
+                f"version {m.version!r} was compared with live traffic on {found.rows} rows, and shadow_min_rows = "
+                f"{s.shadow_min_rows}; wait for more traffic, {remedy}"
+            )
+        if found.disagreement_limit > s.shadow_max_disagreement:
+            raise PreconditionError(
+                f"version {m.version!r} disagrees on {found.disagreements} of {found.rows} rows of live traffic: up to "
+                f"{found.disagreement_limit:.4g} at confidence {CONFIDENCE:g}, and shadow_max_disagreement = "
+                f"{s.shadow_max_disagreement:g}; find out why, {remedy}"
+            )
+
+    def close(self) -> None:
+        """Take no more, leave what is waiting, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._cancellation.cancel()
+        self._thread.join()
+
+    def _reports(self) -> dict[tuple[str, str], tuple[float, float]]:
+        found = {}
+        for name in self._comparisons:
+            candidate = self._registry.labelled(name, SHADOW)
+            if candidate is not None and (c := self.comparison(candidate)).rows:
+                found[name, candidate.manifest.version] = c.disagreement, c.mean_difference
+        return found
+
+    def _work(self) -> None:
+        while (taken := self._next()) is not None:
+            self._compare(*taken)
+            with self._changed:
+                self._pending_rows -= len(taken[1].x)
+            del taken  # an idle thread must not hold a detector that is served no longer
+
+    def _next(self) -> tuple[ScoringDetector, Ticket] | None:
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            return None if self._closed else self._queue.popleft()
+
+    def _compare(self, shadow: ScoringDetector, ticket: Ticket) -> None:
+        live, rows = ticket.scores, len(ticket.x)
+        assert live is not None
+        try:
+            own = self._score(shadow, ticket)
+        except CancelledError:
+            own = None
+        except Exception as e:
+            # After a promotion its callers would have met this too.
+            self._add(shadow, ticket, Comparison(shadow="", live="", rows=rows, disagreements=rows))
+            self._complain(shadow, e)
+            return
+        if own is None:
+            self._count(shadow, "dropped", rows)
+            return
+        found = Comparison(
+            shadow="",
+            live="",
+            rows=rows,
+            disagreements=int(np.count_nonzero(own.is_outlier != live.is_outlier)),
+            scored=rows,
+            difference=float(np.abs(own.p_value - live.p_value).sum()),
+        )
+        self._add(shadow, ticket, found)
+
+    def _score(self, shadow: ScoringDetector, ticket: Ticket) -> Scores | None:
+        """What the shadow would have answered; None when callers had to wait meanwhile, or the server stops."""
+        r, step = ticket.rule, self._settings.max_batch_rows
+        rule = shadow.rule(alpha=r.alpha, guarantee=r.guarantee, confidence=r.confidence, smoothed=r.smoothed)
+        x = shadow.check(ticket.x)
+        parts = []
+        for start in range(0, len(x), step):
+            if self._busy():
+                return None
+            parts.append(shadow.score_rows(x[start : start + step], cancellation=self._cancellation))
+        return shadow.judge(RowScores.concatenate(parts), rule, x, smoothing_seed=ticket.smoothing_seed)
+
+    def _add(self, shadow: ScoringDetector, ticket: Ticket, found: Comparison) -> None:
+        name, live = shadow.manifest.name, ticket.detector.digest
+        before = self._comparisons.get(name)
+        if before is None or (before.shadow, before.live) != (shadow.digest, live):
+            before = Comparison(shadow=shadow.digest, live=live)
+        added = replace(
+            before,
+            rows=before.rows + found.rows,
+            disagreements=before.disagreements + found.disagreements,
+            scored=before.scored + found.scored,
+            difference=before.difference + found.difference,
+        )
+        self._comparisons = {**self._comparisons, name: added}
+        self._count(shadow, "disagree", found.disagreements)
+        self._count(shadow, "agree", found.rows - found.disagreements)
+
+    def _count(self, shadow: ScoringDetector, result: str, rows: int) -> None:
+        self._metrics.shadow_rows(shadow.manifest.name, shadow.manifest.version, result, rows)
+
+    def _complain(self, shadow: ScoringDetector, error: Exception) -> None:
+        """Once for each candidate: every further row may fail alike."""
+        if self._complained == shadow.digest:
+            return
+        self._complained = shadow.digest
+        fields = {"detector": shadow.manifest.name, "version": shadow.manifest.version, "error": error}
+        log.warning(log_line("shadow_failed", **fields), exc_info=not isinstance(error, InvalidInputError))

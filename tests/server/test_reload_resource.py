@@ -1,0 +1,147 @@
+"""The policy `resource`: one version in memory at a time."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+
+import standin_bundles
+from softkin.converters import array_to_tensor
+from softkin.statuses import RETRY_AFTER, STATUS_DETAILS
+from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
+
+
+def write(path, version):
+    """A bundle whose version no other test's answers can be taken for."""
+    return standin_bundles.write(path, str(version), shift=1000 * version)
+
+
+@pytest.fixture
+def running(start, tmp_path, loading):
+    """One path with version 1, and another name beside it."""
+    write(tmp_path / "bundle", 1)
+    bundles = (tmp_path / "bundle",)
+    found = start(StandIn("other"), load=loading, bundles=bundles, reload_policy="resource", drain_grace_seconds=20)
+    assert loading.entered.acquire(timeout=20)
+    return found
+
+
+def begin_reload(running, loading):
+    """Reload in another thread, up to where the new version is being loaded."""
+    loading.gate = threading.Event()
+    thread = threading.Thread(target=running.server.reloader.reload)
+    thread.start()
+    assert loading.entered.acquire(timeout=20)
+    return thread
+
+
+def test_callers_are_told_to_retry_while_there_is_no_version(running, loading, tmp_path, rows):
+    """UNAVAILABLE with the delay, where every client looks for it; other names answer all the time."""
+    write(tmp_path / "bundle", 2)
+    thread = begin_reload(running, loading)
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.score(rows(1), detector="standin")
+    beside = running.score(rows(1), detector="other").budget.detector
+    loading.gate.set()
+    thread.join(timeout=20)
+
+    assert e.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert e.value.details() == "version '1' is being replaced; retry after 2 s"
+    trailers = dict(e.value.trailing_metadata())
+    assert trailers[RETRY_AFTER] == "2000"
+    status, info = Status.FromString(trailers[STATUS_DETAILS]), RetryInfo()
+    assert status.details[0].Unpack(info)
+    assert info.retry_delay.seconds == 2
+    assert beside == "other"
+    assert running.score(rows(1), detector="standin").budget.version == "2"
+
+
+def test_the_old_memory_is_free_before_the_new_version_is_loaded(start, loading, tmp_path, rows):
+    """Even when a request was in flight: that one is waited for, and gets its answer."""
+    path = tmp_path / "old"
+    write(path, 1)
+    loading.detector_gate = gate = threading.Event()
+    alive, made = [], []
+
+    def load(*arguments, **options):
+        alive.append([m() is not None for m in made])
+        detector = loading(*arguments, **options)
+        made.append(weakref.ref(detector))
+        return detector
+
+    running = start(load=load, bundles=(path,), reload_policy="resource", drain_grace_seconds=60)
+    call = running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows(1))), timeout=60)
+    running.until(lambda: running.server.pending_requests == 1)
+    write(path, 2)
+    thread = threading.Thread(target=running.server.reloader.reload)
+    thread.start()
+
+    def refused():
+        try:
+            running.stub.GetDetector(pb.GetDetectorRequest(), timeout=20)
+        except grpc.RpcError as e:
+            return "is being replaced" in e.details()
+        return False
+
+    running.until(refused)
+    gate.set()
+    thread.join(timeout=30)
+
+    assert call.result(timeout=20).budget.version == "1"
+    assert alive == [[], [False]]
+    assert running.score(rows(1)).budget.version == "2"
+
+
+def test_the_old_version_is_loaded_again_when_the_new_one_fails(running, loading, tmp_path, rows):
+    """From where it lay, which a link no longer points to; its drift watch and series are as they were."""
+    old, new, link = tmp_path / "v1", tmp_path / "v2", tmp_path / "bundle"
+    running.score(rows(5), detector="standin")
+    link.rename(old)
+    link.symlink_to(old)
+    write(new, 2)
+    running.server.reloader.reload()
+    before = running.series("softkin_detector", "softkin_drift", "softkin_alpha")
+    link.unlink()
+    link.symlink_to(new)
+    loading.failures = [RuntimeError("out of memory")]
+
+    running.server.reloader.reload()
+
+    assert running.sample("softkin_reloads_total", result="failed") == 1
+    assert running.series("softkin_detector", "softkin_drift", "softkin_alpha") == before
+    assert running.score(rows(1), detector="standin").budget.version == "1"
+
+
+def test_a_bundle_that_does_not_verify_costs_nobody_an_answer(running, loading, tmp_path, rows):
+    """It is refused before the old version is dropped: nothing is loaded at all."""
+    write(tmp_path / "bundle", 2)
+    (tmp_path / "bundle" / "bank.safetensors").write_bytes(b"other")
+    asked = len(loading.loaded)
+
+    running.server.reloader.reload()
+
+    assert len(loading.loaded) == asked
+    assert running.score(rows(1), detector="standin").budget.version == "1"
+
+
+def test_a_version_that_cannot_come_back_is_replaced_by_the_next_bundle_that_loads(running, loading, tmp_path, rows):
+    """Until then callers are told to retry, and it is shown no longer."""
+    write(tmp_path / "bundle", 2)
+    loading.failures = [RuntimeError("no"), RuntimeError("no")]
+    running.server.reloader.reload()
+    with pytest.raises(grpc.RpcError) as e:
+        running.score(rows(1), detector="standin")
+    shown = [s for s in running.series("softkin_detector_info") if "standin" in s]
+
+    running.server.reloader.reload()
+
+    assert e.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert shown == []
+    assert running.score(rows(1), detector="standin").budget.version == "2"
