@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from softkin.errors import DataError
-from softkin_training.config import AugmentationConfig
+from softkin_training.data_config import AugmentationConfig
 from softkin_training.row_cache import optional_package
 
 Augment = Callable[[Tensor], Tensor]

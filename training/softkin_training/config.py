@@ -8,154 +8,25 @@ Values are strict: a string never becomes a number, an unknown key is an error, 
 from __future__ import annotations
 
 import math
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from softkin.bank import Precision
 from softkin.errors import RecipeError
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
+from softkin_training.config_section import Positive, Section, Width, require
+from softkin_training.data_config import AugmentationConfig, DataConfig
+from softkin_training.model_config import ModelConfig
 
-MODEL_KEYS = {"hidden": "mlp", "channels": "cnn", "dense": "cnn", "path": "import", "arguments": "import"}
-"""Keys of [model] that one kind alone reads."""
-TABLES = ("parquet", "csv", "hub")
-IMAGES = ("npz", "folder", "parquet", "hub")
-DATA_KEYS: dict[str, tuple[str, ...]] = {
-    "test_path": ("parquet", "csv"),
-    "subset": ("hub",),
-    "revision": ("hub",),
-    "train_split": ("hub",),
-    "test_split": ("hub",),
-    "label_column": TABLES,
-    "input_columns": TABLES,
-    "image_size": IMAGES,
-    "image_mode": IMAGES,
-}
-"""Keys of [data] that some sources alone read."""
 BUILTIN_RECIPES = Path(__file__).parent / "recipes"
 
-Width = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-
-class DataConfig(_Section):
-    """Where the rows come from and how they are split."""
-
-    source: Literal["digits", "npz", "folder", "parquet", "csv", "hub"]
-    """`digits`: scikit-learn's 1,797 8x8 digits, needs no file; `npz`: a file of arrays; `folder`: images, one folder
-    per class; `parquet`, `csv`: tables; `hub`: a data set of the Hugging Face hub. The last four need the extra
-    `datasets`."""
-    path: str = ""
-    """npz with x_train, y_train, x_test, y_test, class_names; the folder; the table, or tables by a pattern; or the
-    data set's OWNER/NAME."""
-    test_path: str = ""
-    """Table of test rows; parquet and csv."""
-    subset: str = ""
-    """The data set's subset, which the hub also calls configuration; hub only."""
-    revision: str = ""
-    """Branch, tag or commit; hub only."""
-    train_split: str = "train"
-    """Hub only."""
-    test_split: str = "test"
-    """Hub only; empty where there is none, then test_rows are set aside."""
-    label_column: str = "label"
-    """Tables and hub."""
-    input_columns: list[str] = []
-    """Tables and hub: columns that hold the inputs; empty = all but the labels."""
-    image_size: list[Width] = []
-    """[H, W] to which images are resized; empty = as they are, and all must be of one size."""
-    image_mode: Literal["RGB", "L"] = "RGB"
-    """What images are converted to: colour, rows [H, W, 3], or grey, rows [H, W]."""
-    known_classes: list[Annotated[int, Field(ge=0)]] = []
-    """Classes to train on, relabelled 0..K-1 in this order; empty = all. The others become outliers."""
-    calibration_rows: Width
-    """Rows taken from the training split for calibration; the smallest possible p-value is 1 / (this + 1)."""
-    test_rows: Annotated[int, Field(ge=0)] = 0
-    """Rows held out for testing where the source brings no test split."""
-    outliers: dict[str, str] = {}
-    """Name -> npz whose x_test, or folder whose images, are outliers; for evaluation only."""
-
-    @model_validator(mode="after")
-    def _check(self) -> DataConfig:
-        _require(len(set(self.known_classes)) == len(self.known_classes), "known_classes", "must not repeat a class")
-        _require(len(self.known_classes) != 1, "known_classes", "needs at least 2 classes, or none for all of them")
-        _require(len(self.image_size) in (0, 2), "image_size", "must be [height, width], or empty")
-        for key, sources in DATA_KEYS.items():
-            unread = self.source not in sources and getattr(self, key) != DataConfig.model_fields[key].get_default(
-                call_default_factory=True
-            )
-            _require(not unread, key, f"belongs to source = {' or '.join(map(repr, sources))}; leave it out")
-        if self.source == "digits":
-            _require(not self.path, "path", "belongs to source = 'npz'; leave it out for the embedded digits")
-            _require(self.test_rows > 0, "test_rows", "must be at least 1: the digits bring no test split of their own")
-        if self.source == "npz":
-            _require(self.test_rows == 0, "test_rows", "must be 0: an npz file brings its own x_test")
-        if self.source in ("parquet", "csv", "hub"):
-            own, key = (self.test_split, "test_split") if self.source == "hub" else (self.test_path, "test_path")
-            _require(bool(own) != bool(self.test_rows), "test_rows", f"needs {key} = '', and must be 0 with a {key}")
-        return self
-
-
-class ModelConfig(_Section):
-    """The classifier."""
-
-    kind: Literal["mlp", "cnn", "resnet18", "import"]
-    """`import`: a network of your own, see `own_model.py`."""
-    hidden: list[Width] = []
-    """Widths of the hidden layers; mlp only."""
-    channels: list[Width] = []
-    """Channels of the convolutional layers; cnn only."""
-    dense: Annotated[int, Field(ge=0)] = 0
-    """Width of the layer before the logits; cnn only."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropping an input of a dense layer while training; built-in kinds only."""
-    path: str = ""
-    """`module:name` of a class or function that makes a torch.nn.Module; import only."""
-    arguments: dict[str, Any] = {}
-    """What it is called with; import only."""
-    standardize: bool = True
-    """Whether the network gets rows less their mean over their deviation, or as they are; import only."""
-
-    @property
-    def hidden_layers(self) -> tuple[str, ...]:
-        """Names of the hidden layers from input to output; none is known for kind = 'import' before it is made."""
-        match self.kind:
-            case "mlp":
-                return tuple(f"dense{i}" for i in range(1, len(self.hidden) + 1))
-            case "cnn":
-                return (*(f"conv{i}" for i in range(1, len(self.channels) + 1)), "dense")
-            case "resnet18":
-                return ("layer1", "layer2", "layer3", "layer4")
-        return ()
-
-    @model_validator(mode="after")
-    def _check(self) -> ModelConfig:
-        for key, kind in MODEL_KEYS.items():
-            unread = self.kind != kind and key in self.model_fields_set and bool(getattr(self, key))
-            _require(not unread, key, f"belongs to kind = {kind!r}, this is {self.kind!r}; leave it out")
-        if self.kind == "mlp":
-            _require(bool(self.hidden), "hidden", "must name at least one width, for instance [128, 64]")
-        if self.kind == "cnn":
-            _require(bool(self.channels), "channels", "must name at least one width, for instance [32, 64]")
-            _require(self.dense > 0, "dense", "must be at least 1, for instance 128")
-        if self.kind == "import":
-            well_formed = re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.path)
-            _require(bool(well_formed), "path", "must read module:name, for instance my_package.nets:make_net")
-            _require(not self.dropout, "dropout", "belongs to the built-in kinds; the network brings its own")
-        _require(self.standardize or self.kind == "import", "standardize", "can only be false for kind = 'import'")
-        return self
-
-
-class LossConfig(_Section):
+class LossConfig(Section):
     """The soft nearest neighbor term: objective = cross-entropy + sum over layers of weight * SNNL."""
 
     layers: list[str] = []
@@ -191,7 +62,7 @@ class LossConfig(_Section):
         raise ValueError("must be a finite number, or a table of one finite number per layer of loss.layers")
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The optimiser (AdamW, linear warm-up, then cosine decay to zero) and where it runs."""
 
     epochs: Width
@@ -216,24 +87,13 @@ class TrainingConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
         enough = self.batch_size >= 2 * self.devices
-        _require(enough, "devices", f"must leave each at least 2 rows of batch_size = {self.batch_size}")
+        require(enough, "devices", f"must leave each at least 2 rows of batch_size = {self.batch_size}")
         cuda_needed = self.precision == "16-mixed"
-        _require(not cuda_needed or self.accelerator == "cuda", "precision", "16-mixed needs accelerator = 'cuda'")
+        require(not cuda_needed or self.accelerator == "cuda", "precision", "16-mixed needs accelerator = 'cuda'")
         return self
 
 
-class AugmentationConfig(_Section):
-    """Random changes of training batches, drawn anew for each row each time; nothing else is changed, ever."""
-
-    crop_padding: Annotated[int, Field(ge=0)] = 0
-    """Pixels of zeros on each side, of which a crop of the image's size is taken."""
-    horizontal_flip: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability of a mirror image."""
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Turned by an angle between minus and plus this, bilinearly; what comes in from outside is zero."""
-
-
-class DetectorConfig(_Section):
+class DetectorConfig(Section):
     """What the bank holds and how a row is scored."""
 
     layers: list[str]
@@ -261,16 +121,16 @@ class DetectorConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> DetectorConfig:
-        _require(bool(self.layers), "layers", "must name at least one hidden layer")
-        _require(len(set(self.joint_parts)) == len(self.joint_parts), "joint_parts", "must not repeat a part")
+        require(bool(self.layers), "layers", "must name at least one hidden layer")
+        require(len(set(self.joint_parts)) == len(self.joint_parts), "joint_parts", "must not repeat a part")
         needs_parts = self.nonconformity == "joint" and not self.joint_parts
-        _require(not needs_parts, "joint_parts", "must name at least one part for nonconformity = 'joint'")
+        require(not needs_parts, "joint_parts", "must name at least one part for nonconformity = 'joint'")
         limited = self.precision != "auto" or self.max_p_value_change < 1
-        _require(limited, "max_p_value_change", "must be set, below 1, for precision = 'auto', which it decides")
+        require(limited, "max_p_value_change", "must be set, below 1, for precision = 'auto', which it decides")
         return self
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything that decides a run; equal recipes on equal data give equal weights on CPU."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=63)]
@@ -297,12 +157,12 @@ class Recipe(_Section):
     def _check_layers(self) -> Recipe:
         existing = self.hidden_layers
         for key, layers in {"loss.layers": self.loss.layers, "detector.layers": self.detector.layers}.items():
-            _require(len(set(layers)) == len(layers), key, "must not repeat a layer")
+            require(len(set(layers)) == len(layers), key, "must not repeat a layer")
             unknown = [x for x in layers if x not in existing]
-            _require(not unknown, key, f"{unknown} not among the hidden layers of this {self.model.kind}: {existing}")
+            require(not unknown, key, f"{unknown} not among the hidden layers of this {self.model.kind}: {existing}")
         if isinstance(self.loss.weight, dict):
             same = self.loss.weight.keys() == set(self.loss.layers)
-            _require(same, "loss.weight", f"needs exactly one number for each of loss.layers = {self.loss.layers}")
+            require(same, "loss.weight", f"needs exactly one number for each of loss.layers = {self.loss.layers}")
         return self
 
 
@@ -330,12 +190,6 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
         return Recipe.model_validate(raw)
     except ValidationError as e:
         raise RecipeError("\n".join(_describe(fault, raw, path, overrides) for fault in e.errors())) from None
-
-
-def _require(ok: bool, key: str, allowed: str) -> None:
-    # pydantic wraps ValueErrors of a whole section without saying which key: the key travels in front of the bar.
-    if not ok:
-        raise ValueError(f"{key}|{allowed}")
 
 
 def _builtin_names() -> list[str]:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError, RecipeError
 from softkin.manifest import INPUT_DTYPES
-from softkin_training.config import DataConfig, Recipe
+from softkin_training.config import Recipe
+from softkin_training.data_config import DataConfig
 from softkin_training.digits import made_outliers, read_digits
 from softkin_training.npz import read_npz
 from softkin_training.rows import Rows, row_digests

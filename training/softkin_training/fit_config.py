@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from softkin.errors import InvalidInputError
-from softkin_training.config import DetectorConfig, Width
+from softkin_training.config import DetectorConfig
+from softkin_training.config_section import Width
 
 OPTION_NAMES = {"joint_parts": "parts"}
 """Options that the command line names otherwise than a recipe."""

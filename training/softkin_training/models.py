@@ -16,7 +16,7 @@ from torch import nn
 
 from softkin.errors import DataError
 from softkin_training.classifier import BlockClassifier, Classifier
-from softkin_training.config import ModelConfig
+from softkin_training.model_config import ModelConfig
 from softkin_training.own_model import HookedClassifier, import_network
 from softkin_training.resnet import resnet18_blocks
 from softkin_training.rows import Rows

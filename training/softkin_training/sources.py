@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softkin.errors import RecipeError
-from softkin_training.config import DataConfig
+from softkin_training.data_config import DataConfig
 from softkin_training.npz import checked_labels, read_npz
 from softkin_training.rows import Rows
 

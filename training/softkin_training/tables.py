@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.errors import DataError, RecipeError, SoftkinError
-from softkin_training.config import DataConfig
+from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
 from softkin_training.input_columns import InputColumns
 from softkin_training.row_cache import cached_rows, optional_package

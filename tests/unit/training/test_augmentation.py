@@ -10,8 +10,9 @@ import torch
 from softkin.errors import DataError, RecipeError
 from softkin_training import train as train_module
 from softkin_training.augmentation import make_augmentation
-from softkin_training.config import AugmentationConfig, load_recipe
+from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
+from softkin_training.data_config import AugmentationConfig
 from softkin_training.train import train
 
 pytestmark = pytest.mark.training

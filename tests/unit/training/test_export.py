@@ -12,8 +12,8 @@ from softkin.errors import ExportError
 from softkin.scorer import Network, reducer_key
 from softkin.scorer_graph import representation_output
 from softkin_training import export as exporting
-from softkin_training.config import ModelConfig
 from softkin_training.export import TOLERANCE, Reducer, export
+from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model, input_statistics
 
 pytestmark = pytest.mark.training

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from softkin.errors import DataError
-from softkin_training.config import ModelConfig
+from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model, input_statistics
 
 pytestmark = pytest.mark.training

@@ -12,8 +12,9 @@ from softkin.errors import DataError, RecipeError
 from softkin.scorer import Network
 from softkin.scorer_graph import representation_output
 from softkin_training.cli import main
-from softkin_training.config import ModelConfig, load_recipe
+from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
+from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model
 from softkin_training.train import load_checkpoint, train
 

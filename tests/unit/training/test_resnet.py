@@ -9,9 +9,9 @@ import torch
 
 from softkin.errors import DataError
 from softkin.scorer import Network
-from softkin_training.config import ModelConfig
 from softkin_training.export import TOLERANCE, export
 from softkin_training.losses import LayeredSnnl
+from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model
 from softkin_training.network_head import find_head
 from softkin_training.resnet import resnet18_blocks
