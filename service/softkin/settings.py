@@ -158,8 +158,8 @@ class ServerSettings(BaseSettings):
         default=0.05,
         ge=0,
         le=1,
-        description="Share of rows with another verdict that a shadow may have and become 'stable': what the upper "
-        "limit of an exact 95% confidence interval is compared with.",
+        description="Share of rows with another verdict up to which a shadow can become 'stable'; what must not exceed "
+        "it is the share's exact upper limit at confidence 0.95.",
     )
     tls_cert: Path | None = Field(
         default=None,
