@@ -33,9 +33,11 @@ class Security:
             metrics.certificate_watched(self._certificate.expires)
         if s.token_file is not None:
             self.interceptors.append(TokenInterceptor(TokenFile(s.token_file)))
-            if self._certificate is None and not is_loopback(s.host):
-                remedy = "tokens can be read on their way here; set tls_cert and tls_key"
-                log.warning(log_line("tokens_in_plaintext", host=s.host, remedy=remedy))
+            hosts = [s.host] if s.admin_port is None else [s.host, s.admin_host]
+            for host in hosts:
+                if self._certificate is None and not is_loopback(host):
+                    remedy = "tokens can be read on their way here; set tls_cert and tls_key"
+                    log.warning(log_line("tokens_in_plaintext", host=host, remedy=remedy))
         tls = "off" if self._certificate is None else "on" if s.tls_client_ca is None else "mutual"
         tokens = "off" if s.token_file is None else "on"
         log.info(log_line("security", tls=tls, tokens=tokens, reflection="on" if s.reflection else "off"))
