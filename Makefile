@@ -9,7 +9,7 @@ SERVICE_VENV := .venv-service
 TRITON_VENV := .venv-triton
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-service bench guarantees check protos prometheus chromium clean
+.PHONY: demo test test-service chaos bench guarantees paper check protos prometheus chromium clean
 
 demo: $(STAMP)  ## train, export, build, serve, score, scrape on embedded data; writes runs/demo
 	$(BIN)/python -m softkin_training.demo --out runs/demo
@@ -31,7 +31,10 @@ chromium:
 
 test-service: $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed  ## the tests of the service, where torch is not installed
 	! $(SERVICE_VENV)/bin/python -c "import torch" 2>/dev/null
-	$(SERVICE_VENV)/bin/pytest tests/unit tests/equivalence tests/server --ignore=tests/unit/training
+	$(SERVICE_VENV)/bin/pytest tests/unit tests/equivalence tests/server tests/chaos --ignore=tests/unit/training
+
+chaos: $(STAMP)  ## everything that can go wrong, at full length: about an hour
+	$(BIN)/pytest tests/chaos -m "long or not long"
 
 bench: $(STAMP)  ## the scorer beside peers and the machine's ceilings; writes benchmarks/results
 	$(INSTALL) --group bench
@@ -40,6 +43,11 @@ bench: $(STAMP)  ## the scorer beside peers and the machine's ceilings; writes b
 guarantees: $(STAMP)  ## every figure of docs/guarantees.md
 	$(INSTALL) --group bench
 	$(BIN)/python benchmarks/guarantees.py
+
+paper: $(STAMP)  ## every figure of docs/paper.md: FASHION_MNIST=FILE MNIST=FILE NOTMNIST=FILE [TEXTURES=FILE]; about two hours
+	$(INSTALL) --group bench
+	$(BIN)/python benchmarks/paper.py --fashion-mnist $(FASHION_MNIST) --mnist $(MNIST) --notmnist $(NOTMNIST) \
+		$(if $(TEXTURES),--textures $(TEXTURES))
 
 check: $(STAMP)  ## lint, types, architecture, generated code
 	$(BIN)/ruff check

@@ -186,7 +186,9 @@ class AdminListener:
         self._security = security
         self._pool = CountingPool(THREADS, thread_name_prefix="admin")
         services = (SERVICE, OUTLIER_SERVICE)
-        calls = CallInterceptor(metrics, services, (reflection.SERVICE_NAME,), scores=False)
+        calls = CallInterceptor(
+            metrics, services, (reflection.SERVICE_NAME,), scores=False, max_message_bytes=settings.max_message_bytes
+        )
         self._grpc = grpc.server(
             self._pool, interceptors=[calls, *security.interceptors], options=channel_options(settings)
         )

@@ -96,7 +96,12 @@ class Ticket:
         """
         self.latch.acquire()
         if self.error is not None:
-            raise self.error
+            # Not kept: an error holds this frame, and with it the ticket and its rows, until the garbage is collected.
+            error, self.error = self.error, None
+            try:
+                raise error
+            finally:
+                del error
         assert self.scores is not None
         return self.scores
 

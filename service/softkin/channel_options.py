@@ -11,7 +11,9 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
     """The options of the server's channels, in gRPC's names and units."""
     options = {
         "grpc.so_reuseport": 0,  # otherwise a second server on the port takes half of the calls, silently
-        "grpc.max_receive_message_length": settings.max_message_bytes,
+        # Up to twice the limit a message gets in, to be refused with an explanation and counted; over that gRPC cuts
+        # the call off, and what it was cannot be told from a caller who left.
+        "grpc.max_receive_message_length": min(2 * settings.max_message_bytes, (1 << 31) - 1),
         "grpc.keepalive_time_ms": _milliseconds(settings.keepalive_seconds),
         "grpc.keepalive_timeout_ms": _milliseconds(KEEPALIVE_TIMEOUT_SECONDS),
         # Idle connections too: a client that vanished between two calls holds one for ever. This also lets clients test

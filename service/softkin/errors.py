@@ -2,6 +2,7 @@
 
     SoftkinError
       InvalidInputError      the caller's arrays or arguments are wrong; retrying cannot help
+      MessageTooLargeError   a message has more bytes than the server takes
       NotFoundError          no detector of that name and version
       AuthenticationError    the caller has no valid token, or may not do this
       ConflictError          that name and version is loaded already
@@ -40,6 +41,10 @@ class InvalidInputError(SoftkinError):
         super().__init__(f"{field}: {message}")
         self.field = field
         self.message = message
+
+
+class MessageTooLargeError(SoftkinError):
+    """A message has more bytes than the server takes."""
 
 
 class NotFoundError(SoftkinError):

@@ -6,39 +6,48 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
+from softkin.errors import InvalidInputError, MessageTooLargeError, SoftkinError, UnavailableError
 from softkin.metrics import Metrics
-from softkin.statuses import Code, failure
+from softkin.statuses import Code, end_code, failure
+from softkin.traffic import Traffic
 
 UNKNOWN = "unknown"
 """Stands in metrics for a method that does not exist, whatever the caller named it."""
-LONG_WAIT_SECONDS = 0.1
-"""For a thread. A call that ends without its message after less has not been given up: the message was too large."""
 
 
 class _Call:
     """One call between its arrival and its end."""
 
-    def __init__(self, metrics: Metrics, rejected: Callable[[str], None], kind: str, service: str, method: str) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        rejected: Callable[[str], None],
+        traffic: Traffic,
+        labels: tuple[str, str, str],
+    ) -> None:
         self._metrics = metrics
         self._rejected = rejected
-        self._labels = (kind, service, method)
+        self._labels = labels
+        self._traffic = traffic
         self._started = time.perf_counter()
         self.code: grpc.StatusCode | None = None
-        self.received = False
-        metrics.call_started(self._labels)
+        metrics.call_started(labels)
+        self.accepted = traffic.arrive()
 
-    def end(self, waited_seconds: float) -> None:
-        """Count the end; a call without a code never reached its handler."""
+    def end(self) -> None:
+        """Count the end; a call without a code ended before its message had arrived."""
         code = self.code
         if code is None:
-            given_up = self.received or waited_seconds > LONG_WAIT_SECONDS
-            code = Code.CANCELLED if given_up else Code.RESOURCE_EXHAUSTED
-            self._rejected("cancelled" if given_up else "too_large")
+            code = Code.CANCELLED
+            self._rejected("undelivered")
         self._metrics.call_handled(self._labels, code.name, time.perf_counter() - self._started)
+        if self.accepted:
+            self._traffic.leave()
 
 
 _arriving = threading.local()
@@ -48,8 +57,15 @@ class CountingPool(ThreadPoolExecutor):
     """The server's threads; ends the accounts of the calls that `CallInterceptor` has opened.
 
     gRPC asks the interceptor for a handler and then, in the same thread, hands the call to the pool; so the pool sees
-    calls end that never reach a handler, because their message was too large or their caller had left.
+    calls end that never reach a handler, because their caller left before the message was there.
     """
+
+    def start_all(self) -> None:
+        """Start every thread now: the first burst of calls finds them waiting, and memory does not grow with it."""
+        started = threading.Barrier(self._max_workers + 1)
+        for _ in range(self._max_workers):
+            super().submit(started.wait)
+        started.wait()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call to its end, then count it."""
@@ -58,14 +74,11 @@ class CountingPool(ThreadPoolExecutor):
         if call is None:
             return super().submit(fn, *args, **kwargs)
 
-        submitted = time.perf_counter()
-
         def run() -> None:
-            waited = time.perf_counter() - submitted
             try:
                 fn(*args, **kwargs)
             finally:
-                call.end(waited)
+                call.end()
 
         return super().submit(run)
 
@@ -80,11 +93,22 @@ class CallInterceptor(grpc.ServerInterceptor):
         services: full names of the services to wrap; their methods are unary or stream both ways.
         unwrapped: full names of those to leave alone.
         scores: whether a call that fails is a request that was not scored, and counts as one.
+        traffic: told of every call; refuses calls when the server stops.
+        max_message_bytes: over which a message is refused.
     """
 
     def __init__(
-        self, metrics: Metrics, services: Collection[str], unwrapped: Collection[str] = (), *, scores: bool = True
+        self,
+        metrics: Metrics,
+        services: Collection[str],
+        unwrapped: Collection[str] = (),
+        *,
+        scores: bool = True,
+        traffic: Traffic | None = None,
+        max_message_bytes: int,
     ) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._traffic = traffic or Traffic()
         self._metrics = metrics
         self._rejected: Callable[[str], None] = metrics.rejected if scores else lambda reason: None
         self._services = frozenset(services)
@@ -105,13 +129,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         call = self._arrive("BIDI_STREAM" if streams else "UNARY", service, method)
 
         def deserialize(message: bytes) -> Any:
-            call.received = True
-            try:
-                return handler.request_deserializer(message)
-            except Exception:
-                call.code = Code.INTERNAL  # gRPC's own answer to a message that does not parse
-                self._rejected("invalid")
-                raise
+            return self._parsed(message, handler.request_deserializer)
 
         if streams:
             return grpc.stream_stream_rpc_method_handler(
@@ -126,12 +144,13 @@ class CallInterceptor(grpc.ServerInterceptor):
         )
 
     def _arrive(self, kind: str, service: str, method: str) -> _Call:
-        _arriving.call = call = _Call(self._metrics, self._rejected, kind, service, method)
+        _arriving.call = call = _Call(self._metrics, self._rejected, self._traffic, (kind, service, method))
         return call
 
     def _answer(self, call: _Call, method: str, behavior: Any, request: Any, context: grpc.ServicerContext) -> Any:
         try:
-            response = behavior(request, context)
+            _refuse_late(call)
+            response = behavior(_fit(request), context)
         except Exception as error:
             self._fail(call, method, context, error)
         call.code = _ending(context)
@@ -140,14 +159,29 @@ class CallInterceptor(grpc.ServerInterceptor):
     def _stream(
         self, call: _Call, method: str, behavior: Any, requests: Iterator[Any], context: grpc.ServicerContext
     ) -> Iterator[Any]:
-        call.received, call.code = True, Code.CANCELLED  # gRPC drops the iterator when the caller leaves
+        call.code = Code.CANCELLED  # gRPC drops the iterator when the caller leaves
         try:
-            yield from behavior(requests, context)
+            _refuse_late(call)
+            yield from behavior(map(_fit, requests), context)
         except GeneratorExit:
             raise
         except Exception as error:
             self._fail(call, method, context, error)
         call.code = _ending(context)
+
+    def _parsed(self, message: bytes, parse: Callable[[bytes], Any]) -> Any:
+        """The message, or why it is unfit: raised here, gRPC would tell the caller of a fault of the server."""
+        limit = self._max_message_bytes
+        if len(message) > limit:
+            return _Unfit(
+                MessageTooLargeError(
+                    f"the message has {len(message)} bytes; max_message_bytes = {limit}: send several smaller ones"
+                )
+            )
+        try:
+            return parse(message)
+        except Exception:
+            return _Unfit(InvalidInputError("request", f"its {len(message)} bytes are no message of this method"))
 
     def _fail(self, call: _Call, method: str, context: grpc.ServicerContext, error: Exception) -> None:
         found = failure(error, method)
@@ -156,11 +190,25 @@ class CallInterceptor(grpc.ServerInterceptor):
         found.abort(context)
 
 
+@dataclass(frozen=True)
+class _Unfit:
+    error: SoftkinError
+
+
+def _fit(request: Any) -> Any:
+    if isinstance(request, _Unfit):
+        raise request.error
+    return request
+
+
+def _refuse_late(call: _Call) -> None:
+    if not call.accepted:
+        raise UnavailableError("the server is stopping; retry on another one")
+
+
 def _ending(context: grpc.ServicerContext) -> grpc.StatusCode:
     """How a call that was answered ends: an answer nobody waits for is no success."""
-    if context.is_active():
-        return Code.OK
-    return Code.DEADLINE_EXCEEDED if context.time_remaining() <= 0 else Code.CANCELLED
+    return Code.OK if context.is_active() else end_code(context)
 
 
 def _refuse_unknown(call: _Call, context: grpc.ServicerContext) -> None:

@@ -27,6 +27,7 @@ REJECTED = (
     "queue_full",
     "unmeetable",
     "too_large",
+    "undelivered",
     "invalid",
     "not_found",
     "unauthenticated",

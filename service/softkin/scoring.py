@@ -19,7 +19,7 @@ from softkin.registry import Registry, ScoringDetector
 from softkin.scores import Scores
 from softkin.settings import ServerSettings
 from softkin.shadow import Shadow
-from softkin.statuses import CallEndedError, Code
+from softkin.statuses import CallEndedError, end_code
 from softkin.v1 import outlier_pb2 as pb
 
 NO_DEADLINE_SECONDS = 1e9
@@ -176,6 +176,5 @@ class ScoringPath:
 
 
 def ended(context: grpc.ServicerContext) -> CallEndedError:
-    """What to raise for a call that nobody waits for any more: past its deadline, or cancelled."""
-    late = context.time_remaining() <= 0
-    return CallEndedError(Code.DEADLINE_EXCEEDED if late else Code.CANCELLED)
+    """What to raise for a call that nobody waits for any more."""
+    return CallEndedError(end_code(context))

@@ -38,6 +38,7 @@ from softkin.security import Security
 from softkin.servicer import OutlierServicer
 from softkin.settings import ServerSettings
 from softkin.statuses import log, log_line
+from softkin.traffic import Traffic
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 
@@ -89,11 +90,22 @@ class Server:
         self._saving = ExitStack()
         self._health = health.HealthServicer()
         services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
+        self._traffic = Traffic()
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
         self._pool = CountingPool(threads, thread_name_prefix="rpc")
+        self._pool.start_all()
         self._grpc = grpc.server(
             self._pool,
-            interceptors=[CallInterceptor(metrics, services, UNWRAPPED), *self._security.interceptors],
+            interceptors=[
+                CallInterceptor(
+                    metrics,
+                    services,
+                    UNWRAPPED,
+                    traffic=self._traffic,
+                    max_message_bytes=settings.max_message_bytes,
+                ),
+                *self._security.interceptors,
+            ],
             options=channel_options(settings),
         )
         pb_grpc.add_OutlierServiceServicer_to_server(self._servicer, self._grpc)  # type: ignore[no-untyped-call]
@@ -206,6 +218,8 @@ class Server:
         self.reloader.close()
         self._hurry.wait(self._settings.drain_delay_seconds)
         grace = 0 if self._hurry.is_set() else self._settings.drain_grace_seconds
+        self._traffic.refuse()
+        grace = self._traffic.settle(grace, self._hurry.wait)
         if not self._grpc.stop(grace + LONGER_THAN_GRACE_SECONDS).wait(grace):
             self._abandon()
         self._pool.shutdown(wait=False)

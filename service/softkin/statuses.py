@@ -20,6 +20,7 @@ log = logging.getLogger("softkin.server")
 Code = grpc.StatusCode
 STATUS_CODES: dict[type[errors.SoftkinError], grpc.StatusCode] = {
     errors.InvalidInputError: Code.INVALID_ARGUMENT,
+    errors.MessageTooLargeError: Code.RESOURCE_EXHAUSTED,
     errors.NotFoundError: Code.NOT_FOUND,
     errors.AuthenticationError: Code.UNAUTHENTICATED,
     errors.ConflictError: Code.ALREADY_EXISTS,
@@ -57,6 +58,9 @@ RETRY_AFTER = "grpc-retry-pushback-ms"
 """Trailer with the milliseconds to wait; gRPC's own retry mechanism obeys it (gRFC A6)."""
 STATUS_DETAILS = "grpc-status-details-bin"
 """Trailer with the google.rpc.Status, where every gRPC library looks for it."""
+
+DEADLINE_TOLERANCE_SECONDS = 0.02
+"""gRPC ends a call a little before the clock that is asked here says so."""
 
 _PRIVATE = (errors.DeviceError,)
 _MAX_DETAIL_CHARS = 1000  # status messages travel in headers, which peers limit to 8 KiB
@@ -99,6 +103,11 @@ class Failure:
         context.abort(self.code, self.message)
 
 
+def end_code(context: grpc.ServicerContext) -> grpc.StatusCode:
+    """How a call ended that is no longer active: past its deadline, or cancelled."""
+    return Code.DEADLINE_EXCEEDED if context.time_remaining() <= DEADLINE_TOLERANCE_SECONDS else Code.CANCELLED
+
+
 def status_code(error: BaseException) -> grpc.StatusCode:
     """The status for an error: its own entry in the table or its nearest base's; INTERNAL for all that is not ours."""
     if isinstance(error, CallEndedError):
@@ -109,7 +118,7 @@ def status_code(error: BaseException) -> grpc.StatusCode:
 def failure(error: BaseException, method: str) -> Failure:
     """What the caller of `method` is told: the error's own words, or a log id where they would give the inside away."""
     code = status_code(error)
-    reason = "unmeetable" if isinstance(error, errors.UnmeetableError) else REASONS[code]
+    reason = _reason(error, code)
     if code is Code.INTERNAL or isinstance(error, _PRIVATE):
         log_id = uuid.uuid4().hex[:12]
         log.error(log_line("error", method=method, code=code.name, log_id=log_id), exc_info=error)
@@ -124,6 +133,12 @@ def failure(error: BaseException, method: str) -> Failure:
         delay.FromNanoseconds(round(error.retry_after_seconds * 1e9))
         return Failure(code, message, reason, (RetryInfo(retry_delay=delay),), error.retry_after_seconds)
     return Failure(code, message, reason)
+
+
+def _reason(error: BaseException, code: grpc.StatusCode) -> str:
+    if isinstance(error, errors.UnmeetableError):
+        return "unmeetable"
+    return "too_large" if isinstance(error, errors.MessageTooLargeError) else REASONS[code]
 
 
 def log_line(event: str, **fields: object) -> str:

@@ -19,12 +19,12 @@ SCRIPT = Path(__file__).with_name("standin.py")
 
 
 class Process:
-    """The stand-in, served; arguments are those of its command line."""
+    """The stand-in, served; arguments are those of its command line. Killed after so many seconds, lest a test hang."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, seconds: float = 60) -> None:
         self.popen = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
-        self._watchdog = threading.Timer(60, self.popen.kill)
+        self._watchdog = threading.Timer(seconds, self.popen.kill)
         self._watchdog.start()
         line = self.read_until("event=serving")
         self.port, self.metrics_port = (int(re.search(rf"\b{k}=(\d+)", line)[1]) for k in ("port", "metrics_port"))

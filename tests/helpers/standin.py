@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 import threading
+import time
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,8 @@ class StandIn:
         self.warmed_up = False
         self.rows_scored = 0
         self.batches: list[int] = []
+        self.leak_bytes, self.batch_seconds = 0, 0.0
+        self._leaked: list[bytes] = []
         self._rules = lru_cache(maxsize=256)(partial(_make_rule, self.manifest.predicted_class_rows))
         self._lock = threading.Lock()
 
@@ -114,9 +118,13 @@ class StandIn:
             self._wait(self.gate, cancellation or Cancellation())
         if self.failure is not None:
             raise self.failure
+        if self.batch_seconds:
+            time.sleep(self.batch_seconds)
         with self._lock:
             self.rows_scored += len(x)
-            self.batches.append(len(x))
+            self.batches = [*self.batches[-999:], len(x)]
+            if self.leak_bytes:
+                self._leaked.append(os.urandom(self.leak_bytes))
         score = x.reshape(len(x), -1).astype(np.float64).sum(axis=1)
         return RowScores(
             nonconformity=np.stack([score, score + 1, score + 2], axis=1),
@@ -215,9 +223,15 @@ def main() -> int:
     parser.add_argument("--drift-save-seconds", type=float, default=10)
     parser.add_argument("--version", default="1")
     parser.add_argument("--hold", type=Path)
+    parser.add_argument(
+        "--leak-bytes", type=int, default=0, help="forgotten with every batch, for tests that must see it"
+    )
+    parser.add_argument("--batch-seconds", type=float, default=0.0, help="time that every batch takes")
+    parser.add_argument("--max-pending-requests", type=int, default=128)
     options = parser.parse_args()
     gate = None if options.hold is None else threading.Event()
     detector = StandIn(version=options.version, gate=gate)
+    detector.leak_bytes, detector.batch_seconds = options.leak_bytes, options.batch_seconds
 
     def open_gate() -> None:
         assert gate is not None
@@ -236,8 +250,11 @@ def main() -> int:
         drain_delay_seconds=options.drain_delay_seconds,
         drift_state=options.drift_state,
         drift_save_seconds=options.drift_save_seconds,
+        max_pending_requests=options.max_pending_requests,
     )
-    return serve(settings, load=lambda path, **options: detector)
+    status = serve(settings, load=lambda path, **options: detector)
+    print(f"event=rows_scored rows={detector.rows_scored}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ EXPECTED = {
     "ExportError": Code.INTERNAL,
     "ExpiredError": Code.DEADLINE_EXCEEDED,
     "InvalidInputError": Code.INVALID_ARGUMENT,
+    "MessageTooLargeError": Code.RESOURCE_EXHAUSTED,
     "NotFoundError": Code.NOT_FOUND,
     "OverloadedError": Code.RESOURCE_EXHAUSTED,
     "PreconditionError": Code.FAILED_PRECONDITION,

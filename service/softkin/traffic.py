@@ -1,0 +1,61 @@
+"""Calls under way: how many were accepted, and whether new ones still are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+QUIET_SECONDS = 0.1
+"""Without a new call: time enough for what was sent before its sender heard of the end."""
+LONGEST_NOISE_SECONDS = 1.0
+"""After which senders that do not listen are no longer waited for."""
+
+
+class Traffic:
+    """Shared by the interceptor, which tells it of every call, and the server, which ends it. Safe in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last_arrival = 0.0
+        self._refusing = False
+        self.accepted = 0
+        """Calls under way that were not refused."""
+
+    def arrive(self) -> bool:
+        """Note a call that arrives; returns whether it is accepted, and then `leave` must follow."""
+        with self._lock:
+            self._last_arrival = time.monotonic()
+            self.accepted += not self._refusing
+            return not self._refusing
+
+    def leave(self) -> None:
+        """Note the end of an accepted call."""
+        with self._lock:
+            self.accepted -= 1
+
+    def refuse(self) -> None:
+        """Accept no call from now on."""
+        with self._lock:
+            self._refusing = True
+
+    def settle(self, seconds: float, hurried: Callable[[float], bool]) -> float:
+        """Wait until all accepted calls have ended and no new ones arrive; returns the seconds that are left.
+
+        gRPC cancels the calls that reach a port while it closes, which their callers cannot tell from a fault: refused
+        here first, they know that they may try elsewhere.
+
+        Args:
+            seconds: to wait at most for accepted calls.
+            hurried: waits so many seconds, and says whether the wait shall end.
+        """
+        end = time.monotonic() + seconds
+        noise_end = None
+        while (now := time.monotonic()) < end:
+            if not self.accepted:
+                noise_end = noise_end or now + LONGEST_NOISE_SECONDS
+                if now - self._last_arrival >= QUIET_SECONDS or now >= noise_end:
+                    break
+            if hurried(0.01):
+                break
+        return max(0.0, end - time.monotonic())
