@@ -57,5 +57,5 @@ def test_the_table_of_defaults_is_that_of_the_settings(page):
     rows = re.findall(r"^\| [^|]+ \| (off|on)[^|]* \| `--([a-z-]+)", page, re.MULTILINE)
 
     found = {name.replace("-", "_"): state == "on" for state, name in rows}
-    assert found.keys() == {"tls_cert", "tls_client_ca", "token_file", "reflection", "metrics_port"}
+    assert found.keys() == {"tls_cert", "tls_client_ca", "token_file", "admin_port", "reflection", "metrics_port"}
     assert {name: bool(ServerSettings.model_fields[name].default) for name in found} == found

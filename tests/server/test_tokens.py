@@ -17,7 +17,9 @@ from authority import Authority
 from softkin.client import Client
 from softkin.converters import array_to_tensor
 from softkin.errors import AuthenticationError, InvalidInputError
+from softkin.inference import grpc_service_pb2 as oip
 from softkin.tokens import REFUSAL, TokenFile, TokenInterceptor
+from softkin.v1 import admin_pb2
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
 
@@ -48,23 +50,27 @@ def score(running, token):
             return e
 
 
-def call(running, method, metadata):
-    """The status of a method of the service, called with an empty message of the right kind."""
-    path = f"/{SERVICE}/{method.name}"
+def call(channel, method, metadata):
+    """The status of a method, called with an empty message of the right kind."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
     empty = method.input_type._concrete_class().SerializeToString()
     if method.client_streaming:
-        answer = running.channel.stream_stream(path)(iter([empty]), timeout=20, metadata=metadata)
+        answer = channel.stream_stream(path)(iter([empty]), timeout=20, metadata=metadata)
     elif method.server_streaming:
-        answer = running.channel.unary_stream(path)(empty, timeout=20, metadata=metadata)
+        answer = channel.unary_stream(path)(empty, timeout=20, metadata=metadata)
     else:
-        answer = running.channel.unary_unary(path).future(empty, timeout=20, metadata=metadata)
+        answer = channel.unary_unary(path).future(empty, timeout=20, metadata=metadata)
     if method.server_streaming:
         with suppress(grpc.RpcError):
             list(answer)
     return answer.code(), answer.details()
 
 
-METHODS = list(pb.DESCRIPTOR.services_by_name["OutlierService"].methods)
+METHODS = [
+    *pb.DESCRIPTOR.services_by_name["OutlierService"].methods,
+    *oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods,
+]
+ADMIN_METHODS = list(admin_pb2.DESCRIPTOR.services_by_name["DetectorAdminService"].methods)
 
 
 def test_every_token_of_the_file_lets_in_and_no_other(guarded):
@@ -87,24 +93,37 @@ REFUSED = {
 }
 
 
-def test_every_method_unary_or_streaming_is_refused_without_a_token(guarded):
-    """One fixed text, which shows nothing of what was sent."""
-    found = {(m.name, case): call(guarded, m, metadata) for m in METHODS for case, metadata in REFUSED.items()}
+@pytest.fixture
+def channels(start, file):
+    """Every method, with a channel to where it answers: the gRPC port, or the admin port."""
+    running = start(StandIn(), token_file=file, admin_port=0)
+    with grpc.insecure_channel(f"127.0.0.1:{running.server.admin_port}") as admin:
+        yield [*((m, running.channel) for m in METHODS), *((m, admin) for m in ADMIN_METHODS)]
+
+
+def test_every_method_of_every_service_is_refused_without_a_token(channels):
+    """Unary or streaming, one fixed text, which shows nothing of what was sent."""
+    found = {
+        (method.full_name, case): call(channel, method, metadata)
+        for method, channel in channels
+        for case, metadata in REFUSED.items()
+    }
 
     assert found == dict.fromkeys(found, (grpc.StatusCode.UNAUTHENTICATED, REFUSAL))
-    assert len(found) == len(METHODS) * len(REFUSED)
+    assert len(found) == len(channels) * len(REFUSED)
 
 
-def test_every_method_answers_with_a_token(guarded):
+def test_every_method_of_every_service_answers_with_a_token(channels):
     """Whatever it says to an empty message, it is not that nobody may ask; the scheme is read in any case."""
     metadata = [(("authorization", f"{scheme} {SECOND}"),) for scheme in ("Bearer", "bearer", "BEARER")]
 
-    found = {m.name: {call(guarded, m, md)[0] for md in metadata} for m in METHODS}
+    found = {method.full_name: {call(channel, method, md)[0] for md in metadata} for method, channel in channels}
 
-    assert all(codes <= {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} for codes in found.values()), found
+    unexpected = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN}
+    assert not any(codes & unexpected for codes in found.values()), found
 
 
-def test_the_service_has_unary_and_streaming_methods():
+def test_there_are_unary_and_streaming_methods():
     """Otherwise the two tests above would prove less than they say."""
     assert {m.client_streaming for m in METHODS} == {True, False}
 
