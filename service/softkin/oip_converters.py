@@ -26,6 +26,8 @@ DATATYPES: dict[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype("?"),
 }
 """The protocol's words for the types of elements that travel."""
+WORDS = {dtype.name: word for word, dtype in DATATYPES.items()}
+"""Likewise by the names that manifests give the types."""
 CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
@@ -54,11 +56,6 @@ NEIGHBOR_OUTPUTS = {
 _ALL = {**OUTPUTS, **NEIGHBOR_OUTPUTS}
 
 
-def datatype_of(dtype: str) -> str:
-    """The protocol's word for a type of a manifest."""
-    return next(word for word, known in DATATYPES.items() if known.name == dtype)
-
-
 def decode_infer_request(request: pb.ModelInferRequest, manifest: Manifest, limits: Limits) -> ScoreCall:
     """Check a request against what the detector's manifest and the server's limits say.
 
@@ -85,7 +82,7 @@ def _inputs(request: pb.ModelInferRequest, manifest: Manifest, limits: Limits) -
     [tensor] = request.inputs
     if tensor.name != manifest.input_name:
         raise InvalidInputError("inputs[0].name", f"got {reprlib.repr(tensor.name)}; allowed: {manifest.input_name!r}")
-    datatype = datatype_of(manifest.input_dtype)
+    datatype = WORDS[manifest.input_dtype]
     if tensor.datatype != datatype:
         raise InvalidInputError(
             "inputs[0].datatype",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from softkin.inference import grpc_service_pb2 as pb
 from softkin.manifest import Manifest
-from softkin.oip_converters import NEIGHBOR_OUTPUTS, OUTPUTS, datatype_of
+from softkin.oip_converters import NEIGHBOR_OUTPUTS, OUTPUTS, WORDS
 from softkin.registry import ScoringDetector
 from softkin.settings import ServerSettings
 
@@ -33,7 +33,7 @@ def model_metadata(
         name=m.name,
         versions=versions,
         platform=PLATFORM,
-        inputs=[tensor(name=m.input_name, datatype=datatype_of(m.input_dtype), shape=[ANY, *m.input_shape])],
+        inputs=[tensor(name=m.input_name, datatype=WORDS[m.input_dtype], shape=[ANY, *m.input_shape])],
         outputs=[
             tensor(name=name, datatype=datatype, shape=[ANY, *_axes(name, m)]) for name, datatype in OUTPUTS.items()
         ],
@@ -59,7 +59,7 @@ def model_config(detector: ScoringDetector, settings: ServerSettings) -> pb.Mode
             name=m.name,
             platform=PLATFORM,
             max_batch_size=settings.max_rows,
-            input=[pb.ModelInput(name=m.input_name, data_type=_type(datatype_of(m.input_dtype)), dims=m.input_shape)],
+            input=[pb.ModelInput(name=m.input_name, data_type=_type(WORDS[m.input_dtype]), dims=m.input_shape)],
             output=[
                 pb.ModelOutput(name=name, data_type=_type(datatype), dims=_axes(name, m))
                 for name, datatype in OUTPUTS.items()

@@ -50,7 +50,7 @@ def decode_options(parameters: Mapping[str, pb.InferParameter], limits: Limits) 
     Raises:
         InvalidInputError: an unknown parameter, or a value of the wrong kind or out of range.
     """
-    named = sorted(parameters.keys() - HARMLESS)
+    named = sorted(name for name in parameters if name not in HARMLESS)
     refuse_unknown("parameters", named, _OPTIONS)
     given: dict[str, Any] = {name: _OPTIONS[name](name, parameters[name]) for name in named}
     options = Options(**given)

@@ -187,8 +187,8 @@ def test_every_type_that_a_detector_can_take_travels_both_ways(dtype):
     """Raw and typed give the array that was sent, extremes included."""
     limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
     x = np.array([[limits.min, 0, 1], [2, 3, limits.max]], dtype)
-    datatype, field = oip_converters.datatype_of(dtype), oip_converters.CONTENTS[oip_converters.datatype_of(dtype)]
-    contents = oip.InferTensorContents(**{field: x.ravel().tolist()})
+    datatype = oip_converters.WORDS[dtype]
+    contents = oip.InferTensorContents(**{oip_converters.CONTENTS[datatype]: x.ravel().tolist()})
     right = {"datatype": datatype, "shape": x.shape}
     sent = [request(x, inputs=[tensor(**right)]), request(inputs=[tensor(**right, contents=contents)])]
     del sent[1].raw_input_contents[:]
