@@ -8,7 +8,7 @@ def test_connections_live_for_ever_unless_told_otherwise():
     """Dead ones are found, and clients may test theirs every ten seconds."""
     assert dict(channel_options(ServerSettings())) == {
         "grpc.so_reuseport": 0,
-        "grpc.max_receive_message_length": 64 * 1024 * 1024,
+        "grpc.max_receive_message_length": 2 * 64 * 1024 * 1024,
         "grpc.keepalive_time_ms": 60_000,
         "grpc.keepalive_timeout_ms": 20_000,
         "grpc.keepalive_permit_without_calls": 1,
@@ -29,8 +29,17 @@ def test_seconds_become_whole_milliseconds():
 
     options = dict(channel_options(settings))
 
-    assert options["grpc.max_receive_message_length"] == 2048
+    assert options["grpc.max_receive_message_length"] == 2 * 2048
     assert (options["grpc.max_connection_age_ms"], options["grpc.max_connection_age_grace_ms"]) == (1002, 0)
     assert options["grpc.keepalive_time_ms"] == 1500
     assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 250
     assert all(isinstance(v, int) for v in options.values())
+
+
+def test_a_message_limit_stays_within_what_grpc_can_count():
+    """A message a little too large gets in, to be refused with words; the largest limit has no room for that."""
+    largest = (1 << 31) - 1
+
+    options = dict(channel_options(ServerSettings(max_message_bytes=largest)))
+
+    assert options["grpc.max_receive_message_length"] == largest
