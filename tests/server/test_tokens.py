@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -374,10 +375,18 @@ def test_a_client_refuses_a_malformed_token_without_showing_it(token):
 
 
 def test_permission_denied_is_an_authentication_error_too():
-    """From a proxy in front, for one."""
-    from softkin.client import _error
+    """A server of ours never says it; a proxy in front may."""
 
-    error = SimpleNamespace(code=lambda: grpc.StatusCode.PERMISSION_DENIED, details=lambda: "no")
+    class Proxy(grpc.GenericRpcHandler):
+        def service(self, details):
+            return grpc.unary_unary_rpc_method_handler(
+                lambda request, context: context.abort(grpc.StatusCode.PERMISSION_DENIED, "not you")
+            )
 
-    assert type(_error(error, "a:1")) is AuthenticationError
-    assert str(_error(error, "a:1")) == "a:1: no"
+    proxy = grpc.server(ThreadPoolExecutor(1), handlers=[Proxy()])
+    port = proxy.add_insecure_port("127.0.0.1:0")
+    proxy.start()
+
+    with Client(f"127.0.0.1:{port}") as client, pytest.raises(AuthenticationError, match=f"127.0.0.1:{port}: not you"):
+        client.detector_info()
+    proxy.stop(None).wait()

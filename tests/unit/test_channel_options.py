@@ -40,6 +40,6 @@ def test_a_message_limit_stays_within_what_grpc_can_count():
     """A message a little too large gets in, to be refused with words; the largest limit has no room for that."""
     largest = (1 << 31) - 1
 
-    options = dict(channel_options(ServerSettings(max_message_bytes=largest)))
+    options = dict(channel_options(ServerSettings(max_message_bytes=largest, max_pending_bytes=1 << 40)))
 
     assert options["grpc.max_receive_message_length"] == largest
