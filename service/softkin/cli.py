@@ -130,10 +130,16 @@ def _target_arguments(parser: argparse.ArgumentParser, timeout_seconds: float = 
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="file whose first token goes with every call")
 
 
-def _client(options: argparse.Namespace, *, detector: str = "", version: str = "") -> Client:
+def _client(options: argparse.Namespace) -> Client:
+    """Of the detector that `_detector_arguments` came to, where the command has them."""
     from softkin.client import Client
 
-    return Client(options.target, detector=detector, version=version, **_connection(options))
+    chosen = {
+        argument: getattr(options, name)
+        for argument, name in (("detector", "detector"), ("version", "detector_version"), ("label", "label"))
+        if hasattr(options, name)
+    }
+    return Client(options.target, **chosen, **_connection(options))
 
 
 def _connection(options: argparse.Namespace) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def _detector_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detector-version", default="", metavar="V", help="its version (default: the one that serves)"
     )
+    parser.add_argument("--label", default="", metavar="L", help="or the label that it carries, such as canary")
 
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,20 +186,22 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _score(options: argparse.Namespace) -> int:
     from softkin import display
+    from softkin.joining import join
 
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit: got {options.limit}; must be 1 or more")
     x = display.read_array(options.file, options.key)[: options.limit]
-    with _client(options, detector=options.detector, version=options.detector_version) as client:
+    with _client(options) as client:
         classes = client.detector_info().classes
-        scores = client.score(
-            x,
+        answers = client.score_stream(
+            display.in_steps(x),
             alpha=options.alpha,
             guarantee=options.guarantee,
             confidence=options.confidence,
             smoothing_seed=options.smoothing_seed,
             num_neighbors=options.neighbors,
         )
+        scores = join(list(display.progress(answers, len(x))))
     (display.print_json if options.json else display.print_table)(scores, classes)
     return 0
 
@@ -206,7 +215,7 @@ def _drift_arguments(parser: argparse.ArgumentParser) -> None:
 def _drift(options: argparse.Namespace) -> int:
     from softkin import display
 
-    with _client(options, detector=options.detector, version=options.detector_version) as client:
+    with _client(options) as client:
         display.print_drift(client.drift(), as_json=options.json)
     return 0
 

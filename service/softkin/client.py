@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,21 +15,15 @@ from numpy.typing import NDArray
 
 from softkin import converters, descriptions
 from softkin.client_channel import SERVICE, File, call_metadata, open_channel
+from softkin.client_errors import answer_error, call_error
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
-from softkin.errors import (
-    AuthenticationError,
-    InvalidInputError,
-    NotFoundError,
-    OverloadedError,
-    SoftkinError,
-    UnavailableError,
-)
-from softkin.scores import ErrorBudget, Neighbors, Scores
-from softkin.statuses import RETRY_AFTER
+from softkin.errors import InvalidInputError, SoftkinError
+from softkin.joining import join
+from softkin.scores import Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
-from softkin.verdicts import Guarantee, select
+from softkin.verdicts import Guarantee
 
 ROW_LENGTH_BYTES = 32
 """Room for the length prefixes and the number of rows, which grow with what a request carries."""
@@ -41,7 +36,8 @@ class Client:
         target: `HOST:PORT`, or any gRPC target such as `dns:///softkin:50051`.
         timeout_seconds: deadline of each request, retries included.
         detector: name of the detector; empty for the only one loaded.
-        version: its version; empty for the one that serves by default.
+        version: its version; empty for the one that carries the label, or serves by default.
+        label: instead of a version: the label that it carries.
         tls_ca: PEM file of the authorities of server certificates; plaintext when None.
         tls_cert: PEM file of this client's certificate, for servers that ask for one.
         tls_key: PEM file of its private key, without a password.
@@ -59,6 +55,7 @@ class Client:
         timeout_seconds: float = 30,
         detector: str = "",
         version: str = "",
+        label: str = "",
         tls_ca: File | None = None,
         tls_cert: File | None = None,
         tls_key: File | None = None,
@@ -69,6 +66,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._detector = detector
         self._version = version
+        self._label = label
         self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)
         self._channel = open_channel(
             target, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, tls_server_name=tls_server_name
@@ -109,25 +107,57 @@ class Client:
             UnavailableError: no answer in time, or the detector was replaced between two requests.
             SoftkinError: a fault of the server.
         """
-        x = np.asarray(x)
-        if num_neighbors < 0:
-            raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
-        if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
-            raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
-        head = pb.ScoreRequest(
-            detector=self._detector,
-            version=self._version,
-            alpha=alpha,
-            guarantee=pb.GUARANTEE_UNSPECIFIED if guarantee is None else descriptions.guarantee_number(guarantee),
-            confidence=confidence,
-            smoothing_seed=smoothing_seed,
-            num_neighbors=min(num_neighbors, 2**32 - 1),
-        )
+        head = self._head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         parts: list[Scores] = []
-        for rows in self._split(x, head):
+        for rows in self._split(np.asarray(x), head):
             head.inputs.CopyFrom(converters.array_to_tensor(rows))
             parts.append(converters.proto_to_scores(self._call(self._stub.Score, head)))
-        return _join(parts)
+        return join(parts)
+
+    def score_stream(
+        self,
+        batches: Iterable[NDArray[np.generic]],
+        *,
+        alpha: float | None = None,
+        guarantee: Guarantee | None = None,
+        confidence: float | None = None,
+        smoothing_seed: int | None = None,
+        num_neighbors: int = 0,
+    ) -> Iterator[Scores]:
+        """Score arrays as they come, on one call, in bounded memory: faster than one call each.
+
+        Arrays are taken from `batches` in a thread of their own, as far ahead as the server reads; every array's answer
+        is given in its turn. The call lasts as long as there are arrays: `timeout_seconds` does not end it. It is not
+        tried again when it fails.
+
+        Args:
+            batches: arrays, each as for `score`.
+            alpha: as for `score`, for all; so are the others. `false_discovery_rate` selects within each array.
+            guarantee: see `score`.
+            confidence: see `score`.
+            smoothing_seed: see `score`.
+            num_neighbors: see `score`.
+
+        Raises:
+            Whatever `batches` raises, and the errors of `score`, where the array's answer would have come.
+        """
+        head = self._head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
+        self._known_limits()
+        sender = _Sender(batches, lambda x: self._split(x, head), head)
+        call = self._stub.ScoreStream(iter(sender), metadata=self._metadata)
+        try:
+            answers = (answer for response in call for answer in response.answers)
+            for answer in answers:
+                parts = [self._decode(answer)]
+                parts += [self._decode(next(answers)) for _ in range(sender.parts_of_next() - 1)]
+                yield join(parts)
+            if sender.error is not None:
+                raise sender.error
+        except grpc.RpcError as e:
+            # An iterator that raises makes gRPC end the call; the cause is here.
+            raise sender.error or call_error(e, self._target) from None
+        finally:
+            call.cancel()
 
     def detector_info(self) -> DetectorInfo:
         """What the detector takes, what it was calibrated with and where it runs.
@@ -145,7 +175,7 @@ class Client:
             NotFoundError: no such detector or version.
             UnavailableError: no answer in time.
         """
-        request = pb.GetDriftRequest(detector=self._detector, version=self._version)
+        request = pb.GetDriftRequest(detector=self._detector, version=self._version, label=self._label)
         return descriptions.proto_to_drift(self._call(self._stub.GetDrift, request))
 
     def healthy(self) -> bool:
@@ -177,13 +207,45 @@ class Client:
         self.close()
 
     def _describe(self) -> pb.GetDetectorResponse:
-        request = pb.GetDetectorRequest(detector=self._detector, version=self._version)
+        request = pb.GetDetectorRequest(detector=self._detector, version=self._version, label=self._label)
         answer: pb.GetDetectorResponse = self._call(self._stub.GetDetector, request)
         self._limits = converters.proto_to_limits(answer.limits)
         return answer
 
+    def _head(
+        self,
+        alpha: float | None,
+        guarantee: Guarantee | None,
+        confidence: float | None,
+        smoothing_seed: int | None,
+        num_neighbors: int,
+    ) -> pb.ScoreRequest:
+        """A request without its rows."""
+        if num_neighbors < 0:
+            raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
+        if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
+            raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
+        return pb.ScoreRequest(
+            detector=self._detector,
+            version=self._version,
+            label=self._label,
+            alpha=alpha,
+            guarantee=pb.GUARANTEE_UNSPECIFIED if guarantee is None else descriptions.guarantee_number(guarantee),
+            confidence=confidence,
+            smoothing_seed=smoothing_seed,
+            num_neighbors=min(num_neighbors, 2**32 - 1),
+        )
+
+    def _known_limits(self) -> Limits:
+        return self._limits or converters.proto_to_limits(self._describe().limits)
+
+    def _decode(self, answer: pb.StreamAnswer) -> Scores:
+        if answer.HasField("error"):
+            raise answer_error(answer.error, self._target)
+        return converters.proto_to_scores(answer.response)
+
     def _split(self, x: NDArray[np.generic], head: pb.ScoreRequest) -> list[NDArray[np.generic]]:
-        limits = self._limits or converters.proto_to_limits(self._describe().limits)
+        limits = self._known_limits()
         if x.ndim == 0 or len(x) == 0:
             return [x]  # for the server to refuse, with its own words
         row_bytes = x[0].nbytes
@@ -202,74 +264,35 @@ class Client:
         try:
             return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as e:
-            raise _error(e, self._target) from None
+            raise call_error(e, self._target) from None
 
 
-def _error(e: Any, target: str) -> SoftkinError:
-    """The softkin error that a status stands for."""
-    code, details = e.code(), e.details() or ""
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
-        field, _, message = details.partition(": ")
-        return InvalidInputError(field, message)
-    if code is grpc.StatusCode.NOT_FOUND:
-        return NotFoundError(details)
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        return AuthenticationError(f"{target}: {details}")
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        milliseconds = dict(e.trailing_metadata() or ()).get(RETRY_AFTER, "0")
-        return OverloadedError(f"{target}: {details}", float(milliseconds) / 1000)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return UnavailableError(f"{target}: {details}")
-    return SoftkinError(f"{target}: {code.name}: {details}")
+class _Sender:
+    """The requests of a stream, taken by gRPC's own thread; remembers how many each array takes."""
 
+    def __init__(
+        self,
+        batches: Iterable[NDArray[np.generic]],
+        split: Callable[[NDArray[np.generic]], list[NDArray[np.generic]]],
+        head: pb.ScoreRequest,
+    ) -> None:
+        self._batches = batches
+        self._split = split
+        self._head = head
+        self._parts: SimpleQueue[int] = SimpleQueue()
+        self.error: Exception | None = None
 
-def _join(parts: list[Scores]) -> Scores:
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if any(_without_selection(p.budget) != _without_selection(first.budget) for p in parts):
-        raise UnavailableError("the detector was replaced between two requests for one array; score the array again")
-    arrays = (
-        "outlier_score",
-        "p_value",
-        "is_outlier",
-        "predicted_class",
-        "credibility",
-        "confidence",
-        "class_p_values",
-    )
-    seconds = {k: sum(p.stage_seconds.get(k, 0.0) for p in parts) for k in first.stage_seconds}
-    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
-    return replace(
-        _select_again(replace(first, **joined)),
-        neighbors=_join_neighbors([p.neighbors for p in parts if p.neighbors is not None]),
-        stage_seconds=seconds,
-    )
+    def __iter__(self) -> Iterator[pb.ScoreStreamRequest]:
+        try:
+            for x in self._batches:
+                parts = self._split(np.asarray(x))
+                self._parts.put(len(parts))
+                for rows in parts:
+                    self._head.inputs.CopyFrom(converters.array_to_tensor(rows))
+                    yield pb.ScoreStreamRequest(request=self._head)
+        except Exception as e:
+            self.error = e  # the stream ends here; what was sent is answered first
 
-
-def _without_selection(budget: ErrorBudget) -> ErrorBudget:
-    """What must be the same in all answers for one array; a selection's threshold is each request's own."""
-    if budget.guarantee != "false_discovery_rate":
-        return budget
-    return replace(budget, p_value_threshold=0.0, fewest_selectable=None)
-
-
-def _select_again(joined: Scores) -> Scores:
-    """Select among all rows where each request has selected among its own."""
-    b = joined.budget
-    if b.guarantee != "false_discovery_rate":
-        return joined
-    found = select(joined.p_value, b.calibration_size, b.alpha)
-    return replace(
-        joined,
-        is_outlier=found.is_outlier,
-        budget=replace(b, p_value_threshold=found.p_value_threshold, fewest_selectable=found.fewest_selectable),
-    )
-
-
-def _join_neighbors(parts: list[Neighbors]) -> Neighbors | None:
-    if not parts:
-        return None
-    arrays = ("ids", "labels", "distances", "shares")
-    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in arrays}
-    return replace(parts[0], **joined)
+    def parts_of_next(self) -> int:
+        """How many requests the next array took; it has been sent when its first answer is here."""
+        return self._parts.get()

@@ -7,7 +7,7 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from softkin.descriptions import DriftInfo
 from softkin.errors import DataError
 from softkin.manifest import Manifest
 from softkin.scores import ErrorBudget, Scores
+
+STEP_ROWS = 256
+"""Rows sent at a time: small enough for a bar to move."""
 
 
 def read_array(path: str, key: str) -> NDArray[np.generic]:
@@ -44,6 +48,33 @@ def read_array(path: str, key: str) -> NDArray[np.generic]:
     if array.ndim == 0:
         raise DataError(f"{path}: array {key!r} is a single value; the first axis must be rows")
     return array
+
+
+def in_steps(x: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """The rows of an array, some at a time; an array without rows as it is, for the server to refuse."""
+    if x.ndim == 0 or len(x) == 0:
+        yield x
+        return
+    for i in range(0, len(x), STEP_ROWS):
+        yield x[i : i + STEP_ROWS]
+
+
+def progress(answers: Iterable[Scores], rows: int) -> Iterator[Scores]:
+    """The answers as they come, with a bar on standard error where somebody watches it."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("scoring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("scoring", total=rows)
+        for scores in answers:
+            bar.advance(task, len(scores))
+            yield scores
 
 
 def print_json(scores: Scores, classes: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from softkin.certificate import certify
 from softkin.converters import proto_to_limits
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
+from softkin.joining import join
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import GUARANTEES
 from standin import StandIn
@@ -287,9 +288,7 @@ def test_an_overload_is_told_apart_and_says_how_long_to_wait(start, rows, gate):
 
 def test_answers_from_two_detectors_are_never_joined(start, rows):
     """When the default version changes between two requests for one array, the client says so instead of mixing."""
-    from softkin.client import _join
-
     parts = [StandIn(version=v).score(rows(2)) for v in ("1", "2")]
 
     with pytest.raises(UnavailableError, match="replaced between two requests"):
-        _join(parts)
+        join(parts)

@@ -1,0 +1,52 @@
+"""What a status means to a client: the error that the server's own code would have raised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+
+from softkin.errors import (
+    AuthenticationError,
+    InvalidInputError,
+    NotFoundError,
+    OverloadedError,
+    SoftkinError,
+    UnavailableError,
+)
+from softkin.statuses import RETRY_AFTER
+
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def call_error(e: Any, target: str) -> SoftkinError:
+    """The error for a call that failed; `e` is grpc's RpcError."""
+    milliseconds = dict(e.trailing_metadata() or ()).get(RETRY_AFTER, "0")
+    return _error(e.code(), e.details() or "", float(milliseconds) / 1000, target)
+
+
+def answer_error(status: Status, target: str) -> SoftkinError:
+    """The error for one request of a stream."""
+    retry = RetryInfo()
+    retry_after = 0.0
+    for detail in status.details:
+        if detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    return _error(_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, retry_after, target)
+
+
+def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float, target: str) -> SoftkinError:
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        field, _, message = details.partition(": ")
+        return InvalidInputError(field, message)
+    if code is grpc.StatusCode.NOT_FOUND:
+        return NotFoundError(details)
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return AuthenticationError(f"{target}: {details}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return OverloadedError(f"{target}: {details}", retry_after_seconds)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return UnavailableError(f"{target}: {details}")
+    return SoftkinError(f"{target}: {code.name}: {details}")

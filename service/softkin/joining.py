@@ -1,0 +1,69 @@
+"""Several answers for one array, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from softkin.errors import UnavailableError
+from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.verdicts import select
+
+_ARRAYS = (
+    "outlier_score",
+    "p_value",
+    "is_outlier",
+    "predicted_class",
+    "credibility",
+    "confidence",
+    "class_p_values",
+)
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """Join the answers for consecutive rows of one array; with `false_discovery_rate` rows are selected among all.
+
+    Args:
+        parts: at least one.
+
+    Returns:
+        One answer; `stage_seconds` are summed.
+
+    Raises:
+        UnavailableError: they come from different detectors or rules.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if any(_without_selection(p.budget) != _without_selection(first.budget) for p in parts):
+        raise UnavailableError("the detector was replaced between two requests for one array; score the array again")
+    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
+    neighbors = [p.neighbors for p in parts if p.neighbors is not None]
+    return replace(
+        _select_again(replace(first, **joined)),
+        neighbors=Neighbors.concatenate(neighbors) if neighbors else None,
+        stage_seconds={k: sum(p.stage_seconds.get(k, 0.0) for p in parts) for k in first.stage_seconds},
+    )
+
+
+def _without_selection(budget: ErrorBudget) -> ErrorBudget:
+    """What must be the same in all answers for one array; a selection's threshold is each request's own."""
+    if budget.guarantee != "false_discovery_rate":
+        return budget
+    return replace(budget, p_value_threshold=0.0, fewest_selectable=None)
+
+
+def _select_again(joined: Scores) -> Scores:
+    """Select among all rows where each request has selected among its own."""
+    b = joined.budget
+    if b.guarantee != "false_discovery_rate":
+        return joined
+    found = select(joined.p_value, b.calibration_size, b.alpha)
+    return replace(
+        joined,
+        is_outlier=found.is_outlier,
+        budget=replace(b, p_value_threshold=found.p_value_threshold, fewest_selectable=found.fewest_selectable),
+    )
