@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import resource
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from softkin.errors import DataError
+from softkin.scorer import Network
+from softkin.scorer_graph import representation_output
 from softkin_training.config import load_recipe
 from softkin_training.data import Dataset, load_dataset
 from softkin_training.models import input_statistics
+from softkin_training.representations import extract
 from softkin_training.rows import Rows, block_rows, digests64, fingerprint, refuse_overlap, row_digests
 from softkin_training.run import build_step, export_step
 from softkin_training.split import choose_bank_rows, first_of_each
@@ -139,6 +144,30 @@ def test_a_folder_that_cannot_be_written_is_refused_by_name(images):
     """With the remedy."""
     with pytest.raises(DataError, match=r"/dev/null/x\.arrow: cannot write the rows.*HF_HOME"):
         write_rows(Path("/dev/null/x.arrow"), [images.x])
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(images, tmp_path):
+    """While rows are stored, and while representations are written."""
+    x = images.x.reshape(len(images), -1).astype(np.float32)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]>'
+        "all (float[B, 12288] inputs) => (float[B, 12288] z) {z = Identity(inputs)}"
+    )
+    proto.graph.node[0].output[0] = proto.graph.output[0].name = representation_output("all")
+    onnx.save(proto, tmp_path / "model.onnx")
+    network = Network(tmp_path / "model.onnx", device="cpu")
+    (tmp_path / "made").mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # files cannot grow past it, as on a full disk
+    try:
+        with pytest.raises(DataError, match=r"x\.arrow: cannot write the rows .*make room"):
+            write_rows(tmp_path / "made" / "x.arrow", [images.x])
+        with pytest.raises(DataError, match=r"cannot write the representations .*TMPDIR"):
+            extract(network, Rows(x, images.y, images.ids), ["all"], 3, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 @pytest.mark.slow

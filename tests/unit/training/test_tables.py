@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import fake_hub
+from fake_hub import hub
 from softkin import Detector
 from softkin.errors import DataError, RecipeError
 from softkin_training.cli import main
@@ -273,26 +275,61 @@ def test_keys_that_contradict_the_source_are_refused(tmp_path, overrides, words)
 @pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_said_with_the_remedy_and_nothing_stays(tmp_path):
     """No half-made state: the next try starts clean."""
-    file = tmp_path / "table.toml"
-    file.write_text(RECIPE)
-    command = [sys.executable, "-c", "import sys; from softkin_training.cli import main; sys.exit(main())"]
-    settings = ["--set", "data.source=hub", "--set", "data.path=someone/pets"]
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
-
-    done = subprocess.run(
-        [*command, "train", str(file), "--out", str(tmp_path / "out"), *settings],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
+    done = train_from_hub(tmp_path, "http://127.0.0.1:9")
 
     assert done.returncode == 1
     assert "someone/pets: cannot be had from the hub" in done.stderr
     assert "check the connection and run again" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-    assert not [p for p in (tmp_path / "home").rglob("*") if p.is_file() and not p.name.endswith(".lock")]
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_download_that_breaks_off_leaves_nothing_and_the_next_try_succeeds(tmp_path):
+    """Through the library's own client, from a hub on this machine."""
+    write(tmp_path / "train.parquet", numbers(400))
+    write(tmp_path / "test.parquet", numbers(40, seed=1))
+    with hub({name: (tmp_path / name).read_bytes() for name in ("train.parquet", "test.parquet")}) as server:
+        server.breaks_off = True
+        broken = train_from_hub(tmp_path, server.url)
+        left = kept(tmp_path)
+        server.breaks_off = False
+        whole = train_from_hub(tmp_path, server.url)
+
+    assert broken.returncode == 1
+    assert "someone/pets: cannot be had from the hub" in broken.stderr
+    assert "run again" in broken.stderr
+    assert "Traceback" not in broken.stderr
+    assert left == []
+    assert whole.returncode == 0, whole.stderr
+    assert "test accuracy" in whole.stdout
+
+
+def train_from_hub(tmp_path, url):
+    """The command line on someone's pets, in a process and a home of its own."""
+    (tmp_path / "table.toml").write_text(RECIPE)
+    at_once = "import time; time.sleep = lambda seconds: None"  # the client waits long between its tries
+    code = f"{at_once}; import sys; from softkin_training.cli import main; sys.exit(main())"
+    arguments = ["train", str(tmp_path / "table.toml"), "--out", str(tmp_path / "out"), "--quiet"]
+    settings = ["--set", "data.source=hub", "--set", f"data.path={fake_hub.NAME}"]
+    environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", code, *arguments, *settings]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+
+
+def kept(tmp_path):
+    """Files in the home that are more than locks and tags."""
+    files = (p for p in (tmp_path / "home").rglob("*") if p.is_file())
+    return [str(p) for p in files if p.suffix != ".lock" and p.name != "CACHEDIR.TAG"]
+
+
+def test_optional_packages_are_loaded_only_when_asked_for():
+    """Whoever trains on an npz waits for none of them, nor needs them."""
+    code = "import softkin_training.run, sys; print([m for m in ('datasets', 'pyarrow', 'kornia') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.slow
