@@ -15,6 +15,7 @@ from softkin.channel_options import channel_options
 from softkin.errors import BundleError, CancelledError, InvalidInputError, PreconditionError, StateError
 from softkin.interceptors import CallInterceptor, CountingPool
 from softkin.loading import Loader
+from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import STABLE, Registry, ScoringDetector, check_label
 from softkin.scoring import ended
@@ -97,7 +98,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
             found = self._registry.loaded(request.detector, request.version)
             if found is not None and request.label == STABLE and not request.force:
                 self._shadow.check_promotion(found)
-            previous = self._registry.set_label(request.detector, request.version, request.label)
+            previous = self._set_label(request.detector, request.version, request.label, force=request.force)
         return pb.SetLabelResponse(previous_version=previous)
 
     def RemoveLabel(  # noqa: N802
@@ -107,7 +108,9 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         _require(detector=request.detector)
         check_label(request.label)
         with self._changing(context):
-            return pb.RemoveLabelResponse(previous_version=self._registry.remove_label(request.detector, request.label))
+            previous = self._registry.remove_label(request.detector, request.label)
+            log.info(log_line("unlabelled", detector=request.detector, label=request.label, previous=previous))
+        return pb.RemoveLabelResponse(previous_version=previous)
 
     @contextmanager
     def _changing(self, context: grpc.ServicerContext) -> Iterator[None]:
@@ -128,15 +131,23 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         if STABLE in labels:
             self._shadow.check_promotion(found)
         for label in labels:
-            self._registry.set_label(found.manifest.name, found.manifest.version, label)
+            self._set_label(found.manifest.name, found.manifest.version, label)
         return found
+
+    def _set_label(self, name: str, version: str, label: str, *, force: bool = False) -> str:
+        previous = self._registry.set_label(name, version, label)
+        _log_label(name, version, label, previous=previous or "none", force=force)
+        return previous
 
     def _load(self, path: Path, labels: list[str], context: grpc.ServicerContext) -> ScoringDetector:
         try:
-            return self._loader.add(path, labels, keep_default=True, wanted=context.is_active)
+            detector = self._loader.add(path, labels, keep_default=True, wanted=context.is_active)
         except InvalidInputError as e:
             # The request is right; the bundle does not do for this server's alpha, guarantee or device.
             raise PreconditionError(str(e)) from e
+        for label in labels:
+            _log_label(detector.manifest.name, detector.manifest.version, label)
+        return detector
 
 
 def inside(root: Path | None, path: str) -> Path:
@@ -217,6 +228,10 @@ class AdminListener:
         """Cancel what is under way, and close the port."""
         self._grpc.stop(None).wait()
         self._pool.shutdown(wait=False)
+
+
+def _log_label(name: str, version: str, label: str, **more: object) -> None:
+    log.info(log_line("labelled", detector=name, version=version, label=label, **more))
 
 
 def _require(**fields: str) -> None:

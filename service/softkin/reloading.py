@@ -12,9 +12,9 @@ from queue import SimpleQueue
 from softkin import bundle
 from softkin.errors import BundleError, PreconditionError, SoftkinError
 from softkin.loading import Loaded, Loader
+from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
-from softkin.statuses import log, log_line
 
 
 class Reloader:
@@ -150,9 +150,9 @@ class Reloader:
                 self._restore(before, origin)
             raise
         self._registry.exchange(version, new)
+        self._loader.report(new, real, started)
         if before is not None:
             self._loader.forget(before)
-        self._loader.report(new, real, started)
         return new
 
     def _give_way(self, before: Loaded, known: ScoringDetector) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2_grpc
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
+import standin_bundles
 from serving import Process
 from softkin.admin_client import AdminClient
 from softkin.client import Client
@@ -145,6 +147,30 @@ def loading() -> Iterator[Loading]:
     for gate in (loading.gate, loading.detector_gate):
         if gate is not None:
             gate.set()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A bundle root with two versions, and what lies outside."""
+    root = tmp_path / "root"
+    root.mkdir()
+    standin_bundles.write(root / "v2", "2", shift=2000)
+    standin_bundles.write(root / "v3", "3", shift=3000)
+    standin_bundles.write(tmp_path / "outside", "9")
+    return root
+
+
+@pytest.fixture
+def operated(start: Start, loading: Loading, root: Path) -> Running:
+    """A server of version 1, with an admin port."""
+    return start(StandIn(), load=loading, admin_port=0, bundle_root=root, shadow_min_rows=10)
+
+
+@pytest.fixture
+def admin(operated: Running) -> Iterator[AdminClient]:
+    """A client of its admin port."""
+    with operated.admin() as client:
+        yield client
 
 
 @pytest.fixture

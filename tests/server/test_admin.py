@@ -1,9 +1,7 @@
-"""The admin service: what operators may do to a running server, and what they are told."""
+"""The admin service: what operators may do to a operated server, and what they are told."""
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 
 import grpc
@@ -11,7 +9,6 @@ import pytest
 
 import standin_bundles
 from authority import Authority
-from softkin import cli
 from softkin.admin_client import AdminClient
 from softkin.errors import (
     AuthenticationError,
@@ -29,38 +26,14 @@ from standin import StandIn
 METHODS = ("LoadDetector", "UnloadDetector", "SetLabel", "RemoveLabel")
 
 
-@pytest.fixture
-def root(tmp_path):
-    """A bundle root with two versions, and what lies outside."""
-    root = tmp_path / "root"
-    root.mkdir()
-    standin_bundles.write(root / "v2", "2", shift=2000)
-    standin_bundles.write(root / "v3", "3", shift=3000)
-    standin_bundles.write(tmp_path / "outside", "9")
-    return root
-
-
-@pytest.fixture
-def running(start, loading, root):
-    """A server of version 1, with an admin port."""
-    return start(StandIn(), load=loading, admin_port=0, bundle_root=root, shadow_min_rows=10)
-
-
-@pytest.fixture
-def admin(running):
-    """A client of its admin port."""
-    with running.admin() as client:
-        yield client
-
-
 def listed(admin):
     """Versions with their labels."""
     return {d.version: d.labels for d in admin.detectors()}
 
 
-def served(running, rows, **fields):
+def served(operated, rows, **fields):
     """The version that answers."""
-    return running.score(rows(1), **fields).budget.version
+    return operated.score(rows(1), **fields).budget.version
 
 
 def test_there_is_no_admin_service_unless_a_port_is_set(server):
@@ -74,41 +47,41 @@ def test_there_is_no_admin_service_unless_a_port_is_set(server):
     assert server.server.admin_port == 0
 
 
-def test_the_admin_port_scores_nothing(running):
+def test_the_admin_port_scores_nothing(operated):
     """It lists what is loaded, and that is all."""
-    with grpc.insecure_channel(f"127.0.0.1:{running.server.admin_port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{operated.server.admin_port}") as channel:
         for method in ("Score", "GetDetector"):
             with pytest.raises(grpc.RpcError) as e:
                 channel.unary_unary(f"/softkin.v1.OutlierService/{method}")(b"", timeout=20)
             assert e.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_bundle_is_loaded_beside_what_serves(running, admin, rows):
+def test_a_bundle_is_loaded_beside_what_serves(operated, admin, rows):
     """It is warm, described and watched before it answers; the default stays, and says so by its label."""
     info = admin.load("v2", ["canary"])
 
     assert (info.name, info.version, info.labels) == ("standin", "2", ("canary",))
     assert listed(admin) == {"1": ("stable",), "2": ("canary",)}
-    assert served(running, rows) == "1"
-    answer = running.score(rows(1), label="canary")
+    assert served(operated, rows) == "1"
+    answer = operated.score(rows(1), label="canary")
     assert (answer.budget.version, answer.outlier_score[0]) == ("2", 15 + 2000)
     labels = {"detector": "standin", "version": "2"}
-    assert running.sample("softkin_detector_info", **labels, digest=info.digest, device="cpu") == 1
-    running.until(lambda: running.sample("softkin_drift_rows", **labels) == 1)
-    assert running.sample("softkin_detector_load_seconds_count") == 1
-    assert running.sample("softkin_reloads_total", result="loaded") == 1
-    assert running.server._registry.loaded("standin", "2").warm_up_rows == 256
+    assert operated.sample("softkin_detector_info", **labels, digest=info.digest, device="cpu") == 1
+    operated.until(lambda: operated.sample("softkin_drift_rows", **labels) == 1)
+    assert operated.sample("softkin_detector_load_seconds_count") == 1
+    assert operated.sample("softkin_reloads_total", result="loaded") == 1
+    assert operated.server._registry.loaded("standin", "2").warm_up_rows == 256
 
 
-def test_a_version_loaded_as_stable_serves_at_once(running, admin, rows):
+def test_a_version_loaded_as_stable_serves_at_once(operated, admin, rows):
     """And so does another name, without any label."""
-    standin_bundles.write(running.server._settings.bundle_root / "other", "1", name="other")
+    standin_bundles.write(operated.server._settings.bundle_root / "other", "1", name="other")
 
     admin.load("v2", ["stable", "canary"])
     admin.load("other")
 
-    assert served(running, rows, detector="standin") == "2"
-    assert served(running, rows, detector="other") == "1"
+    assert served(operated, rows, detector="standin") == "2"
+    assert served(operated, rows, detector="other") == "1"
     assert [(d.name, d.labels) for d in admin.detectors()] == [
         ("other", ()),
         ("standin", ()),
@@ -116,17 +89,17 @@ def test_a_version_loaded_as_stable_serves_at_once(running, admin, rows):
     ]
 
 
-def test_the_same_bundle_again_changes_its_labels_only(admin, loading, running):
+def test_the_same_bundle_again_changes_its_labels_only(admin, loading, operated):
     """Whatever its path: a retry after a lost answer is safe."""
     first = admin.load("v2", ["a"])
     second = admin.load("../root/v2", ["b"])
 
     assert (second.digest, second.labels) == (first.digest, ("a", "b"))
     assert len(loading.loaded) == 1
-    assert running.sample("softkin_reloads_total", result="unchanged") == 1
+    assert operated.sample("softkin_reloads_total", result="unchanged") == 1
 
 
-def test_another_bundle_of_a_loaded_version_is_refused(admin, root, loading, running):
+def test_another_bundle_of_a_loaded_version_is_refused(admin, root, loading, operated):
     """ALREADY_EXISTS, before anything but its manifest is read."""
     admin.load("v2")
     standin_bundles.write(root / "again", "2", shift=7)
@@ -136,67 +109,19 @@ def test_another_bundle_of_a_loaded_version_is_refused(admin, root, loading, run
 
     assert listed(admin) == {"1": ("stable",), "2": ()}
     assert len(loading.loaded) == 1
-    assert running.sample("softkin_reloads_total", result="failed") == 1
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["", "..", "../outside", "v2/../../outside", "{outside}", "link", "deep/link/x", "loop/../../outside", "a\0b"],
-)
-def test_a_path_that_leaves_the_root_is_refused(admin, root, loading, path):
-    """By '..', as an absolute path, or by a link; nothing there is read."""
-    outside = root.parent / "outside"
-    (root / "link").symlink_to(outside)
-    (root / "deep").mkdir()
-    (root / "deep" / "link").symlink_to(root.parent)
-
-    with pytest.raises(InvalidInputError) as e:
-        admin.load(path.format(outside=outside))
-
-    assert e.value.field == "path"
-    assert ("leaves the bundle root" in str(e.value)) is (path not in ("", "a\0b"))
-    assert loading.loaded == []
-
-
-@pytest.mark.parametrize("file", ["manifest.json", "model.onnx", "bank.safetensors"])
-def test_a_bundle_with_a_file_that_leads_out_of_the_root_is_refused(admin, root, loading, file):
-    """A link inside the bundle must not read what the server may read and the operator may not."""
-    (root / "v2" / file).unlink()
-    (root / "v2" / file).symlink_to(root.parent / "outside" / file)
-
-    with pytest.raises(InvalidInputError, match="leaves the bundle root"):
-        admin.load("v2")
-
-    assert loading.loaded == []
-
-
-def test_links_inside_the_root_are_followed(admin, root):
-    """As deployments use them: `current` points to a version."""
-    (root / "current").symlink_to("v3")
-
-    assert admin.load("current").version == "3"
-    assert admin.load(str(root / "v2")).version == "2"
-
-
-@pytest.mark.parametrize(("path", "message"), [("nothing", "cannot be read"), ("loop", "cannot be read")])
-def test_what_is_no_bundle_is_a_failed_precondition_with_its_message(admin, root, path, message):
-    """Operators are told what callers of scores are not."""
-    os.symlink("loop", root / "loop")
-
-    with pytest.raises(PreconditionError, match=message):
-        admin.load(path)
+    assert operated.sample("softkin_reloads_total", result="failed") == 1
 
 
 def test_without_a_root_nothing_is_loaded_but_labels_move(start, rows):
     """The admin service is of use without it."""
-    running = start(StandIn(version="1"), StandIn(version="2"), admin_port=0)
+    operated = start(StandIn(version="1"), StandIn(version="2"), admin_port=0)
 
-    with running.admin() as admin:
+    with operated.admin() as admin:
         with pytest.raises(PreconditionError, match="this server loads no bundles: it runs without bundle_root"):
             admin.load("v2")
         admin.set_label("standin", "1", "stable")
 
-    assert served(running, rows) == "1"
+    assert served(operated, rows) == "1"
 
 
 @pytest.mark.parametrize("label", ["", "a b", "x" * 41])
@@ -215,11 +140,11 @@ def test_an_unfit_label_is_refused_before_the_bundle_is_read(admin, loading, lab
     assert listed(admin) == {"1": ()}
 
 
-def test_promotion_and_rollback_move_a_label(running, admin, rows):
+def test_promotion_and_rollback_move_a_label(operated, admin, rows):
     """Calls that name no version follow at once; who had the label is told."""
     admin.load("v2", ["canary"])
 
-    moved = [(admin.set_label("standin", v, "stable"), served(running, rows)) for v in ("2", "1", "2")]
+    moved = [(admin.set_label("standin", v, "stable"), served(operated, rows)) for v in ("2", "1", "2")]
 
     assert moved == [("1", "2"), ("2", "1"), ("1", "2")]
     assert admin.set_label("standin", "1", "previous") == ""
@@ -228,27 +153,27 @@ def test_promotion_and_rollback_move_a_label(running, admin, rows):
         admin.remove_label("standin", "canary")
 
 
-def test_labels_are_shown_to_callers_too(running, admin):
+def test_labels_are_shown_to_callers_too(operated, admin):
     """In GetDetector and ListDetectors, for the version they stand on."""
     admin.load("v2", ["canary", "blue"])
 
-    info = running.stub.GetDetector(pb.GetDetectorRequest(label="blue"), timeout=20).detector
-    every = running.stub.ListDetectors(pb.ListDetectorsRequest(), timeout=20).detectors
+    info = operated.stub.GetDetector(pb.GetDetectorRequest(label="blue"), timeout=20).detector
+    every = operated.stub.ListDetectors(pb.ListDetectorsRequest(), timeout=20).detectors
 
     assert (info.version, list(info.labels)) == ("2", ["blue", "canary"])
     assert [(d.version, list(d.labels)) for d in every] == [("1", ["stable"]), ("2", ["blue", "canary"])]
 
 
-def test_a_version_is_unloaded_once_nothing_points_to_it(running, admin, rows):
+def test_a_version_is_unloaded_once_nothing_points_to_it(operated, admin, rows):
     """Its series go away, what it did stays counted, and it answers no more."""
     admin.load("v2", ["canary"])
-    running.score(rows(3), version="2")
+    operated.score(rows(3), version="2")
     with pytest.raises(PreconditionError, match="version '2' carries canary; move its labels first"):
         admin.unload("standin", "2")
     with pytest.raises(PreconditionError, match="version '1' carries stable"):
         admin.unload("standin", "1")
     admin.remove_label("standin", "canary")
-    before = running.series(
+    before = operated.series(
         "softkin_detector_info", "softkin_alpha", "softkin_calibration", "softkin_bank", "softkin_d"
     )
 
@@ -256,9 +181,11 @@ def test_a_version_is_unloaded_once_nothing_points_to_it(running, admin, rows):
 
     assert listed(admin) == {"1": ("stable",)}
     with pytest.raises(grpc.RpcError) as e:
-        running.score(rows(1), version="2")
+        operated.score(rows(1), version="2")
     assert e.value.code() is grpc.StatusCode.NOT_FOUND
-    after = running.series("softkin_detector_info", "softkin_alpha", "softkin_calibration", "softkin_bank", "softkin_d")
+    after = operated.series(
+        "softkin_detector_info", "softkin_alpha", "softkin_calibration", "softkin_bank", "softkin_d"
+    )
     gone = before.keys() - after.keys()
     assert {name.partition("{")[0] for name in gone} >= {
         "softkin_detector_info",
@@ -269,7 +196,7 @@ def test_a_version_is_unloaded_once_nothing_points_to_it(running, admin, rows):
     }
     assert all("'version': '2'" in name for name in gone)
     assert not any("'version': '2'" in name for name in after)
-    assert sum(v for name, v in running.series("softkin_rows_total").items() if "'version': '2'" in name) == 3
+    assert sum(v for name, v in operated.series("softkin_rows_total").items() if "'version': '2'" in name) == 3
     with pytest.raises(NotFoundError, match="no detector 'standin' version '2'; loaded: standin 1"):
         admin.unload("standin", "2")
 
@@ -277,9 +204,9 @@ def test_a_version_is_unloaded_once_nothing_points_to_it(running, admin, rows):
 def test_the_last_version_of_a_name_stays(start, loading, root):
     """Its callers have nothing else."""
     message = "version '1' is the only one of 'standin'; load another one first"
-    running = start(StandIn(), load=loading, admin_port=0, bundle_root=root)
+    operated = start(StandIn(), load=loading, admin_port=0, bundle_root=root)
 
-    with running.admin() as admin, pytest.raises(PreconditionError, match=message):
+    with operated.admin() as admin, pytest.raises(PreconditionError, match=message):
         admin.unload("standin", "1")
 
 
@@ -303,15 +230,15 @@ def test_the_admin_service_takes_no_default(admin, call, field):
 
 def test_a_bundle_that_cannot_honour_the_servers_alpha_is_refused(start, loading, root):
     """Although it is whole: 99 calibration rows certify nothing at 0.02."""
-    running = start(load=loading, guarantee="certified", alpha=0.02, admin_port=0, bundle_root=root)
+    operated = start(load=loading, guarantee="certified", alpha=0.02, admin_port=0, bundle_root=root)
 
-    with running.admin() as admin:
+    with operated.admin() as admin:
         with pytest.raises(PreconditionError, match=r"alpha: got 0.02, but 99 calibration rows certify nothing below"):
             admin.load("v2")
         assert admin.detectors() == []
 
 
-def test_changes_are_made_one_at_a_time(running, admin, loading, root):
+def test_changes_are_made_one_at_a_time(operated, admin, loading, root):
     """What comes while a bundle is loading waits for it; one whose caller has left changes nothing."""
     loading.gate = threading.Event()
     loads = threading.Thread(target=admin.load, args=("v2",))
@@ -320,13 +247,13 @@ def test_changes_are_made_one_at_a_time(running, admin, loading, root):
     answered = threading.Event()
 
     def label():
-        with running.admin() as other:
+        with operated.admin() as other:
             other.set_label("standin", "1", "late")
         answered.set()
 
     waits = threading.Thread(target=label)
     waits.start()
-    target = f"127.0.0.1:{running.server.admin_port}"
+    target = f"127.0.0.1:{operated.server.admin_port}"
     with AdminClient(target, timeout_seconds=0.2) as hasty, pytest.raises(UnavailableError, match="no answer in time"):
         hasty.set_label("standin", "1", "hasty")
     meanwhile = (answered.is_set(), listed(admin))
@@ -338,21 +265,21 @@ def test_changes_are_made_one_at_a_time(running, admin, loading, root):
     assert listed(admin) == {"1": ("late", "stable"), "2": ()}
 
 
-def test_a_load_whose_caller_has_left_changes_nothing(running, admin, loading):
+def test_a_load_whose_caller_has_left_changes_nothing(operated, admin, loading):
     """What failed for the caller has not happened."""
     loading.gate = threading.Event()
-    target = f"127.0.0.1:{running.server.admin_port}"
+    target = f"127.0.0.1:{operated.server.admin_port}"
     with AdminClient(target, timeout_seconds=0.2) as hasty, pytest.raises(UnavailableError):
         hasty.load("v2")
     loading.gate.set()
-    running.until(lambda: not running.server.changing)
+    operated.until(lambda: not operated.server.changing)
 
     assert listed(admin) == {"1": ()}
-    assert running.sample("softkin_reloads_total", result="failed") == 1
+    assert operated.sample("softkin_reloads_total", result="failed") == 1
     assert admin.load("v2").version == "2"
 
 
-def test_admin_calls_are_counted_but_are_no_requests_for_scores(running, admin):
+def test_admin_calls_are_counted_but_are_no_requests_for_scores(operated, admin):
     """They have their own labels; none of their errors is a rejected request."""
     admin.load("v2")
     with pytest.raises(NotFoundError):
@@ -361,21 +288,21 @@ def test_admin_calls_are_counted_but_are_no_requests_for_scores(running, admin):
     def handled(method, code):
         service = "softkin.v1.DetectorAdminService"
         labels = {"grpc_type": "UNARY", "grpc_service": service, "grpc_method": method, "grpc_code": code}
-        return running.sample("grpc_server_handled_total", **labels)
+        return operated.sample("grpc_server_handled_total", **labels)
 
-    running.until(lambda: handled("UnloadDetector", "NOT_FOUND") == 1)
+    operated.until(lambda: handled("UnloadDetector", "NOT_FOUND") == 1)
     assert handled("LoadDetector", "OK") == 1
-    assert set(running.series("softkin_rejected_total").values()) == {0.0}
+    assert set(operated.series("softkin_rejected_total").values()) == {0.0}
 
 
 def test_a_fault_of_a_bundle_stays_a_secret_of_the_server_for_callers_of_scores(start, rows):
     """INTERNAL with a log id there, whatever the admin service tells."""
     from softkin.errors import BundleError
 
-    running = start(StandIn(failure=BundleError("/secret/path: damaged")))
+    operated = start(StandIn(failure=BundleError("/secret/path: damaged")))
 
     with pytest.raises(grpc.RpcError) as e:
-        running.score(rows(1))
+        operated.score(rows(1))
 
     assert e.value.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in e.value.details()
@@ -385,14 +312,14 @@ def test_a_server_that_starts_makes_no_changes_yet(start, loading, root):
     """The call waits until the server is ready, then it is made."""
     standin_bundles.write(root / "v1", "1")
     loading.gate = threading.Event()
-    running = start(ready=False, load=loading, bundles=(root / "v1",), admin_port=0, bundle_root=root)
-    starting = threading.Thread(target=running.server.make_ready)
+    operated = start(ready=False, load=loading, bundles=(root / "v1",), admin_port=0, bundle_root=root)
+    starting = threading.Thread(target=operated.server.make_ready)
     starting.start()
     assert loading.entered.acquire(timeout=20)
     found = []
 
     def load():
-        with running.admin() as admin:
+        with operated.admin() as admin:
             found.append(admin.load("v2").version)
 
     loads = threading.Thread(target=load)
@@ -405,100 +332,31 @@ def test_a_server_that_starts_makes_no_changes_yet(start, loading, root):
     assert [p.name for p in loading.loaded] == ["v1", "v2"]
 
 
-def test_a_stopping_server_makes_no_changes(running, admin):
+def test_a_stopping_server_makes_no_changes(operated, admin):
     """UNAVAILABLE, or no answer at all once the port is closed."""
-    running.server._loader.close()
+    operated.server._loader.close()
 
     with pytest.raises(UnavailableError, match="the server is stopping; nothing was changed"):
         admin.load("v2")
 
 
-def test_a_taken_admin_port_is_an_error_that_names_it_and_frees_the_others(start, running):
+def test_a_taken_admin_port_is_an_error_that_names_it_and_frees_the_others(start, operated):
     """Never a second server beside the first."""
     with pytest.raises(SoftkinError, match=r"cannot listen on port \d+ of 127.0.0.1.*--admin-port; .*--admin-host"):
-        start(StandIn(), ready=False, admin_port=running.server.admin_port)
+        start(StandIn(), ready=False, admin_port=operated.server.admin_port)
 
 
 def test_the_admin_port_is_guarded_like_that_of_the_scores(start, tmp_path):
     """The same certificate and the same tokens."""
     ca, tokens = Authority(tmp_path), tmp_path / "tokens"
     tokens.write_text("right\n")
-    running = start(StandIn(), admin_port=0, token_file=tokens, **ca.issue("server"))
+    operated = start(StandIn(), admin_port=0, token_file=tokens, **ca.issue("server"))
 
     for options, error in [({}, UnavailableError), ({"tls_ca": ca.file}, AuthenticationError)]:
-        with running.admin(**options) as admin, pytest.raises(error):
+        with operated.admin(**options) as admin, pytest.raises(error):
             admin.set_label("standin", "1", "x")
-    with running.admin(tls_ca=ca.file, token="wrong") as admin, pytest.raises(AuthenticationError):
+    with operated.admin(tls_ca=ca.file, token="wrong") as admin, pytest.raises(AuthenticationError):
         admin.detectors()
-    with running.admin(tls_ca=ca.file, token="right") as admin:
+    with operated.admin(tls_ca=ca.file, token="right") as admin:
         admin.set_label("standin", "1", "x")
         assert listed(admin) == {"1": ("x",)}
-
-
-@pytest.fixture
-def command(running, capsys):
-    """Runs `softkin admin`; gives exit status, output and errors."""
-
-    def run(*arguments, target=None):
-        status = cli.main(["admin", "--target", target or f"127.0.0.1:{running.server.admin_port}", *arguments])
-        out, err = capsys.readouterr()
-        return status, out.strip(), err.strip()
-
-    return run
-
-
-def test_the_command_does_what_the_service_does(command, running, rows):
-    """And says in a line what has changed."""
-    status, out, _ = command("load", "v2", "--label", "canary", "--label", "blue")
-    assert status == 0
-    assert out.startswith("standin 2 is loaded on cpu, digest ")
-    assert out.endswith(", labels: blue, canary")
-    assert command("label", "standin", "2", "stable") == (0, "stable is standin 2; before: 1", "")
-    assert command("label", "standin", "1", "old") == (0, "old is standin 1; before: none", "")
-    assert command("unlabel", "standin", "old") == (0, "old is none of standin; before: 1", "")
-    assert command("unload", "standin", "1") == (0, "standin 1 is unloaded", "")
-    assert served(running, rows) == "2"
-
-
-def test_the_command_lists_what_is_loaded(command):
-    """As a table for people, and as JSON for programs."""
-    command("load", "v2", "--label", "canary")
-
-    _, table, _ = command("list")
-    _, lines, _ = command("list", "--json")
-
-    assert all(word in table for word in ("standin", "canary", "stable", "99"))
-    assert [(d["version"], d["labels"]) for d in map(json.loads, lines.splitlines())] == [
-        ("1", ["stable"]),
-        ("2", ["canary"]),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("load", "nothing"), "softkin: error: "),
-        (("load", "../outside"), "softkin: error: path: got '../outside', which leaves the bundle root"),
-        (
-            ("unload", "standin", "1"),
-            "softkin: error: version '1' is the only one of 'standin'; load another one first",
-        ),
-        (("label", "standin", "7", "stable"), "softkin: error: no detector 'standin' version '7'; loaded: standin 1"),
-        (("unlabel", "standin", "x"), "softkin: error: no version carries the label 'x'; labels: none"),
-    ],
-)
-def test_the_command_fails_with_one_line(command, arguments, message):
-    """Exit status 1, as all commands do."""
-    status, out, err = command(*arguments)
-
-    assert (status, out) == (1, "")
-    assert err.startswith(message)
-    assert "\n" not in err
-
-
-def test_the_command_tells_a_port_of_scores_from_an_admin_port(command, running):
-    """The commonest mistake has a message of its own."""
-    status, _, err = command("load", "v2", target=running.target)
-
-    assert status == 1
-    assert err.endswith("not an admin port; it is the one that the server was given as --admin-port")

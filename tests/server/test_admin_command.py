@@ -1,0 +1,78 @@
+"""`softkin admin`: the admin service for people and scripts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from softkin import cli
+
+
+@pytest.fixture
+def command(operated, capsys):
+    """Runs `softkin admin`; gives exit status, output and errors."""
+
+    def run(*arguments, target=None):
+        status = cli.main(["admin", "--target", target or f"127.0.0.1:{operated.server.admin_port}", *arguments])
+        out, err = capsys.readouterr()
+        return status, out.strip(), err.strip()
+
+    return run
+
+
+def test_the_command_does_what_the_service_does(command, operated, rows):
+    """And says in a line what has changed."""
+    status, out, _ = command("load", "v2", "--label", "canary", "--label", "blue")
+    assert status == 0
+    assert out.startswith("standin 2 is loaded on cpu, digest ")
+    assert out.endswith(", labels: blue, canary")
+    assert command("label", "standin", "2", "stable") == (0, "stable is standin 2; before: 1", "")
+    assert command("label", "standin", "1", "old") == (0, "old is standin 1; before: none", "")
+    assert command("unlabel", "standin", "old") == (0, "old is none of standin; before: 1", "")
+    assert command("unload", "standin", "1") == (0, "standin 1 is unloaded", "")
+    assert operated.score(rows(1)).budget.version == "2"
+
+
+def test_the_command_lists_what_is_loaded(command):
+    """As a table for people, and as JSON for programs."""
+    command("load", "v2", "--label", "canary")
+
+    _, table, _ = command("list")
+    _, lines, _ = command("list", "--json")
+
+    assert all(word in table for word in ("standin", "canary", "stable", "99"))
+    assert [(d["version"], d["labels"]) for d in map(json.loads, lines.splitlines())] == [
+        ("1", ["stable"]),
+        ("2", ["canary"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("load", "nothing"), "softkin: error: "),
+        (("load", "../outside"), "softkin: error: path: got '../outside', which leaves the bundle root"),
+        (
+            ("unload", "standin", "1"),
+            "softkin: error: version '1' is the only one of 'standin'; load another one first",
+        ),
+        (("label", "standin", "7", "stable"), "softkin: error: no detector 'standin' version '7'; loaded: standin 1"),
+        (("unlabel", "standin", "x"), "softkin: error: no version carries the label 'x'; labels: none"),
+    ],
+)
+def test_the_command_fails_with_one_line(command, arguments, message):
+    """Exit status 1, as all commands do."""
+    status, out, err = command(*arguments)
+
+    assert (status, out) == (1, "")
+    assert err.startswith(message)
+    assert "\n" not in err
+
+
+def test_the_command_tells_a_port_of_scores_from_an_admin_port(command, operated):
+    """The commonest mistake has a message of its own."""
+    status, _, err = command("load", "v2", target=operated.target)
+
+    assert status == 1
+    assert err.endswith("not an admin port; it is the one that the server was given as --admin-port")
