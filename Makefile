@@ -69,7 +69,7 @@ $(STAMP): pyproject.toml deploy/constraints.txt
 	@echo "Setting up $(VENV): a few minutes the first time, mostly torch and onnxruntime."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "pip>=25.1"
-	$(INSTALL) --group test --group peers --group check -e '.[training,datasets,augmentation]'
+	$(INSTALL) --group test --group peers --group check -e '.[training,datasets,augmentation,tracing]'
 	$(INSTALL) --no-deps pytorch-ood  # it asks for torchvision, which its scores do without
 	@touch $@
 
@@ -77,7 +77,7 @@ $(SERVICE_VENV)/.installed: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(SERVICE_VENV)
 	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt \
-		--group test -e '.[service]'
+		--group test -e '.[tracing]'
 	@touch $@
 
 # A client's machine, as tritonclient needs it: an older protobuf, and no server, whose messages it defines too.

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from softkin.errors import InvalidInputError
-from softkin.statuses import log, log_line
+from softkin.logs import log, log_line
 
 
 class _Files(NamedTuple):

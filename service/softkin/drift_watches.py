@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from softkin.drift import DEFAULT_LEVEL, DriftReport, DriftWatch
 from softkin.errors import NotFoundError, StateError
+from softkin.logs import log, log_line
 from softkin.registry import ScoringDetector
 from softkin.scores import Scores
 from softkin.staging import replacing
-
-log = logging.getLogger("softkin.server")
 
 LOCK = ".lock"
 
@@ -116,7 +114,7 @@ def _save(file: Path | None, watch: DriftWatch) -> None:
         with replacing(file) as temporary:
             save_file(watch.state(), temporary)
     except (OSError, SafetensorError) as e:
-        log.error("event=drift_state_not_saved file=%s error=%r", file, str(e))
+        log.error(log_line("drift_state_not_saved", file=file, error=e))
 
 
 def _restore(watch: DriftWatch, file: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +14,16 @@ from typing import Any
 import grpc
 
 from softkin.errors import InvalidInputError, MessageTooLargeError, SoftkinError, UnavailableError
+from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.statuses import Code, end_code, failure
 from softkin.traffic import Traffic
 
 UNKNOWN = "unknown"
 """Stands in metrics for a method that does not exist, whatever the caller named it."""
+REQUEST_ID = "x-request-id"
+"""Metadata with which callers name a call; log lines repeat it."""
+_FIT_ID = re.compile(r"[\w.:-]{1,64}")
 
 
 class _Call:
@@ -29,15 +35,25 @@ class _Call:
         rejected: Callable[[str], None],
         traffic: Traffic,
         labels: tuple[str, str, str],
+        metadata: Iterable[tuple[str, str | bytes]] | None,
     ) -> None:
         self._metrics = metrics
         self._rejected = rejected
         self._labels = labels
         self._traffic = traffic
+        self._sent_metadata = metadata
         self._started = time.perf_counter()
         self.code: grpc.StatusCode | None = None
         metrics.call_started(labels)
         self.accepted = traffic.arrive()
+
+    @property
+    def request_id(self) -> str:
+        """What the caller sent as such, if it is fit for a log; empty if not."""
+        for key, value in self._sent_metadata or ():
+            if key == REQUEST_ID and isinstance(value, str) and _FIT_ID.fullmatch(value):
+                return value
+        return ""
 
     def end(self) -> None:
         """Count the end; a call without a code ended before its message had arrived."""
@@ -45,7 +61,20 @@ class _Call:
         if code is None:
             code = Code.CANCELLED
             self._rejected("undelivered")
-        self._metrics.call_handled(self._labels, code.name, time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
+        self._metrics.call_handled(self._labels, code.name, seconds)
+        if log.isEnabledFor(logging.DEBUG):
+            _, service, method = self._labels
+            log.debug(
+                log_line(
+                    "call",
+                    service=service,
+                    method=method,
+                    code=code.name,
+                    seconds=f"{seconds:.6f}",
+                    request_id=self.request_id,
+                )
+            )
         if self.accepted:
             self._traffic.leave()
 
@@ -121,12 +150,12 @@ class CallInterceptor(grpc.ServerInterceptor):
         if handler is None:
             if service in self._unwrapped:
                 return None
-            call = self._arrive("UNARY", UNKNOWN, UNKNOWN)
+            call = self._arrive(handler_call_details, "UNARY", UNKNOWN, UNKNOWN)
             return grpc.unary_unary_rpc_method_handler(lambda request, context: _refuse_unknown(call, context))
         if service not in self._services:
             return handler
         streams = handler.stream_stream is not None
-        call = self._arrive("BIDI_STREAM" if streams else "UNARY", service, method)
+        call = self._arrive(handler_call_details, "BIDI_STREAM" if streams else "UNARY", service, method)
 
         def deserialize(message: bytes) -> Any:
             return self._parsed(message, handler.request_deserializer)
@@ -143,8 +172,9 @@ class CallInterceptor(grpc.ServerInterceptor):
             handler.response_serializer,
         )
 
-    def _arrive(self, kind: str, service: str, method: str) -> _Call:
-        _arriving.call = call = _Call(self._metrics, self._rejected, self._traffic, (kind, service, method))
+    def _arrive(self, details: grpc.HandlerCallDetails, kind: str, service: str, method: str) -> _Call:
+        labels, metadata = (kind, service, method), details.invocation_metadata
+        _arriving.call = call = _Call(self._metrics, self._rejected, self._traffic, labels, metadata)
         return call
 
     def _answer(self, call: _Call, method: str, behavior: Any, request: Any, context: grpc.ServicerContext) -> Any:
@@ -184,7 +214,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             return _Unfit(InvalidInputError("request", f"its {len(message)} bytes are no message of this method"))
 
     def _fail(self, call: _Call, method: str, context: grpc.ServicerContext, error: Exception) -> None:
-        found = failure(error, method)
+        found = failure(error, method, call.request_id)
         call.code = found.code
         self._rejected(found.reason)
         found.abort(context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from softkin import bundle
 from softkin.device import cuda_driver_present
 from softkin.drift_watches import DriftWatches
 from softkin.errors import CancelledError, ConflictError, UnavailableError
+from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
 from softkin.settings import ServerSettings
-from softkin.statuses import log, log_line
 from softkin.verdicts import check_rule
 
 Load = Callable[..., ScoringDetector]
@@ -219,7 +222,9 @@ class Loader:
             calibration_size=m.calibration_size,
             class_sizes=m.predicted_class_rows,
         )
-        detector.warm_up(s.max_batch_rows)
+        row_bytes = math.prod(m.input_shape) * np.dtype(m.input_dtype).itemsize
+        # Rows of a batch have all been admitted, so it cannot be larger than what is.
+        detector.warm_up(max(1, min(s.max_batch_rows, s.max_pending_rows, s.max_pending_bytes // row_bytes)))
 
     def describe(self, new: ScoringDetector, before: Loaded | None = None) -> None:
         """Begin to watch a detector and to show it, in place of one that is shown no longer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 
 import grpc
@@ -39,6 +40,7 @@ class ScoringPath:
         limits: what a request may ask for.
         admission: the gate that every request passes.
         ready: whether requests are answered at all.
+        describe: told of every answer, where calls are traced.
         shadow: compares the version labelled `shadow` with what is answered.
     """
 
@@ -48,6 +50,7 @@ class ScoringPath:
         self._metrics = metrics
         self._watches = watches
         self.ready = False
+        self.describe: Callable[[Scores], None] | None = None
         self.admission = Admission(settings)
         self.limits = Limits(
             max_rows=settings.max_rows,
@@ -162,6 +165,8 @@ class ScoringPath:
         response = converters.scores_to_proto(scores)
         seconds = {**scores.stage_seconds, "decode": decode_seconds, "encode": time.perf_counter() - started}
         response.stage_seconds.update(seconds)
+        if self.describe is not None:
+            self.describe(scores)
         self._metrics.answered(len(scores), seconds)
         return response
 

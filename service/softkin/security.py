@@ -5,10 +5,10 @@ from __future__ import annotations
 import grpc
 
 from softkin.credentials import ServerCertificate
+from softkin.logs import log, log_line
 from softkin.loopback import is_loopback
 from softkin.metrics import Metrics
 from softkin.settings import ServerSettings
-from softkin.statuses import log, log_line
 from softkin.tokens import TokenFile, TokenInterceptor
 
 

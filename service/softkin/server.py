@@ -30,6 +30,7 @@ from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor, CountingPool
 from softkin.loading import Load, Loader
+from softkin.logs import configure, log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.reloading import Reloader
@@ -37,7 +38,7 @@ from softkin.scoring import ScoringPath
 from softkin.security import Security
 from softkin.servicer import OutlierServicer
 from softkin.settings import ServerSettings
-from softkin.statuses import log, log_line
+from softkin.tracing import Tracing
 from softkin.traffic import Traffic
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
@@ -94,9 +95,12 @@ class Server:
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
         self._pool = CountingPool(threads, thread_name_prefix="rpc")
         self._pool.start_all()
+        self._tracing = Tracing(services) if settings.tracing else None
+        self._path.describe = None if self._tracing is None else self._tracing.describe
         self._grpc = grpc.server(
             self._pool,
             interceptors=[
+                *([] if self._tracing is None else [self._tracing.interceptor]),
                 CallInterceptor(
                     metrics,
                     services,
@@ -224,6 +228,8 @@ class Server:
             self._abandon()
         self._pool.shutdown(wait=False)
         self._path.close()
+        if self._tracing is not None:
+            self._tracing.close()
         if self._admin is not None:
             self._admin.stop()
         self._close_metrics()
@@ -274,9 +280,7 @@ def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
     Raises:
         SoftkinError: a bundle does not load, the device is missing, a port is taken.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="time=%(asctime)s level=%(levelname)s %(message)s", force=True
-    )
+    configure(settings.log_level, settings.log_format)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, that nobody reads
     collectors = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):

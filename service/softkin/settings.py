@@ -216,7 +216,13 @@ class ServerSettings(BaseSettings):
         description="TOML file of options, by their names with underscores; paths start where the server does.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe log line."
+        default="info", description="Least severe log line; 'debug' has one for every call."
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="Log lines as key=value pairs, or as JSON.")
+    tracing: bool = Field(
+        default=False,
+        description="Whether every call leaves an OpenTelemetry span, sent where the OTEL_ variables say; needs the "
+        "extra 'tracing'.",
     )
 
     @field_validator("device")

@@ -18,11 +18,11 @@ from softkin.batching import Ticket
 from softkin.cancellation import Cancellation
 from softkin.certificate import false_alarm_bound
 from softkin.errors import CancelledError, InvalidInputError, PreconditionError
+from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import SHADOW, STABLE, Registry, ScoringDetector
 from softkin.scores import RowScores, Scores
 from softkin.settings import ServerSettings
-from softkin.statuses import log, log_line
 
 CONFIDENCE = 0.95
 
@@ -90,10 +90,12 @@ class Shadow:
         self._metrics = metrics
         self._busy = busy
         self._draw = draw
+        # Whatever its size, one request fits: else large ones would never be compared.
         self._room = max(4 * settings.max_batch_rows, settings.max_rows)
+        self._room_bytes = settings.max_message_bytes
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[tuple[ScoringDetector, Ticket]] = deque()
-        self._pending_rows = 0
+        self._pending_rows = self._pending_bytes = 0
         self._closed = False
         self._cancellation = Cancellation()
         self._comparisons: dict[str, Comparison] = {}
@@ -113,9 +115,11 @@ class Shadow:
         rows = len(ticket.x)
         busy = self._busy()
         with self._changed:
-            if not busy and not self._closed and self._pending_rows + rows <= self._room:
+            fits = self._pending_rows + rows <= self._room and self._pending_bytes + ticket.x.nbytes <= self._room_bytes
+            if fits and not busy and not self._closed:
                 self._queue.append((shadow, ticket))
                 self._pending_rows += rows
+                self._pending_bytes += ticket.x.nbytes
                 self._changed.notify()
                 return
         self._count(shadow, "dropped", rows)
@@ -172,6 +176,7 @@ class Shadow:
             self._compare(*taken)
             with self._changed:
                 self._pending_rows -= len(taken[1].x)
+                self._pending_bytes -= taken[1].x.nbytes
             del taken  # an idle thread must not hold a detector that is served no longer
 
     def _next(self) -> tuple[ScoringDetector, Ticket] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import uuid
 from dataclasses import dataclass
 
@@ -14,8 +12,7 @@ from google.rpc.error_details_pb2 import BadRequest, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from softkin import errors
-
-log = logging.getLogger("softkin.server")
+from softkin.logs import log, log_line
 
 Code = grpc.StatusCode
 STATUS_CODES: dict[type[errors.SoftkinError], grpc.StatusCode] = {
@@ -115,13 +112,15 @@ def status_code(error: BaseException) -> grpc.StatusCode:
     return next((STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES), Code.INTERNAL)
 
 
-def failure(error: BaseException, method: str) -> Failure:
+def failure(error: BaseException, method: str, request_id: str = "") -> Failure:
     """What the caller of `method` is told: the error's own words, or a log id where they would give the inside away."""
     code = status_code(error)
     reason = _reason(error, code)
     if code is Code.INTERNAL or isinstance(error, _PRIVATE):
         log_id = uuid.uuid4().hex[:12]
-        log.error(log_line("error", method=method, code=code.name, log_id=log_id), exc_info=error)
+        log.error(
+            log_line("error", method=method, code=code.name, log_id=log_id, request_id=request_id), exc_info=error
+        )
         what = "internal error" if code is Code.INTERNAL else "the device failed"
         return Failure(code, f"{what}; log id {log_id}", reason, (RequestInfo(request_id=log_id),))
     message = str(error)[:_MAX_DETAIL_CHARS]
@@ -139,9 +138,3 @@ def _reason(error: BaseException, code: grpc.StatusCode) -> str:
     if isinstance(error, errors.UnmeetableError):
         return "unmeetable"
     return "too_large" if isinstance(error, errors.MessageTooLargeError) else REASONS[code]
-
-
-def log_line(event: str, **fields: object) -> str:
-    """One log line of key=value pairs; values with blanks are quoted."""
-    pairs = {"event": event, **fields}.items()
-    return " ".join(f"{k}={json.dumps(str(v)) if ' ' in str(v) else v}" for k, v in pairs)

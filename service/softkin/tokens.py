@@ -14,7 +14,7 @@ import grpc
 
 from softkin.bearer import METADATA_KEY, SCHEME, read_tokens
 from softkin.errors import AuthenticationError, InvalidInputError
-from softkin.statuses import log, log_line
+from softkin.logs import log, log_line
 
 REFUSAL = "this call needs a valid token in its metadata: 'authorization: Bearer TOKEN'"
 """The same for a missing and for a wrong token: a caller learns nothing about the tokens there are."""

@@ -41,6 +41,7 @@ FLAGS = {
         "--host",
         "--inference-protocol",
         "--keepalive-seconds",
+        "--log-format",
         "--log-level",
         "--max-batch-rows",
         "--max-connection-age-grace-seconds",
@@ -67,6 +68,7 @@ FLAGS = {
         "--tls-client-ca",
         "--tls-key",
         "--token-file",
+        "--tracing",
         "--workers",
     ],
     "score": [

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from softkin.batch_times import BatchTimes
-from softkin.batching import Batcher, Ticket
+from softkin.batching import Batcher
 from softkin.errors import CancelledError, DeviceError, ExpiredError, UnavailableError
 from softkin.scores import Scores
 from softkin.verdicts import GUARANTEES
 from standin import StandIn
+from tickets import assert_same, rows, ticket
 
 WAIT_SECONDS = 20.0
-ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values")
-
-
-def rows(n, offset=0):
-    """Rows whose sums all differ."""
-    return (np.arange(n * 6, dtype=np.float32) / 7 + offset).reshape(n, 2, 3)
-
-
-def ticket(detector, x, *, guarantee="marginal", alpha=0.05, seed=None, **options):
-    """A ticket with the rule that the request would get."""
-    rule = detector.rule(alpha=alpha, guarantee=guarantee, smoothed=seed is not None)
-    return Ticket(detector, x, rule, smoothing_seed=seed, **options)
-
-
-def assert_same(found: Scores, expected: Scores):
-    """Bit by bit; stage times apart."""
-    for name in ARRAYS:
-        a, b = getattr(found, name), getattr(expected, name)
-        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), name
-    assert found.budget == expected.budget
-    assert (found.neighbors is None) == (expected.neighbors is None)
-    if found.neighbors is not None:
-        assert found.neighbors.ids.tolist() == expected.neighbors.ids.tolist()
 
 
 @pytest.fixture
@@ -361,55 +334,6 @@ def test_rows_are_reported_once_in_batches(make, gate):
     assert [n for n, _ in runs] == [1, 7]
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=25),
-    max_batch_rows=st.integers(1, 16),
-    workers=st.integers(1, 3),
-)
-def test_whatever_the_sizes_everybody_gets_the_own_rows_back(sizes, max_batch_rows, workers):
-    """No batch is over its limit, no row is scored twice, every answer is the one the request gets alone."""
-    detector = StandIn()
-    batcher = Batcher(workers=workers, max_batch_rows=max_batch_rows)
-    try:
-        waiting = [ticket(detector, rows(n, i)) for i, n in enumerate(sizes)]
-        for t in waiting:
-            batcher.submit(t)
-
-        for t in waiting:
-            assert_same(t.wait(), StandIn().score(t.x, alpha=0.05))
-    finally:
-        batcher.close()
-    assert max(detector.batches) <= max_batch_rows
-    assert detector.rows_scored == sum(sizes)
-
-
-def test_callers_that_come_and_go_at_random_leave_nothing_behind(make):
-    """Sixteen threads, a third of the requests cancelled at any moment: right answers, and every end told once."""
-    detector, ends = StandIn(), []
-    batcher = make(workers=2, max_batch_rows=8)
-
-    def caller(seed):
-        chance = random.Random(seed)
-        for i in range(150):
-            t = ticket(detector, rows(chance.randint(1, 20), i), ended=lambda: ends.append(1))
-            batcher.submit(t)
-            if chance.random() < 1 / 3:
-                batcher.cancel(t)
-            try:
-                found = t.wait()
-            except CancelledError:
-                continue
-            assert_same(found, StandIn().score(t.x, alpha=0.05))
-
-    with ThreadPoolExecutor(16) as pool:
-        for done in [pool.submit(caller, seed) for seed in range(16)]:
-            done.result(timeout=120)
-
-    assert len(ends) == 16 * 150
-    assert batcher.queued_rows == 0
-
-
 def test_nothing_pending_means_no_guess_and_work_ahead_is_added_up(make, gate):
     """An idle server refuses nobody; with rows ahead, the guess grows with them."""
     detector = StandIn()
@@ -431,21 +355,3 @@ def test_nothing_pending_means_no_guess_and_work_ahead_is_added_up(make, gate):
 
     assert idle == 0.0
     assert 0 < few < many
-
-
-def test_batch_times_are_the_line_through_what_was_seen():
-    """Exact on a line; proportional in excess of the only size seen; never negative; follows a change."""
-    times = BatchTimes()
-    assert times.predict(10) == 0.0
-    times.add(8, 0.016)
-    assert times.predict(4) == pytest.approx(0.016)
-    assert times.predict(16) == pytest.approx(0.032)
-    for n in (1, 64, 256, 32, 7):
-        times.add(n, 0.001 + n * 0.002)
-    times.add(8, 0.017)
-    for n in range(300):
-        times.add(1 + n % 50, 0.5 + (1 + n % 50) * 0.01)
-    assert times.predict(20) == pytest.approx(0.7, rel=0.01)
-    for n in range(1, 9):
-        times.add(n, 1.0 / n)  # falls with the rows: no line of a device
-    assert times.predict(10_000) >= 0.0

@@ -1,0 +1,43 @@
+"""Log lines: an event and its fields, as text of key=value pairs or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Literal
+
+log = logging.getLogger("softkin.server")
+
+
+class LogLine(str):
+    """A line of text that remembers the fields it was made of."""
+
+    fields: dict[str, object]
+
+
+def log_line(event: str, **fields: object) -> LogLine:
+    """One log line of key=value pairs; values with blanks are quoted."""
+    pairs = {"event": event, **fields}
+    line = LogLine(" ".join(f"{k}={json.dumps(str(v)) if ' ' in str(v) else v}" for k, v in pairs.items()))
+    line.fields = pairs
+    return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time, level, and the fields; `message` for lines that have none."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        fields = record.msg.fields if isinstance(record.msg, LogLine) else {"message": record.getMessage()}
+        line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name, **fields}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure(level: str, form: Literal["text", "json"]) -> None:
+    """Send the process's log lines of at least this level to standard error, in this form."""
+    handler = logging.StreamHandler()
+    text = logging.Formatter("time=%(asctime)s level=%(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if form == "json" else text)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

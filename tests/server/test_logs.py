@@ -1,0 +1,74 @@
+"""Log lines: text or JSON, with the caller's own id for a call."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+
+import grpc
+import pytest
+
+from softkin.converters import array_to_tensor
+from softkin.logs import JsonFormatter, LogLine, log, log_line
+from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
+
+
+@pytest.fixture
+def lines():
+    """What is logged as JSON, at every level."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    log.removeHandler(handler)
+    log.setLevel(logging.NOTSET)
+
+
+def test_a_line_is_text_and_knows_its_fields():
+    """Values with blanks are quoted in text; JSON keeps their types."""
+    line = log_line("loaded", rows=3, path="a b")
+
+    assert line == 'event=loaded rows=3 path="a b"'
+    assert isinstance(line, LogLine)
+    assert line.fields == {"event": "loaded", "rows": 3, "path": "a b"}
+
+
+def test_every_call_has_a_line_with_its_callers_id(start, rows, lines):
+    """At level debug. An id that could forge a line is left out."""
+    running = start(StandIn())
+    request = pb.ScoreRequest(inputs=array_to_tensor(rows(1)))
+    for request_id in ("order-66", 'x" level=ERROR', ""):
+        running.stub.Score(request, metadata=(("x-request-id", request_id),), timeout=20)
+
+    def calls():
+        return [line for line in lines() if line.get("event") == "call"]
+
+    running.until(lambda: len(calls()) == 3)
+    assert sorted(c["request_id"] for c in calls()) == ["", "", "order-66"]
+    assert {(c["method"], c["code"], c["level"]) for c in calls()} == {("Score", "OK", "DEBUG")}
+
+
+def test_a_fault_is_logged_with_both_ids_and_its_trace(start, rows, lines):
+    """The caller is told the log id; the line has the caller's own id too."""
+    running = start(StandIn(failure=ValueError("secret")))
+    request = pb.ScoreRequest(inputs=array_to_tensor(rows(1)))
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.stub.Score(request, metadata=(("x-request-id", "order-67"),), timeout=20)
+
+    told = re.search(r"log id (\w+)", e.value.details())[1]
+    (fault,) = [line for line in lines() if line.get("event") == "error"]
+    assert (fault["log_id"], fault["request_id"], fault["code"]) == (told, "order-67", "INTERNAL")
+    assert "ValueError: secret" in fault["exception"]
+
+
+def test_lines_of_other_libraries_are_json_too(lines):
+    """Their text is the message."""
+    log.warning("plain %s", "text")
+
+    assert [(line["level"], line["message"]) for line in lines()] == [("WARNING", "plain text")]
