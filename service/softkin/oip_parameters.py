@@ -29,8 +29,17 @@ REMEDIES = {
     "shared_memory_offset": _MEMORY,
 }
 """Parameters by which clients ask other servers for something, and what to do here."""
-HARMLESS = frozenset({"triton_enable_empty_final_response"})
-"""About models that answer a request several times; perf_analyzer sets it in every request."""
+HARMLESS = frozenset(
+    {
+        # About models that answer a request several times; perf_analyzer sets it in every request.
+        "triton_enable_empty_final_response",
+        # How elements travel over HTTP; KServe's client sets them over gRPC too, where fields say it.
+        "binary_data",
+        "binary_data_output",
+        "binary_data_size",
+    }
+)
+"""Parameters that clients set without being asked and that can mean nothing here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +68,12 @@ def decode_options(parameters: Mapping[str, pb.InferParameter], limits: Limits) 
 
 
 def refuse_unknown(field: str, parameters: Iterable[str], known: Iterable[str] = ()) -> None:
-    """Refuse parameters without a meaning: nothing that a caller asks for is ignored.
+    """Refuse parameters without a meaning, but for the harmless: nothing that a caller asks for is ignored.
 
     Raises:
         InvalidInputError: names the first of them.
     """
-    for name in sorted(set(parameters) - set(known)):
+    for name in sorted(set(parameters).difference(known, HARMLESS)):
         allowed = ", ".join(known) or "none"
         raise InvalidInputError(field, f"got {reprlib.repr(name)}; allowed: {allowed}{REMEDIES.get(name, '')}")
 

@@ -210,12 +210,11 @@ def test_bytes_that_are_none_are_refused():
 
 
 def test_every_kind_of_number_is_taken(shared_server):
-    """Integers as numbers, text as either; what perf_analyzer adds to every request changes nothing."""
+    """Integers as numbers, text as either."""
     kinds = {
         "alpha": oip.InferParameter(string_param="0.25"),
         "smoothing_seed": oip.InferParameter(uint64_param=2**64 - 1),
         "num_neighbors": oip.InferParameter(string_param="2"),
-        "triton_enable_empty_final_response": oip.InferParameter(bool_param=True),
     }
 
     response = stub(shared_server).ModelInfer(request(parameters=kinds), timeout=20)
@@ -225,3 +224,17 @@ def test_every_kind_of_number_is_taken(shared_server):
     assert seed["p_value"] == expected.p_value.tobytes()
     assert seed["neighbors_shares"] == expected.neighbors.shares.tobytes()
     assert response.parameters["smoothed"].bool_param
+
+
+def test_what_clients_add_unasked_changes_nothing(shared_server):
+    """perf_analyzer to every request, KServe's client to every raw input."""
+    yes, size = oip.InferParameter(bool_param=True), oip.InferParameter(int64_param=24)
+    asked = outputs("p_value")
+    asked.parameters["triton_enable_empty_final_response"].CopyFrom(yes)
+    asked.parameters["binary_data_output"].CopyFrom(yes)
+    asked.inputs[0].parameters["binary_data_size"].CopyFrom(size)
+    asked.outputs[0].parameters["binary_data"].CopyFrom(yes)
+
+    plain, adorned = (stub(shared_server).ModelInfer(r, timeout=20) for r in (outputs("p_value"), asked))
+
+    assert adorned == plain
