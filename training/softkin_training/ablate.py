@@ -142,8 +142,12 @@ def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int) -> None:
 
 
 def _done(folder: Path, recipe: Recipe) -> bool:
+    """Whether a cell of this recipe is there; one of an older version counts where what it could not say is default."""
     file = folder / RECIPE
-    return file.exists() and json.loads(file.read_text(encoding="utf-8")) == recipe.to_dict()
+    try:
+        return file.exists() and Recipe.model_validate(json.loads(file.read_text(encoding="utf-8"))) == recipe
+    except ValueError:
+        return False
 
 
 def _first_rows(dataset: Dataset, rows: int) -> Dataset:
