@@ -60,8 +60,8 @@ def decode_options(parameters: Mapping[str, pb.InferParameter], limits: Limits) 
         InvalidInputError: an unknown parameter, or a value of the wrong kind or out of range.
     """
     named = sorted(name for name in parameters if name not in HARMLESS)
-    refuse_unknown("parameters", named, _OPTIONS)
-    given: dict[str, Any] = {name: _OPTIONS[name](name, parameters[name]) for name in named}
+    refuse_unknown("parameters", named, OPTIONS)
+    given: dict[str, Any] = {name: OPTIONS[name](name, parameters[name]) for name in named}
     options = Options(**given)
     check_num_neighbors(options.num_neighbors, limits)
     return options
@@ -109,10 +109,11 @@ def _read(name: str, parameter: pb.InferParameter, parse: Callable[[str], T], ki
 
 
 _WORDS: dict[Callable[[str], object], str] = {float: "number", int: "integer"}
-_OPTIONS: dict[str, Callable[[str, pb.InferParameter], object]] = {
+OPTIONS: dict[str, Callable[[str, pb.InferParameter], object]] = {
     "alpha": _number,
     "guarantee": _guarantee,
     "confidence": _number,
     "smoothing_seed": _integer,
     "num_neighbors": _integer,
 }
+"""What a request can ask for beside its rows, and how each is read."""

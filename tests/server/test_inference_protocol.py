@@ -70,7 +70,7 @@ def test_a_deadline_that_passes_and_a_caller_who_leaves_free_the_device(start, g
     detector = StandIn(gate=gate)
     running = start(detector, workers=2)
     with pytest.raises(grpc.RpcError) as e:
-        stub(running).ModelInfer(request(), timeout=0.3)
+        stub(running).ModelInfer(request(), timeout=1)
     leaving = stub(running).ModelInfer.future(request(), timeout=60)
     running.until(lambda: running.server.pending_requests == 1)
 

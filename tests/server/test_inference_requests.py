@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import grpc
 import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inference_requests import ONE, detail, request, stub, tensor
-from softkin import oip_converters
+from softkin import oip_converters, oip_parameters
 from softkin.converters import Limits
 from softkin.errors import InvalidInputError
 from softkin.inference import grpc_service_pb2 as oip
@@ -238,3 +241,49 @@ def test_what_clients_add_unasked_changes_nothing(shared_server):
     plain, adorned = (stub(shared_server).ModelInfer(r, timeout=20) for r in (outputs("p_value"), asked))
 
     assert adorned == plain
+
+
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+PARAMETER = st.one_of(
+    st.builds(oip.InferParameter, string_param=st.text(max_size=6) | st.sampled_from(["1", "0.1", "nan", "1e999"])),
+    st.builds(oip.InferParameter, int64_param=INTEGERS),
+    st.builds(oip.InferParameter, uint64_param=st.integers(0, 2**64 - 1)),
+    st.builds(oip.InferParameter, double_param=st.floats()),
+    st.builds(oip.InferParameter, bool_param=st.booleans()),
+    st.builds(oip.InferParameter),
+)
+CONTENTS = st.builds(
+    oip.InferTensorContents,
+    fp32_contents=st.lists(st.floats(width=32), max_size=7),
+    uint_contents=st.lists(st.integers(0, 2**32 - 1), max_size=7),
+    bytes_contents=st.lists(st.binary(max_size=2), max_size=1),
+)
+TENSOR = st.builds(
+    oip.ModelInferRequest.InferInputTensor,
+    name=st.sampled_from(["input", "input", "x"]),
+    datatype=st.sampled_from(["FP32", "FP32", "UINT8", "BYTES", ""]),
+    shape=st.lists(st.integers(0, 3) | INTEGERS, max_size=9) | st.just([1, 2, 3]),
+    contents=st.none() | CONTENTS,
+)
+OUTPUT = st.builds(
+    oip.ModelInferRequest.InferRequestedOutputTensor, name=st.sampled_from(["p_value", "neighbors_ids", ""])
+)
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "parameters": st.dictionaries(st.sampled_from([*oip_parameters.OPTIONS, "timeout"]), PARAMETER, max_size=2),
+        "inputs": st.lists(TENSOR, max_size=2),
+        "outputs": st.lists(OUTPUT, max_size=2),
+        "raw_input_contents": st.lists(st.binary(max_size=24), max_size=2),
+    },
+)
+
+
+@given(CHANGES, st.sampled_from(["float32", "uint8"]))
+@settings(max_examples=200, deadline=None)
+def test_a_request_is_understood_or_refused_and_nothing_else_happens(changes, dtype):
+    """Whatever it holds: rows of the shape that it states, or a refusal."""
+    sent = request(**changes)
+    with suppress(InvalidInputError):
+        x = oip_converters.decode_infer_request(sent, replace(manifest(), input_dtype=dtype), LIMITS).inputs
+        assert (x.dtype, x.shape) == (dtype, tuple(sent.inputs[0].shape))

@@ -147,7 +147,7 @@ def test_a_deadline_and_an_overload_arrive_as_such(start, rows, gate):
     detector = StandIn(gate=gate)
     running = start(detector, max_rows=1, max_pending_rows=1)
     triton = Triton(running.target)
-    [late] = triton({"rows": rows(1), "client_timeout": 0.5})
+    [late] = triton({"rows": rows(1), "client_timeout": 1})
     running.until(lambda: running.server.pending_requests == 0)
     pending = running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows(1))), timeout=60)
     running.until(lambda: running.server.pending_requests == 1)
