@@ -17,7 +17,7 @@ from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier
 from softkin_training.processes import num_processes, on_first, rank, stacked
 
-UNDECISIVE = ("data.path", "data.outliers", "training.probe_rows")
+UNDECISIVE = ("data.path", "data.test_path", "data.outliers", "training.probe_rows")
 """Keys that do not decide the weights; files may move, their rows are told by fingerprint."""
 
 
