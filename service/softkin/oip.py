@@ -14,7 +14,6 @@ from softkin import __version__, oip_converters, oip_descriptions
 from softkin.errors import CancelledError, InvalidInputError, NotFoundError, UnavailableError
 from softkin.inference import grpc_service_pb2 as pb
 from softkin.inference import grpc_service_pb2_grpc as pb_grpc
-from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
 from softkin.scoring import ScoringPath, ended
 from softkin.settings import ServerSettings
@@ -28,7 +27,6 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     Args:
         settings: limits, and what requests leave open.
         registry: the detectors.
-        metrics: where answers are counted.
         path: the one way to scores.
         serving: whether the health service reports readiness.
     """
@@ -37,13 +35,11 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self,
         settings: ServerSettings,
         registry: Registry,
-        metrics: Metrics,
         path: ScoringPath,
         serving: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._registry = registry
-        self._metrics = metrics
         self._path = path
         self._serving = serving
 
@@ -99,8 +95,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             raise ended(context) from None
         started = time.perf_counter()
         response = oip_converters.scores_to_response(scores, request)
-        seconds = {**scores.stage_seconds, "decode": decoded, "encode": time.perf_counter() - started}
-        self._metrics.answered(len(scores), seconds)
+        self._path.answered(scores, decoded, time.perf_counter() - started)
         return response
 
     def _find(self, name: str, version: str, field: str) -> ScoringDetector:

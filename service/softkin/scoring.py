@@ -163,12 +163,16 @@ class ScoringPath:
         """The answer for the wire, with its stage times; counts it."""
         started = time.perf_counter()
         response = converters.scores_to_proto(scores)
-        seconds = {**scores.stage_seconds, "decode": decode_seconds, "encode": time.perf_counter() - started}
-        response.stage_seconds.update(seconds)
+        response.stage_seconds.update(self.answered(scores, decode_seconds, time.perf_counter() - started))
+        return response
+
+    def answered(self, scores: Scores, decode_seconds: float, encode_seconds: float) -> dict[str, float]:
+        """Count and trace an answer, whatever its form on the wire; returns its stage times in seconds."""
+        seconds = {**scores.stage_seconds, "decode": decode_seconds, "encode": encode_seconds}
         if self.describe is not None:
             self.describe(scores)
         self._metrics.answered(len(scores), seconds)
-        return response
+        return seconds
 
     def close(self) -> None:
         """Finish what is queued and end the batcher's threads."""

@@ -254,7 +254,7 @@ class Server:
             return bool(self._health.Check(request, None).status == health_pb2.HealthCheckResponse.SERVING)
 
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(self._settings, self._registry, self._metrics, self._path, serving), self._grpc
+            InferenceServicer(self._settings, self._registry, self._path, serving), self._grpc
         )
 
     def _abandon(self) -> None:

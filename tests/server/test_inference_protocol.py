@@ -46,6 +46,16 @@ def test_requests_of_both_protocols_share_a_batch(start, rows, gate):
     assert running.sample("softkin_stage_seconds_count", stage="encode") == 3
 
 
+def test_an_answer_is_traced_as_one_of_our_own(server, rows):
+    """The span of the call hears of the scores."""
+    seen = []
+    server.server._path.describe = seen.append
+
+    stub(server).ModelInfer(request(rows(3)), timeout=20)
+
+    assert [(len(scores), scores.budget.detector) for scores in seen] == [(3, "standin")]
+
+
 def test_too_much_is_refused_with_the_time_to_wait(start, gate):
     """RESOURCE_EXHAUSTED with RetryInfo, counted; the request that was let in is answered."""
     detector = StandIn(gate=gate)
