@@ -12,7 +12,7 @@ import grpc
 
 from softkin.batching import Ticket
 from softkin.converters import ScoreCall
-from softkin.errors import CancelledError, InvalidInputError, OverloadedError
+from softkin.errors import CancelledError, InvalidInputError, OverloadedError, SoftkinError
 from softkin.metrics import Metrics
 from softkin.registry import ScoringDetector
 from softkin.scoring import ScoringPath, ended
@@ -117,7 +117,7 @@ class _Stream:
     def _read(self, requests: Iterator[pb.ScoreStreamRequest]) -> None:
         """In a thread of its own: submit what arrives, as far ahead as the window allows."""
         try:
-            for message in requests:
+            while (message := _received(requests)) is not None:
                 self._metrics.messages(LABELS, received=1)
                 self._window.acquire()
                 self._arrived.put(self._submit(message))
@@ -130,9 +130,11 @@ class _Stream:
             if self._ended:
                 self._end()  # for what was submitted meanwhile
 
-    def _submit(self, message: pb.ScoreStreamRequest) -> _Pending:
+    def _submit(self, message: pb.ScoreStreamRequest | SoftkinError) -> _Pending:
         started = time.perf_counter()
         try:
+            if isinstance(message, SoftkinError):
+                raise message
             if not message.HasField("request"):
                 raise InvalidInputError("request", "not set; send what to score")
             detector, call = self._path.decode(message.request)
@@ -203,3 +205,11 @@ class _Stream:
         found = failure(error, METHOD)
         self._metrics.rejected(found.reason)
         return pb.StreamAnswer(error=found.to_proto())
+
+
+def _received(requests: Iterator[pb.ScoreStreamRequest]) -> pb.ScoreStreamRequest | SoftkinError | None:
+    """The next message, or why it is unfit: that is an answer among others, and not the end. None at the end."""
+    try:
+        return next(requests, None)
+    except SoftkinError as error:
+        return error

@@ -112,6 +112,26 @@ def test_a_bad_request_is_answered_with_its_status_and_the_stream_goes_on(server
     assert server.sample("softkin_rejected_total", reason="not_found") == 1
 
 
+def test_a_message_that_is_unfit_is_an_answer_too_and_the_stream_goes_on(start, rows):
+    """Bytes that do not parse, and more of them than allowed: neither ends the stream, least of all as a success."""
+    running = start(StandIn(), max_message_bytes=4096)
+    fine = message(rows(1)).SerializeToString()
+    call = running.channel.stream_stream("/softkin.v1.OutlierService/ScoreStream")
+
+    sent = [fine, b"\xff\xff", fine, bytes(5000), fine]
+    found = [a for m in call(iter(sent), timeout=60) for a in pb.ScoreStreamResponse.FromString(m).answers]
+
+    assert [a.WhichOneof("answer") for a in found] == ["response", "error", "response", "error", "response"]
+    assert [a.error.code for a in found if a.HasField("error")] == [
+        Code.INVALID_ARGUMENT.value[0],
+        Code.RESOURCE_EXHAUSTED.value[0],
+    ]
+    assert "max_message_bytes = 4096" in found[3].error.message
+    assert running.sample("softkin_rejected_total", reason="invalid") == 1
+    assert running.sample("softkin_rejected_total", reason="too_large") == 1
+    assert running.sample("grpc_server_msg_received_total", **LABELS) == 5
+
+
 LABELS = {
     "grpc_type": "BIDI_STREAM",
     "grpc_service": "softkin.v1.OutlierService",
