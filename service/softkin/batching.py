@@ -24,6 +24,10 @@ from softkin.registry import ScoringDetector
 from softkin.scores import RowScores, Scores
 from softkin.verdicts import Rule
 
+GATHER_SECONDS = 1e-4
+LONGEST_GATHERING = 20
+"""How often a batch may wait `GATHER_SECONDS` for requests that keep coming."""
+
 
 class Ticket:
     """One request on its way through the batcher.
@@ -162,6 +166,7 @@ class Batcher:
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
         self._queued_rows = 0
         self._running_rows = 0
+        self._last_tickets = 0
         self._closed = False
         # Asking for neighbours has a pace of its own; what a detector took is forgotten with it.
         self._times: WeakKeyDictionary[ScoringDetector, dict[int, BatchTimes]] = WeakKeyDictionary()
@@ -237,6 +242,16 @@ class Batcher:
         self._ran(batch.rows, seconds)
 
     def _next(self) -> _Batch | None:
+        while self._await_tickets():
+            self._gather()
+            with self._changed:
+                self._drop_expired(time.monotonic())
+                if self._queue:
+                    return self._take()
+        return None
+
+    def _await_tickets(self) -> bool:
+        """Wait until a batch is due; False when there will be none."""
         with self._changed:
             while True:
                 now = time.monotonic()
@@ -244,12 +259,28 @@ class Batcher:
                 if self._queue:
                     wait = self._wait_for_company(now)
                     if wait <= 0:
-                        return self._take()
+                        return True
                     self._changed.wait(wait)
                 elif self._closed:
-                    return None
+                    return False
                 else:
                     self._changed.wait()
+
+    def _gather(self) -> None:
+        """Let arrive what is on its way: with several callers at it, requests follow each other closely.
+
+        One caller alone never waits. Nor does anybody where the queue has stopped growing, or a batch is full.
+        """
+        waiting = len(self._queue)
+        if max(waiting, self._last_tickets) < 2:
+            return
+        for _ in range(LONGEST_GATHERING):
+            if self._queued_rows >= self._max_rows or self._closed:
+                return
+            time.sleep(GATHER_SECONDS)
+            before, waiting = waiting, len(self._queue)
+            if waiting <= before:
+                return
 
     def _wait_for_company(self, now: float) -> float:
         if not self._delay or self._closed or self._queued_rows >= self._max_rows:
@@ -276,6 +307,7 @@ class Batcher:
                 del self._queue[ticket]
             else:
                 self._queue.move_to_end(ticket)  # the rest of a large request lets the others go first
+        self._last_tickets = len(batch.tickets)
         self._queued_rows -= batch.rows
         self._running_rows += batch.rows
         if self._queue:

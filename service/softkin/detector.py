@@ -178,7 +178,7 @@ class Detector:
             CancelledError: `cancellation` was used.
         """
         started = time.perf_counter()
-        outputs, neighbors = self._infer(x, min(num_neighbors, self._bank.size), cancellation)
+        outputs, neighbors = self._infer(x, num_neighbors, cancellation)
         inferred = time.perf_counter() - started
         a_BC = self._nonconformity(outputs)
         predicted = self._nonconformity.predict(outputs, a_BC)
@@ -244,7 +244,7 @@ class Detector:
     ) -> tuple[Outputs, Neighbors | None]:
         if not k:
             return self._scorer.run(x, cancellation), None
-        outputs, nearest = self._scorer.run_with_nearest(x, k, cancellation)
+        outputs, nearest = self._scorer.run_with_nearest(x, min(k, self.manifest.bank_size), cancellation)
         return outputs, self._neighbors(nearest, outputs)
 
     def _neighbors(self, nearest: Nearest, outputs: Outputs) -> Neighbors:

@@ -89,6 +89,8 @@ class Nonconformity:
         stranger, and NaN would compare as nothing at all.
         """
         finite = outputs.finite
+        if finite.all():
+            return self._of_finite(outputs)
         a_BC = np.full((len(outputs), outputs.masses.shape[2]), np.inf)
         if finite.any():
             a_BC[finite] = self._of_finite(outputs.take(finite))
@@ -171,4 +173,4 @@ def class_units(scores_B: Floats, classes_B: NDArray[np.int32], num_classes: int
 
 def outlier_score(nonconformity_BC: Floats, predicted_class_B: NDArray[np.int32]) -> Floats:
     """`[B]`: nonconformity at the predicted class; label-free, so calibration and test rows get the same function."""
-    return np.take_along_axis(nonconformity_BC, predicted_class_B[:, None].astype(np.int64), axis=1)[:, 0]
+    return nonconformity_BC[np.arange(len(predicted_class_B)), predicted_class_B]

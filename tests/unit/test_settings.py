@@ -64,6 +64,8 @@ def test_the_defaults_are_those_of_the_documentation():
         "min_ping_interval_seconds": 10,
         "config": None,
         "log_level": "info",
+        "log_format": "text",
+        "tracing": False,
     }
 
 
@@ -120,6 +122,8 @@ VALUES = {
     "keepalive_seconds": "5.5",
     "min_ping_interval_seconds": "6.5",
     "log_level": "debug",
+    "log_format": "json",
+    "tracing": "true",
 }
 """Another value than the default for every option that a file can hold, as text."""
 
