@@ -118,9 +118,8 @@ def failure(error: BaseException, method: str, request_id: str = "") -> Failure:
     reason = _reason(error, code)
     if code is Code.INTERNAL or isinstance(error, _PRIVATE):
         log_id = uuid.uuid4().hex[:12]
-        log.error(
-            log_line("error", method=method, code=code.name, log_id=log_id, request_id=request_id), exc_info=error
-        )
+        named = {"request_id": request_id} if request_id else {}
+        log.error(log_line("error", method=method, code=code.name, log_id=log_id, **named), exc_info=error)
         what = "internal error" if code is Code.INTERNAL else "the device failed"
         return Failure(code, f"{what}; log id {log_id}", reason, (RequestInfo(request_id=log_id),))
     message = str(error)[:_MAX_DETAIL_CHARS]
