@@ -123,7 +123,7 @@ VALUES = {
     "min_ping_interval_seconds": "6.5",
     "log_level": "debug",
     "log_format": "json",
-    "tracing": "true",
+    "tracing": "True",
 }
 """Another value than the default for every option that a file can hold, as text."""
 
