@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-import resealed
 from authority import Authority
+from softkin.admin_client import AdminClient
 from softkin.client import Client
 from softkin.detector import Detector
 from softkin.metrics import Metrics
@@ -28,6 +28,7 @@ class Served:
     server: Server
     registry: CollectorRegistry
     client: Client
+    admin: AdminClient
 
 
 @pytest.fixture
@@ -38,21 +39,21 @@ def root() -> Path:
 
 @pytest.fixture
 def served(tiny: Any, tmp_path: Path) -> Iterator[Served]:
-    """A real server with a detector, its shadow and TLS on free ports, and every collector that `softkin serve` has."""
+    """A real server with a real detector and TLS on free ports, and every collector that `softkin serve` registers."""
     ca = Authority(tmp_path)
     collectors = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=collectors)
     detectors = Registry()
-    detectors.add(Detector.load(tiny.path, device="cpu", threads=1), ["stable"])
-    candidate = resealed.copy(tiny.path, tmp_path / "candidate", version="2")
-    detectors.add(Detector.load(candidate, device="cpu", threads=1), ["shadow"])
-    ports = {"host": "127.0.0.1", "port": 0, "metrics_port": 0}
-    settings = ServerSettings(**ports, device="cpu", shadow_share=1, **ca.issue("server"))
+    detectors.add(Detector.load(tiny.path, device="cpu", threads=1))
+    ports = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "admin_port": 0}
+    options = {"device": "cpu", "threads": 1, "bundle_root": tmp_path, "shadow_share": 1}
+    settings = ServerSettings(**ports, **options, **ca.issue("server"))
     server = Server(settings, detectors, Metrics(collectors, version="0"))
     server.start()
-    with Client(f"127.0.0.1:{server.port}", tls_ca=ca.file) as client:
-        yield Served(server, collectors, client)
+    admin = AdminClient(f"127.0.0.1:{server.admin_port}", tls_ca=ca.file)
+    with Client(f"127.0.0.1:{server.port}", tls_ca=ca.file) as client, admin:
+        yield Served(server, collectors, client, admin)
     server.stop_now()
 
 

@@ -63,6 +63,26 @@ def test_callers_are_told_to_retry_while_there_is_no_version(running, loading, t
     assert running.score(rows(1), detector="standin").budget.version == "2"
 
 
+def test_a_client_of_ours_does_not_notice_it(running, loading, tmp_path, rows):
+    """It waits as long as it is told, and tries again."""
+    write(tmp_path / "bundle", 2)
+    thread = begin_reload(running, loading)
+    found = []
+
+    def call():
+        with running.client(detector="standin") as client:
+            found.append(client.score(rows(1)).budget.version)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    running.until(lambda: running.sample("softkin_rejected_total", reason="unavailable") >= 1)
+    loading.gate.set()
+    thread.join(timeout=20)
+    caller.join(timeout=20)
+
+    assert found == ["2"]
+
+
 def test_the_old_memory_is_free_before_the_new_version_is_loaded(start, loading, tmp_path, rows):
     """Even when a request was in flight: that one is waited for, and gets its answer."""
     path = tmp_path / "old"
@@ -103,6 +123,7 @@ def test_the_old_version_is_loaded_again_when_the_new_one_fails(running, loading
     """From where it lay, which a link no longer points to; its drift watch and series are as they were."""
     old, new, link = tmp_path / "v1", tmp_path / "v2", tmp_path / "bundle"
     running.score(rows(5), detector="standin")
+    running.until(lambda: running.sample("softkin_drift_rows", detector="standin", version="1") == 5)
     link.rename(old)
     link.symlink_to(old)
     write(new, 2)

@@ -114,7 +114,7 @@ def test_it_is_silent(shadowed, rows):
 def test_no_answer_waits_for_it_and_what_finds_no_room_is_dropped(shadowed, rows, gate):
     """The candidate hangs: every caller gets its answer, eight rows wait, and the others are counted as dropped."""
     candidate = Shifted(version="2", gate=gate)
-    running = shadowed(candidate, max_rows=8, max_batch_rows=2)
+    running = shadowed(candidate, workers=1, max_rows=8, max_batch_rows=2)
 
     answers = [len(running.score(rows(n)).p_value) for n in (8, 5, 1)]
     settle(running, 6)
@@ -125,6 +125,22 @@ def test_no_answer_waits_for_it_and_what_finds_no_room_is_dropped(shadowed, rows
     assert answers == [8, 5, 1]
     assert dropped == {"dropped": 6}
     assert counted(running) == {"agree": 8, "dropped": 6}
+
+
+def test_what_waits_is_bounded_in_bytes_too(shadowed, rows, gate):
+    """Requests of images hold memory that the gate no longer counts: at most one message's worth."""
+    candidate = Shifted(version="2", gate=gate)
+    running = shadowed(candidate, workers=1, max_message_bytes=2048)
+
+    for n in (60, 26, 25):  # 24 bytes a row: 1440, 624 too many, 600
+        running.score(rows(n))
+    settle(running, 26)
+    dropped = counted(running)
+    gate.set()
+    settle(running, 111)
+
+    assert dropped == {"dropped": 26}
+    assert counted(running) == {"agree": 85, "dropped": 26}
 
 
 def test_a_busy_server_drops_what_it_would_compare(start, shadowed, rows, gate):

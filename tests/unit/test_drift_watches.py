@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from softkin.drift_watches import DriftWatches
-from softkin.errors import StateError
+from softkin.errors import NotFoundError, StateError
 from standin import StandIn
 
 
@@ -110,6 +110,25 @@ def test_another_digest_starts_anew_and_leaves_the_old_state_alone(tmp_path):
         other.observe(new.score(rows(2)))
 
     assert [watching(tmp_path, d).report(d, 0.05).rows for d in (new, old)] == [2, 5]
+
+
+def test_a_watch_that_is_removed_is_saved_and_rows_that_come_late_are_left_out(tmp_path):
+    """Requests in flight outlive the detector that they hold; the others' rows still count."""
+    gone, kept = StandIn(version="1"), StandIn(version="2")
+    watches = watching(tmp_path, gone)
+    watches.add(kept)
+    with watches.saving():
+        watches.observe(gone.score(rows(5)))
+
+        watches.remove(gone.digest)
+        saved = load_file(state_file(tmp_path, gone))["counters"][0]
+        watches.observe(gone.score(rows(3)))
+        watches.observe(kept.score(rows(2)))
+        with pytest.raises(NotFoundError, match="detector 'standin' version '1' has just been unloaded"):
+            watches.report(gone, 0.05)
+        again = watches.add(gone).report()
+
+    assert (saved, again.rows, watches.report(kept, 0.05).rows) == (5, 5, 2)
 
 
 def _cut(file):
