@@ -119,7 +119,7 @@ class Metrics:
         registry.register(self._drift)
         self.device_fallback = Gauge(
             "softkin_device_fallback",
-            "1 when device auto took the CPU though the build offers CUDA.",
+            "1 when device auto took the CPU though there is an NVIDIA driver.",
             registry=registry,
         )
         build = Gauge(

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 DETECTOR = 'job="softkin",instance="a:9090",detector="d",version="1"'
-SERVICE = "softkin.v1.OutlierService"
-CALLS = f'grpc_server_handled_total{{job="softkin",instance="a:9090",grpc_service="{SERVICE}",grpc_code="OK"}}'
+ANSWERED = 'softkin_request_rows_count{job="softkin",instance="a:9090"}'
 REJECTED = 'softkin_rejected_total{job="softkin",instance="a:9090",reason="%s"}'
 UP = 'up{job="softkin",instance="a:9090"}'
 INFO = f'softkin_detector_info{{{DETECTOR},digest="f00d",device="cpu"}}'
@@ -36,7 +35,7 @@ HEALTHY = {
     OUTLIERS: "0+50x600",
     P_VALUES: "0+1000x600",
     SMALL_P_VALUES: "0+200x600",
-    CALLS: "0+20x600",
+    ANSWERED: "0+20x600",
     **{REJECTED % reason: "0x600" for reason in ("internal", "unavailable", "queue_full", "deadline", "invalid")},
 }
 
@@ -51,6 +50,7 @@ CASES = {
     "one request in twenty fails inside": ({REJECTED % "internal": "0+1x600"}, 20, ["SoftkinErrors"]),
     "the device fails": ({REJECTED % "unavailable": "0+19x600"}, 20, ["SoftkinErrors"]),
     "a single internal error": ({REJECTED % "internal": "0x10 1x590"}, 15, []),
+    "nothing but errors": ({REJECTED % "internal": "0+1x600", ANSWERED: "0x600"}, 20, ["SoftkinErrors"]),
     "callers send nonsense": ({REJECTED % "invalid": "0+19x600"}, 20, []),
     "the queue is full": ({REJECTED % "queue_full": "0+5x600"}, 20, ["SoftkinOverloaded"]),
     "deadlines pass in the queue": ({REJECTED % "deadline": "0+5x600"}, 20, ["SoftkinOverloaded"]),
@@ -126,12 +126,12 @@ def test_every_alert_is_shown_to_fire(alerts):
 
 def test_every_alert_says_what_it_means_and_where_its_runbook_is(alerts, root):
     """Summary, description, severity, and an anchor that exists in the page it names."""
-    page = (root / "docs/deploy.md").read_text()
+    page = (root / "docs/operations.md").read_text()
     headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", h).replace(" ", "-").lower() for h in headings}
 
     for name, alert in alerts.items():
         assert alert["annotations"].keys() == {"summary", "description", "runbook"}
         assert alert["labels"]["severity"] in {"critical", "warning"}
-        assert alert["annotations"]["runbook"] == f"docs/deploy.md#{name.lower()}"
+        assert alert["annotations"]["runbook"] == f"docs/operations.md#{name.lower()}"
         assert name.lower() in anchors

@@ -120,7 +120,7 @@ def test_gauges_say_what_is_loaded(start):
     [("auto", "cpu", True, 1), ("auto", "cuda", True, 0), ("cpu", "cpu", True, 0), ("auto", "cpu", False, 0)],
 )
 def test_a_silent_fall_back_to_the_cpu_is_shown(start, monkeypatch, asked, device, offered, fallback):
-    """1 only when auto took the CPU though the installed onnxruntime offers CUDA."""
+    """1 only when auto took the CPU though there is an NVIDIA driver."""
     from softkin import loading
 
     monkeypatch.setattr(loading, "cuda_driver_present", lambda: offered)
