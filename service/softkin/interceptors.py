@@ -26,6 +26,14 @@ REQUEST_ID = "x-request-id"
 _FIT_ID = re.compile(r"[\w.:-]{1,64}")
 
 
+def request_id(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """What a caller named its call, if it is fit for a log; empty if not."""
+    for key, value in metadata or ():
+        if key == REQUEST_ID and isinstance(value, str) and _FIT_ID.fullmatch(value):
+            return value
+    return ""
+
+
 class _Call:
     """One call between its arrival and its end."""
 
@@ -50,10 +58,7 @@ class _Call:
     @property
     def request_id(self) -> str:
         """What the caller sent as such, if it is fit for a log; empty if not."""
-        for key, value in self._sent_metadata or ():
-            if key == REQUEST_ID and isinstance(value, str) and _FIT_ID.fullmatch(value):
-                return value
-        return ""
+        return request_id(self._sent_metadata)
 
     def end(self) -> None:
         """Count the end; a call without a code ended before its message had arrived."""

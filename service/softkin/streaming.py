@@ -13,6 +13,7 @@ import grpc
 from softkin.batching import Ticket
 from softkin.converters import ScoreCall
 from softkin.errors import CancelledError, InvalidInputError, OverloadedError, SoftkinError
+from softkin.interceptors import request_id
 from softkin.metrics import Metrics
 from softkin.registry import ScoringDetector
 from softkin.scoring import ScoringPath, ended
@@ -202,7 +203,7 @@ class _Stream:
         assert error is not None
         if isinstance(error, CancelledError):
             error = ended(self._context)
-        found = failure(error, METHOD)
+        found = failure(error, METHOD, request_id(self._context.invocation_metadata()))
         self._metrics.rejected(found.reason)
         return pb.StreamAnswer(error=found.to_proto())
 

@@ -67,6 +67,19 @@ def test_a_fault_is_logged_with_both_ids_and_its_trace(start, rows, lines):
     assert "ValueError: secret" in fault["exception"]
 
 
+def test_a_fault_in_a_stream_is_logged_with_both_ids_too(start, rows, lines):
+    """The caller's id is that of the stream."""
+    running = start(StandIn(failure=ValueError("secret")))
+    message = pb.ScoreStreamRequest(request=pb.ScoreRequest(inputs=array_to_tensor(rows(1))))
+
+    responses = running.stub.ScoreStream(iter([message]), metadata=(("x-request-id", "order-68"),), timeout=20)
+    [answer] = [a for response in responses for a in response.answers]
+
+    told = re.search(r"log id (\w+)", answer.error.message)[1]
+    (fault,) = [line for line in lines() if line.get("event") == "error"]
+    assert (fault["log_id"], fault["request_id"], fault["method"]) == (told, "order-68", "ScoreStream")
+
+
 def test_lines_of_other_libraries_are_json_too(lines):
     """Their text is the message."""
     log.warning("plain %s", "text")
