@@ -142,8 +142,7 @@ class Batcher:
         delay_seconds: how long a batch that is not full may wait for company.
         scored: told about all rows that got their answers together, from a worker thread; must not raise.
         ran: told the rows and seconds of every batch.
-        answered: given every ticket that got its scores, once its caller has them, from a worker thread; must not
-            raise.
+        answered: given every ticket with scores, once its caller has them, from a worker thread; must not raise.
     """
 
     def __init__(

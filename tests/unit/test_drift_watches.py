@@ -219,7 +219,7 @@ def test_a_save_that_fails_is_logged_and_scoring_goes_on(tmp_path, caplog):
         folder.mkdir()
 
     [record] = caplog.records
-    assert record.getMessage().startswith(f"event=drift_state_not_saved file={state_file(folder, detector)} error='")
+    assert record.getMessage().startswith(f'event=drift_state_not_saved file={state_file(folder, detector)} error="')
     assert files(folder) == [state_file(folder, detector).name]
     assert watching(folder, detector).report(detector, 0.05).rows == 4
 
