@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import paper_claims
 import paper_plots
 import paper_tables
-
-import paper_claims
 from machine import describe_machine
 from paper_data import write_data
 from softkin_training.ablate import Cell, ablate
@@ -46,9 +45,10 @@ def main() -> None:
     far = write_data(
         a.out / "data", fashion_mnist=a.fashion_mnist, mnist=a.mnist, notmnist=a.notmnist, textures=a.textures
     )
-    found: dict[str, Any] = {"machine": describe_machine("cpu"), "seeds": a.seeds, "near_seeds": a.near_seeds}
+    found: dict[str, Any] = {"machine": describe_machine("cpu"), "seeds": {}, "near_seeds": {}}
     for recipe, outliers in far.items():
         near_seeds = range(a.near_seeds if recipe == "fashion_mnist" else 0)
+        found["seeds"][recipe], found["near_seeds"][recipe] = list(range(a.seeds)), list(near_seeds)
         cells = run(recipe, a.out, outliers, seeds=range(a.seeds), near_seeds=near_seeds)
         found[recipe] = summarise(cells) | {"claims": paper_claims.claims(cells, a.out / recipe)}
     write(found)

@@ -30,6 +30,7 @@ def claims(cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     Returns:
         `entanglement`: network -> layer -> `[seeds, 1 + epochs]` ratios to chance, the first of the untrained network.
         `calibration`: measure -> network -> mean, deviation, and the paired difference to the first network.
+        `accuracy`: network -> on all test rows: mean, deviation, paired difference.
         `sets`: network -> score -> outlier set -> mean AUROC.
         `best`: network -> measure -> the best of the scores of others, and softkin's paired difference to it.
     """
@@ -39,7 +40,7 @@ def claims(cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"entanglement": {}, "calibration": {}}
     for network in networks:
         seeds = sorted({c.seed for c in far if c.train == network})
-        runs = [_ratios(folder / folder_of(FAR) / folder_of(network) / f"seed{seed}" / HISTORY) for seed in seeds]
+        runs = [_ratios(_history(folder, network, seed)) for seed in seeds]
         found["entanglement"][network] = {layer: [run[layer] for run in runs] for layer in runs[0]}
     measures: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
         name: (detects[0], lambda r, k=key: float(r["classifier"][k])) for name, key in CALIBRATION.items()
@@ -53,6 +54,8 @@ def claims(cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
             n: {c.seed: measure(c.report) for c in far if c.train == n and c.detect == detect} for n in networks
         }
         found["calibration"][name] = {n: _summary(v, by_network[networks[0]]) for n, v in by_network.items()}
+    accuracies = {n: {c.seed: _accuracy(_history(folder, n, c.seed)) for c in far if c.train == n} for n in networks}
+    found["accuracy"] = {n: _summary(v, accuracies[networks[0]]) for n, v in accuracies.items()}
     found["sets"] = {n: _by_set([c for c in far if c.train == n], detects[0]) for n in networks}
     found["best"] = _against_the_best(cells, networks, detects)
     return found
@@ -90,8 +93,16 @@ def _against_the_best(cells: Sequence[Cell], networks: Sequence[str], detects: S
     return found
 
 
-def _ratios(history: Path) -> dict[str, list[float]]:
-    epochs = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+def _history(folder: Path, network: str, seed: int) -> list[dict[str, Any]]:
+    file = folder / folder_of(FAR) / folder_of(network) / f"seed{seed}" / HISTORY
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _accuracy(epochs: list[dict[str, Any]]) -> float:
+    return float(epochs[-1]["test_accuracy"])
+
+
+def _ratios(epochs: list[dict[str, Any]]) -> dict[str, list[float]]:
     probes = [epochs[0]["probe_untrained"], *(e["probe"] for e in epochs)]
     return {layer: [p[layer]["ratio"] for p in probes] for layer in probes[0]}
 

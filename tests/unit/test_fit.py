@@ -171,6 +171,22 @@ def test_all_options_reach_the_bundle(files):
     assert m.approximation.budget == 0.9
 
 
+def test_whitening_reaches_the_bundle(files):
+    """Layers say so behind what reduced them, and the temperature is the one asked for in whitened distances."""
+    found = []
+    for scale in (0.1, 0.2):
+        assert fit(files, "--whiten", "--temperature-scale", scale, "--max-dim", 4) == 0
+        found.append(read_bundle(files / "out" / "bundle").manifest)
+
+    assert [layer.reducer for layer in found[0].layers] == [
+        "gaussian-projection(5->4, seed=0) + whitening(shrinkage=0.2)",
+        "gaussian-projection(5->4, seed=1) + whitening(shrinkage=0.2)",
+    ]
+    for one, two in zip(found[0].layers, found[1].layers, strict=True):
+        assert one.metric == "squared_euclidean"
+        assert two.temperature == pytest.approx(2 * one.temperature)
+
+
 def test_help_tells_the_recipes_defaults(capsys):
     """The parser does not import the recipes, whose defaults hold: what it says must be theirs."""
     with pytest.raises(SystemExit):

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.training
 
 OTHERS = [
     "posterior",
+    "posterior_hidden",
     "density",
     "density_last",
     "joint_energy_density",
