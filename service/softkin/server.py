@@ -42,6 +42,7 @@ from softkin.tracing import Tracing
 from softkin.traffic import Traffic
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
+from softkin.watched_health import WatchedHealth
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
@@ -89,7 +90,7 @@ class Server:
             release_seconds=settings.drain_grace_seconds,
         )
         self._saving = ExitStack()
-        self._health = health.HealthServicer()
+        self._health = WatchedHealth()
         services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
         self._traffic = Traffic()
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
@@ -224,6 +225,7 @@ class Server:
         grace = 0 if self._hurry.is_set() else self._settings.drain_grace_seconds
         self._traffic.refuse()
         grace = self._traffic.settle(grace, self._hurry.wait)
+        self._health.end_watches()
         if not self._grpc.stop(grace + LONGER_THAN_GRACE_SECONDS).wait(grace):
             self._abandon()
         self._pool.shutdown(wait=False)

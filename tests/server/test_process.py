@@ -10,10 +10,12 @@ import urllib.request
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from softkin.converters import array_to_tensor
 from softkin.v1 import outlier_pb2 as pb
 
+Status = health_pb2.HealthCheckResponse
 REQUEST = pb.ScoreRequest(inputs=array_to_tensor(np.ones((3, 2, 3), np.float32)))
 
 
@@ -50,6 +52,23 @@ def test_an_idle_server_with_an_open_connection_stops_at_once(serve):
 
     process.popen.send_signal(signal.SIGTERM)
 
+    status, log = process.finish()
+    assert status == 0
+    assert float(re.search(r"event=stopped seconds=([\d.]+)", log)[1]) < 10
+
+
+def test_open_health_watches_do_not_hold_a_drain(serve):
+    """They learn of NOT_SERVING, then end as calls that went well."""
+    process = serve("--drain-grace-seconds", "600")
+    stub = health_pb2_grpc.HealthStub(process.channel)
+    watches = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "softkin.v1.OutlierService")]
+    left = stub.Watch(health_pb2.HealthCheckRequest())
+    assert [next(w).status for w in (*watches, left)] == [Status.SERVING] * 3
+    left.cancel()
+
+    process.popen.send_signal(signal.SIGTERM)
+
+    assert [[r.status for r in w] for w in watches] == [[Status.NOT_SERVING]] * 2
     status, log = process.finish()
     assert status == 0
     assert float(re.search(r"event=stopped seconds=([\d.]+)", log)[1]) < 10
