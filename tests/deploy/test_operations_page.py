@@ -110,7 +110,7 @@ def test_the_delays_are_those_of_the_code(page):
     """Seconds that a refused caller is told to wait."""
     from softkin import admission, registry, streaming
 
-    text = section(page, "Status codes")
+    text = " ".join(section(page, "Status codes").split())
 
     for module, words in ((admission, "full gate"), (streaming, "too many streams"), (registry, "being replaced")):
         assert f"{words}: {module.RETRY_AFTER_SECONDS:g} s" in text
