@@ -164,7 +164,7 @@ class Batcher:
         self._changed = threading.Condition(threading.Lock())
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
         self._queued_rows = 0
-        self._running_rows = 0
+        self._running_rows = self._running = 0
         self._last_tickets = 0
         self._closed = False
         # Asking for neighbours has a pace of its own; what a detector took is forgotten with it.
@@ -188,14 +188,39 @@ class Batcher:
         return (full * times.predict(self._max_rows) + (times.predict(rest) if rest else 0.0)) / self._workers
 
     def submit(self, ticket: Ticket) -> None:
-        """Queue a ticket; its `wait` gives the answer."""
-        ticket.submitted = time.monotonic()
+        """Queue a ticket; its `wait` gives the answer. One that is cancelled already is not queued.
+
+        Raises:
+            UnavailableError: the batcher is closed.
+        """
         with self._changed:
             if self._closed:
                 raise UnavailableError("the server is stopping; retry elsewhere")
-            self._queue[ticket] = None
-            self._queued_rows += len(ticket.x)
-            self._changed.notify()
+            if not ticket.done:
+                self._enqueue(ticket)
+                self._changed.notify()
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        ticket.submitted = time.monotonic()
+        self._queue[ticket] = None
+        self._queued_rows += len(ticket.x)
+
+    def score(self, ticket: Ticket) -> Scores:
+        """Submit a ticket and wait for its answer, as `Ticket.wait`.
+
+        One caller alone runs the batch itself: to change threads and back takes longer than a small batch.
+        """
+        with self._changed:
+            quiet = not (self._queue or self._closed or self._delay or self._last_tickets > 1)
+            mine = None
+            if quiet and self._running < self._workers and len(ticket.x) <= self._max_rows and not ticket.done:
+                self._enqueue(ticket)
+                mine = self._take()
+        if mine is None:
+            self.submit(ticket)
+        else:
+            self._run(mine)
+        return ticket.wait()
 
     def cancel(self, ticket: Ticket) -> None:
         """Drop a ticket wherever it is; a batch in which nobody is left stops within one chunk of the bank."""
@@ -233,6 +258,9 @@ class Batcher:
         seconds = time.monotonic() - started
         with self._changed:
             self._running_rows -= batch.rows
+            self._running -= 1
+            if self._queue:
+                self._changed.notify()
             for ticket, _ in batch.tickets:
                 ticket.batches.remove(batch)
             if not batch.cancellation.cancelled:
@@ -245,7 +273,7 @@ class Batcher:
             self._gather()
             with self._changed:
                 self._drop_expired(time.monotonic())
-                if self._queue:
+                if self._queue and self._running < self._workers:
                     return self._take()
         return None
 
@@ -255,12 +283,12 @@ class Batcher:
             while True:
                 now = time.monotonic()
                 self._drop_expired(now)
-                if self._queue:
+                if self._queue and self._running < self._workers:
                     wait = self._wait_for_company(now)
                     if wait <= 0:
                         return True
                     self._changed.wait(wait)
-                elif self._closed:
+                elif self._closed and not self._queue:
                     return False
                 else:
                     self._changed.wait()
@@ -309,6 +337,7 @@ class Batcher:
         self._last_tickets = len(batch.tickets)
         self._queued_rows -= batch.rows
         self._running_rows += batch.rows
+        self._running += 1
         if self._queue:
             self._changed.notify()
         return batch

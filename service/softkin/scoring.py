@@ -99,6 +99,15 @@ class ScoringPath:
             OverloadedError: too much is pending.
             UnmeetableError: what is pending leaves no time for the deadline.
         """
+        ticket = self._admit(detector, call, context)
+        try:
+            self._batcher.submit(ticket)
+        except BaseException:
+            ticket.ended()
+            raise
+        return ticket
+
+    def _admit(self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext) -> Ticket:
         rule = detector.rule(
             alpha=self.default_alpha(detector) if call.alpha is None else call.alpha,
             guarantee=call.guarantee or self._settings.guarantee,
@@ -125,11 +134,6 @@ class ScoringPath:
                 expected,
             )
         self.admission.enter(*share)
-        try:
-            self._batcher.submit(ticket)
-        except BaseException:
-            ticket.ended()
-            raise
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -144,11 +148,16 @@ class ScoringPath:
             DeviceError: the device failed on it.
             InvalidInputError, OverloadedError, UnmeetableError: as `submit`.
         """
-        ticket = self.submit(detector, call, context)
+        ticket = self._admit(detector, call, context)
         # A caller who has gone, or whose deadline has passed, frees the device within one chunk of the bank.
         if not context.add_callback(partial(self._batcher.cancel, ticket)):
             self._batcher.cancel(ticket)
-        return ticket.wait()
+        try:
+            return self._batcher.score(ticket)
+        except UnavailableError:
+            if not ticket.done:  # refused by a batcher that is closed
+                ticket.ended()
+            raise
 
     def decode(self, request: pb.ScoreRequest) -> tuple[ScoringDetector, ScoreCall]:
         """The detector and the checked arguments of a request.

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 
-from softkin.batching import Batcher
 from softkin.errors import CancelledError, DeviceError, ExpiredError, UnavailableError
 from softkin.scores import Scores
 from softkin.verdicts import GUARANTEES
@@ -16,28 +15,6 @@ from standin import StandIn
 from tickets import assert_same, rows, ticket
 
 WAIT_SECONDS = 20.0
-
-
-@pytest.fixture
-def make():
-    """Batchers that end with the test."""
-    made: list[Batcher] = []
-
-    def batcher(*, workers=1, max_batch_rows=256, **options):
-        made.append(Batcher(workers=workers, max_batch_rows=max_batch_rows, **options))
-        return made[-1]
-
-    yield batcher
-    for b in made:
-        b.close()
-
-
-@pytest.fixture
-def gate():
-    """Holds the stand-in's batches until it is set."""
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 def busy(batcher, detector):
