@@ -7,127 +7,21 @@ each is run again by itself.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
 from softkin.batch_times import BatchTimes
-from softkin.cancellation import Cancellation
 from softkin.errors import CancelledError, ExpiredError, UnavailableError
 from softkin.registry import ScoringDetector
 from softkin.scores import RowScores, Scores
-from softkin.verdicts import Rule
+from softkin.tickets import Batch, Ticket
 
 GATHER_SECONDS = 1e-4
 LONGEST_GATHERING = 20
 """How often a batch may wait `GATHER_SECONDS` for requests that keep coming."""
-
-
-class Ticket:
-    """One request on its way through the batcher.
-
-    Args:
-        detector: that scores it.
-        x: rows that `detector.check` gave back.
-        rule: by `detector.rule`.
-        num_neighbors: nearest training rows per row and layer.
-        smoothing_seed: given where the rule is smoothed.
-        deadline: when nobody waits for it any more, by `time.monotonic`.
-        ended: called once, when there is a result of any kind.
-    """
-
-    __slots__ = (
-        "batches",
-        "deadline",
-        "detector",
-        "done",
-        "ended",
-        "error",
-        "latch",
-        "num_neighbors",
-        "parts",
-        "rule",
-        "scores",
-        "smoothing_seed",
-        "started",
-        "submitted",
-        "taken",
-        "x",
-    )
-
-    def __init__(
-        self,
-        detector: ScoringDetector,
-        x: NDArray[np.generic],
-        rule: Rule,
-        *,
-        num_neighbors: int = 0,
-        smoothing_seed: int | None = None,
-        deadline: float = math.inf,
-        ended: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.detector = detector
-        self.x = x
-        self.rule = rule
-        self.num_neighbors = num_neighbors
-        self.smoothing_seed = smoothing_seed
-        self.deadline = deadline
-        self.ended = ended
-        self.submitted = self.started = 0.0
-        self.taken = 0
-        self.parts: dict[int, RowScores] = {}
-        self.batches: list[_Batch] = []
-        self.scores: Scores | None = None
-        self.error: BaseException | None = None
-        self.done = False
-        self.latch = threading.Lock()  # held until there is a result: a tenth of the cost of an Event
-        self.latch.acquire()
-
-    def wait(self) -> Scores:
-        """Block until there is an answer. To be called once.
-
-        Raises:
-            CancelledError: by `Batcher.cancel`.
-            ExpiredError: the deadline passed first.
-            DeviceError: the device failed on it.
-            UnavailableError: the batcher was closed.
-        """
-        self.latch.acquire()
-        if self.error is not None:
-            # Not kept: an error holds this frame, and with it the ticket and its rows, until the garbage is collected.
-            error, self.error = self.error, None
-            try:
-                raise error
-            finally:
-                del error
-        assert self.scores is not None
-        return self.scores
-
-
-class _Batch:
-    """Slices of tickets of one detector that run together."""
-
-    def __init__(self, detector: ScoringDetector, num_neighbors: int) -> None:
-        self.detector = detector
-        self.num_neighbors = num_neighbors
-        self.tickets: list[tuple[Ticket, slice]] = []
-        self.rows = 0
-        self.cancellation = Cancellation()
-
-    def add(self, ticket: Ticket, rows: int) -> None:
-        self.tickets.append((ticket, slice(ticket.taken, ticket.taken + rows)))
-        ticket.taken += rows
-        self.rows += rows
-
-    def inputs(self) -> NDArray[np.generic]:
-        parts = [t.x[s] for t, s in self.tickets]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class Batcher:
@@ -242,7 +136,7 @@ class Batcher:
             self._run(batch)
             del batch  # an idle worker must not hold a detector that is served no longer
 
-    def _run(self, batch: _Batch) -> None:
+    def _run(self, batch: Batch) -> None:
         started = time.monotonic()
         for ticket, _ in batch.tickets:
             ticket.started = ticket.started or started
@@ -268,7 +162,7 @@ class Batcher:
                 times.setdefault(batch.num_neighbors, BatchTimes()).add(batch.rows, seconds)
         self._ran(batch.rows, seconds)
 
-    def _next(self) -> _Batch | None:
+    def _next(self) -> Batch | None:
         while self._await_tickets():
             self._gather()
             with self._changed:
@@ -318,9 +212,9 @@ class Batcher:
         for ticket in [t for t in self._queue if t.deadline <= now]:
             self._end(ticket, ExpiredError())
 
-    def _take(self) -> _Batch:
+    def _take(self) -> Batch:
         first = next(iter(self._queue))
-        batch = _Batch(first.detector, first.num_neighbors)
+        batch = Batch(first.detector, first.num_neighbors)
         for ticket in self._queue:
             if ticket.detector is not batch.detector or ticket.num_neighbors != batch.num_neighbors:
                 continue
@@ -342,7 +236,7 @@ class Batcher:
             self._changed.notify()
         return batch
 
-    def _answer(self, batch: _Batch, found: RowScores) -> None:
+    def _answer(self, batch: Batch, found: RowScores) -> None:
         """Judge together what stands together and may be judged together."""
         position = 0
         runs: list[list[tuple[Ticket, slice]]] = []
@@ -387,7 +281,7 @@ class Batcher:
         for ticket in live:
             self._answered(ticket)
 
-    def _recover(self, batch: _Batch, error: Exception) -> None:
+    def _recover(self, batch: Batch, error: Exception) -> None:
         """The device failed on a batch: run every request's rows by themselves, so that only the guilty one fails."""
         for ticket, rows in batch.tickets:
             if ticket.done:
@@ -399,8 +293,8 @@ class Batcher:
                 with self._changed:
                     self._end(ticket, failure)
 
-    def _run_alone(self, batch: _Batch, ticket: Ticket, rows: slice) -> Exception | None:
-        alone = _Batch(batch.detector, batch.num_neighbors)
+    def _run_alone(self, batch: Batch, ticket: Ticket, rows: slice) -> Exception | None:
+        alone = Batch(batch.detector, batch.num_neighbors)
         alone.tickets = [(ticket, rows)]
         try:
             found = batch.detector.score_rows(
@@ -411,7 +305,7 @@ class Batcher:
             return error
         return None
 
-    def _end(self, ticket: Ticket, error: BaseException | None, scores: Scores | None = None) -> Iterable[_Batch]:
+    def _end(self, ticket: Ticket, error: BaseException | None, scores: Scores | None = None) -> Iterable[Batch]:
         """Give the ticket its result, once; returns the running batches in which nobody is left. Holds the lock."""
         if ticket.done:
             return ()

@@ -11,7 +11,7 @@ import grpc
 
 from softkin import converters
 from softkin.admission import Admission
-from softkin.batching import Batcher, Ticket
+from softkin.batching import Batcher
 from softkin.converters import Limits, ScoreCall
 from softkin.drift_watches import DriftWatches
 from softkin.errors import UnavailableError, UnmeetableError
@@ -21,6 +21,7 @@ from softkin.scores import Scores
 from softkin.settings import ServerSettings
 from softkin.shadow import Shadow
 from softkin.statuses import CallEndedError, end_code
+from softkin.tickets import Ticket
 from softkin.v1 import outlier_pb2 as pb
 
 NO_DEADLINE_SECONDS = 1e9

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from softkin.batching import Ticket
 from softkin.cancellation import Cancellation
 from softkin.certificate import false_alarm_bound
 from softkin.errors import CancelledError, InvalidInputError, PreconditionError
@@ -23,6 +22,7 @@ from softkin.metrics import Metrics
 from softkin.registry import SHADOW, STABLE, Registry, ScoringDetector
 from softkin.scores import RowScores, Scores
 from softkin.settings import ServerSettings
+from softkin.tickets import Ticket
 
 CONFIDENCE = 0.95
 

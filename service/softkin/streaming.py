@@ -10,7 +10,6 @@ from queue import SimpleQueue
 
 import grpc
 
-from softkin.batching import Ticket
 from softkin.converters import ScoreCall
 from softkin.errors import CancelledError, InvalidInputError, OverloadedError, SoftkinError
 from softkin.interceptors import request_id
@@ -18,6 +17,7 @@ from softkin.metrics import Metrics
 from softkin.registry import ScoringDetector
 from softkin.scoring import ScoringPath, ended
 from softkin.statuses import failure
+from softkin.tickets import Ticket
 from softkin.v1 import outlier_pb2 as pb
 
 METHOD = "ScoreStream"

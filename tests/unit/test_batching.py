@@ -12,7 +12,7 @@ from softkin.errors import CancelledError, DeviceError, ExpiredError, Unavailabl
 from softkin.scores import Scores
 from softkin.verdicts import GUARANTEES
 from standin import StandIn
-from tickets import assert_same, rows, ticket
+from ticket_cases import assert_same, rows, ticket
 
 WAIT_SECONDS = 20.0
 

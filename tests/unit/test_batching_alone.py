@@ -10,7 +10,7 @@ import pytest
 
 from softkin.errors import CancelledError
 from standin import StandIn
-from tickets import assert_same, rows, ticket
+from ticket_cases import assert_same, rows, ticket
 
 WAIT_SECONDS = 20.0
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from softkin.batching import Batcher
 from softkin.errors import CancelledError
 from standin import StandIn
-from tickets import assert_same, rows, ticket
+from ticket_cases import assert_same, rows, ticket
 
 
 @settings(max_examples=40, deadline=None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from softkin.batching import Ticket
 from softkin.scores import Scores
+from softkin.tickets import Ticket
 
 ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values")
 

@@ -1,0 +1,118 @@
+"""A request on its way through the batcher, and the batch it rides in."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.cancellation import Cancellation
+from softkin.registry import ScoringDetector
+from softkin.scores import RowScores, Scores
+from softkin.verdicts import Rule
+
+
+class Ticket:
+    """One request on its way through the batcher.
+
+    Args:
+        detector: that scores it.
+        x: rows that `detector.check` gave back.
+        rule: by `detector.rule`.
+        num_neighbors: nearest training rows per row and layer.
+        smoothing_seed: given where the rule is smoothed.
+        deadline: when nobody waits for it any more, by `time.monotonic`.
+        ended: called once, when there is a result of any kind.
+    """
+
+    __slots__ = (
+        "batches",
+        "deadline",
+        "detector",
+        "done",
+        "ended",
+        "error",
+        "latch",
+        "num_neighbors",
+        "parts",
+        "rule",
+        "scores",
+        "smoothing_seed",
+        "started",
+        "submitted",
+        "taken",
+        "x",
+    )
+
+    def __init__(
+        self,
+        detector: ScoringDetector,
+        x: NDArray[np.generic],
+        rule: Rule,
+        *,
+        num_neighbors: int = 0,
+        smoothing_seed: int | None = None,
+        deadline: float = math.inf,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.detector = detector
+        self.x = x
+        self.rule = rule
+        self.num_neighbors = num_neighbors
+        self.smoothing_seed = smoothing_seed
+        self.deadline = deadline
+        self.ended = ended
+        self.submitted = self.started = 0.0
+        self.taken = 0
+        self.parts: dict[int, RowScores] = {}
+        self.batches: list[Batch] = []
+        self.scores: Scores | None = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.latch = threading.Lock()  # held until there is a result: a tenth of the cost of an Event
+        self.latch.acquire()
+
+    def wait(self) -> Scores:
+        """Block until there is an answer. To be called once.
+
+        Raises:
+            CancelledError: by `Batcher.cancel`.
+            ExpiredError: the deadline passed first.
+            DeviceError: the device failed on it.
+            UnavailableError: the batcher was closed.
+        """
+        self.latch.acquire()
+        if self.error is not None:
+            # Not kept: an error holds this frame, and with it the ticket and its rows, until the garbage is collected.
+            error, self.error = self.error, None
+            try:
+                raise error
+            finally:
+                del error
+        assert self.scores is not None
+        return self.scores
+
+
+class Batch:
+    """Slices of tickets of one detector that run together."""
+
+    def __init__(self, detector: ScoringDetector, num_neighbors: int) -> None:
+        self.detector = detector
+        self.num_neighbors = num_neighbors
+        self.tickets: list[tuple[Ticket, slice]] = []
+        self.rows = 0
+        self.cancellation = Cancellation()
+
+    def add(self, ticket: Ticket, rows: int) -> None:
+        """Take so many of the ticket's next rows along."""
+        self.tickets.append((ticket, slice(ticket.taken, ticket.taken + rows)))
+        ticket.taken += rows
+        self.rows += rows
+
+    def inputs(self) -> NDArray[np.generic]:
+        """The rows of all, one after the other."""
+        parts = [t.x[s] for t, s in self.tickets]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
