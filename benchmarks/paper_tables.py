@@ -26,6 +26,8 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
     for recipe, title in TITLES.items():
         if recipe in found:
             yield from ("", f"## {title}", "")
+            far, near = (", ".join(map(str, found[k][recipe])) for k in ("seeds", "near_seeds"))
+            yield from (f"Seeds {far}; of held-out classes {near or 'none'}.", "")
             yield from _recipe(found[recipe])
 
 
