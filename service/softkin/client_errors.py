@@ -23,21 +23,22 @@ _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 def call_error(e: Any, target: str) -> SoftkinError:
     """The error for a call that failed; `e` is grpc's RpcError."""
-    milliseconds = dict(e.trailing_metadata() or ()).get(RETRY_AFTER, "0")
-    return _error(e.code(), e.details() or "", float(milliseconds) / 1000, target)
+    milliseconds = dict(e.trailing_metadata() or ()).get(RETRY_AFTER)
+    retry_after = None if milliseconds is None else float(milliseconds) / 1000
+    return _error(e.code(), e.details() or "", retry_after, target)
 
 
 def answer_error(status: Status, target: str) -> SoftkinError:
     """The error for one request of a stream."""
     retry = RetryInfo()
-    retry_after = 0.0
+    retry_after = None
     for detail in status.details:
         if detail.Unpack(retry):
             retry_after = retry.retry_delay.ToNanoseconds() / 1e9
     return _error(_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, retry_after, target)
 
 
-def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float, target: str) -> SoftkinError:
+def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | None, target: str) -> SoftkinError:
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         field, _, message = details.partition(": ")
         return InvalidInputError(field, message)
@@ -45,7 +46,10 @@ def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float, targ
         return NotFoundError(details)
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return AuthenticationError(f"{target}: {details}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_seconds is None:
+        return InvalidInputError("message", f"{target}: {details}")  # too large: waiting does not help
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        assert retry_after_seconds is not None
         return OverloadedError(f"{target}: {details}", retry_after_seconds)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return UnavailableError(f"{target}: {details}")

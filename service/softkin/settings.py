@@ -110,7 +110,7 @@ class ServerSettings(BaseSettings):
     )
     max_streams: int = Field(default=32, ge=0, le=1024, description="Streams open at the same time (two threads each).")
     stream_window: int = Field(
-        default=128,
+        default=32,
         ge=1,
         le=4096,
         description="Requests of one stream that may be unanswered; then the server stops reading it.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,3 +152,13 @@ def test_a_label_chooses_the_version(start, rows):
     assert labels == ("canary",)
     with running.client(label="beta") as client, pytest.raises(NotFoundError, match="canary = 2, stable = 1"):
         client.score(rows(1))
+
+
+def test_what_no_waiting_can_help_is_no_overload(start, rows):
+    """A message over the server's limit, from a client that does not know it."""
+    running = start(StandIn(), max_message_bytes=4096)
+    with running.client() as client:
+        client._limits = replace(client._known_limits(), max_message_bytes=1 << 20)
+        for call in (client.score, lambda x: next(client.score_stream([x]))):
+            with pytest.raises(InvalidInputError, match="max_message_bytes = 4096: send several smaller ones"):
+                call(rows(250))

@@ -39,7 +39,7 @@ def test_the_defaults_are_those_of_the_documentation():
         "max_pending_bytes": 512 * 1024 * 1024,
         "max_pending_requests": 128,
         "max_streams": 32,
-        "stream_window": 128,
+        "stream_window": 32,
         "max_batch_rows": 256,
         "batch_delay_seconds": 0,
         "max_neighbors": 100,
