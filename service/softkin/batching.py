@@ -266,16 +266,17 @@ class Batcher:
         first, origin = tickets[0][0], tickets[0][1].start
         scores = first.detector.judge(found, first.rule, first.x, smoothing_seed=first.smoothing_seed)
         calibrate = time.monotonic() - started
-        live: list[Ticket] = []
+        answers = []
         for ticket, rows in tickets:
             own = scores if len(tickets) == 1 else scores.take(slice(rows.start - origin, rows.stop - origin))
             own.stage_seconds.update(
                 queue=ticket.started - ticket.submitted, infer=found.infer_seconds, calibrate=calibrate
             )
-            with self._changed:
-                if not ticket.done:
-                    live.append(ticket)
-                self._end(ticket, None, own)
+            answers.append((ticket, own))
+        with self._changed:
+            live = [ticket for ticket, own in answers if self._settle(ticket, None, own)]
+        for ticket in live:
+            ticket.latch.release()
         if live:
             self._scored(scores)
         for ticket in live:
@@ -305,17 +306,23 @@ class Batcher:
             return error
         return None
 
-    def _end(self, ticket: Ticket, error: BaseException | None, scores: Scores | None = None) -> Iterable[Batch]:
-        """Give the ticket its result, once; returns the running batches in which nobody is left. Holds the lock."""
-        if ticket.done:
+    def _end(self, ticket: Ticket, error: BaseException) -> Iterable[Batch]:
+        """End a ticket without an answer; returns the running batches in which nobody is left. Holds the lock."""
+        if not self._settle(ticket, error, None):
             return ()
+        ticket.latch.release()
+        return [b for b in ticket.batches if all(t.done for t, _ in b.tickets)]
+
+    def _settle(self, ticket: Ticket, error: BaseException | None, scores: Scores | None) -> bool:
+        """Give the ticket its result, once, and leave waking to the caller; False if it has one. Holds the lock."""
+        if ticket.done:
+            return False
         ticket.done, ticket.error, ticket.scores = True, error, scores
         if ticket in self._queue:
             del self._queue[ticket]
             self._queued_rows -= len(ticket.x) - ticket.taken
         ticket.ended()
-        ticket.latch.release()
-        return [b for b in ticket.batches if all(t.done for t, _ in b.tickets)]
+        return True
 
 
 def _share_verdicts(a: Ticket, b: Ticket) -> bool:
