@@ -25,7 +25,8 @@ def _markdown(results: dict[str, Any]) -> Iterable[str]:
     m, rounds = results["machine"], results["rounds"]
     yield f"# Serving, {m['date']}"
     yield ""
-    yield f"{m['processor']}, {m['cores']} cores for server and client together; medians of {len(rounds['stream, 1'])} rounds."
+    count = len(rounds["stream, 1"])
+    yield f"{m['processor']}, {m['cores']} cores for server and client together; medians of {count} rounds."
     yield "Vectors of 64 numbers; the small bank has 1,500 rows, the large one 40,000. One compute thread, one worker."
     yield from table(
         ["", "calls per second", "server CPU per 1,000 calls, s", "median latency, ms"],
@@ -68,8 +69,8 @@ def _overload(results: dict[str, Any]) -> Iterable[str]:
     yield ""
     yield "## Twice the load it can carry"
     yield ""
-    yield "Requests of 16 rows against the large bank, deadline 1 s. Peak: a closed loop of 64 callers. Then twice that rate,"
-    yield "whatever comes back."
+    yield "Requests of 16 rows against the large bank, deadline 1 s. Peak: a closed loop of 64 callers. Then twice that"
+    yield "rate, whatever comes back."
     codes: dict[str, int] = {}
     health: dict[str, int] = {}
     for t in twice:

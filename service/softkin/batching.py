@@ -19,9 +19,9 @@ from softkin.registry import ScoringDetector
 from softkin.scores import RowScores, Scores
 from softkin.tickets import Batch, Ticket
 
-GATHER_SECONDS = 1e-4
-LONGEST_GATHERING = 20
-"""How often a batch may wait `GATHER_SECONDS` for requests that keep coming."""
+GATHER_SECONDS_PER_CALL = 5e-5
+LONGEST_GATHER_SECONDS = 2e-3
+GATHER_SECONDS_PER_STEP = 2.5e-4
 
 
 class Batcher:
@@ -54,6 +54,7 @@ class Batcher:
         self._delay = delay_seconds
         self._scored = scored
         self._ran = ran
+        self.callers: Callable[[], int] = lambda: 0
         self._answered = answered
         self._changed = threading.Condition(threading.Lock())
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
@@ -188,20 +189,19 @@ class Batcher:
                     self._changed.wait()
 
     def _gather(self) -> None:
-        """Let arrive what is on its way: with several callers at it, requests follow each other closely.
+        """Let arrive what is on its way; where nothing is, do not wait.
 
-        One caller alone never waits. Nor does anybody where the queue has stopped growing, or a batch is full.
+        Calls that are here and not in the queue are being read, or answered and about to be followed by others: worth
+        a wait that grows with their number. Streams show only in a queue that grows.
         """
-        waiting = len(self._queue)
-        if max(waiting, self._last_tickets) < 2:
-            return
-        for _ in range(LONGEST_GATHERING):
-            if self._queued_rows >= self._max_rows or self._closed:
-                return
-            time.sleep(GATHER_SECONDS)
-            before, waiting = waiting, len(self._queue)
-            if waiting <= before:
-                return
+        others = self.callers() - len(self._queue)
+        if others > 0:
+            time.sleep(min(LONGEST_GATHER_SECONDS, others * GATHER_SECONDS_PER_CALL))
+        elif self._last_tickets > 1:
+            waiting = 0
+            while waiting < len(self._queue) and self._queued_rows < self._max_rows and not self._closed:
+                waiting = len(self._queue)
+                time.sleep(GATHER_SECONDS_PER_STEP)
 
     def _wait_for_company(self, now: float) -> float:
         if not self._delay or self._closed or self._queued_rows >= self._max_rows:

@@ -184,6 +184,10 @@ class ScoringPath:
         self._metrics.answered(len(scores), seconds)
         return seconds
 
+    def expect(self, callers: Callable[[], int]) -> None:
+        """Tell the batcher where to ask how many calls are under way: it waits a little for those not queued yet."""
+        self._batcher.callers = callers
+
     def close(self) -> None:
         """Finish what is queued and end the batcher's threads."""
         self._batcher.close()
