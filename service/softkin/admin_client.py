@@ -11,26 +11,14 @@ from google.protobuf.message import Message
 
 from softkin import descriptions
 from softkin.client_channel import File, call_metadata, open_channel
+from softkin.client_errors import call_error
 from softkin.descriptions import DetectorInfo
-from softkin.errors import (
-    AuthenticationError,
-    ConflictError,
-    InvalidInputError,
-    NotFoundError,
-    PreconditionError,
-    SoftkinError,
-    UnavailableError,
-)
+from softkin.errors import SoftkinError, UnavailableError
 from softkin.v1 import admin_pb2 as pb
 from softkin.v1 import admin_pb2_grpc as pb_grpc
 from softkin.v1 import outlier_pb2, outlier_pb2_grpc
 
 Code = grpc.StatusCode
-_ERRORS: dict[grpc.StatusCode, type[SoftkinError]] = {
-    Code.NOT_FOUND: NotFoundError,
-    Code.ALREADY_EXISTS: ConflictError,
-    Code.FAILED_PRECONDITION: PreconditionError,
-}
 
 
 class AdminClient:
@@ -156,18 +144,8 @@ class AdminClient:
 
 def _error(e: Any, target: str) -> SoftkinError:
     """The softkin error that a status of the admin service stands for."""
-    code, details = e.code(), e.details() or ""
-    if code in _ERRORS:
-        return _ERRORS[code](details)
-    if code is Code.INVALID_ARGUMENT:
-        field, _, message = details.partition(": ")
-        return InvalidInputError(field, message)
-    if code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
-        return AuthenticationError(f"{target}: {details}")
-    if code is Code.DEADLINE_EXCEEDED:
+    if e.code() is Code.DEADLINE_EXCEEDED:
         return UnavailableError(f"{target}: no answer in time; list what is loaded, then try again with more time")
-    if code is Code.UNAVAILABLE:
-        return UnavailableError(f"{target}: {details}")
-    if code is Code.UNIMPLEMENTED:
+    if e.code() is Code.UNIMPLEMENTED:
         return SoftkinError(f"{target}: not an admin port; it is the one that the server was given as --admin-port")
-    return SoftkinError(f"{target}: {code.name}: {details}")
+    return call_error(e, target)

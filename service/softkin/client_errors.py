@@ -10,14 +10,21 @@ from google.rpc.status_pb2 import Status
 
 from softkin.errors import (
     AuthenticationError,
+    ConflictError,
     InvalidInputError,
     NotFoundError,
     OverloadedError,
+    PreconditionError,
     SoftkinError,
     UnavailableError,
 )
 from softkin.statuses import RETRY_AFTER
 
+_OWN_WORDS: dict[grpc.StatusCode, type[SoftkinError]] = {
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: ConflictError,
+    grpc.StatusCode.FAILED_PRECONDITION: PreconditionError,
+}
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -42,8 +49,8 @@ def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | Non
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         field, _, message = details.partition(": ")
         return InvalidInputError(field, message)
-    if code is grpc.StatusCode.NOT_FOUND:
-        return NotFoundError(details)
+    if code in _OWN_WORDS:
+        return _OWN_WORDS[code](details)
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return AuthenticationError(f"{target}: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_seconds is None:
