@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from queue import SimpleQueue
+from contextlib import ExitStack, contextmanager, suppress
+from queue import Empty, SimpleQueue
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -52,6 +52,7 @@ READY = SERVICE
 
 LONGER_THAN_GRACE_SECONDS = 60.0
 """gRPC's own grace period must not end first: what is cancelled then could not be counted."""
+SIGNAL_POLL_SECONDS = 0.5
 SPARE_THREADS = 16
 """Threads that no pending request can hold: they refuse at once, and answer health and reflection, under any load."""
 
@@ -307,7 +308,7 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
     log.info(
         log_line(
             "draining",
-            signal=signal.Signals(signals.get()).name,
+            signal=signal.Signals(_next(signals)).name,
             pending_requests=server.pending_requests,
             delay_seconds=settings.drain_delay_seconds,
             grace_seconds=settings.drain_grace_seconds,
@@ -321,7 +322,7 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
 
     stopping = threading.Thread(target=stop, name="drain")
     stopping.start()
-    if signals.get() != 0:
+    if _next(signals) != 0:
         server.stop_now()
     stopping.join()
     abandoned = server.abandoned_requests
@@ -332,6 +333,17 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def _next(signals: SimpleQueue[int]) -> int:
+    """The next signal.
+
+    Looked for again and again: one that arrives just before the main thread goes to sleep does not wake it, and Python
+    runs handlers in that thread alone.
+    """
+    while True:
+        with suppress(Empty):
+            return signals.get(timeout=SIGNAL_POLL_SECONDS)
 
 
 @contextmanager
