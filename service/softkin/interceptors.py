@@ -23,6 +23,8 @@ UNKNOWN = "unknown"
 """Stands in metrics for a method that does not exist, whatever the caller named it."""
 REQUEST_ID = "x-request-id"
 """Metadata with which callers name a call; log lines repeat it."""
+STACK_LEVELS = 200
+"""Of a nested list whose text takes some 100 kB of stack to make, which is what a call takes."""
 _FIT_ID = re.compile(r"[\w.:-]{1,64}")
 
 
@@ -85,6 +87,9 @@ class _Call:
 
 
 _arriving = threading.local()
+_DEEP: list[Any] = []
+for _ in range(STACK_LEVELS):
+    _DEEP = [_DEEP]
 
 
 class CountingPool(ThreadPoolExecutor):
@@ -97,8 +102,13 @@ class CountingPool(ThreadPoolExecutor):
     def start_all(self) -> None:
         """Start every thread now: the first burst of calls finds them waiting, and memory does not grow with it."""
         started = threading.Barrier(self._max_workers + 1)
+
+        def begin() -> None:
+            repr(_DEEP)  # uses as much of the stack as a call does, so that its pages are there
+            started.wait()
+
         for _ in range(self._max_workers):
-            super().submit(started.wait)
+            super().submit(begin)
         started.wait()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
