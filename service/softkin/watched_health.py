@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -20,12 +22,16 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
         self._watches: set[_Watch] = set()
         self._watches_lock = threading.Lock()
         self._ending = False
+        self._outbox: SimpleQueue[tuple[Send, health_pb2.HealthCheckResponse | None]] = SimpleQueue()
+        threading.Thread(target=self._send, name="health", daemon=True).start()
 
     def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send_response_callback: Send
     ) -> None:
         """Tell the status of a service, now and at every change."""
-        watch = _Watch(send_response_callback, self._forget)
+        # Not sent where the base class holds its lock: a send waits for gRPC's own thread, and that one for the lock
+        # when a watcher leaves at the same time.
+        watch = _Watch(lambda response: self._outbox.put((send_response_callback, response)), self._forget)
         with self._watches_lock:
             self._watches.add(watch)
         super().Watch(request, context, watch)
@@ -39,6 +45,12 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
             watches = list(self._watches)
         for watch in watches:
             watch(None)
+
+    def _send(self) -> None:
+        while True:
+            send, response = self._outbox.get()
+            with suppress(Exception):  # its watcher has gone
+                send(response)
 
     def _forget(self, watch: _Watch) -> None:
         with self._watches_lock:
