@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
-from google.protobuf.message import Message
 
 from softkin import descriptions
-from softkin.client_channel import File, call_metadata, open_channel
-from softkin.client_errors import call_error
+from softkin.client_channel import File
+from softkin.connection import Connection
 from softkin.descriptions import DetectorInfo
 from softkin.errors import SoftkinError, UnavailableError
 from softkin.v1 import admin_pb2 as pb
@@ -21,7 +19,7 @@ from softkin.v1 import outlier_pb2, outlier_pb2_grpc
 Code = grpc.StatusCode
 
 
-class AdminClient:
+class AdminClient(Connection):
     """A connection to the admin port of a server. A call that fails has changed nothing there.
 
     Args:
@@ -48,11 +46,14 @@ class AdminClient:
         tls_server_name: str | None = None,
         token: str | None = None,
     ) -> None:
-        self._target = target
-        self._timeout_seconds = timeout_seconds
-        self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)
-        self._channel = open_channel(
-            target, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, tls_server_name=tls_server_name
+        super().__init__(
+            target,
+            timeout_seconds=timeout_seconds,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_server_name=tls_server_name,
+            token=token,
         )
         self._stub = pb_grpc.DetectorAdminServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._outlier = outlier_pb2_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -123,29 +124,13 @@ class AdminClient:
         answer = self._call(self._outlier.ListDetectors, outlier_pb2.ListDetectorsRequest())
         return [descriptions.proto_to_detector_info(d) for d in answer.detectors]
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
-        try:
-            return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
-        except grpc.RpcError as e:
-            raise _error(e, self._target) from None
-
-
-def _error(e: Any, target: str) -> SoftkinError:
-    """The softkin error that a status of the admin service stands for."""
-    if e.code() is Code.DEADLINE_EXCEEDED:
-        return UnavailableError(f"{target}: no answer in time; list what is loaded, then try again with more time")
-    if e.code() is Code.UNIMPLEMENTED:
-        return SoftkinError(f"{target}: not an admin port; it is the one that the server was given as --admin-port")
-    return call_error(e, target)
+    def _error(self, e: Any) -> SoftkinError:
+        if e.code() is Code.DEADLINE_EXCEEDED:
+            return UnavailableError(
+                f"{self._target}: no answer in time; list what is loaded, then try again with more time"
+            )
+        if e.code() is Code.UNIMPLEMENTED:
+            return SoftkinError(
+                f"{self._target}: not an admin port; it is the one that the server was given as --admin-port"
+            )
+        return super()._error(e)

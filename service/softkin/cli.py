@@ -103,7 +103,7 @@ def _serve(options: argparse.Namespace) -> int:
         settings = flags.from_flags(options)
     except InvalidInputError as e:
         raise UsageError(str(e)) from None
-    from softkin.server import serve
+    from softkin.process import serve
 
     return serve(settings)
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, Self
 
 import grpc
 import numpy as np
-from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from softkin import converters, descriptions
-from softkin.client_channel import SERVICE, File, call_metadata, open_channel
-from softkin.client_errors import answer_error, call_error
+from softkin.client_channel import SERVICE, File
+from softkin.client_errors import answer_error
+from softkin.connection import Connection
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import InvalidInputError, SoftkinError
@@ -29,7 +27,7 @@ ROW_LENGTH_BYTES = 32
 """Room for the length prefixes and the number of rows, which grow with what a request carries."""
 
 
-class Client:
+class Client(Connection):
     """A connection to a softkin server; safe to share between threads.
 
     Args:
@@ -62,15 +60,18 @@ class Client:
         tls_server_name: str | None = None,
         token: str | None = None,
     ) -> None:
-        self._target = target
-        self._timeout_seconds = timeout_seconds
+        super().__init__(
+            target,
+            timeout_seconds=timeout_seconds,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_server_name=tls_server_name,
+            token=token,
+        )
         self._detector = detector
         self._version = version
         self._label = label
-        self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)
-        self._channel = open_channel(
-            target, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, tls_server_name=tls_server_name
-        )
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._limits: Limits | None = None
@@ -155,7 +156,7 @@ class Client:
                 raise sender.error
         except grpc.RpcError as e:
             # An iterator that raises makes gRPC end the call; the cause is here.
-            raise sender.error or call_error(e, self._target) from None
+            raise sender.error or self._error(e) from None
         finally:
             call.cancel()
 
@@ -193,18 +194,6 @@ class Client:
         """
         answer = self._call(self._health.Check, health_pb2.HealthCheckRequest(service=SERVICE))
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _describe(self) -> pb.GetDetectorResponse:
         request = pb.GetDetectorRequest(detector=self._detector, version=self._version, label=self._label)
@@ -259,12 +248,6 @@ class Client:
             )
         step = min(limits.max_rows, fitting)
         return [x[i : i + step] for i in range(0, len(x), step)]
-
-    def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
-        try:
-            return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
-        except grpc.RpcError as e:
-            raise call_error(e, self._target) from None
 
 
 class _Sender:

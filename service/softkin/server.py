@@ -1,37 +1,22 @@
-"""The server process: ports, health, reflection, drain."""
+"""The server: ports, health, reflection, drain."""
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import os
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from queue import Empty, SimpleQueue
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-    start_http_server,
-)
+from prometheus_client import start_http_server
 
-from softkin import __version__
 from softkin.admin import AdminListener, AdminServicer
 from softkin.channel_options import channel_options
 from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor, CountingPool
 from softkin.loading import Load, Loader
-from softkin.logs import configure, log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.reloading import Reloader
@@ -53,8 +38,6 @@ READY = SERVICE
 
 LONGER_THAN_GRACE_SECONDS = 60.0
 """gRPC's own grace period must not end first: what is cancelled then could not be counted."""
-M_ARENA_MAX = -8
-SIGNAL_POLL_SECONDS = 0.5
 SPARE_THREADS = 16
 """Threads that no pending request can hold: they refuse at once, and answer health and reflection, under any load."""
 
@@ -271,105 +254,6 @@ class Server:
     def wait(self) -> None:
         """Block until stopped."""
         self._stopped.wait()
-
-
-def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; a second signal stops at once. SIGHUP reloads. For the main thread.
-
-    Args:
-        settings: all options.
-        load: makes detectors of the bundles; `Detector.load` when None.
-
-    Returns:
-        Exit status: 0 after a complete drain, 1 when requests were abandoned.
-
-    Raises:
-        SoftkinError: a bundle does not load, the device is missing, a port is taken.
-    """
-    configure(settings.log_level, settings.log_format)
-    _share_arenas()
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, that nobody reads
-    collectors = CollectorRegistry()
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=collectors)
-    server = Server(settings, Registry(), Metrics(collectors, version=__version__), load)
-    with _signals(server.reloader.request) as signals:
-        server.listen()
-        try:
-            log.info(log_line("starting", version=__version__, port=server.port, metrics_port=server.metrics_port))
-            if server.make_ready(signals.empty):
-                admin = {"admin_port": server.admin_port} if server.admin_port else {}
-                ports = {"port": server.port, "metrics_port": server.metrics_port, **admin}
-                log.info(log_line("serving", host=settings.host, **ports))
-        except BaseException:
-            server.stop_now()
-            raise
-        return _drain(server, settings, signals)
-
-
-def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) -> int:
-    log.info(
-        log_line(
-            "draining",
-            signal=signal.Signals(_next(signals)).name,
-            pending_requests=server.pending_requests,
-            delay_seconds=settings.drain_delay_seconds,
-            grace_seconds=settings.drain_grace_seconds,
-        )
-    )
-    started = time.perf_counter()
-
-    def stop() -> None:
-        server.stop()
-        signals.put(0)
-
-    stopping = threading.Thread(target=stop, name="drain")
-    stopping.start()
-    if _next(signals) != 0:
-        server.stop_now()
-    stopping.join()
-    abandoned = server.abandoned_requests
-    log.info(log_line("stopped", seconds=round(time.perf_counter() - started, 3), abandoned_requests=abandoned))
-    status = 1 if abandoned or server.pending_requests else 0
-    if server.pending_requests or server.changing:
-        # Threads still computing or loading would hold the interpreter's exit until they are done.
-        logging.shutdown()
-        os._exit(status)
-    return status
-
-
-def _share_arenas() -> None:
-    """Let all threads share two heaps: of hundreds few run at a time, and glibc's eight per core only fill memory."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # other C libraries have one heap anyway
-        mallopt(M_ARENA_MAX, 2)
-
-
-def _next(signals: SimpleQueue[int]) -> int:
-    """The next signal.
-
-    Looked for again and again: one that arrives just before the main thread goes to sleep does not wake it, and Python
-    runs handlers in that thread alone.
-    """
-    while True:
-        with suppress(Empty):
-            return signals.get(timeout=SIGNAL_POLL_SECONDS)
-
-
-@contextmanager
-def _signals(reload: Callable[[], None]) -> Iterator[SimpleQueue[int]]:
-    """Collect SIGTERM and SIGINT, and call `reload` on SIGHUP.
-
-    SimpleQueue.put may interrupt itself; an Event set in a handler can deadlock.
-    """
-    signals: SimpleQueue[int] = SimpleQueue()
-    before = {n: signal.signal(n, lambda number, _: signals.put(number)) for n in (signal.SIGTERM, signal.SIGINT)}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, _: reload())
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _address(host: str, port: int) -> str:

@@ -213,7 +213,7 @@ def _neighbors(score: NDArray[np.float64], k: int) -> Neighbors:
 
 def main() -> int:
     """Serve the stand-in; with --hold FIFO, requests in flight wait until a writer closes that FIFO."""
-    from softkin.server import serve
+    from softkin.process import serve
     from softkin.settings import ServerSettings
 
     parser = argparse.ArgumentParser()
