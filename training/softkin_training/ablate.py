@@ -81,7 +81,7 @@ def ablate(
         missing = {n: r for n, r in recipes.items() if not _done(folder / folder_of(n), r)}
         if missing:
             say(f"[{number} of {len(wanted)}] {family}, {train_name}, seed {seed}: {', '.join(missing)}")
-            _run(missing, folder, rows)
+            _run(missing, folder, rows, compared=next(iter(recipes)))
         for name in recipes:
             report = json.loads((folder / folder_of(name) / REPORT).read_text(encoding="utf-8"))
             cells.append(Cell(family=family, train=train_name, detect=name, seed=seed, report=report))
@@ -113,8 +113,8 @@ def _num_classes(recipe: Recipe) -> int:
     return 10 if recipe.data.source == "digits" else len(read_npz(recipe.data.path, ("class_names",))["class_names"])
 
 
-def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int) -> None:
-    """Train once, then build and evaluate each detect variant."""
+def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int, *, compared: str) -> None:
+    """Train once, then build and evaluate each detect variant; other scores stand beside the one `compared`."""
     first = next(iter(recipes.values()))
     dataset = load_dataset(first)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int) -> None:
             outliers=fewer.outliers,
             calibration=fewer.calibration,
             corruption_rows=0,
-            compare=recipe is first,  # of the others, the table shows the bundle's own score alone
+            compare=name == compared,  # of the others, the table shows the bundle's own score alone
         )
         (out / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(out / BUNDLE)  # tens of megabytes in every cell, and quickly built again
@@ -164,4 +164,6 @@ def folder_of(name: str) -> str:
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     return json.dumps(value)  # numbers, strings, lists and booleans are the same in both

@@ -1,7 +1,7 @@
 """What an ablation varies: a TOML file of named variants, each a table of recipe keys.
 
 [train."entangled, -0.1"]        # one training run for each
-"loss.weight" = -0.1
+"loss.weight" = -0.1             # or by layer: { conv1 = -0.1, dense = 0.03 }
 [detect.density]                 # one bundle for each, from the same network
 "detector.nonconformity" = "density"
 [held_out]                       # near outliers: classes that the network never learns
@@ -51,7 +51,7 @@ def load_plan(path: str | Path | None = None) -> Plan:
         if not isinstance(variants, dict) or not variants or not all(isinstance(v, dict) for v in variants.values()):
             raise RecipeError(f"{source}: [{table}] must hold at least one table of recipe keys")
         for name, keys in variants.items():
-            if nested := [k for k, v in keys.items() if isinstance(v, dict)]:
+            if nested := [k for k, v in keys.items() if isinstance(v, dict) and "." not in k]:
                 raise RecipeError(f'{source}: {table}.{name}: quote the key: "{nested[0]}.KEY" = VALUE')
     held_out = raw.get("held_out", {})
     for name, classes in held_out.items():

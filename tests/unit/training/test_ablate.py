@@ -133,6 +133,17 @@ def test_a_key_that_no_recipe_has_is_refused_before_anything_is_trained(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_may_give_each_layer_its_weight(tmp_path: Path, capsys):
+    """The table reaches the recipe as it is: here it is refused there, for a layer that has no term."""
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[train.a]\n"loss.weight" = { dense1 = -0.1, nowhere = 0.03 }\n[detect.b]\n')
+
+    status = main(["ablate", "digits", "--plan", str(plan), "--out", str(tmp_path / "out")])
+
+    assert status == 1
+    assert "loss.weight is {'dense1': -0.1, 'nowhere': 0.03}: needs exactly one number" in capsys.readouterr().err
+
+
 def test_an_ablation_under_torchrun_is_refused(tmp_path: Path, monkeypatch):
     """There every process but the first would end with the first training."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
