@@ -162,9 +162,10 @@ class DetectorGraph:
             references = self.nonconformity.references
             center, scale = (g.constant(references[key.format(part)]) for key in (CENTER, SCALE))
             return g.op("Div", [g.op("Sub", [self._part(CLASS_PARTS[part], m_BLC, logits_BC), center]), scale])
-        if part == "posterior_hidden":
+        if part in ("posterior_hidden", "density_hidden"):
             hidden = np.arange(max(1, len(layers) - 1))
-            m_BLC, layers, part = g.op("Gather", [m_BLC, g.constant(hidden)], axis=1), layers[hidden], "posterior"
+            m_BLC, layers = g.op("Gather", [m_BLC, g.constant(hidden)], axis=1), layers[hidden]
+            part = "posterior" if part == "posterior_hidden" else "density"
         if part == "posterior":
             loss_BLC = g.op("Sub", [self._log_sum_exp(m_BLC, 2), m_BLC])
             return self._sum_layers(loss_BLC, layers)

@@ -18,11 +18,23 @@ from softkin import conformal, mass
 
 Form = Literal["posterior", "density", "joint"]
 Part = Literal[
-    "posterior", "posterior_hidden", "density", "density_last", "class_density", "class_density_last", "energy"
+    "posterior",
+    "posterior_hidden",
+    "density",
+    "density_hidden",
+    "density_last",
+    "class_density",
+    "class_density_hidden",
+    "class_density_last",
+    "energy",
 ]
 FORMS: tuple[Form, ...] = get_args(Form)
 PARTS: tuple[Part, ...] = get_args(Part)
-CLASS_PARTS: dict[Part, Part] = {"class_density": "density", "class_density_last": "density_last"}
+CLASS_PARTS: dict[Part, Part] = {
+    "class_density": "density",
+    "class_density_hidden": "density_hidden",
+    "class_density_last": "density_last",
+}
 """Parts that measure another one in units of the class: its center and spread on reference rows of that class."""
 CENTER, SCALE = "{}.center", "{}.scale"
 """Keys of a class part's center and spread among the references."""
@@ -111,9 +123,11 @@ class Nonconformity:
             return (self.part(CLASS_PARTS[part], outputs) - center) / scale
         if part == "posterior":
             return mass.posterior(m, self.layer_weights)
+        hidden = slice(None, max(1, m.shape[1] - 1))
         if part == "posterior_hidden":  # the last layer parts the classes, whatever the row: it has little to say here
-            hidden = slice(None, max(1, m.shape[1] - 1))
             return mass.posterior(m[:, hidden], self.layer_weights[hidden])
+        if part == "density_hidden":
+            return mass.density(m[:, hidden], self.class_weights, self.layer_weights[hidden])
         if part == "density":
             return mass.density(m, self.class_weights, self.layer_weights)
         if part == "density_last":

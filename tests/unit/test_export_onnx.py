@@ -94,7 +94,7 @@ def variant(tiny, out, *, metric="cosine", form="joint", parts=None, model=None,
         ("density", ()),
         ("joint", ("posterior", "density", "density_last")),
         ("joint", ("energy",)),
-        ("joint", ("class_density", "class_density_last", "posterior_hidden")),
+        ("joint", ("density_hidden", "class_density_hidden", "class_density_last", "posterior_hidden")),
     ],
 )
 def test_plain_onnxruntime_gives_the_numbers_of_the_detector(tiny, tmp_path, metric, form, parts):

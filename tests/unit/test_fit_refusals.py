@@ -65,8 +65,8 @@ OPTIONS = {
     ),
     "unknown part": (
         f"{ONNX} --nonconformity joint --parts energie",
-        "parts: got ['energie']: Input should be 'posterior', 'posterior_hidden', 'density', 'density_last', "
-        "'class_density', 'class_density_last' or 'energy'",
+        "parts: got ['energie']: Input should be 'posterior', 'posterior_hidden', 'density', 'density_hidden', "
+        "'density_last', 'class_density', 'class_density_hidden', 'class_density_last' or 'energy'",
     ),
     "auto without a budget": (
         f"{ONNX} --precision auto",

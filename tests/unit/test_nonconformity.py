@@ -111,6 +111,20 @@ def test_posterior_hidden_leaves_the_last_layer_out(layers):
             assert found[b, j] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_density_hidden_leaves_the_last_layer_out(layers):
+    """With the last layer's it makes up the density, where there are others."""
+    rows = outputs(7, 8, layers=layers)
+
+    found = plain(layers).part("density_hidden", rows)
+
+    for b in range(8):
+        for j, n in enumerate(plain().class_weights):
+            kept = range(max(1, layers - 1))
+            expected = -sum(WEIGHTS[i] * (float(rows.masses[b, i, j]) - math.log(n)) for i in kept)
+            assert found[b, j] == pytest.approx(expected, rel=1e-9)
+
+
 def test_references_do_not_look_at_labels():
     """Every part's reference scores are those at the predicted class."""
     reference = outputs(6, 100)

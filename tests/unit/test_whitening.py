@@ -17,7 +17,7 @@ from softkin_training.build import build
 from softkin_training.subject import Subject
 from softkin_training.whitening import DESCRIPTION, SHRINKAGE, Whitening, whitenings_of, with_whitening
 
-PARTS = ("density", "class_density", "class_density_last", "posterior_hidden")
+PARTS = ("density_last", "class_density", "class_density_hidden", "class_density_last", "posterior_hidden")
 
 
 def stretched(rng, n, classes=3, width=5):

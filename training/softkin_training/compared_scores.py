@@ -77,10 +77,12 @@ def _parts(subject: Subject) -> dict[str, Compared]:
 
     own = subject.detector.manifest.nonconformity
     same = {own, "energy"} | ({"density_last", "posterior_hidden"} if len(subject.layers) == 1 else set())
+    # Class parts need reference rows; they and what they measure the hidden layers by are seen in joint scores.
+    inside = {*CLASS_PARTS, "density_hidden"}
     return {
         part: Compared(title=titles.get(part, part.replace("_", " ")), source=OURS, score=score(part))
         for part in PARTS
-        if part not in same and part not in CLASS_PARTS  # which need reference rows: they are seen in joint scores
+        if part not in same | inside
     }
 
 
