@@ -1,6 +1,6 @@
 """The server beside an echo of the same message, a server that does not merge requests, and the scorer in process.
 
-    python benchmarks/serving.py [--out benchmarks/results] [--seconds 3] [--rounds 7]
+    python benchmarks/serving.py [--out benchmarks/results] [--seconds 2] [--rounds 7]
 
 All parts of a round run one after the other, on the same servers, from clients in processes of their own; figures are
 medians over the rounds. CPU time is the server's.
@@ -31,11 +31,13 @@ from softkin_training.fit_config import fit_config
 
 HERE = Path(__file__).parent
 DIM = 64
-SMALL_BANK, LARGE_BANK = 1_500, 40_000
+BANKS = {"small": 1_500, "recipe's": 20_000, "large": 40_000}
+"""Rows by name; the recipes keep 20,000."""
 CALLERS = 64
 WARM_UP_SECONDS = 0.3
 """Of `serving_load.py`, whose CPU time counts too."""
-OVERLOAD_ROWS = 16
+OVERLOADS = {"small requests": (16, 64), "large requests": (256, 16)}
+"""Rows of a request, and the callers that find the peak: gRPC is the limit of the first, the device of the second."""
 DEADLINE_SECONDS = 1.0
 
 
@@ -76,50 +78,69 @@ def main() -> None:
     """Build the bundles, run the rounds, write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         work = Path(folder)
-        small, large = _bundle(work / "small", SMALL_BANK), _bundle(work / "large", LARGE_BANK)
-        requests = {n: _request(work / f"request{n}", n) for n in (1, OVERLOAD_ROWS, 256)}
-        merged = stack.enter_context(Served(small, "--workers", "1"))
-        alone = stack.enter_context(Served(small, "--workers", "1", "--max-batch-rows", "1"))
-        heavy = stack.enter_context(Served(large, "--workers", "1"))
+        bundles = {name: _bundle(work / str(rows), rows) for name, rows in BANKS.items()}
+        requests = {n: _request(work / f"request{n}", n) for n in (1, 16, 256)}
+
+        def served(bank: str, workers: int, *flags: str) -> Served:
+            return stack.enter_context(Served(bundles[bank], "--workers", str(workers), *flags))
+
+        merged = {name: served(name, 1) for name in BANKS}
+        alone = {name: served(name, 1, "--max-batch-rows", "1") for name in ("small", "recipe's")}
+        two = served("large", 2)
+        calls = [
+            ("echo, 64 callers", merged["small"], "echo", CALLERS, 1),
+            *((f"score, 64 callers, {b} bank", s, "score", CALLERS, 1) for b, s in merged.items()),
+            *((f"score without merging, 64 callers, {b} bank", s, "score", CALLERS, 1) for b, s in alone.items()),
+            ("stream, 1", merged["small"], "stream", 1, 1),
+            ("stream, 4", merged["small"], "stream", 4, 1),
+            ("echo, 1 caller", merged["small"], "echo", 1, 1),
+            ("score, 1 caller, small bank", merged["small"], "score", 1, 1),
+            ("score, 1 caller, recipe's bank", merged["recipe's"], "score", 1, 1),
+            ("score 256 rows, 4 callers, 1 worker", merged["large"], "score", 4, 256),
+            ("score 256 rows, 4 callers, 2 workers", two, "score", 4, 256),
+        ]
+        in_process = [
+            ("echo, then scorer in process, small bank", "small", 1, 1, merged["small"].port),
+            ("echo, then scorer in process, recipe's bank", "recipe's", 1, 1, merged["small"].port),
+            ("in process, 256 rows, 1 thread", "large", 256, 1),
+            ("in process, 256 rows, 2 threads", "large", 256, 2),
+        ]
         rounds: dict[str, list[Any]] = {}
         for i in range(options.rounds):
-            for name, server, method, callers, rows in (
-                ("echo, 64 callers", merged, "echo", CALLERS, 1),
-                ("score, 64 callers", merged, "score", CALLERS, 1),
-                ("score without merging, 64 callers", alone, "score", CALLERS, 1),
-                ("stream, 1", merged, "stream", 1, 1),
-                ("stream, 4", merged, "stream", 4, 1),
-                ("echo, 1 caller", merged, "echo", 1, 1),
-                ("score, 1 caller", merged, "score", 1, 1),
-                ("score 256 rows, 4 callers", heavy, "score", 4, 256),
-            ):
+            for name, server, method, callers, rows in calls:
                 found = server.load(method, callers, options.seconds, requests[rows])
                 rounds.setdefault(name, []).append(found)
                 print(f"round {i + 1}: {name}: {found['rate']:.0f} per second", flush=True)
-            for name, bundle, rows in (("in process, 1 row", small, 1), ("in process, 256 rows", large, 256)):
-                rounds.setdefault(name, []).append(_run("serving_in_process.py", bundle, rows, options.seconds))
-        peak = [_overload(heavy, requests[OVERLOAD_ROWS], None, options.seconds) for _ in range(options.rounds)]
-        rate = median(p["goodput"] for p in peak)
-        twice = [_overload(heavy, requests[OVERLOAD_ROWS], 2 * rate, options.seconds) for _ in range(options.rounds)]
-    results = {"machine": describe_machine("cpu"), "rounds": rounds, "peak": peak, "overload": twice}
+            for name, bank, rows, *more in in_process:
+                found = _run("serving_in_process.py", bundles[bank], rows, options.seconds, *more)
+                rounds.setdefault(name, []).append(found)
+        overload = {
+            name: _overload(merged["large"], requests[rows], callers, options)
+            for name, (rows, callers) in OVERLOADS.items()
+        }
+    results = {"machine": describe_machine("cpu"), "rounds": rounds, "overload": overload}
     write_report(results, options.out)
 
 
-def _overload(server: Served, request: Path, rate: float | None, seconds: float) -> dict[str, Any]:
-    """At a rate per second; at what a closed loop of 64 callers reaches when None."""
-    if rate is None:
-        return {"goodput": server.load("score", CALLERS, seconds, request)["rate"]}
-    found = _run("serving_overload.py", server.port, rate, seconds, DEADLINE_SECONDS, request)
-    latencies = found.pop("latencies")
-    found["goodput"] = len(latencies) / found["seconds"]
-    found["rate"] = rate
-    found["p50"], found["p99"] = (latencies[min(len(latencies) - 1, int(q * len(latencies)))] for q in (0.5, 0.99))
-    return found
+def _overload(server: Served, request: Path, callers: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The peak, by a closed loop of so many callers; then twice its rate, whatever comes back."""
+    peak = [server.load("score", callers, options.seconds, request)["rate"] for _ in range(options.rounds)]
+    rate = 2 * median(peak)
+    twice = []
+    for _ in range(options.rounds):
+        found = _run("serving_overload.py", server.port, rate, options.seconds, DEADLINE_SECONDS, request)
+        latencies = found.pop("latencies")
+        found["goodput"] = len(latencies) / found["seconds"]
+        for name, q in (("p50", 0.5), ("p99", 0.99)):
+            found[name] = latencies[min(len(latencies) - 1, int(q * len(latencies)))]
+        twice.append(found)
+        print(f"overload: {found['goodput']:.0f} of {median(peak):.0f} per second", flush=True)
+    return {"callers": callers, "peak": peak, "rate": rate, "twice": twice}
 
 
 def _run(script: str, *arguments: object) -> dict[str, Any]:

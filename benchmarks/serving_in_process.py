@@ -1,6 +1,6 @@
-"""The scorer called in process, by one thread.
+"""The scorer called in process; with a port, after an echo each time: what a caller would wait for both.
 
-    python benchmarks/serving_in_process.py BUNDLE ROWS SECONDS
+    python benchmarks/serving_in_process.py BUNDLE ROWS SECONDS THREADS [PORT]
 
 Prints one JSON line: calls per second and the median time of one.
 """
@@ -12,22 +12,31 @@ import sys
 import time
 from statistics import median
 
+import grpc
 import numpy as np
 
+from serving_load import PATHS
+from softkin.converters import array_to_tensor
 from softkin.detector import Detector
+from softkin.v1 import outlier_pb2 as pb
 
 
 def main() -> None:
     """Run and report."""
-    detector = Detector.load(sys.argv[1], device="cpu", threads=1)
-    rows, seconds = int(sys.argv[2]), float(sys.argv[3])
-    x = np.random.default_rng(1).normal(size=(rows, *detector.manifest.input_shape)).astype(np.float32)
+    bundle, rows, seconds, threads, *port = sys.argv[1:]
+    detector = Detector.load(bundle, device="cpu", threads=int(threads))
+    x = np.random.default_rng(1).normal(size=(int(rows), *detector.manifest.input_shape)).astype(np.float32)
+    request = pb.ScoreRequest(inputs=array_to_tensor(x)).SerializeToString()
+    channel = grpc.insecure_channel(f"127.0.0.1:{port[0]}") if port else None
+    echo = channel.unary_unary(PATHS["echo"]) if channel else lambda request: request
     for _ in range(5):
+        echo(request)
         detector.score(x)
     times: list[float] = []
     started = time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    while time.perf_counter() - started < float(seconds):
         before = time.perf_counter()
+        echo(request)
         detector.score(x)
         times.append(time.perf_counter() - before)
     print(json.dumps({"rate": len(times) / sum(times), "p50": median(times), "cpu": None}))

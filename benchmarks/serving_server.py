@@ -15,6 +15,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from softkin import flags as options
+from softkin import process
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.server import Server
@@ -28,12 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     options.add_flags(parser)
     settings = options.from_flags(parser.parse_args())
+    process.prepare()
     server = Server(settings, Registry(), Metrics(CollectorRegistry(), version="bench"))
     echo = grpc.unary_unary_rpc_method_handler(
         lambda request, context: request, pb.ScoreRequest.FromString, pb.ScoreRequest.SerializeToString
     )
     server._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(ECHO, {"Echo": echo}),))
     server.start()
+    process.settle()
     print(json.dumps({"port": server.port, "metrics_port": server.metrics_port}), flush=True)
     sys.stdin.read()
     server.stop()

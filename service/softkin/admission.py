@@ -28,28 +28,25 @@ class Admission:
         self.pending_requests = 0
         """Requests waiting or being scored."""
 
+    def refuse_full(self) -> None:
+        """Refuse what could not enter however small it is, before anything is spent on it.
+
+        Raises:
+            OverloadedError: the rows or the requests are at their limit.
+        """
+        s = self._settings
+        if self.pending_rows >= s.max_pending_rows or self.pending_requests >= s.max_pending_requests:
+            with self._lock:
+                self._check(1, 0)
+
     def enter(self, rows: int, nbytes: int) -> None:
         """Take a share of the budget, for `leave` to give back.
 
         Raises:
             OverloadedError: too much is pending.
         """
-        s = self._settings
         with self._lock:
-            if self.pending_rows + rows > s.max_pending_rows:
-                raise _overloaded(
-                    f"{self.pending_rows} rows are pending, {rows} more would exceed max_pending_rows = "
-                    f"{s.max_pending_rows}"
-                )
-            if self.pending_bytes + nbytes > s.max_pending_bytes:
-                raise _overloaded(
-                    f"{self.pending_bytes} bytes of inputs are pending, {nbytes} more would exceed max_pending_bytes = "
-                    f"{s.max_pending_bytes}"
-                )
-            if self.pending_requests >= s.max_pending_requests:
-                raise _overloaded(
-                    f"{self.pending_requests} requests are pending, max_pending_requests = {s.max_pending_requests}"
-                )
+            self._check(rows, nbytes)
             self.pending_rows += rows
             self.pending_bytes += nbytes
             self.pending_requests += 1
@@ -60,6 +57,23 @@ class Admission:
             self.pending_rows -= rows
             self.pending_bytes -= nbytes
             self.pending_requests -= 1
+
+    def _check(self, rows: int, nbytes: int) -> None:
+        s = self._settings
+        if self.pending_rows + rows > s.max_pending_rows:
+            raise _overloaded(
+                f"{self.pending_rows} rows are pending, {rows} more would exceed max_pending_rows = "
+                f"{s.max_pending_rows}"
+            )
+        if self.pending_bytes + nbytes > s.max_pending_bytes:
+            raise _overloaded(
+                f"{self.pending_bytes} bytes of inputs are pending, {nbytes} more would exceed max_pending_bytes = "
+                f"{s.max_pending_bytes}"
+            )
+        if self.pending_requests >= s.max_pending_requests:
+            raise _overloaded(
+                f"{self.pending_requests} requests are pending, max_pending_requests = {s.max_pending_requests}"
+            )
 
 
 def _overloaded(limit: str) -> OverloadedError:

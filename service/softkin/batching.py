@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary
 from softkin.batch_times import BatchTimes
 from softkin.errors import CancelledError, ExpiredError, UnavailableError
 from softkin.registry import ScoringDetector
-from softkin.scores import RowScores, Scores
+from softkin.scores import RowScores, Scores, Share
 from softkin.tickets import Batch, Ticket
 
-GATHER_SECONDS_PER_CALL = 5e-5
-LONGEST_GATHER_SECONDS = 2e-3
-GATHER_SECONDS_PER_STEP = 2.5e-4
+GATHER_SECONDS = 1e-3
+"""In which another request must arrive for the wait to go on."""
+LONGEST_GATHER_SECONDS = 5e-3
 
 
 class Batcher:
@@ -55,6 +55,7 @@ class Batcher:
         self._scored = scored
         self._ran = ran
         self.callers: Callable[[], int] = lambda: 0
+        """How many calls are under way, each of which may bring a request."""
         self._answered = answered
         self._changed = threading.Condition(threading.Lock())
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
@@ -100,13 +101,13 @@ class Batcher:
         self._queue[ticket] = None
         self._queued_rows += len(ticket.x)
 
-    def score(self, ticket: Ticket) -> Scores:
+    def score(self, ticket: Ticket) -> Share:
         """Submit a ticket and wait for its answer, as `Ticket.wait`.
 
         One caller alone runs the batch itself: to change threads and back takes longer than a small batch.
         """
         with self._changed:
-            quiet = not (self._queue or self._closed or self._delay or self._last_tickets > 1)
+            quiet = self.callers() <= 1 and not (self._queue or self._closed or self._delay or self._last_tickets > 1)
             mine = None
             if quiet and self._running < self._workers and len(ticket.x) <= self._max_rows and not ticket.done:
                 self._enqueue(ticket)
@@ -189,19 +190,17 @@ class Batcher:
                     self._changed.wait()
 
     def _gather(self) -> None:
-        """Let arrive what is on its way; where nothing is, do not wait.
+        """Let arrive what is on its way, while it does; where nothing is, do not wait.
 
-        Calls that are here and not in the queue are being read, or answered and about to be followed by others: worth
-        a wait that grows with their number. Streams show only in a queue that grows.
+        Calls that are here and not in the queue are being read, or answered and about to be followed by others. Streams
+        show only in batches of several.
         """
-        others = self.callers() - len(self._queue)
-        if others > 0:
-            time.sleep(min(LONGEST_GATHER_SECONDS, others * GATHER_SECONDS_PER_CALL))
-        elif self._last_tickets > 1:
-            waiting = 0
-            while waiting < len(self._queue) and self._queued_rows < self._max_rows and not self._closed:
-                waiting = len(self._queue)
-                time.sleep(GATHER_SECONDS_PER_STEP)
+        end, waiting = time.monotonic() + LONGEST_GATHER_SECONDS, 0
+        while waiting < len(self._queue) and self._queued_rows < self._max_rows and not self._closed:
+            if not (self.callers() > len(self._queue) or self._last_tickets > 1) or time.monotonic() >= end:
+                break
+            waiting = len(self._queue)
+            time.sleep(GATHER_SECONDS)
 
     def _wait_for_company(self, now: float) -> float:
         if not self._delay or self._closed or self._queued_rows >= self._max_rows:
@@ -265,16 +264,16 @@ class Batcher:
         started = time.monotonic()
         first, origin = tickets[0][0], tickets[0][1].start
         scores = first.detector.judge(found, first.rule, first.x, smoothing_seed=first.smoothing_seed)
-        calibrate = time.monotonic() - started
-        answers = []
-        for ticket, rows in tickets:
-            own = scores if len(tickets) == 1 else scores.take(slice(rows.start - origin, rows.stop - origin))
-            own.stage_seconds.update(
-                queue=ticket.started - ticket.submitted, infer=found.infer_seconds, calibrate=calibrate
-            )
-            answers.append((ticket, own))
+        if len(tickets) > 1:
+            scores.lists()  # here once, instead of in every caller's thread
+        stages = {"infer": found.infer_seconds, "calibrate": time.monotonic() - started}
+        live = []
         with self._changed:
-            live = [ticket for ticket, own in answers if self._settle(ticket, None, own)]
+            for ticket, rows in tickets:
+                own = None if len(tickets) == 1 else slice(rows.start - origin, rows.stop - origin)
+                stages["queue"] = ticket.started - ticket.submitted
+                if self._settle(ticket, None, Share(scores, own, stages.copy())):
+                    live.append(ticket)
         for ticket in live:
             ticket.latch.release()
         if live:
@@ -313,11 +312,11 @@ class Batcher:
         ticket.latch.release()
         return [b for b in ticket.batches if all(t.done for t, _ in b.tickets)]
 
-    def _settle(self, ticket: Ticket, error: BaseException | None, scores: Scores | None) -> bool:
+    def _settle(self, ticket: Ticket, error: BaseException | None, share: Share | None) -> bool:
         """Give the ticket its result, once, and leave waking to the caller; False if it has one. Holds the lock."""
         if ticket.done:
             return False
-        ticket.done, ticket.error, ticket.scores = True, error, scores
+        ticket.done, ticket.error, ticket.share = True, error, share
         if ticket in self._queue:
             del self._queue[ticket]
             self._queued_rows -= len(ticket.x) - ticket.taken

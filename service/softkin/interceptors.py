@@ -19,6 +19,8 @@ from softkin.metrics import Metrics
 from softkin.statuses import Code, end_code, failure
 from softkin.traffic import Traffic
 
+UNARY, BIDI_STREAM = "UNARY", "BIDI_STREAM"
+"""What metrics call the kinds of methods."""
 UNKNOWN = "unknown"
 """Stands in metrics for a method that does not exist, whatever the caller named it."""
 REQUEST_ID = "x-request-id"
@@ -55,7 +57,8 @@ class _Call:
         self._started = time.perf_counter()
         self.code: grpc.StatusCode | None = None
         metrics.call_started(labels)
-        self.accepted = traffic.arrive()
+        self._stream = labels[0] != UNARY
+        self.accepted = traffic.arrive(stream=self._stream)
 
     @property
     def request_id(self) -> str:
@@ -83,7 +86,7 @@ class _Call:
                 )
             )
         if self.accepted:
-            self._traffic.leave()
+            self._traffic.leave(stream=self._stream)
 
 
 _arriving = threading.local()
@@ -165,12 +168,12 @@ class CallInterceptor(grpc.ServerInterceptor):
         if handler is None:
             if service in self._unwrapped:
                 return None
-            call = self._arrive(handler_call_details, "UNARY", UNKNOWN, UNKNOWN)
+            call = self._arrive(handler_call_details, UNARY, UNKNOWN, UNKNOWN)
             return grpc.unary_unary_rpc_method_handler(lambda request, context: _refuse_unknown(call, context))
         if service not in self._services:
             return handler
         streams = handler.stream_stream is not None
-        call = self._arrive(handler_call_details, "BIDI_STREAM" if streams else "UNARY", service, method)
+        call = self._arrive(handler_call_details, BIDI_STREAM if streams else UNARY, service, method)
 
         def deserialize(message: bytes) -> Any:
             return self._parsed(message, handler.request_deserializer)

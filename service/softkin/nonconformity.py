@@ -57,6 +57,11 @@ class Outputs:
         return len(self.masses)
 
     @property
+    def all_finite(self) -> bool:
+        """Whether `finite` holds for every row; in half its time."""
+        return bool(np.isfinite(self.masses).all() and (self.logits is None or np.isfinite(self.logits).all()))
+
+    @property
     def finite(self) -> NDArray[np.bool_]:
         """`[B]`: False for a row on which the network overflows."""
         finite = np.asarray(np.isfinite(self.masses).all(axis=(1, 2)))
@@ -100,9 +105,9 @@ class Nonconformity:
         A row on which the network overflows (finite input, but an output that is NaN or infinite) gets +inf: nothing is
         stranger, and NaN would compare as nothing at all.
         """
-        finite = outputs.finite
-        if finite.all():
+        if outputs.all_finite:
             return self._of_finite(outputs)
+        finite = outputs.finite
         a_BC = np.full((len(outputs), outputs.masses.shape[2]), np.inf)
         if finite.any():
             a_BC[finite] = self._of_finite(outputs.take(finite))

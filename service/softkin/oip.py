@@ -86,16 +86,17 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:  # noqa: N802
         """Score a batch of rows."""
         started = time.perf_counter()
+        self._path.admission.refuse_full()
         detector = self._find(request.model_name, request.model_version, "model_name")
         call = oip_converters.decode_infer_request(request, detector.manifest, self._path.limits)
         decoded = time.perf_counter() - started
         try:
-            scores = self._path.score(detector, call, context)
+            share = self._path.score(detector, call, context)
         except CancelledError:
             raise ended(context) from None
         started = time.perf_counter()
-        response = oip_converters.scores_to_response(scores, request)
-        self._path.answered(scores, decoded, time.perf_counter() - started)
+        response = oip_converters.scores_to_response(share.own(), request)
+        self._path.answered(share, decoded, time.perf_counter() - started)
         return response
 
     def _find(self, name: str, version: str, field: str) -> ScoringDetector:

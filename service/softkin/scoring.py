@@ -17,7 +17,7 @@ from softkin.drift_watches import DriftWatches
 from softkin.errors import UnavailableError, UnmeetableError
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
-from softkin.scores import Scores
+from softkin.scores import Scores, Share
 from softkin.settings import ServerSettings
 from softkin.shadow import Shadow
 from softkin.statuses import CallEndedError, end_code
@@ -141,7 +141,7 @@ class ScoringPath:
         """Nobody waits for it any more."""
         self._batcher.cancel(ticket)
 
-    def score(self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext) -> Scores:
+    def score(self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext) -> Share:
         """Score the rows of a unary call.
 
         Raises:
@@ -169,19 +169,20 @@ class ScoringPath:
         detector = self.find(request.detector, request.version, request.label)
         return detector, converters.decode_score_request(request, self.limits)
 
-    def encode(self, scores: Scores, decode_seconds: float) -> pb.ScoreResponse:
+    def encode(self, share: Share, decode_seconds: float) -> pb.ScoreResponse:
         """The answer for the wire, with its stage times; counts it."""
         started = time.perf_counter()
-        response = converters.scores_to_proto(scores)
-        response.stage_seconds.update(self.answered(scores, decode_seconds, time.perf_counter() - started))
+        response = converters.share_to_proto(share)
+        response.stage_seconds.update(self.answered(share, decode_seconds, time.perf_counter() - started))
         return response
 
-    def answered(self, scores: Scores, decode_seconds: float, encode_seconds: float) -> dict[str, float]:
+    def answered(self, share: Share, decode_seconds: float, encode_seconds: float) -> dict[str, float]:
         """Count and trace an answer, whatever its form on the wire; returns its stage times in seconds."""
-        seconds = {**scores.stage_seconds, "decode": decode_seconds, "encode": encode_seconds}
         if self.describe is not None:
-            self.describe(scores)
-        self._metrics.answered(len(scores), seconds)
+            self.describe(share.own())
+        seconds = share.stage_seconds
+        seconds["decode"], seconds["encode"] = decode_seconds, encode_seconds
+        self._metrics.answered(len(share), seconds)
         return seconds
 
     def expect(self, callers: Callable[[], int]) -> None:

@@ -79,7 +79,7 @@ class Server:
         self._health = WatchedHealth()
         services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
         self._traffic = Traffic()
-        self._path.expect(lambda: self._traffic.accepted)
+        self._path.expect(lambda: self._traffic.accepted - self._traffic.streams)
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
         self._pool = CountingPool(threads, thread_name_prefix="rpc")
         self._pool.start_all()

@@ -34,13 +34,14 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreResponse:  # noqa: N802
         """Score a batch of rows."""
         started = time.perf_counter()
+        self._path.admission.refuse_full()
         detector, call = self._path.decode(request)
         decoded = time.perf_counter() - started
         try:
-            scores = self._path.score(detector, call, context)
+            share = self._path.score(detector, call, context)
         except CancelledError:
             raise ended(context) from None
-        return self._path.encode(scores, decoded)
+        return self._path.encode(share, decoded)
 
     def ScoreStream(  # noqa: N802
         self, request_iterator: Iterator[pb.ScoreStreamRequest], context: grpc.ServicerContext

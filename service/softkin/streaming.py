@@ -192,8 +192,8 @@ class _Stream:
         error = pending.error
         if pending.ticket is not None:
             try:
-                scores = pending.ticket.wait()
-                return pb.StreamAnswer(response=self._path.encode(scores, pending.decode_seconds))
+                share = pending.ticket.wait()
+                return pb.StreamAnswer(response=self._path.encode(share, pending.decode_seconds))
             except Exception as e:
                 error = e
             finally:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
 from softkin.registry import ScoringDetector
-from softkin.scores import RowScores, Scores
+from softkin.scores import RowScores, Scores, Share
 from softkin.verdicts import Rule
 
 
@@ -39,7 +39,7 @@ class Ticket:
         "num_neighbors",
         "parts",
         "rule",
-        "scores",
+        "share",
         "smoothing_seed",
         "started",
         "submitted",
@@ -69,13 +69,18 @@ class Ticket:
         self.taken = 0
         self.parts: dict[int, RowScores] = {}
         self.batches: list[Batch] = []
-        self.scores: Scores | None = None
+        self.share: Share | None = None
         self.error: BaseException | None = None
         self.done = False
         self.latch = threading.Lock()  # held until there is a result: a tenth of the cost of an Event
         self.latch.acquire()
 
-    def wait(self) -> Scores:
+    @property
+    def scores(self) -> Scores | None:
+        """The answer, once there is one."""
+        return None if self.share is None else self.share.own()
+
+    def wait(self) -> Share:
         """Block until there is an answer. To be called once.
 
         Raises:
@@ -92,8 +97,8 @@ class Ticket:
                 raise error
             finally:
                 del error
-        assert self.scores is not None
-        return self.scores
+        assert self.share is not None
+        return self.share
 
 
 class Batch:

@@ -21,18 +21,24 @@ class Traffic:
         self._refusing = False
         self.accepted = 0
         """Calls under way that were not refused."""
+        self.streams = 0
+        """Those of them that are streams: open, whether or not there is anything to do."""
 
-    def arrive(self) -> bool:
+    def arrive(self, *, stream: bool = False) -> bool:
         """Note a call that arrives; returns whether it is accepted, and then `leave` must follow."""
         with self._lock:
             self._last_arrival = time.monotonic()
-            self.accepted += not self._refusing
-            return not self._refusing
+            if self._refusing:
+                return False
+            self.accepted += 1
+            self.streams += stream
+            return True
 
-    def leave(self) -> None:
+    def leave(self, *, stream: bool = False) -> None:
         """Note the end of an accepted call."""
         with self._lock:
             self.accepted -= 1
+            self.streams -= stream
 
     def refuse(self) -> None:
         """Accept no call from now on."""

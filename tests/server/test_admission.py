@@ -158,7 +158,7 @@ def test_a_request_that_is_computed_stops_at_its_deadline(start, rows, gate):
 def test_only_as_many_requests_compute_at_once_as_there_are_workers(start, rows, gate):
     """The others wait for a slot instead of competing for the same cores."""
     detector = StandIn(gate=gate)
-    running = start(detector, workers=2)
+    running = start(detector, workers=2, max_batch_rows=1)
     with ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(running.score, rows(1)) for _ in range(6)]
         running.until(lambda: running.server.pending_requests == 6)
@@ -168,6 +168,21 @@ def test_only_as_many_requests_compute_at_once_as_there_are_workers(start, rows,
 
         assert (computing, third) == ([True, True], False)
         assert all(len(a.result(timeout=20).p_value) == 1 for a in answers)
+
+
+def test_a_full_gate_refuses_before_it_looks_at_the_request(start, rows, gate):
+    """Whatever it holds: to read it would cost the time that those inside wait for."""
+    running = start(StandIn(gate=gate), max_pending_requests=1, workers=1)
+    with ThreadPoolExecutor(1) as pool:
+        inside = pool.submit(running.score, rows(1))
+        running.until(lambda: running.server.pending_requests == 1)
+
+        with pytest.raises(grpc.RpcError) as e:
+            running.stub.Score(pb.ScoreRequest(detector="no such detector"), timeout=20)
+
+        gate.set()
+        assert e.value.code() is Code.RESOURCE_EXHAUSTED
+        assert len(inside.result(timeout=20).p_value) == 1
 
 
 def test_a_request_without_a_deadline_waits_its_turn(start, rows, gate):

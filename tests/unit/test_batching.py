@@ -37,7 +37,7 @@ def test_what_gathers_while_the_device_is_busy_runs_together(make, gate):
     gate.set()
 
     for t in [first, *waiting]:
-        assert_same(t.wait(), StandIn().score(t.x, alpha=0.05))
+        assert_same(t.wait().own(), StandIn().score(t.x, alpha=0.05))
     assert detector.batches == [1, 10]
 
 
@@ -63,8 +63,8 @@ def test_every_request_keeps_its_own_rule_seed_and_neighbors(make, gate):
     gate.set()
 
     for (_, options), t in zip(asked, waiting, strict=True):
-        assert_same(t.wait(), StandIn().score(t.x, **options))
-    assert_same(nearest.wait(), StandIn().score(nearest.x, alpha=0.05, num_neighbors=3))
+        assert_same(t.wait().own(), StandIn().score(t.x, **options))
+    assert_same(nearest.wait().own(), StandIn().score(nearest.x, alpha=0.05, num_neighbors=3))
     assert sum(detector.batches) == 1 + 5 + sum(n for n, _ in asked)
     assert 5 in detector.batches
 
@@ -80,8 +80,8 @@ def test_a_large_request_goes_through_in_slices_and_lets_others_between(make, ga
 
     gate.set()
 
-    assert_same(small.wait(), StandIn().score(small.x, alpha=0.05, num_neighbors=2))
-    assert_same(large.wait(), StandIn().score(large.x, alpha=0.05, num_neighbors=2))
+    assert_same(small.wait().own(), StandIn().score(small.x, alpha=0.05, num_neighbors=2))
+    assert_same(large.wait().own(), StandIn().score(large.x, alpha=0.05, num_neighbors=2))
     assert detector.batches == [1, 4, 1, 4, 2]
     assert large.scores.stage_seconds["infer"] == 3 * 0.25
 
@@ -113,7 +113,7 @@ def test_detectors_do_not_share_batches(make, gate):
 
     gate.set()
 
-    assert [t.wait().budget.detector for t in waiting] == ["a", "b", "a", "b"]
+    assert [t.wait().scores.budget.detector for t in waiting] == ["a", "b", "a", "b"]
     assert (a.batches, b.batches) == ([1, 4], [4])
 
 
@@ -156,7 +156,7 @@ def test_a_running_batch_stops_when_its_last_request_is_cancelled_and_not_before
     assert not still
     assert detector.entered.acquire(timeout=WAIT_SECONDS)  # the last one runs: the batch has stopped
     gate.set()
-    assert_same(last.wait(), StandIn().score(last.x, alpha=0.05))
+    assert_same(last.wait().own(), StandIn().score(last.x, alpha=0.05))
     assert detector.batches == [1]
 
 
@@ -204,7 +204,7 @@ def test_only_the_request_on_which_the_device_fails_fails(make, gate):
     with pytest.raises(DeviceError, match="poison"):
         bad.wait()
     for t in good:
-        assert_same(t.wait(), StandIn().score(t.x, alpha=0.05))
+        assert_same(t.wait().own(), StandIn().score(t.x, alpha=0.05))
     after = ticket(detector, rows(1, 9))
     batcher.submit(after)
     after.wait()

@@ -30,7 +30,7 @@ def test_whatever_the_sizes_everybody_gets_the_own_rows_back(sizes, max_batch_ro
             batcher.submit(t)
 
         for t in waiting:
-            assert_same(t.wait(), StandIn().score(t.x, alpha=0.05))
+            assert_same(t.wait().own(), StandIn().score(t.x, alpha=0.05))
     finally:
         batcher.close()
     assert max(detector.batches) <= max_batch_rows
@@ -50,7 +50,7 @@ def test_callers_that_come_and_go_at_random_leave_nothing_behind():
             if chance.random() < 1 / 3:
                 batcher.cancel(t)
             try:
-                found = t.wait()
+                found = t.wait().own()
             except CancelledError:
                 continue
             assert_same(found, StandIn().score(t.x, alpha=0.05))
