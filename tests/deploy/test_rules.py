@@ -17,6 +17,10 @@ ALPHA = f"softkin_alpha{{{DETECTOR}}}"
 DRIFT_ALARM = f"softkin_drift_alarm{{{DETECTOR}}}"
 FALLBACK = 'softkin_device_fallback{job="softkin",instance="a:9090"}'
 EXPIRY = 'softkin_tls_certificate_expiry_seconds{job="softkin",instance="a:9090"}'
+FAILED_RELOADS = 'softkin_reloads_total{job="softkin",instance="a:9090",result="failed"}'
+LOADED = 'softkin_reloads_total{job="softkin",instance="a:9090",result="loaded"}'
+DISAGREEMENT = f"softkin_shadow_disagreement{{{DETECTOR}}}"
+COMPARED = f'softkin_shadow_rows_total{{{DETECTOR},result="%s"}}'
 INLIERS = f'softkin_rows_total{{{DETECTOR},verdict="inlier"}}'
 OUTLIERS = f'softkin_rows_total{{{DETECTOR},verdict="outlier"}}'
 P_VALUES = f"softkin_p_value_count{{{DETECTOR}}}"
@@ -31,6 +35,11 @@ HEALTHY = {
     FALLBACK: "0x600",
     DRIFT_ALARM: "0x600",
     EXPIRY: f"{30 * DAY}x600",
+    FAILED_RELOADS: "0x600",
+    LOADED: "0x600",
+    DISAGREEMENT: "0.005x600",
+    COMPARED % "agree": "0+199x600",
+    COMPARED % "disagree": "0+1x600",
     INLIERS: "0+950x600",
     OUTLIERS: "0+50x600",
     P_VALUES: "0+1000x600",
@@ -58,6 +67,11 @@ CASES = {
     "the certificate expires in six days": ({EXPIRY: f"{6 * DAY}x600"}, 20, ["SoftkinCertificateExpires"]),
     "the certificate has been renewed": ({EXPIRY: f"{6 * DAY}x15 {90 * DAY}x585"}, 20, []),
     "no TLS": ({EXPIRY: ""}, 20, []),
+    "a bundle does not load": ({FAILED_RELOADS: "0x10 1x590"}, 15, ["SoftkinReloadFailed"]),
+    "half an hour after it": ({FAILED_RELOADS: "0x10 1x590"}, 40, []),
+    "a bundle is loaded": ({LOADED: "0x10 1x590"}, 15, []),
+    "the shadow disagrees on 10%": ({DISAGREEMENT: "0.1x600"}, 60, ["SoftkinShadowDisagrees"]),
+    "on 10% of few rows": ({DISAGREEMENT: "0.1x600", COMPARED % "agree": "900x600"}, 60, []),
     "the drift watch alarms": ({DRIFT_ALARM: "0x10 1x590"}, 15, ["SoftkinDrift"]),
     "15% flagged at alpha 5%": ({OUTLIERS: "0+150x600", INLIERS: "0+850x600"}, 90, ["SoftkinFlagRateAboveAlpha"]),
     "7% flagged at alpha 5%": ({OUTLIERS: "0+70x600", INLIERS: "0+930x600"}, 500, []),
