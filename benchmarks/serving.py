@@ -22,17 +22,13 @@ from typing import Any
 
 import numpy as np
 
+import serving_bundles
 from machine import describe_machine
 from serving_report import write_report
-from softkin.converters import array_to_tensor
-from softkin.v1 import outlier_pb2 as pb
-from softkin_training.fit import fit_embeddings
-from softkin_training.fit_config import fit_config
 
 HERE = Path(__file__).parent
-DIM = 64
-BANKS = {"small": 1_500, "recipe's": 20_000, "large": 40_000}
-"""Rows by name; the recipes keep 20,000."""
+BANKS = {"small": 1_500, "large": 40_000}
+"""Rows of the banks of vectors."""
 CALLERS = 64
 WARM_UP_SECONDS = 0.3
 """Of `serving_load.py`, whose CPU time counts too."""
@@ -83,44 +79,52 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         work = Path(folder)
-        bundles = {name: _bundle(work / str(rows), rows) for name, rows in BANKS.items()}
-        requests = {n: _request(work / f"request{n}", n) for n in (1, 16, 256)}
+        bundles = {f"{name} bank": serving_bundles.vectors(work / name, rows) for name, rows in BANKS.items()}
+        bundles["network"] = serving_bundles.network(work / "network")
+        rng = np.random.default_rng(1)
+        requests = {
+            n: serving_bundles.request(work / f"vectors{n}", rng.normal(size=(n, serving_bundles.DIM)).astype("f4"))
+            for n in (1, 16, 256)
+        }
+        image = serving_bundles.request(work / "image", serving_bundles.images(rng, 1))
 
-        def served(bank: str, workers: int, *flags: str) -> Served:
-            return stack.enter_context(Served(bundles[bank], "--workers", str(workers), *flags))
+        def served(name: str, workers: int, *flags: str) -> Served:
+            return stack.enter_context(Served(bundles[name], "--workers", str(workers), *flags))
 
-        merged = {name: served(name, 1) for name in BANKS}
-        alone = {name: served(name, 1, "--max-batch-rows", "1") for name in ("small", "recipe's")}
-        two = served("large", 2)
+        merged = {name: served(name, 1) for name in bundles}
+        alone = {name: served(name, 1, "--max-batch-rows", "1") for name in ("small bank", "network")}
+        two = served("large bank", 2)
+        row = {name: image if name == "network" else requests[1] for name in bundles}
         calls = [
-            ("echo, 64 callers", merged["small"], "echo", CALLERS, 1),
-            *((f"score, 64 callers, {b} bank", s, "score", CALLERS, 1) for b, s in merged.items()),
-            *((f"score without merging, 64 callers, {b} bank", s, "score", CALLERS, 1) for b, s in alone.items()),
-            ("stream, 1", merged["small"], "stream", 1, 1),
-            ("stream, 4", merged["small"], "stream", 4, 1),
-            ("echo, 1 caller", merged["small"], "echo", 1, 1),
-            ("score, 1 caller, small bank", merged["small"], "score", 1, 1),
-            ("score, 1 caller, recipe's bank", merged["recipe's"], "score", 1, 1),
-            ("score 256 rows, 4 callers, 1 worker", merged["large"], "score", 4, 256),
-            ("score 256 rows, 4 callers, 2 workers", two, "score", 4, 256),
+            ("echo, 64 callers", merged["small bank"], "echo", CALLERS, requests[1]),
+            *((f"score, 64 callers, {b}", s, "score", CALLERS, row[b]) for b, s in merged.items()),
+            *((f"score without merging, 64 callers, {b}", s, "score", CALLERS, row[b]) for b, s in alone.items()),
+            ("stream, 1", merged["small bank"], "stream", 1, requests[1]),
+            ("stream, 4", merged["small bank"], "stream", 4, requests[1]),
+            ("echo, 1 caller", merged["small bank"], "echo", 1, requests[1]),
+            *((f"score, 1 caller, {b}", merged[b], "score", 1, row[b]) for b in ("small bank", "network")),
+            ("score 256 rows, 4 callers, 1 worker", merged["large bank"], "score", 4, requests[256]),
+            ("score 256 rows, 4 callers, 2 workers", two, "score", 4, requests[256]),
         ]
         in_process = [
-            ("echo, then scorer in process, small bank", "small", 1, 1, merged["small"].port),
-            ("echo, then scorer in process, recipe's bank", "recipe's", 1, 1, merged["small"].port),
-            ("in process, 256 rows, 1 thread", "large", 256, 1),
-            ("in process, 256 rows, 2 threads", "large", 256, 2),
+            *(
+                (f"echo, then scorer in process, {b}", b, row[b], 1, merged["small bank"].port)
+                for b in ("small bank", "network")
+            ),
+            ("in process, 256 rows, 1 thread", "large bank", requests[256], 1),
+            ("in process, 256 rows, 2 threads", "large bank", requests[256], 2),
         ]
         rounds: dict[str, list[Any]] = {}
         for i in range(options.rounds):
-            for name, server, method, callers, rows in calls:
-                found = server.load(method, callers, options.seconds, requests[rows])
+            for name, server, method, callers, request in calls:
+                found = server.load(method, callers, options.seconds, request)
                 rounds.setdefault(name, []).append(found)
                 print(f"round {i + 1}: {name}: {found['rate']:.0f} per second", flush=True)
-            for name, bank, rows, *more in in_process:
-                found = _run("serving_in_process.py", bundles[bank], rows, options.seconds, *more)
+            for name, bundle, request, *more in in_process:
+                found = _run("serving_in_process.py", bundles[bundle], request, options.seconds, *more)
                 rounds.setdefault(name, []).append(found)
         overload = {
-            name: _overload(merged["large"], requests[rows], callers, options)
+            name: _overload(merged["large bank"], requests[rows], callers, options)
             for name, (rows, callers) in OVERLOADS.items()
         }
     results = {"machine": describe_machine("cpu"), "rounds": rounds, "overload": overload}
@@ -148,23 +152,6 @@ def _run(script: str, *arguments: object) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     time.sleep(0.2)  # what a client leaves behind is gone before the next one comes
     return found
-
-
-def _bundle(folder: Path, rows: int) -> Path:
-    """Vectors around ten centres: 20 % of them calibrate."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 10, rows * 5 // 4)
-    x = 2 * rng.normal(size=(10, DIM))[y] + rng.normal(size=(len(y), DIM))
-    folder.mkdir()
-    np.savez(folder / "vectors.npz", x_train=x.astype(np.float32), y_train=y)
-    fit_embeddings(folder / "vectors.npz", folder, fit_config(name="vectors", layers=["embedding"]))
-    return folder / "bundle"
-
-
-def _request(file: Path, rows: int) -> Path:
-    x = np.random.default_rng(1).normal(size=(rows, DIM)).astype(np.float32)
-    file.write_bytes(pb.ScoreRequest(inputs=array_to_tensor(x)).SerializeToString())
-    return file
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The scorer called in process; with a port, after an echo each time: what a caller would wait for both.
 
-    python benchmarks/serving_in_process.py BUNDLE ROWS SECONDS THREADS [PORT]
+    python benchmarks/serving_in_process.py BUNDLE FILE SECONDS THREADS [PORT]
 
-Prints one JSON line: calls per second and the median time of one.
+FILE holds one serialised ScoreRequest. Prints one JSON line: calls per second and the median time of one.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from statistics import median
 
 import grpc
-import numpy as np
 
 from serving_load import PATHS
-from softkin.converters import array_to_tensor
+from softkin.converters import tensor_to_array
 from softkin.detector import Detector
 from softkin.v1 import outlier_pb2 as pb
 
 
 def main() -> None:
     """Run and report."""
-    bundle, rows, seconds, threads, *port = sys.argv[1:]
+    bundle, file, seconds, threads, *port = sys.argv[1:]
     detector = Detector.load(bundle, device="cpu", threads=int(threads))
-    x = np.random.default_rng(1).normal(size=(int(rows), *detector.manifest.input_shape)).astype(np.float32)
-    request = pb.ScoreRequest(inputs=array_to_tensor(x)).SerializeToString()
+    request = Path(file).read_bytes()
+    x = tensor_to_array(pb.ScoreRequest.FromString(request).inputs, "inputs")
     channel = grpc.insecure_channel(f"127.0.0.1:{port[0]}") if port else None
     echo = channel.unary_unary(PATHS["echo"]) if channel else lambda request: request
     for _ in range(5):
