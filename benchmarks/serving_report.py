@@ -27,8 +27,8 @@ def _markdown(results: dict[str, Any]) -> Iterable[str]:
     yield ""
     count = len(rounds["stream, 1"])
     yield f"{m['processor']}, {m['cores']} cores for server and client together; medians of {count} rounds."
-    yield "Small and large bank: vectors of 64 numbers, 1,500 and 40,000 rows. Network: what the recipe fashion_mnist makes,"
-    yield "a convolutional network for 28 x 28 images with 20,000 rows of two layers. One compute thread per worker, one"
+    yield "Small and large bank: vectors of 64 numbers, 1,500 and 40,000 rows. Network: what the recipe fashion_mnist"
+    yield "makes, which takes 28 x 28 images and has 20,000 rows of two layers. One compute thread per worker, and one"
     yield "worker where nothing else is said."
     yield from table(
         ["", "calls per second", "server CPU per 1,000 calls, s", "median latency, ms"],
