@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from queue import SimpleQueue
+from collections.abc import Iterable, Iterator
 
 import grpc
 import numpy as np
@@ -12,19 +11,17 @@ from numpy.typing import NDArray
 
 from softkin import converters, descriptions
 from softkin.client_channel import SERVICE, File
-from softkin.client_errors import answer_error
 from softkin.connection import Connection
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
-from softkin.errors import InvalidInputError, SoftkinError
+from softkin.errors import SoftkinError
+from softkin.exchange import Exchange
 from softkin.joining import join
+from softkin.requests import Requests, fill, split
 from softkin.scores import Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from softkin.verdicts import Guarantee
-
-ROW_LENGTH_BYTES = 32
-"""Room for the length prefixes and the number of rows, which grow with what a request carries."""
 
 
 class Client(Connection):
@@ -69,9 +66,7 @@ class Client(Connection):
             tls_server_name=tls_server_name,
             token=token,
         )
-        self._detector = detector
-        self._version = version
-        self._label = label
+        self._requests = Requests(detector, version, label)
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._limits: Limits | None = None
@@ -108,11 +103,10 @@ class Client(Connection):
             UnavailableError: no answer in time, or the detector was replaced between two requests.
             SoftkinError: a fault of the server.
         """
-        head = self._head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
+        head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         parts: list[Scores] = []
-        for rows in self._split(np.asarray(x), head):
-            head.inputs.CopyFrom(converters.array_to_tensor(rows))
-            parts.append(converters.proto_to_scores(self._call(self._stub.Score, head)))
+        for rows in split(np.asarray(x), head, self._known_limits()):
+            parts.append(converters.proto_to_scores(self._call(self._stub.Score, fill(head, rows))))
         return join(parts)
 
     def score_stream(
@@ -142,21 +136,18 @@ class Client(Connection):
         Raises:
             Whatever `batches` raises, and the errors of `score`, where the array's answer would have come.
         """
-        head = self._head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
+        head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         self._known_limits()
-        sender = _Sender(batches, lambda x: self._split(x, head), head)
-        call = self._stub.ScoreStream(iter(sender), metadata=self._metadata)
+        exchange = Exchange(head, lambda x: split(x, head, self._known_limits()), self._target)
+        call = self._stub.ScoreStream(_send(batches, exchange), metadata=self._metadata)
         try:
-            answers = (answer for response in call for answer in response.answers)
-            for answer in answers:
-                parts = [self._decode(answer)]
-                parts += [self._decode(next(answers)) for _ in range(sender.parts_of_next() - 1)]
-                yield join(parts)
-            if sender.error is not None:
-                raise sender.error
+            for response in call:
+                yield from exchange.scores(response)
+            if exchange.error is not None:
+                raise exchange.error
         except grpc.RpcError as e:
             # An iterator that raises makes gRPC end the call; the cause is here.
-            raise sender.error or self._error(e) from None
+            raise exchange.error or self._error(e) from None
         finally:
             call.cancel()
 
@@ -176,8 +167,7 @@ class Client(Connection):
             NotFoundError: no such detector or version.
             UnavailableError: no answer in time.
         """
-        request = pb.GetDriftRequest(detector=self._detector, version=self._version, label=self._label)
-        return descriptions.proto_to_drift(self._call(self._stub.GetDrift, request))
+        return descriptions.proto_to_drift(self._call(self._stub.GetDrift, self._requests.drift()))
 
     def healthy(self) -> bool:
         """Whether the server is ready to score; False too when it cannot be reached."""
@@ -196,86 +186,18 @@ class Client(Connection):
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def _describe(self) -> pb.GetDetectorResponse:
-        request = pb.GetDetectorRequest(detector=self._detector, version=self._version, label=self._label)
-        answer: pb.GetDetectorResponse = self._call(self._stub.GetDetector, request)
+        answer: pb.GetDetectorResponse = self._call(self._stub.GetDetector, self._requests.description())
         self._limits = converters.proto_to_limits(answer.limits)
         return answer
-
-    def _head(
-        self,
-        alpha: float | None,
-        guarantee: Guarantee | None,
-        confidence: float | None,
-        smoothing_seed: int | None,
-        num_neighbors: int,
-    ) -> pb.ScoreRequest:
-        """A request without its rows."""
-        if num_neighbors < 0:
-            raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
-        if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
-            raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
-        return pb.ScoreRequest(
-            detector=self._detector,
-            version=self._version,
-            label=self._label,
-            alpha=alpha,
-            guarantee=pb.GUARANTEE_UNSPECIFIED if guarantee is None else descriptions.guarantee_number(guarantee),
-            confidence=confidence,
-            smoothing_seed=smoothing_seed,
-            num_neighbors=min(num_neighbors, 2**32 - 1),
-        )
 
     def _known_limits(self) -> Limits:
         return self._limits or converters.proto_to_limits(self._describe().limits)
 
-    def _decode(self, answer: pb.StreamAnswer) -> Scores:
-        if answer.HasField("error"):
-            raise answer_error(answer.error, self._target)
-        return converters.proto_to_scores(answer.response)
 
-    def _split(self, x: NDArray[np.generic], head: pb.ScoreRequest) -> list[NDArray[np.generic]]:
-        limits = self._known_limits()
-        if x.ndim == 0 or len(x) == 0:
-            return [x]  # for the server to refuse, with its own words
-        row_bytes = x[0].nbytes
-        room = limits.max_message_bytes - head.ByteSize() - converters.array_to_tensor(x[:0]).ByteSize()
-        fitting = (room - ROW_LENGTH_BYTES) // max(row_bytes, 1)
-        if fitting < 1:
-            raise InvalidInputError(
-                "inputs",
-                f"one row has {row_bytes} bytes, and a whole request may have max_message_bytes = "
-                f"{limits.max_message_bytes}; raise that limit of the server",
-            )
-        step = min(limits.max_rows, fitting)
-        return [x[i : i + step] for i in range(0, len(x), step)]
-
-
-class _Sender:
-    """The requests of a stream, taken by gRPC's own thread; remembers how many each array takes."""
-
-    def __init__(
-        self,
-        batches: Iterable[NDArray[np.generic]],
-        split: Callable[[NDArray[np.generic]], list[NDArray[np.generic]]],
-        head: pb.ScoreRequest,
-    ) -> None:
-        self._batches = batches
-        self._split = split
-        self._head = head
-        self._parts: SimpleQueue[int] = SimpleQueue()
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[pb.ScoreStreamRequest]:
-        try:
-            for x in self._batches:
-                parts = self._split(np.asarray(x))
-                self._parts.put(len(parts))
-                for rows in parts:
-                    self._head.inputs.CopyFrom(converters.array_to_tensor(rows))
-                    yield pb.ScoreStreamRequest(request=self._head)
-        except Exception as e:
-            self.error = e  # the stream ends here; what was sent is answered first
-
-    def parts_of_next(self) -> int:
-        """How many requests the next array took; it has been sent when its first answer is here."""
-        return self._parts.get()
+def _send(batches: Iterable[NDArray[np.generic]], exchange: Exchange) -> Iterator[pb.ScoreStreamRequest]:
+    """The requests of a stream, taken by gRPC's own thread."""
+    try:
+        for x in batches:
+            yield from exchange.requests(x)
+    except Exception as e:
+        exchange.error = e  # the stream ends here; what was sent is answered first

@@ -53,7 +53,8 @@ def open_channel(
     tls_cert: File | None = None,
     tls_key: File | None = None,
     tls_server_name: str | None = None,
-) -> grpc.Channel:
+    library: Any = grpc,
+) -> Any:
     """A channel that takes turns among the addresses of the target; it connects when it is first used.
 
     Args:
@@ -62,6 +63,7 @@ def open_channel(
         tls_cert: PEM file of the client's certificate, for servers that ask for one.
         tls_key: PEM file of its private key, without a password.
         tls_server_name: name that the server's certificate must have; the target's host when None.
+        library: whose channel: `grpc`, or `grpc.aio`, which has functions of the same names.
 
     Raises:
         InvalidInputError: a file cannot be read, or is not what it must be; or one is missing.
@@ -76,7 +78,7 @@ def open_channel(
                 raise InvalidInputError(
                     name, "given without tls_ca; TLS needs the authority of the server's certificate"
                 )
-        return grpc.insecure_channel(target, options=options)
+        return library.insecure_channel(target, options=options)
     if (tls_cert is None) != (tls_key is None):
         given, missing = ("tls_key", "tls_cert") if tls_cert is None else ("tls_cert", "tls_key")
         raise InvalidInputError(given, f"given without {missing}; a client certificate needs both")
@@ -86,7 +88,7 @@ def open_channel(
     )
     if tls_server_name is not None:
         options.append(("grpc.ssl_target_name_override", tls_server_name))
-    return grpc.secure_channel(target, credentials, options=options)
+    return library.secure_channel(target, credentials, options=options)
 
 
 def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[tuple[str, str], ...]:

@@ -29,8 +29,9 @@ _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def call_error(e: Any, target: str) -> SoftkinError:
-    """The error for a call that failed; `e` is grpc's RpcError."""
-    milliseconds = dict(e.trailing_metadata() or ()).get(RETRY_AFTER)
+    """The error for a call that failed; `e` is the RpcError of grpc or of grpc.aio."""
+    # Pairs, whichever it is: that of grpc.aio looks like a mapping to dict, and in some versions is none.
+    milliseconds = dict(iter(e.trailing_metadata() or ())).get(RETRY_AFTER)
     retry_after = None if milliseconds is None else float(milliseconds) / 1000
     return _error(e.code(), e.details() or "", retry_after, target)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import grpc
 from google.protobuf.message import Message
+from grpc import aio
 
 from softkin.client_channel import File, call_metadata, open_channel
 from softkin.client_errors import call_error
 from softkin.errors import SoftkinError
 
 
-class Connection:
-    """A connection to a server, to be used as a context manager or closed.
+class Endpoint:
+    """What both kinds of connection are made of: the channel, and what goes with each call.
 
     Args:
         target: `HOST:PORT`, or any gRPC target.
@@ -28,6 +30,8 @@ class Connection:
     Raises:
         InvalidInputError: a file is unreadable or wrong, or the token would leave this machine in plaintext.
     """
+
+    _library: ClassVar[Any]
 
     def __init__(
         self,
@@ -44,8 +48,22 @@ class Connection:
         self._timeout_seconds = timeout_seconds
         self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)
         self._channel = open_channel(
-            target, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, tls_server_name=tls_server_name
+            target,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_server_name=tls_server_name,
+            library=self._library,
         )
+
+    def _error(self, e: Any) -> SoftkinError:
+        return call_error(e, self._target)
+
+
+class Connection(Endpoint):
+    """A connection to a server, to be used as a context manager or closed; arguments as for `Endpoint`."""
+
+    _library: ClassVar[Any] = grpc
 
     def close(self) -> None:
         """Close the connection."""
@@ -65,5 +83,46 @@ class Connection:
         except grpc.RpcError as e:
             raise self._error(e) from None
 
-    def _error(self, e: Any) -> SoftkinError:
-        return call_error(e, self._target)
+
+class AsyncConnection(Endpoint):
+    """A connection for the tasks of one event loop, which is running; otherwise as `Connection`."""
+
+    _library: ClassVar[Any] = aio
+
+    async def close(self) -> None:
+        """Close the connection, and end the calls that are open."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
+        try:
+            return await method(request, timeout=self._timeout_seconds, metadata=self._metadata)
+        except (grpc.RpcError, asyncio.CancelledError) as e:
+            raise self._failure(e) from None
+
+    def _failure(self, e: BaseException, cause: BaseException | None = None) -> BaseException:
+        """What to raise where a call raised `e`; `cause` is why the call ended, where that is known.
+
+        A task that is cancelled ends as cancelled. When only the call was, gRPC raises the same error, which would end
+        a task that nobody cancelled.
+        """
+        if isinstance(e, asyncio.CancelledError) and task_is_cancelled():
+            return e
+        if cause is not None:
+            return cause
+        if isinstance(e, asyncio.CancelledError):
+            return SoftkinError(f"{self._target}: CANCELLED: the client was closed")
+        return self._error(e)
+
+
+def task_is_cancelled() -> bool:
+    """Whether somebody has asked the running task to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -34,6 +34,8 @@ FINE_GAPS, COARSE_GAPS = 512, 512
 """The strangest gaps keep a counter each, where the evidence lies; the others are merged to this many."""
 SLICE_ROWS = 128
 """Rows that are ranked at a time; among themselves they are compared pair by pair."""
+MOST_WAITING_ROWS = 64 * SLICE_ROWS
+"""Rows that may wait to be ranked."""
 WINDOW_ROWS = 10_000
 """Rows that count as recent."""
 HISTOGRAM_BINS = 20
@@ -86,6 +88,8 @@ class DriftWatch:
         self._rng = np.random.default_rng() if rng is None else rng
         self._lock = threading.Lock()
         self._waiting: list[Floats] = []
+        self._waiting_rows = 0
+        self._waiting_lock = threading.Lock()  # held for moments: whoever notes rows never waits for a ranking
         n = len(calibration)
         cuts = np.union1d(np.arange(max(0, n - FINE_GAPS), n), np.linspace(0, n - 1, COARSE_GAPS).astype(np.int64))
         tie_break = self._rng.random(n)
@@ -100,10 +104,23 @@ class DriftWatch:
 
     def observe(self, scores: Floats) -> None:
         """Add `[B]` outlier scores in the order of service; they are ranked slice by slice, and before any report."""
-        with self._lock:
+        if self.note(scores) >= SLICE_ROWS:
+            self.catch_up()
+
+    def note(self, scores: Floats) -> int:
+        """Add scores for `catch_up` to rank; returns how many rows wait for it, of `MOST_WAITING_ROWS` at most.
+
+        Whoever finds more waiting must call it.
+        """
+        with self._waiting_lock:
             self._waiting.append(np.array(scores, np.float64))  # a copy: the caller may use the array again
-            if sum(map(len, self._waiting)) >= SLICE_ROWS:
-                self._catch_up()
+            self._waiting_rows += len(scores)
+            return self._waiting_rows
+
+    def catch_up(self) -> None:
+        """Rank what waits: some 8 microseconds a row."""
+        with self._lock:
+            self._catch_up()
 
     def report(self, alpha: float = 0.05) -> DriftReport:
         """What has been seen so far; `alpha`: at which to count recent flags."""
@@ -165,10 +182,11 @@ class DriftWatch:
             self._alarm_row = (alarm_row or rows) if reached else 0
 
     def _catch_up(self) -> None:
-        if not self._waiting:
-            return
-        scores = np.concatenate(self._waiting)
-        self._waiting.clear()
+        with self._waiting_lock:
+            if not self._waiting:
+                return
+            waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
+        scores = np.concatenate(waiting)
         for start in range(0, len(scores), SLICE_ROWS):
             self._take(scores[start : start + SLICE_ROWS])
 

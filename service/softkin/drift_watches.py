@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from softkin.drift import DEFAULT_LEVEL, DriftReport, DriftWatch
+from softkin.drift import DEFAULT_LEVEL, MOST_WAITING_ROWS, SLICE_ROWS, DriftReport, DriftWatch
 from softkin.errors import NotFoundError, StateError
 from softkin.logs import log, log_line
 from softkin.registry import ScoringDetector
@@ -27,7 +28,7 @@ class DriftWatches:
     Args:
         level: chance of a false alarm that each watch may take, ever.
         folder: where states are kept, made if missing; nothing is kept when None.
-        save_seconds: between two saves while `saving`.
+        save_seconds: between two saves while `watching`.
     """
 
     def __init__(self, *, level: float = DEFAULT_LEVEL, folder: Path | None = None, save_seconds: float = 10.0) -> None:
@@ -36,6 +37,8 @@ class DriftWatches:
         self._save_seconds = save_seconds
         self._watches: dict[str, tuple[Path | None, DriftWatch]] = {}
         self._saving = threading.Lock()
+        self._due: SimpleQueue[DriftWatch | None] = SimpleQueue()
+        self._ranking = False
 
     def add(self, detector: ScoringDetector) -> DriftWatch:
         """Watch a detector, from its saved state where there is one; another digest is another watch.
@@ -59,9 +62,17 @@ class DriftWatches:
             _save(file, watch)
 
     def observe(self, scores: Scores) -> None:
-        """Add the rows of one answer to the watch of the detector that gave it, unless that has been removed."""
+        """Add the rows of one answer to the watch of the detector that gave it, unless that has been removed.
+
+        They are ranked in another thread while `watching`: callers and the device do not wait for it.
+        """
         if found := self._watches.get(scores.budget.digest):
-            found[1].observe(scores.outlier_score)
+            watch = found[1]
+            waiting = watch.note(scores.outlier_score)
+            if waiting >= (MOST_WAITING_ROWS if self._ranking else SLICE_ROWS):
+                watch.catch_up()
+            elif waiting >= SLICE_ROWS:
+                self._due.put(watch)
 
     def report(self, detector: ScoringDetector, alpha: float) -> DriftReport:
         """What the watch of a detector has seen; `alpha`: at which to count recent flags.
@@ -76,25 +87,24 @@ class DriftWatches:
         return found[1].report(alpha)
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Hold the directory, save every few seconds, and once more at the end.
+    def watching(self) -> Iterator[None]:
+        """Rank rows in a thread of its own; hold the directory, save every few seconds, and once more at the end.
 
         Raises:
             StateError: the directory cannot be written, or another process holds it.
         """
-        if self._folder is None:
-            yield
-            return
-        ended = threading.Event()
-        with _held(self._folder):
-            thread = threading.Thread(target=self._save_until, args=(ended,), name="drift-state", daemon=True)
-            thread.start()
+        with ExitStack() as stack:
+            if self._folder is not None:
+                stack.enter_context(_held(self._folder))
+                stack.callback(self.save)
+                ended = threading.Event()
+                stack.enter_context(_in_thread("drift-state", lambda: self._save_until(ended), stop=ended.set))
+            stack.enter_context(_in_thread("drift", self._rank, stop=lambda: self._due.put(None)))
+            self._ranking = True
             try:
                 yield
             finally:
-                ended.set()
-                thread.join()
-                self.save()
+                self._ranking = False
 
     def save(self) -> None:
         """Write every watch's state, each whole or not at all; a failure is logged and tried again next time."""
@@ -102,9 +112,25 @@ class DriftWatches:
             for file, watch in self._watches.values():
                 _save(file, watch)
 
+    def _rank(self) -> None:
+        while (watch := self._due.get()) is not None:
+            watch.catch_up()
+
     def _save_until(self, ended: threading.Event) -> None:
         while not ended.wait(self._save_seconds):
             self.save()
+
+
+@contextmanager
+def _in_thread(name: str, work: Callable[[], None], *, stop: Callable[[], object]) -> Iterator[None]:
+    """Have it done in a thread until the end, when `stop` makes it return."""
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop()
+        thread.join()
 
 
 def _save(file: Path | None, watch: DriftWatch) -> None:

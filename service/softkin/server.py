@@ -191,7 +191,7 @@ class Server:
             StateError: the drift state cannot be kept or read.
         """
         with self._loader.changing():
-            self._saving.enter_context(self._watches.saving())
+            self._saving.enter_context(self._watches.watching())
             for detector in self._registry:
                 self._loader.prove(detector)
                 self._loader.describe(detector)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from softkin.drift import MOST_WAITING_ROWS, SLICE_ROWS, DriftWatch
 from softkin.drift_watches import DriftWatches
 from softkin.errors import NotFoundError, StateError
 from standin import StandIn
@@ -42,7 +43,7 @@ def test_a_restart_goes_on_where_the_last_one_ended(tmp_path):
     """Rows, evidence and recent p-values; what is saved is a plain safetensors file, and no other file stays."""
     detector, folder = StandIn(), tmp_path / "a" / "state"
     first = watching(folder, detector)
-    with first.saving():
+    with first.watching():
         first.observe(detector.score(rows(7, 50.0)))
     before = first.report(detector, 0.05)
 
@@ -61,7 +62,7 @@ def test_several_restarts_add_up(tmp_path):
     detector = StandIn()
     for k in range(1, 5):
         watches = watching(tmp_path, detector)
-        with watches.saving():
+        with watches.watching():
             watches.observe(detector.score(rows(100 * k)))
 
     assert watching(tmp_path, detector).report(detector, 0.05).rows == 1000
@@ -73,7 +74,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     detector = StandIn()
     watches = watching(None, detector)
 
-    with watches.saving():
+    with watches.watching():
         watches.observe(detector.score(rows(7)))
         watches.save()
 
@@ -89,7 +90,7 @@ def test_rows_belong_to_the_detector_that_scored_them(tmp_path):
     for d in detectors:
         watches.add(d)
 
-    with watches.saving():
+    with watches.watching():
         for n, d in enumerate(detectors, start=1):
             watches.observe(d.score(rows(n)))
 
@@ -102,11 +103,11 @@ def test_another_digest_starts_anew_and_leaves_the_old_state_alone(tmp_path):
     """A new version has its own calibration rows; the old one can come back."""
     old, new = StandIn(version="1"), StandIn(version="2")
     watches = watching(tmp_path, old)
-    with watches.saving():
+    with watches.watching():
         watches.observe(old.score(rows(5)))
 
     other = watching(tmp_path, new)
-    with other.saving():
+    with other.watching():
         other.observe(new.score(rows(2)))
 
     assert [watching(tmp_path, d).report(d, 0.05).rows for d in (new, old)] == [2, 5]
@@ -117,7 +118,7 @@ def test_a_watch_that_is_removed_is_saved_and_rows_that_come_late_are_left_out(t
     gone, kept = StandIn(version="1"), StandIn(version="2")
     watches = watching(tmp_path, gone)
     watches.add(kept)
-    with watches.saving():
+    with watches.watching():
         watches.observe(gone.score(rows(5)))
 
         watches.remove(gone.digest)
@@ -157,14 +158,14 @@ def test_a_damaged_state_is_refused_with_the_file_and_the_remedy(tmp_path, damag
     """Beginning anew would lose evidence silently: that is for a person to decide. The file stays as it is."""
     detector, other = StandIn(), StandIn("b")
     watches = watching(tmp_path, detector)
-    with watches.saving():
+    with watches.watching():
         watches.observe(detector.score(rows(5)))
     file = state_file(tmp_path, detector)
     damage(file)
     content = None if file.is_dir() else file.read_bytes()
 
     again = DriftWatches(folder=tmp_path)
-    with again.saving():
+    with again.watching():
         again.add(other)
         with pytest.raises(StateError) as e:
             again.add(detector)
@@ -178,16 +179,67 @@ def test_a_damaged_state_is_refused_with_the_file_and_the_remedy(tmp_path, damag
     assert watching(tmp_path, detector).report(detector, 0.05).rows == 0
 
 
+def test_rows_are_ranked_in_a_thread_of_their_own_while_it_watches(monkeypatch):
+    """Whoever brings them goes on at once, even while a ranking takes long; all are ranked before a report."""
+    ranked, go_on = [], threading.Event()
+    catch_up = DriftWatch.catch_up
+
+    def noting(watch):
+        ranked.append(threading.current_thread().name)
+        assert go_on.wait(20)
+        catch_up(watch)
+
+    monkeypatch.setattr(DriftWatch, "catch_up", noting)
+    detector = StandIn()
+    watches = DriftWatches()
+    watches.add(detector)
+    with watches.watching():
+        for _ in range(5):
+            watches.observe(detector.score(rows(SLICE_ROWS)))
+        go_on.set()
+        assert watches.report(detector, 0.05).rows == 5 * SLICE_ROWS
+    watches.observe(detector.score(rows(SLICE_ROWS)))
+
+    assert (set(ranked[:-1]), ranked[-1]) == ({"drift"}, threading.current_thread().name)
+
+
+def test_what_waits_to_be_ranked_is_bounded(monkeypatch):
+    """A thread that falls behind must not let memory grow: then whoever brings rows ranks them."""
+    waiting, go_on = [], threading.Event()
+    note, catch_up = DriftWatch.note, DriftWatch.catch_up
+
+    def noting(watch, scores):
+        waiting.append(note(watch, scores))
+        return waiting[-1]
+
+    def slow(watch):
+        if threading.current_thread().name == "drift":
+            assert go_on.wait(20)
+        catch_up(watch)
+
+    monkeypatch.setattr(DriftWatch, "note", noting)
+    monkeypatch.setattr(DriftWatch, "catch_up", slow)
+    detector = StandIn()
+    watches = DriftWatches()
+    watches.add(detector)
+    with watches.watching():
+        for _ in range(3 * MOST_WAITING_ROWS // 1000):
+            watches.observe(detector.score(rows(1000)))
+        go_on.set()
+
+    assert MOST_WAITING_ROWS <= max(waiting) < MOST_WAITING_ROWS + 1000
+
+
 def test_a_folder_has_one_holder_at_a_time(tmp_path):
     """Two servers would overwrite each other's evidence; once the first has gone, the next may have it."""
     detector = StandIn()
     first, second = watching(tmp_path, detector), watching(tmp_path, detector)
 
-    with first.saving():
+    with first.watching():
         first.observe(detector.score(rows(3)))
-        with pytest.raises(StateError) as e, second.saving():
+        with pytest.raises(StateError) as e, second.watching():
             raise AssertionError("held twice")
-    with second.saving():
+    with second.watching():
         pass
 
     assert str(e.value) == f"{tmp_path}: another server keeps its drift state here; give each its own"
@@ -199,7 +251,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / below
 
-    with pytest.raises(StateError) as e, DriftWatches(folder=folder).saving():
+    with pytest.raises(StateError) as e, DriftWatches(folder=folder).watching():
         raise AssertionError("cannot be held")
 
     reason = "Not a directory" if below else "File exists"
@@ -211,7 +263,7 @@ def test_a_save_that_fails_is_logged_and_scoring_goes_on(tmp_path, caplog):
     detector, folder = StandIn(), tmp_path / "state"
     watches = watching(folder, detector)
 
-    with watches.saving():
+    with watches.watching():
         shutil.rmtree(folder)
         with caplog.at_level(logging.ERROR, "softkin.server"):
             watches.save()
@@ -230,7 +282,7 @@ def test_a_failed_save_leaves_the_old_state_whole_and_no_other_file(tmp_path, mo
 
     detector = StandIn()
     watches = watching(tmp_path, detector)
-    with watches.saving():
+    with watches.watching():
         watches.observe(detector.score(rows(3)))
     watches.observe(detector.score(rows(1)))
 
@@ -260,7 +312,7 @@ def test_the_state_is_saved_again_and_again_while_it_is_held(tmp_path):
             threading.Event().wait(0.005)
         return False
 
-    with watches.saving():
+    with watches.watching():
         reached = [wait_for(0)]
         for n in (3, 10):
             watches.observe(detector.score(rows(n - watches.report(detector, 0.05).rows)))
@@ -284,7 +336,7 @@ def test_saves_while_rows_come_in_are_always_whole(tmp_path):
             watches.observe(detector.score(rows(40)))
 
     thread = threading.Thread(target=observe)
-    with watches.saving():
+    with watches.watching():
         thread.start()
         try:
             for _ in range(60):

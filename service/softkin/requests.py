@@ -1,0 +1,104 @@
+"""What a client asks of one detector: its requests, and how an array is split to fit into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin import descriptions
+from softkin.converters import Limits, array_to_tensor
+from softkin.errors import InvalidInputError
+from softkin.v1 import outlier_pb2 as pb
+from softkin.verdicts import Guarantee
+
+ROW_LENGTH_BYTES = 32
+"""Room for the length prefixes and the number of rows, which grow with what a request carries."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Makes the requests to one detector.
+
+    Args:
+        detector: its name; empty for the only one loaded.
+        version: its version; empty for the one that carries the label, or serves by default.
+        label: instead of a version: the label that it carries.
+    """
+
+    detector: str
+    version: str
+    label: str
+
+    def head(
+        self,
+        alpha: float | None,
+        guarantee: Guarantee | None,
+        confidence: float | None,
+        smoothing_seed: int | None,
+        num_neighbors: int,
+    ) -> pb.ScoreRequest:
+        """A request to score, without its rows; arguments as for `Client.score`.
+
+        Raises:
+            InvalidInputError: an argument cannot travel.
+        """
+        if num_neighbors < 0:
+            raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
+        if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
+            raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
+        return pb.ScoreRequest(
+            detector=self.detector,
+            version=self.version,
+            label=self.label,
+            alpha=alpha,
+            guarantee=pb.GUARANTEE_UNSPECIFIED if guarantee is None else descriptions.guarantee_number(guarantee),
+            confidence=confidence,
+            smoothing_seed=smoothing_seed,
+            num_neighbors=min(num_neighbors, 2**32 - 1),
+        )
+
+    def description(self) -> pb.GetDetectorRequest:
+        """A request for the detector's description and the server's limits."""
+        return pb.GetDetectorRequest(detector=self.detector, version=self.version, label=self.label)
+
+    def drift(self) -> pb.GetDriftRequest:
+        """A request for what its drift watch has seen."""
+        return pb.GetDriftRequest(detector=self.detector, version=self.version, label=self.label)
+
+
+def fill(head: pb.ScoreRequest, rows: NDArray[np.generic]) -> pb.ScoreRequest:
+    """The head itself with these rows, instead of any that it had.
+
+    Raises:
+        InvalidInputError: their dtype cannot travel.
+    """
+    head.inputs.CopyFrom(array_to_tensor(rows))
+    return head
+
+
+def split(x: NDArray[np.generic], head: pb.ScoreRequest, limits: Limits) -> list[NDArray[np.generic]]:
+    """Consecutive rows of an array, as many at a time as one request may have.
+
+    Args:
+        x: `[B, ...]`; one without rows is returned as it is.
+        head: what goes with them.
+        limits: of the server.
+
+    Raises:
+        InvalidInputError: one row alone is too large, or the dtype cannot travel.
+    """
+    if x.ndim == 0 or len(x) == 0:
+        return [x]  # for the server to refuse, with its own words
+    row_bytes = x[0].nbytes
+    room = limits.max_message_bytes - head.ByteSize() - array_to_tensor(x[:0]).ByteSize()
+    fitting = (room - ROW_LENGTH_BYTES) // max(row_bytes, 1)
+    if fitting < 1:
+        raise InvalidInputError(
+            "inputs",
+            f"one row has {row_bytes} bytes, and a whole request may have max_message_bytes = "
+            f"{limits.max_message_bytes}; raise that limit of the server",
+        )
+    step = min(limits.max_rows, fitting)
+    return [x[i : i + step] for i in range(0, len(x), step)]
