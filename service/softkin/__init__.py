@@ -4,7 +4,8 @@
     scores = Detector.load("bundle").score(x)
     scores = Client("localhost:50051").score(x)
 
-Importing softkin loads neither grpc, onnxruntime nor torch; `Detector` and `Client` do when they are first touched.
+Importing softkin loads neither grpc, onnxruntime nor torch; `Detector`, `Client` and `AsyncClient` do when they are
+first touched.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from softkin.errors import (
 from softkin.scores import ErrorBudget, Neighbors, Scores
 
 if TYPE_CHECKING:
+    from softkin.async_client import AsyncClient
     from softkin.client import Client
     from softkin.detector import Detector
 
 __version__ = version("softkin")
 
 __all__ = [
+    "AsyncClient",
     "AuthenticationError",
     "BundleError",
     "Client",
@@ -56,7 +59,11 @@ __all__ = [
     "__version__",
 ]
 
-_LAZY = {"Client": ("softkin.client", "client"), "Detector": ("softkin.detector", "service")}
+_LAZY = {
+    "AsyncClient": ("softkin.async_client", "client"),
+    "Client": ("softkin.client", "client"),
+    "Detector": ("softkin.detector", "service"),
+}
 
 
 def __getattr__(name: str) -> Any:

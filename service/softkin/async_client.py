@@ -1,0 +1,216 @@
+"""The client for programs that run in an event loop: the same calls as coroutines, the same numbers and errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from numpy.typing import NDArray
+
+from softkin import converters, descriptions
+from softkin.client_channel import SERVICE, File
+from softkin.connection import AsyncConnection, task_is_cancelled
+from softkin.converters import Limits
+from softkin.descriptions import DetectorInfo, DriftInfo
+from softkin.errors import SoftkinError
+from softkin.exchange import Exchange
+from softkin.joining import join
+from softkin.requests import Requests, fill, split
+from softkin.scores import Scores
+from softkin.v1 import outlier_pb2 as pb
+from softkin.v1 import outlier_pb2_grpc as pb_grpc
+from softkin.verdicts import Guarantee
+
+_END = object()
+
+
+class AsyncClient(AsyncConnection):
+    """A connection to a softkin server, for the tasks of the event loop in which it is made.
+
+    Cancelling a task, by `asyncio.timeout` for instance, cancels its call on the server too.
+
+    Args:
+        target: as for `Client`, like all that follow.
+        timeout_seconds: see there.
+        detector: see there.
+        version: see there.
+        label: see there.
+        tls_ca: see there.
+        tls_cert: see there.
+        tls_key: see there.
+        tls_server_name: see there.
+        token: see there.
+
+    Raises:
+        InvalidInputError: a file is unreadable or wrong, or the token would leave this machine in plaintext.
+        RuntimeError: no event loop is running.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_seconds: float = 30,
+        detector: str = "",
+        version: str = "",
+        label: str = "",
+        tls_ca: File | None = None,
+        tls_cert: File | None = None,
+        tls_key: File | None = None,
+        tls_server_name: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        asyncio.get_running_loop()  # without one gRPC would take a loop that nobody runs
+        super().__init__(
+            target,
+            timeout_seconds=timeout_seconds,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_server_name=tls_server_name,
+            token=token,
+        )
+        self._requests = Requests(detector, version, label)
+        self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._limits: Limits | None = None
+
+    async def score(
+        self,
+        x: NDArray[np.generic],
+        *,
+        alpha: float | None = None,
+        guarantee: Guarantee | None = None,
+        confidence: float | None = None,
+        smoothing_seed: int | None = None,
+        num_neighbors: int = 0,
+    ) -> Scores:
+        """Score rows, in as many requests as the server's limits ask for.
+
+        Args:
+            x: as for `Client.score`, like all that follow.
+            alpha: see there.
+            guarantee: see there.
+            confidence: see there.
+            smoothing_seed: see there.
+            num_neighbors: see there.
+
+        Returns:
+            One answer for all rows, bit for bit that of `Client.score`.
+
+        Raises:
+            SoftkinError: the errors of `Client.score`.
+        """
+        head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
+        parts: list[Scores] = []
+        for rows in split(np.asarray(x), head, await self._known_limits()):
+            parts.append(converters.proto_to_scores(await self._call(self._stub.Score, fill(head, rows))))
+        return join(parts)
+
+    async def score_stream(
+        self,
+        batches: Iterable[NDArray[np.generic]] | AsyncIterable[NDArray[np.generic]],
+        *,
+        alpha: float | None = None,
+        guarantee: Guarantee | None = None,
+        confidence: float | None = None,
+        smoothing_seed: int | None = None,
+        num_neighbors: int = 0,
+    ) -> AsyncGenerator[Scores, None]:
+        """Score arrays as they come, on one call, in bounded memory: faster than one call each.
+
+        Arrays are taken as far ahead as the server reads; every array's answer is given in its turn. The call lasts as
+        long as there are arrays: `timeout_seconds` does not end it. It is not tried again when it fails. Leaving the
+        loop ends it; where the generator is kept in a variable, `contextlib.aclosing` does.
+
+        Args:
+            batches: arrays, each as for `score`. An iterable that is not asynchronous may block, because it is asked in
+                worker threads, for one array at a time; what it is doing when the call ends, it finishes.
+            alpha: as for `score`, for all; so are the others. `false_discovery_rate` selects within each array.
+            guarantee: see `score`.
+            confidence: see `score`.
+            smoothing_seed: see `score`.
+            num_neighbors: see `score`.
+
+        Raises:
+            Whatever `batches` raises, and the errors of `score`, where the array's answer would have come.
+        """
+        head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
+        limits = await self._known_limits()
+        exchange = Exchange(head, lambda x: split(x, head, limits), self._target)
+        source = batches if isinstance(batches, AsyncIterable) else _in_threads(batches)
+        call = self._stub.ScoreStream(_send(source, exchange), metadata=self._metadata)
+        try:
+            async for response in call:
+                for scores in exchange.scores(response):
+                    yield scores
+            if exchange.error is not None:
+                raise exchange.error
+        except (grpc.RpcError, asyncio.CancelledError) as e:
+            raise self._failure(e, exchange.error) from None
+        finally:
+            call.cancel()
+
+    async def detector_info(self) -> DetectorInfo:
+        """What the detector takes, what it was calibrated with and where it runs.
+
+        Raises:
+            NotFoundError: no such detector or version.
+            UnavailableError: no answer in time.
+        """
+        return descriptions.proto_to_detector_info((await self._describe()).detector)
+
+    async def drift(self) -> DriftInfo:
+        """What the server's drift watch of the detector has seen.
+
+        Raises:
+            NotFoundError: no such detector or version.
+            UnavailableError: no answer in time.
+        """
+        return descriptions.proto_to_drift(await self._call(self._stub.GetDrift, self._requests.drift()))
+
+    async def healthy(self) -> bool:
+        """Whether the server is ready to score; False too when it cannot be reached."""
+        try:
+            return await self.check_health()
+        except SoftkinError:
+            return False
+
+    async def check_health(self) -> bool:
+        """Whether the server says that it is ready to score.
+
+        Raises:
+            UnavailableError: no answer in time, or TLS does not come about; the message says why.
+        """
+        answer = await self._call(self._health.Check, health_pb2.HealthCheckRequest(service=SERVICE))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def _describe(self) -> pb.GetDetectorResponse:
+        answer: pb.GetDetectorResponse = await self._call(self._stub.GetDetector, self._requests.description())
+        self._limits = converters.proto_to_limits(answer.limits)
+        return answer
+
+    async def _known_limits(self) -> Limits:
+        return self._limits or converters.proto_to_limits((await self._describe()).limits)
+
+
+async def _send(source: AsyncIterable[NDArray[np.generic]], exchange: Exchange) -> AsyncIterator[pb.ScoreStreamRequest]:
+    """The requests of a stream, taken by a task of gRPC's own."""
+    try:
+        async for x in source:
+            for request in exchange.requests(x):
+                yield request
+    except (Exception, asyncio.CancelledError) as e:
+        if task_is_cancelled():
+            raise  # the call has ended, and this is not the source's doing
+        exchange.error = e  # the stream ends here; what was sent is answered first
+
+
+async def _in_threads(batches: Iterable[NDArray[np.generic]]) -> AsyncIterator[NDArray[np.generic]]:
+    """The arrays of something that may block: a data loader reads files, or starts processes."""
+    iterator = await asyncio.to_thread(iter, batches)
+    while (x := await asyncio.to_thread(next, iterator, _END)) is not _END:
+        yield x  # type: ignore[misc]  # not _END
