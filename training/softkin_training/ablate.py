@@ -81,7 +81,7 @@ def ablate(
         missing = {n: r for n, r in recipes.items() if not _done(folder / folder_of(n), r)}
         if missing:
             say(f"[{number} of {len(wanted)}] {family}, {train_name}, seed {seed}: {', '.join(missing)}")
-            _run(missing, folder, rows, compared=next(iter(recipes)))
+            _run(recipes, missing, folder, rows)
         for name in recipes:
             report = json.loads((folder / folder_of(name) / REPORT).read_text(encoding="utf-8"))
             cells.append(Cell(family=family, train=train_name, detect=name, seed=seed, report=report))
@@ -113,14 +113,17 @@ def _num_classes(recipe: Recipe) -> int:
     return 10 if recipe.data.source == "digits" else len(read_npz(recipe.data.path, ("class_names",))["class_names"])
 
 
-def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int, *, compared: str) -> None:
-    """Train once, then build and evaluate each detect variant; other scores stand beside the one `compared`."""
+def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: Path, rows: int) -> None:
+    """Train once, then build and evaluate each missing detect variant.
+
+    The first of all says what is exported, whichever are missing: the seed of a layer's projection is its place there.
+    """
     first = next(iter(recipes.values()))
     dataset = load_dataset(first)
     folder.mkdir(parents=True, exist_ok=True)
     export_step(first, dataset, folder, train(first, dataset, folder, resume=True, progress=False).model)
     fewer = _first_rows(dataset, rows)
-    for name, recipe in recipes.items():
+    for name, recipe in missing.items():
         out = folder / folder_of(name)
         out.mkdir(exist_ok=True)
         (out / MODEL).unlink(missing_ok=True)
@@ -133,7 +136,7 @@ def _run(recipes: Mapping[str, Recipe], folder: Path, rows: int, *, compared: st
             outliers=fewer.outliers,
             calibration=fewer.calibration,
             corruption_rows=0,
-            compare=name == compared,  # of the others, the table shows the bundle's own score alone
+            compare=recipe is first,  # of the others, the table shows the bundle's own score alone
         )
         (out / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(out / BUNDLE)  # tens of megabytes in every cell, and quickly built again

@@ -69,6 +69,21 @@ def test_a_stopped_ablation_goes_on_where_it_was(done):
     assert len(again) == len(cells)
 
 
+def test_a_cell_that_runs_later_sees_the_same_projections(tmp_path: Path):
+    """The first detector says what is exported, also where only a later one, of fewer layers, is missing."""
+    detect = {"both": {"detector.layers": ["conv1", "conv2"]}, "last": {"detector.layers": ["conv2"]}}
+    plan = Plan(train={"plain": {"loss.weight": 0.0}}, detect=detect, families={FAR: ()})
+    quick = [*QUICK, "detector.max_dim=8"]
+    ablate("digits", plan, tmp_path, overrides=quick, seeds=(0,), rows=50)
+    lost = tmp_path / "all-classes" / "plain" / "seed0" / "last"
+    before = json.loads((lost / "report.json").read_text())
+    (lost / "recipe.json").unlink()
+
+    ablate("digits", plan, tmp_path, overrides=quick, seeds=(0,), rows=50)
+
+    assert json.loads((lost / "report.json").read_text())["scores"]["softkin"] == before["scores"]["softkin"]
+
+
 def test_figures_are_means_deviations_and_paired_differences_over_seeds():
     """Against plain loops, on made-up reports of 4 seeds, 2 networks and 2 families."""
     rng = np.random.default_rng(0)
