@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from softkin.client_errors import answer_error
 from softkin.converters import proto_to_scores
+from softkin.errors import SoftkinError
 from softkin.joining import join
 from softkin.requests import fill
 from softkin.scores import Scores
@@ -56,6 +57,8 @@ class Exchange:
         for answer in response.answers:
             if answer.HasField("error"):
                 raise answer_error(answer.error, self._target)
+            if not self._requests_per_array:
+                raise SoftkinError(f"{self._target}: the server sent an answer to no request of this stream")
             self._parts.append(proto_to_scores(answer.response))
             # Its first request has been sent when its first answer is here, so the number is there.
             if len(self._parts) == self._requests_per_array[0]:

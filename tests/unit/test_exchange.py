@@ -1,0 +1,27 @@
+"""A stream as a client sees it, against a server that misbehaves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from softkin.converters import scores_to_proto
+from softkin.errors import SoftkinError
+from softkin.exchange import Exchange
+from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
+
+
+def test_an_answer_to_no_request_is_a_fault_of_the_server():
+    """Not of the caller's arrays: those that were asked for have their answers."""
+    scores = StandIn().score(np.zeros((2, 2, 3), np.float32))
+    answer = pb.StreamAnswer(response=scores_to_proto(scores))
+    exchange = Exchange(pb.ScoreRequest(), lambda x: [x[:2], x[2:]], "here:1")
+    assert len(list(exchange.requests(np.zeros((4, 2, 3), np.float32)))) == 2
+    answers = exchange.scores(pb.ScoreStreamResponse(answers=[answer] * 3))
+
+    assert len(next(answers)) == 4
+    with pytest.raises(SoftkinError) as e:
+        next(answers)
+
+    assert str(e.value) == "here:1: the server sent an answer to no request of this stream"
