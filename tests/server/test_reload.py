@@ -91,6 +91,7 @@ def test_100_reloads_under_load_fail_nobody_and_every_answer_is_of_the_version_i
     running = start(load=loading, bundles=(path,), drift_state=tmp_path / "state")
 
     with Callers(running) as callers:
+        running.until(lambda: "0" in callers.versions or callers.failures)
         for version in range(1, RELOADS + 1):
             write(path, version)
             running.server.reloader.reload()
