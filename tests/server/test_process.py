@@ -57,6 +57,19 @@ def test_an_idle_server_with_an_open_connection_stops_at_once(serve):
     assert float(re.search(r"event=stopped seconds=([\d.]+)", log)[1]) < 10
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has this policy")
+def test_threads_do_not_push_each_other_from_their_cores(serve):
+    """Of those that serve calls; libraries may have started some before."""
+    process = serve()
+    process.stub.Score(REQUEST, timeout=30)
+
+    threads = [int(t) for t in os.listdir(f"/proc/{process.popen.pid}/task")]
+    policies = [os.sched_getscheduler(t) for t in threads]
+
+    assert os.sched_getscheduler(process.popen.pid) == os.SCHED_BATCH
+    assert policies.count(os.SCHED_BATCH) > 128  # as many as requests may be pending
+
+
 def test_open_health_watches_do_not_hold_a_drain(serve):
     """They learn of NOT_SERVING, then end as calls that went well."""
     process = serve("--drain-grace-seconds", "600")
