@@ -37,6 +37,9 @@ class Batcher:
         scored: told about all rows that got their answers together, from a worker thread; must not raise.
         ran: told the rows and seconds of every batch.
         answered: given every ticket with scores, once its caller has them, from a worker thread; must not raise.
+
+    Attributes:
+        callers: tells how many calls are under way, each of which may bring a request.
     """
 
     def __init__(
@@ -55,7 +58,6 @@ class Batcher:
         self._scored = scored
         self._ran = ran
         self.callers: Callable[[], int] = lambda: 0
-        """How many calls are under way, each of which may bring a request."""
         self._answered = answered
         self._changed = threading.Condition(threading.Lock())
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
