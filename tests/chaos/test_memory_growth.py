@@ -112,7 +112,7 @@ def test_memory_does_not_grow_with_requests(serve, request_of, answers_well, loa
 
 
 def test_a_planted_leak_is_seen(serve, request_of):
-    """Two kilobytes forgotten with every batch, by the same measure."""
-    process = serve("--leak-bytes", "2048", seconds=1800)
+    """Half a kilobyte forgotten with every row, by the same measure."""
+    process = serve("--leak-bytes", "512", seconds=1800)
 
     assert growth(process, answered(process, request_of(4)), LENGTHS[0]) > LARGEST_GROWTH

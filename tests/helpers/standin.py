@@ -124,7 +124,7 @@ class StandIn:
             self.rows_scored += len(x)
             self.batches = [*self.batches[-999:], len(x)]
             if self.leak_bytes:
-                self._leaked.append(os.urandom(self.leak_bytes))
+                self._leaked.append(os.urandom(self.leak_bytes * len(x)))
         score = x.reshape(len(x), -1).astype(np.float64).sum(axis=1)
         return RowScores(
             nonconformity=np.stack([score, score + 1, score + 2], axis=1),
@@ -224,7 +224,7 @@ def main() -> int:
     parser.add_argument("--version", default="1")
     parser.add_argument("--hold", type=Path)
     parser.add_argument(
-        "--leak-bytes", type=int, default=0, help="forgotten with every batch, for tests that must see it"
+        "--leak-bytes", type=int, default=0, help="forgotten with every row, for tests that must see it"
     )
     parser.add_argument("--batch-seconds", type=float, default=0.0, help="time that every batch takes")
     parser.add_argument("--max-pending-requests", type=int, default=128)
