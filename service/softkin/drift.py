@@ -35,7 +35,7 @@ FINE_GAPS, COARSE_GAPS = 512, 512
 SLICE_ROWS = 128
 """Rows that are ranked at a time; among themselves they are compared pair by pair."""
 MOST_WAITING_ROWS = 64 * SLICE_ROWS
-"""Rows that may wait to be ranked."""
+"""Rows that may wait to be ranked by somebody else."""
 WINDOW_ROWS = 10_000
 """Rows that count as recent."""
 HISTOGRAM_BINS = 20
@@ -108,9 +108,9 @@ class DriftWatch:
             self.catch_up()
 
     def note(self, scores: Floats) -> int:
-        """Add scores for `catch_up` to rank; returns how many rows wait for it, of `MOST_WAITING_ROWS` at most.
+        """Add scores for `catch_up` to rank; returns how many rows wait for it.
 
-        Whoever finds more waiting must call it.
+        Whoever finds `MOST_WAITING_ROWS` or more must call it.
         """
         with self._waiting_lock:
             self._waiting.append(np.array(scores, np.float64))  # a copy: the caller may use the array again

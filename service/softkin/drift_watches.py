@@ -71,7 +71,7 @@ class DriftWatches:
             waiting = watch.note(scores.outlier_score)
             if waiting >= (MOST_WAITING_ROWS if self._ranking else SLICE_ROWS):
                 watch.catch_up()
-            elif waiting >= SLICE_ROWS:
+            elif waiting >= SLICE_ROWS > waiting - len(scores):  # once for all that wait
                 self._due.put(watch)
 
     def report(self, detector: ScoringDetector, alpha: float) -> DriftReport:
