@@ -137,7 +137,7 @@ def test_requests_in_flight_finish_on_the_version_they_began_with(start, tmp_pat
     path = tmp_path / "bundle"
     write(path, 1)
     loading.detector_gate = gate = threading.Event()
-    running = start(load=loading, bundles=(path,), workers=2)
+    running = start(load=loading, bundles=(path,), workers=4)  # one more than the old ones can hold
     request = pb.ScoreRequest(inputs=array_to_tensor(rows(1)))
     old = [running.stub.Score.future(request, timeout=60) for _ in range(3)]
     running.until(lambda: running.server.pending_requests == 3)
@@ -145,12 +145,13 @@ def test_requests_in_flight_finish_on_the_version_they_began_with(start, tmp_pat
     write(path, 2)
     loading.detector_gate = None
     running.server.reloader.reload()
-    new = running.stub.Score.future(request, timeout=60)
-    running.until(lambda: running.server.pending_requests == 4)
+    new = running.stub.Score(request, timeout=60)
+    running.until(lambda: running.server.pending_requests == 3)
     gate.set()
 
-    assert [f.result(timeout=30).budget.version for f in [*old, new]] == ["1", "1", "1", "2"]
-    assert [f.result().outlier_score[0] for f in [*old, new]] == [15 + 1000] * 3 + [15 + 2000]
+    answers = [*(f.result(timeout=30) for f in old), new]
+    assert [a.budget.version for a in answers] == ["1", "1", "1", "2"]
+    assert [a.outlier_score[0] for a in answers] == [15 + 1000] * 3 + [15 + 2000]
 
 
 def test_a_path_that_has_not_changed_is_left_alone(start, tmp_path, loading):
