@@ -9,24 +9,27 @@ import candidates
 import peers
 from workers import Build
 
-SOFTKIN, ANY_TEMPERATURE, INT8 = "softkin", "softkin, any temperature", "softkin, int8"
+SOFTKIN, ANY_TEMPERATURE = "softkin", "softkin, any temperature"
+INT8, FLOAT16 = "softkin, int8", "softkin, float16"
 NEAREST = "softkin + exact top-50"
-OURS = (SOFTKIN, ANY_TEMPERATURE, INT8, NEAREST)
+OURS = (SOFTKIN, ANY_TEMPERATURE, INT8, FLOAT16, NEAREST)
 CEILING, READ = "MatMul of the same shape", "bank read once"
 FLAT, HNSW = "FAISS flat, k = 50", "FAISS HNSW, k = 50 (approximate)"
 BRUTE, KNN = "scikit-learn brute, k = 50", "pytorch-ood KNN, k = 50"
 SEGMENTS, ONE_HOT, ATTENTION = "torch, segments", "torch, softmax @ one-hot", "torch, attention"
-ONLY_CPU = (FLAT, HNSW, BRUTE, KNN)
+ONLY_CPU = (INT8, FLAT, HNSW, BRUTE, KNN)
+ONLY_CUDA = (FLOAT16,)
 
 
 def builds(device: str) -> dict[str, Build]:
-    """Every candidate on that device; those that know only the CPU are left out elsewhere."""
+    """Every candidate on that device; those that are of another are left out."""
     softkin = partial(candidates.softkin, device=device)
     torch = {SEGMENTS: peers.torch_segments, ONE_HOT: peers.torch_one_hot, ATTENTION: peers.torch_attention}
     found: dict[str, Build] = {
         SOFTKIN: softkin,
         ANY_TEMPERATURE: partial(softkin, bounded=False),
         INT8: partial(softkin, precision="int8"),
+        FLOAT16: partial(softkin, precision="float16"),
         NEAREST: partial(softkin, neighbors=candidates.K),
         CEILING: candidates.matmul if device == "cpu" else partial(candidates.torch_matmul, device=device),
         READ: partial(candidates.read_once, device=device),
@@ -36,7 +39,8 @@ def builds(device: str) -> dict[str, Build]:
         KNN: peers.pytorch_ood_knn,
         **{name: partial(build, device=device) for name, build in torch.items()},
     }
-    return {name: build for name, build in found.items() if device == "cpu" or name not in ONLY_CPU}
+    elsewhere = ONLY_CUDA if device == "cpu" else ONLY_CPU
+    return {name: build for name, build in found.items() if name not in elsewhere}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from catalogue import CEILING, FLAT, INT8, SOFTKIN, Case
+from catalogue import CEILING, FLAT, FLOAT16, INT8, SOFTKIN, Case
 
 SIZES = (4_000, 16_000, 60_000, 250_000, 1_000_000)
 CASES = tuple(Case(rows=n, dim=128, classes=10, rounds=21, seconds=12) for n in SIZES)
-CANDIDATES = (SOFTKIN, INT8, CEILING, FLAT)
+CANDIDATES = (SOFTKIN, INT8, FLOAT16, CEILING, FLAT)
 
 
 def fit_lines(cases: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:

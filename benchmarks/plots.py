@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from catalogue import CEILING, FLAT, INT8, SOFTKIN
+from catalogue import CEILING, FLAT, FLOAT16, INT8, SOFTKIN
 
 STYLES = {
     SOFTKIN: {"color": "#0b5cad", "marker": "o", "linewidth": 2.2},
     INT8: {"color": "#1c9e77", "marker": "s", "linewidth": 2.2},
+    FLOAT16: {"color": "#1c9e77", "marker": "s", "linewidth": 2.2},
     CEILING: {"color": "#555555", "marker": "x", "linestyle": "--"},
     FLAT: {"color": "#d1495b", "marker": "^"},
 }

@@ -77,6 +77,7 @@ def _machine(results: dict[str, Any]) -> Iterable[str]:
     yield "with the libraries, less that of the process before."
     if m["gpu"]:
         yield "The MatMul is that of torch (cuBLAS, TF32 off); times include the copies to the GPU and back."
+        yield "GPU MB: after the first calls, with the context that CUDA keeps for each process."
     yield ""
     yield "Seconds per part: " + ", ".join(f"{part} {seconds}" for part, seconds in results["seconds"].items()) + "."
 
@@ -85,14 +86,16 @@ def _timings(case: dict[str, Any]) -> Iterable[str]:
     batches = case["timings"]
     yield f"\n## {case['title']} ({case['bank_mb']} MB)"
     first = _first(batches)
+    on_gpu = any(memory.get("gpu_mb") for memory in case["memory"].values())
     head = ["candidate", *(h for b in batches for h in (f"batch {b}: ms", "ratio to MatMul"))]
     rows = []
     for name in first:
         row = [name]
         for timings in batches.values():
             row += [f"{timings[name]['milliseconds']:.2f}", _ratio(timings[name], "over_ceiling")]
-        rows.append([*row, f"{case['memory'][name]['resident_mb']:.0f}"])
-    yield from table([*head, "resident MB"], rows)
+        memory = case["memory"][name]
+        rows.append([*row, f"{memory['resident_mb']:.0f}", *([f"{memory['gpu_mb']:.0f}"] if on_gpu else [])])
+    yield from table([*head, "resident MB", *(["GPU MB"] if on_gpu else [])], rows)
     if first:
         yield ""
         yield "Rounds: " + ", ".join(f"{_first(t)['rounds']} at batch {b}" for b, t in batches.items()) + "."

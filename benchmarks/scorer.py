@@ -21,7 +21,7 @@ import numpy as np
 import linearity
 from banks import TEMPERATURE, clusters
 from cancellation import measure_cancellation
-from catalogue import ANY_TEMPERATURE, CASES, CEILING, INT8, NEAREST, ONLY_CPU, SOFTKIN, Case, builds
+from catalogue import CASES, CEILING, NEAREST, ONLY_CPU, OURS, SOFTKIN, Case, builds
 from condensed import measure_condensed
 from machine import describe_machine
 from memory import measure_memory
@@ -91,7 +91,11 @@ def measure(case: Case, candidates: dict[str, Build]) -> dict[str, Any]:
         "bank_mb": round(case.rows * case.dim * 4 / 2**20, 1),
         "timings": timings,
         "memory": {
-            w.name: {"resident_mb": round(w.resident_bytes / 2**20, 1), "peak_mb": round(w.peak_bytes / 2**20, 1)}
+            w.name: {
+                "resident_mb": round(w.resident_bytes / 2**20, 1),
+                "peak_mb": round(w.peak_bytes / 2**20, 1),
+                "gpu_mb": round(w.gpu_bytes / 2**20, 1),
+            }
             for w in workers
         },
         "devices": {w.name: w.device for w in workers},
@@ -120,7 +124,7 @@ def _compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def _placement(case: Case, found: dict[str, Build]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         arguments, _ = clusters(Path(folder), case.rows, case.dim, case.classes, ())
-        return place({name: found[name] for name in (SOFTKIN, ANY_TEMPERATURE, INT8)}, arguments)
+        return place({name: found[name] for name in OURS if name in found}, arguments)
 
 
 if __name__ == "__main__":

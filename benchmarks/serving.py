@@ -1,6 +1,6 @@
 """The server beside an echo of the same message, a server that does not merge requests, and the scorer in process.
 
-    python benchmarks/serving.py [--out benchmarks/results] [--seconds 2] [--rounds 7]
+    python benchmarks/serving.py [--out benchmarks/results] [--seconds 2] [--rounds 7] [--device cuda]
 
 All parts of a round run one after the other, on the same servers, from clients in processes of their own; figures are
 medians over the rounds. CPU time is the server's.
@@ -40,9 +40,9 @@ DEADLINE_SECONDS = 1.0
 class Served:
     """A server in a process of its own."""
 
-    def __init__(self, bundle: Path, *flags: str) -> None:
+    def __init__(self, bundle: Path, device: str, *flags: str) -> None:
         command = [sys.executable, str(HERE / "serving_server.py"), str(bundle), "--host", "127.0.0.1"]
-        command += ["--port", "0", "--metrics-port", "0", "--device", "cpu", "--threads", "1", *flags]
+        command += ["--port", "0", "--metrics-port", "0", "--device", device, "--threads", "1", *flags]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.port = json.loads(self._process.stdout.readline())["port"]
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the scorers run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         work = Path(folder)
@@ -89,7 +90,7 @@ def main() -> None:
         image = serving_bundles.request(work / "image", serving_bundles.images(rng, 1))
 
         def served(name: str, workers: int, *flags: str) -> Served:
-            return stack.enter_context(Served(bundles[name], "--workers", str(workers), *flags))
+            return stack.enter_context(Served(bundles[name], options.device, "--workers", str(workers), *flags))
 
         merged = {name: served(name, 1) for name in bundles}
         alone = {name: served(name, 1, "--max-batch-rows", "1") for name in ("small bank", "network")}
@@ -121,13 +122,13 @@ def main() -> None:
                 rounds.setdefault(name, []).append(found)
                 print(f"round {i + 1}: {name}: {found['rate']:.0f} per second", flush=True)
             for name, bundle, request, *more in in_process:
-                found = _run("serving_in_process.py", bundles[bundle], request, options.seconds, *more)
+                found = _run("serving_in_process.py", bundles[bundle], options.device, request, options.seconds, *more)
                 rounds.setdefault(name, []).append(found)
         overload = {
             name: _overload(merged["large bank"], requests[rows], callers, options)
             for name, (rows, callers) in OVERLOADS.items()
         }
-    results = {"machine": describe_machine("cpu"), "rounds": rounds, "overload": overload}
+    results = {"machine": describe_machine(options.device), "rounds": rounds, "overload": overload}
     write_report(results, options.out)
 
 

@@ -1,6 +1,6 @@
 """The scorer called in process; with a port, after an echo each time: what a caller would wait for both.
 
-    python benchmarks/serving_in_process.py BUNDLE FILE SECONDS THREADS [PORT]
+    python benchmarks/serving_in_process.py BUNDLE DEVICE FILE SECONDS THREADS [PORT]
 
 FILE holds one serialised ScoreRequest. Prints one JSON line: calls per second and the median time of one.
 """
@@ -23,8 +23,8 @@ from softkin.v1 import outlier_pb2 as pb
 
 def main() -> None:
     """Run and report."""
-    bundle, file, seconds, threads, *port = sys.argv[1:]
-    detector = Detector.load(bundle, device="cpu", threads=int(threads))
+    bundle, device, file, seconds, threads, *port = sys.argv[1:]
+    detector = Detector.load(bundle, device=device, threads=int(threads))
     request = Path(file).read_bytes()
     x = tensor_to_array(pb.ScoreRequest.FromString(request).inputs, "inputs")
     channel = grpc.insecure_channel(f"127.0.0.1:{port[0]}") if port else None

@@ -12,10 +12,10 @@ from report import table
 
 
 def write_report(results: dict[str, Any], out: Path) -> None:
-    """Write `serving_<cores>vcpu_<date>` .json and .md."""
+    """Write `serving_<machine>_<date>` .json and .md."""
     out.mkdir(parents=True, exist_ok=True)
     m = results["machine"]
-    stem = f"serving_{m['cores']}vcpu_{m['date']}"
+    stem = f"serving_{m['cores']}vcpu_{m['date']}" if m["device"] == "cpu" else f"serving_cuda_{m['date']}"
     (out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / f"{stem}.md").write_text("\n".join(_markdown(results)) + "\n", encoding="utf-8")
     print(out / f"{stem}.md")
@@ -27,6 +27,8 @@ def _markdown(results: dict[str, Any]) -> Iterable[str]:
     yield ""
     count = len(rounds["stream, 1"])
     yield f"{m['processor']}, {m['cores']} cores for server and client together; medians of {count} rounds."
+    if m["gpu"]:
+        yield f"The scorers run on a GPU: {m['gpu']}."
     yield "Small and large bank: vectors of 64 numbers, 1,500 and 40,000 rows. Network: what the recipe fashion_mnist"
     yield "makes, which takes 28 x 28 images and has 20,000 rows of two layers. One compute thread per worker, and one"
     yield "worker where nothing else is said."

@@ -1,11 +1,12 @@
 """What the soft nearest neighbor loss adds to a training step: all hidden layers, temperature minimised per batch.
 
     python benchmarks/snnl_step.py [--rounds 15] [--minutes 10] [--out DIR]        four minutes on two idle cores
+    python benchmarks/snnl_step.py --device cuda                                   ResNet-18 of the recipe cifar10
 
-Every candidate trains a network of its own on the same batches of 256 images, the embedded digits at 28 x 28; they take
+Every candidate trains a network of its own on the same batches of 256 images, the embedded digits enlarged; they take
 turns, in a new order each round, and each round gives one ratio to the plain step. `formula` is eq. 1 in plain torch
-operators (log-sum-exp, autograd, T fixed). Rounds beside which other processes worked do not count: a step on all cores
-waits for its slowest thread; none begins while others work. Writes snnl_step_<cores>vcpu_<date> .json and .md.
+operators (log-sum-exp, autograd, T fixed). On CPUs rounds beside which other processes worked do not count: a step on
+all cores waits for its slowest thread; none begins while others work. Writes snnl_step_<machine>_<date> .json and .md.
 """
 
 from __future__ import annotations
@@ -34,19 +35,27 @@ from softkin_training.models import Classifier, build_model
 from softkin_training.probe import Probe, choose_probe_rows
 from softkin_training.rows import Rows
 
-BATCH, BATCHES, SIZE = 256, 7, 28
+BATCH = 256
 WARM_UP, CALLS = 3, 5
 """Steps of a candidate per round: some untimed, then some whose median counts."""
 QUIET = 0.03
 """Share of the cores' time that other processes may take in a round that counts."""
-TARGET = 1.35
+TARGETS = {"cpu": 1.35, "cuda": 1.1}
 PLAIN = "plain step"
 EPOCH_ROWS = 54_000
 """Of Fashion-MNIST, less the calibration rows: what the probe's cost is set against."""
-NETWORKS = {
-    "CNN 16, 32, dense 64": ["model.channels=[16, 32]", "model.dense=64"],
-    "CNN 32, 64, dense 256 (recipes mnist, fashion_mnist)": [],
+GREY, COLOUR = (28, 28), (32, 32, 3)
+NETWORKS: dict[str, dict[str, tuple[str, list[str], tuple[int, ...]]]] = {
+    "cpu": {
+        "CNN 16, 32, dense 64": ("fashion_mnist", ["model.channels=[16, 32]", "model.dense=64"], GREY),
+        "CNN 32, 64, dense 256 (recipes mnist, fashion_mnist)": ("fashion_mnist", [], GREY),
+    },
+    "cuda": {
+        "ResNet-18 (recipe cifar10)": ("cifar10", [], COLOUR),
+        "ResNet-18, all four stages": ("cifar10", ['loss.layers=["layer1", "layer2", "layer3", "layer4"]'], COLOUR),
+    },
 }
+"""By device, for each title: recipe, what to change in it, and the shape of an image."""
 Loss = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
 
 
@@ -55,41 +64,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="turns of every candidate, undisturbed ones")
     parser.add_argument("--minutes", type=float, default=10, help="for each network, at most")
+    parser.add_argument("--device", default="cpu", choices=tuple(NETWORKS), help="where to train")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    results: dict[str, Any] = {"machine": describe_machine("cpu"), "threads": torch.get_num_threads()}
+    device = arguments.device
+    results: dict[str, Any] = {"machine": describe_machine(device), "threads": torch.get_num_threads()}
     results["networks"] = {
-        name: measure(settings, arguments.rounds, 60 * arguments.minutes) for name, settings in NETWORKS.items()
+        name: measure(*chosen, device, arguments.rounds, 60 * arguments.minutes)
+        for name, chosen in NETWORKS[device].items()
     }
     write(results, arguments.out)
 
 
-def measure(settings: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+def measure(
+    recipe_name: str, settings: list[str], shape: tuple[int, ...], device: str, rounds: int, seconds: float
+) -> dict[str, Any]:
     """Medians of every candidate on one network, and of the ratios within a round.
 
     Args:
+        recipe_name: whose network; its SNNL is on the recipe's layers, or on all hidden ones where it names none.
         settings: of the recipe.
+        shape: of an image.
+        device: where to train.
         rounds: undisturbed ones.
         seconds: begin no further round after that long.
     """
-    x, y = digit_images()
-    recipe = load_recipe("fashion_mnist", settings)
+    x, y = (t.to(device) for t in digit_images(shape))
+    recipe = load_recipe(recipe_name, settings)
+    mean, std = x.float().mean().cpu(), x.float().std().cpu()
 
     def network() -> Classifier:
         torch.manual_seed(0)
-        return build_model(recipe.model, x.shape[1:], 10, x.float().mean(), x.float().std())
+        return build_model(recipe.model, shape, 10, mean, std).to(device)
 
-    layers = network().hidden_layers
+    layers = recipe.loss.layers or network().hidden_layers
+    quiet = QUIET if device == "cpu" else 1.0
     candidates = {PLAIN: Trainer(network(), None, x, y)}
     for metric in get_args(Metric):
-        candidates[f"SNNL, {metric}"] = Trainer(network(), LayeredSnnl(layers, metric=metric), x, y)
+        candidates[f"SNNL, {metric}"] = Trainer(network(), LayeredSnnl(layers, metric=metric).to(device), x, y)
         candidates[f"formula, {metric}"] = Trainer(network(), Formula(layers, metric), x, y)
     wall: dict[str, list[float]] = {name: [] for name in candidates}
     cpu: dict[str, list[float]] = {name: [] for name in candidates}
     names, others, disturbed, end = list(candidates), Others(), 0, time.perf_counter() + seconds
     while len(wall[PLAIN]) < rounds and time.perf_counter() < end:
-        if not others.are_quiet():
+        if not others.are_quiet(quiet):
             continue
         times_of: dict[str, NDArray[np.float64]] = {}
         for j in np.random.default_rng(disturbed + len(wall[PLAIN])).permutation(len(names)):
@@ -101,7 +120,7 @@ def measure(settings: list[str], rounds: int, seconds: float) -> dict[str, Any]:
                 step()
                 times.append((time.perf_counter(), time.process_time()))
             times_of[names[j]] = np.median(np.diff(times, axis=0), axis=0)
-        if others.share() > QUIET:
+        if others.share() > quiet:
             disturbed += 1
             continue
         for name, (seconds_passed, seconds_worked) in times_of.items():
@@ -143,11 +162,13 @@ class Others:
         self._last = now
         return float(max(0.0, busy - own) / (passed * (os.cpu_count() or 1)))
 
-    def are_quiet(self) -> bool:
-        """Whether they rest now: looks on for a second."""
+    def are_quiet(self, share: float) -> bool:
+        """Whether they take less than that share now: looks on for a second, where it matters."""
+        if share >= 1:
+            return True
         self.share()
         time.sleep(1)
-        return self.share() < QUIET
+        return self.share() < share
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
@@ -160,13 +181,14 @@ class Trainer:
 
     def __init__(self, model: Classifier, loss: Loss | None, x: Tensor, y: Tensor) -> None:
         self.model, self.loss, self.x, self.y = model.train(), loss, x, y
-        self.batches = list(balanced_batches(y, BATCH, torch.Generator().manual_seed(0)))
+        batches = balanced_batches(y.cpu(), BATCH, torch.Generator().manual_seed(0))
+        self.batches = [batch[:BATCH].to(x.device) for batch in batches]
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
         self.steps = 0
 
     def __call__(self) -> None:
         """Take one step."""
-        batch = self.batches[self.steps % len(self.batches)][:BATCH]
+        batch = self.batches[self.steps % len(self.batches)]
         self.steps += 1
         logits, hidden = self.model.forward_with_hidden(self.x[batch])
         objective = nn.functional.cross_entropy(logits, self.y[batch])
@@ -189,7 +211,7 @@ class Formula:
 
     def __call__(self, hidden: Mapping[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """The loss of each layer."""
-        itself = torch.eye(len(y), dtype=torch.bool)
+        itself = torch.eye(len(y), dtype=torch.bool, device=y.device)
         apart = (y.unsqueeze(0) != y.unsqueeze(1)) | itself
         losses = {}
         for layer in self.layers:
@@ -208,7 +230,8 @@ class Formula:
 
 def probe_cost(model: Classifier, x: Tensor, y: Tensor, step_seconds: float) -> dict[str, float]:
     """Seconds of one measurement of the probe, and their share of a plain epoch."""
-    probe = Probe(choose_probe_rows(Rows(x.numpy(), y.numpy(), np.arange(len(y))), 512, seed=0), "cosine")
+    rows = Rows(x.cpu().numpy(), y.cpu().numpy(), np.arange(len(y)))
+    probe = Probe(choose_probe_rows(rows, 512, seed=0), "cosine")
     seconds = []
     for _ in range(6):
         started = time.perf_counter()
@@ -218,13 +241,15 @@ def probe_cost(model: Classifier, x: Tensor, y: Tensor, step_seconds: float) -> 
     return {"seconds": round(median, 3), "share_of_epoch": round(median / (step_seconds * EPOCH_ROWS / BATCH), 4)}
 
 
-def digit_images() -> tuple[Tensor, Tensor]:
-    """uint8 `[n, 28, 28]` and labels: scikit-learn's digits, enlarged."""
+def digit_images(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """uint8 images `[n, *shape]` and labels: scikit-learn's digits, enlarged, the same in every colour."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     small = torch.from_numpy(bunch.images * (255 / 16)).float().unsqueeze(1)
-    x = nn.functional.interpolate(small, size=(SIZE, SIZE), mode="bilinear").squeeze(1).round().to(torch.uint8)
+    x = nn.functional.interpolate(small, size=shape[:2], mode="bilinear").squeeze(1).round().to(torch.uint8)
+    if len(shape) == 3:
+        x = x.unsqueeze(3).expand(-1, *shape).contiguous()
     return x, torch.from_numpy(bunch.target.astype(np.int64))
 
 
@@ -237,7 +262,8 @@ def write(results: dict[str, Any], out: Path) -> None:
     """JSON with everything, Markdown for people."""
     out.mkdir(parents=True, exist_ok=True)
     m = results["machine"]
-    stem = out / f"snnl_step_{m['cores']}vcpu_{m['date']}"
+    where = f"{m['cores']}vcpu" if m["device"] == "cpu" else m["device"]
+    stem = out / f"snnl_step_{where}_{m['date']}"
     stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text("\n".join(markdown(results)) + "\n", encoding="utf-8")
     print(stem.with_suffix(".md"))
@@ -250,15 +276,19 @@ def markdown(results: dict[str, Any]) -> Iterable[str]:
     yield ""
     torch_version, threads = m["versions"]["torch"], results["threads"]
     yield f"{m['processor']}, {m['cores']} cores; torch {torch_version} with {threads} threads."
+    if m["gpu"]:
+        yield f"GPU: {m['gpu']}; convolutions may use TF32, as torch lets them."
     yield f"Batch {BATCH}; SNNL: temperature minimised per batch. Median over rounds of the ratio within a round, with"
-    yield f"quartiles; target: at most {TARGET}. `formula`: eq. 1 in plain torch operators, T fixed."
+    yield f"quartiles; target: at most {TARGETS[m['device']]}. `formula`: eq. 1 in plain torch operators, T fixed."
     for name, network in results["networks"].items():
         yield ""
         yield f"## {name}"
         yield ""
         yield "Layer widths: " + ", ".join(f"{layer} {width}" for layer, width in network["layer_widths"].items()) + "."
         rounds, disturbed = network["rounds"], network["disturbed_rounds"]
-        yield f"{rounds} rounds; {disturbed} more do not count, because other processes worked beside them."
+        yield f"{rounds} rounds" + (
+            f"; {disturbed} more do not count: other processes worked beside them." * bool(disturbed) or "."
+        )
         rows = [
             [
                 n,

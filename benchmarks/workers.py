@@ -9,6 +9,8 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +39,14 @@ Build = Callable[..., Call]
 def resident_bytes() -> int:
     """Memory of this process that is in RAM."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def gpu_bytes() -> int:
+    """Memory that is in use on all GPUs, by whomever; 0 where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return 2**20 * sum(int(line) for line in subprocess.check_output(command, text=True).split())
 
 
 def _serve(pipe: Connection, build: Build, arguments: dict[str, Any], queries: dict[int, str]) -> None:
@@ -79,6 +89,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(child, build, arguments, queries), daemon=True)
+        gpu_before = gpu_bytes()
         os.environ.update(PASSIVE)  # before the child loads any OpenMP
         self._process.start()
         child.close()  # or a process that dies at once would leave a pipe that never ends
@@ -86,6 +97,8 @@ class Worker:
         self.error = ready if isinstance(ready, str) else None
         self.resident_bytes = 0 if isinstance(ready, str) else int(ready["resident_bytes"])
         self.device = "" if isinstance(ready, str) else str(ready["device"])
+        self.gpu_bytes = gpu_bytes() - gpu_before
+        """On all GPUs together, with the context of the process; 0 where there is none."""
         self.peak_bytes = 0
 
     def measure(self, rows: int) -> float:
