@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socketserver
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def tiny_model(centers: np.ndarray) -> bytes:
         ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _http_ports_close_at_once() -> None:
+    """Python's HTTP servers look twice a second whether they are to close: most of what a test of a server took."""
+    socketserver.BaseServer.serve_forever.__defaults__ = (0.01,)
 
 
 @pytest.fixture(scope="session")
