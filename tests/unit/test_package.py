@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,18 @@ def test_the_detector_needs_no_grpc_and_the_client_no_onnxruntime():
     assert not loaded_by("import softkin; softkin.Client") & {"onnxruntime", "onnx", "torch"}
 
 
-def test_building_a_bundle_needs_no_torch():
-    """Any ONNX classifier can become a detector."""
-    assert "torch" not in loaded_by("import softkin_training.build")
+def test_no_module_of_the_service_needs_torch():
+    """Each is imported, also the command line's and those that only a setting asks for."""
+    names = [m.name for m in pkgutil.walk_packages(softkin.__path__, "softkin.")]
+
+    assert {"softkin.cli", "softkin.tracing", "softkin.oip", "softkin.v1.outlier_pb2_grpc"} < set(names)
+    assert "torch" not in loaded_by(f"import {', '.join(names)}")
+
+
+@pytest.mark.parametrize("module", ["build", "cli", "expose", "fit", "fit_command", "recalibrate"])
+def test_making_a_detector_of_any_classifier_needs_no_torch(module):
+    """An ONNX file or bare embeddings are enough."""
+    assert "torch" not in loaded_by(f"import softkin_training.{module}")
 
 
 def test_public_names_are_those_listed():
