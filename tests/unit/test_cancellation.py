@@ -36,15 +36,15 @@ def test_cancel_stops_what_runs_and_refuses_what_comes_later():
 
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory) -> Scorer:
-    """A bank of 800 chunks, so that a call takes a while."""
-    z, labels, _ = make([LARGE_TILE_ROWS * 400] * 2, {"a": 32}, "cosine", 0.5, False)
+    """A bank of 200 chunks, so that a call of many rows takes a while."""
+    z, labels, _ = make([LARGE_TILE_ROWS * 100] * 2, {"a": 32}, "cosine", 0.5, False)
     bank = packed(z, labels, {"a": 0.1}, "cosine", None)
     return start(tmp_path_factory.mktemp("b"), bank, {"a": 32}, chunk_rows=LARGE_TILE_ROWS)
 
 
 def test_a_run_ends_early_without_a_result_and_the_scorer_goes_on(scorer):
     """Cancelled at the first moment that the run is under way; other runs of the same scorer are left alone."""
-    x = np.random.default_rng(0).normal(size=(256, 32)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1024, 32)).astype(np.float32)
     expected = scorer.run(x).masses
     running = threading.Event()
 
