@@ -1,10 +1,11 @@
 """Distances between the rows of one batch, with a gradient that costs one matrix product.
 
-Shapes: B rows, D activations of a row. Everything is computed in float32 at least, also under autocast.
+Shapes: L layers, B rows, D activations of a row. Everything is computed in float32 at least, also under autocast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,13 +34,18 @@ def flat_rows(z: Tensor, y: Tensor) -> Tensor:
 
 
 def pairwise_distances(rows_BD: Tensor, metric: Metric) -> Tensor:
-    """Distances `[B, B]` between rows, at least 0 and exactly 0 on the diagonal; differentiable once.
+    """Distances `[B, B]` between the rows of one layer; see `stacked_distances`."""
+    return stacked_distances([rows_BD], metric)[0]
+
+
+def stacked_distances(rows: Sequence[Tensor], metric: Metric) -> Tensor:
+    """Distances `[L, B, B]` between rows, at least 0 and exactly 0 on the diagonal; differentiable once.
 
     They come from products of the rows less their mean: without that a common offset, which layers behind a ReLU have,
     would eat the digits of the differences.
 
     Args:
-        rows_BD: float32 or float64.
+        rows: of L >= 1 layers, `[B, D]` with a D for each; float32 or float64.
         metric: `squared_euclidean`: ||a - b||^2; `cosine`: 1 - cos(a, b), where a row of zeros has distance 1 from
             every other and gets no gradient.
 
@@ -48,60 +54,64 @@ def pairwise_distances(rows_BD: Tensor, metric: Metric) -> Tensor:
     """
     if metric not in METRICS:
         raise InvalidInputError("metric", f"is {metric!r}; allowed: {METRICS}")
-    with torch.autocast(rows_BD.device.type, enabled=False):
-        return _Distances.apply(rows_BD, metric == "cosine")  # type: ignore[no-untyped-call]
+    with torch.autocast(rows[0].device.type, enabled=False):
+        return _Distances.apply(metric == "cosine", *rows)  # type: ignore[no-untyped-call]
 
 
 class _Distances(torch.autograd.Function):
-    """Wide rows are read and written as rarely as it goes: all scaling happens on `[B, B]`."""
+    """Wide rows are read and written as rarely as it goes: all scaling happens on `[L, B, B]`."""
 
     @staticmethod
-    def forward(ctx: Any, rows_BD: Tensor, cosine: bool) -> Tensor:
-        num_rows, width = rows_BD.shape
+    def forward(ctx: Any, cosine: bool, *rows: Tensor) -> Tensor:
+        num_rows = len(rows[0])
+        inverse_LB, kept = None, []
         if cosine:
-            norm_B = torch.linalg.vector_norm(rows_BD, dim=1)
-            zero_B = norm_B <= torch.finfo(rows_BD.dtype).tiny
-            inverse_B = norm_B.masked_fill(zero_B, 1.0).reciprocal().masked_fill(zero_B, 0.0)
-            mean_D = inverse_B @ rows_BD / num_rows
-            kept = rows_BD.new_empty(num_rows + 1, width)  # the mean as one more row: backward needs it as such
-            kept[-1] = mean_D
-            centred_BD = torch.addcmul(-mean_D, rows_BD, inverse_B.unsqueeze(1), out=kept[:-1])
+            norm_LB = torch.stack([torch.linalg.vector_norm(r, dim=1) for r in rows])
+            zero_LB = norm_LB <= torch.finfo(norm_LB.dtype).tiny
+            inverse_LB = norm_LB.masked_fill_(zero_LB, 1.0).reciprocal_().masked_fill_(zero_LB, 0.0)
+            for rows_BD, inverse_B, share_B in zip(rows, inverse_LB, inverse_LB / -num_rows, strict=True):
+                layer = rows_BD.new_empty(num_rows + 1, rows_BD.shape[1])
+                # Less the mean, as one more row: backward needs it as such.
+                torch.mv(rows_BD.T, share_B, out=layer[-1])
+                torch.addcmul(layer[-1], rows_BD, inverse_B.unsqueeze(1), out=layer[:-1])
+                kept.append(layer)
         else:
-            inverse_B = None
-            kept = centred_BD = rows_BD - rows_BD.mean(dim=0)
-        distances_BB = _gram(centred_BD)
-        square_B = distances_BB.diagonal().clone()
+            kept = [rows_BD - rows_BD.mean(dim=0) for rows_BD in rows]
+        distances_LBB = torch.stack([_gram(layer[:num_rows]) for layer in kept])
+        square_LB = distances_LBB.diagonal(dim1=1, dim2=2).clone()
         if cosine:  # 1 - cos = ||u - v||^2 / 2 for unit rows u and v; 0 + 1 for a row of zeros
-            square_B += zero_B
-            square_B, distances_BB = square_B.mul_(0.5), distances_BB.neg_()
+            square_LB += zero_LB
+            square_LB, distances_LBB = square_LB.mul_(0.5), distances_LBB.neg_()
         else:
-            distances_BB *= -2
-        distances_BB.add_(square_B).add_(square_B.unsqueeze(1)).clamp_min_(0).fill_diagonal_(0)
-        ctx.save_for_backward(kept, inverse_B, distances_BB)
-        return distances_BB
+            distances_LBB *= -2
+        distances_LBB.add_(square_LB.unsqueeze(1)).add_(square_LB.unsqueeze(2)).clamp_min_(0)
+        distances_LBB.diagonal(dim1=1, dim2=2).zero_()
+        ctx.save_for_backward(inverse_LB, distances_LBB, *kept)
+        return distances_LBB
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BB: Tensor) -> tuple[Tensor, None]:
-        kept, inverse_B, distances_BB = ctx.saved_tensors
-        with torch.autocast(kept.device.type, enabled=False):
-            pull_BB = grad_BB + grad_BB.T
-            if inverse_B is None:  # sum over k of pull_ik * 2 (z_i - z_k)
-                weights_BB = pull_BB.mul_(-2)
-                weights_BB.diagonal().sub_(weights_BB.sum(dim=1))
-                return _combine(weights_BB, kept), None
-            # sum over k of pull_ik ((u_i - u_k) - d_ik u_i) / |z_i|, with u = row of `kept` + mean
-            along_B = (pull_BB * distances_BB).sum(dim=1)
-            weights_BB = pull_BB.neg_()
-            weights_BB.diagonal().sub_(weights_BB.sum(dim=1) + along_B)
-            weights = torch.cat([weights_BB, -along_B.unsqueeze(1)], dim=1).mul_(inverse_B.unsqueeze(1))
-            return _combine(weights, kept), None
+    def backward(ctx: Any, grad_LBB: Tensor) -> tuple[Tensor | None, ...]:
+        inverse_LB, distances_LBB, *kept = ctx.saved_tensors
+        with torch.autocast(grad_LBB.device.type, enabled=False):
+            weights = grad_LBB + grad_LBB.mT
+            if inverse_LB is None:  # sum over k of pull_ik * 2 (z_i - z_k)
+                weights *= -2
+                weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2))
+            else:  # sum over k of pull_ik ((u_i - u_k) - d_ik u_i) / |z_i|, with u = row of `kept` + mean
+                along_LB = (weights * distances_LBB).sum(dim=2)
+                weights.neg_()
+                weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2) + along_LB)
+                weights = torch.cat([weights, along_LB.unsqueeze(2)], dim=2).mul_(inverse_LB.unsqueeze(2))
+            return None, *(_combine(w, layer) for w, layer in zip(weights, kept, strict=True))
 
 
 def _gram(rows_BD: Tensor) -> Tensor:
     """All products of rows. BLAS would compute both triangles: on a CPU, wide rows are worth cutting into blocks."""
     num_rows, width = rows_BD.shape
-    if rows_BD.device.type != "cpu" or width < WIDE or num_rows < 16 * ROW_BLOCKS:
+    if rows_BD.device.type != "cpu":
+        return _split_gram(rows_BD)
+    if width < WIDE or num_rows < 16 * ROW_BLOCKS:
         return rows_BD @ rows_BD.T
     products_BB = rows_BD.new_empty(num_rows, num_rows)
     size = -(-num_rows // ROW_BLOCKS)
@@ -110,6 +120,14 @@ def _gram(rows_BD: Tensor) -> Tensor:
         torch.mm(rows_BD[start:stop], rows_BD[start:].T, out=products_BB[start:stop, start:])
         products_BB[stop:, start:stop] = products_BB[start:stop, stop:].T
     return products_BB
+
+
+def _split_gram(rows_BD: Tensor) -> Tensor:
+    """The same as a sum over blocks of columns: a GPU works on all of them at once, and a `[B, B]` product is small."""
+    num_rows, width = rows_BD.shape
+    blocks = next((n for n in (64, 32, 16, 8, 4, 2) if width % n == 0 and width // n >= COLUMNS), 1)
+    blocks_SBD = rows_BD.view(num_rows, blocks, width // blocks).transpose(0, 1)
+    return (blocks_SBD @ blocks_SBD.mT).sum(dim=0)
 
 
 def _combine(weights: Tensor, rows: Tensor) -> Tensor:

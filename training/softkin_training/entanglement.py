@@ -47,7 +47,7 @@ def entanglement(z: Tensor, y: Tensor, *, metric: Metric = "squared_euclidean") 
         InvalidInputError: shapes that do not fit, or an unknown metric.
     """
     least = minimize_temperature(z, y, metric=metric)
-    valid_rows, chance = Neighbours.of(y).num_valid, chance_level(y)
+    valid_rows, chance = int(Neighbours.of(y).num_valid), chance_level(y)
     ratio = least.value / chance if chance > 0 else math.nan
     return Entanglement(least.value, least.temperature, chance, ratio, valid_rows, least.at_bound)
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from softkin.errors import InvalidInputError
 from softkin.mass import Metric
-from softkin_training.distances import flat_rows, pairwise_distances
+from softkin_training.distances import flat_rows, stacked_distances
 from softkin_training.entanglement import (
     Entanglement,
     chance_level,
@@ -66,11 +66,11 @@ def soft_nearest_neighbor_loss(
     Raises:
         InvalidInputError: shapes that do not fit, an unknown metric, or a temperature that is not positive.
     """
-    distances_BB = pairwise_distances(flat_rows(z, y), metric)
-    t = torch.as_tensor(temperature, dtype=distances_BB.dtype, device=distances_BB.device).reshape(())
+    distances = stacked_distances([flat_rows(z, y)], metric)
+    t = torch.as_tensor(temperature, dtype=distances.dtype, device=distances.device).reshape(1)
     if not bool(t > 0):
         raise InvalidInputError("temperature", f"is {float(t)}; it must be positive")
-    return loss_of_distances(distances_BB, Neighbours.of(y), t)
+    return loss_of_distances(distances, Neighbours.of(y), t).squeeze(0)
 
 
 class LayeredSnnl(nn.Module):
@@ -118,6 +118,7 @@ class LayeredSnnl(nn.Module):
         self.mode: TemperatureMode = temperature
         self.initial_temperature, self.temperature_step = initial_temperature, temperature_step
         self.newton_steps = newton_steps
+        self._known = False
         start = {"minimized": math.nan, "fixed": fixed_temperature, "learned": initial_temperature}[temperature]
         self.register_buffer("temperature", torch.full((len(self.layers),), start, dtype=torch.float64))
         if temperature == "learned":
@@ -136,31 +137,48 @@ class LayeredSnnl(nn.Module):
         gather = Gathering.of(y)
         all_y = gather(y)
         neighbours = Neighbours.of(all_y)
-        losses = {}
-        for i, name in enumerate(self.layers):
-            distances_BB = pairwise_distances(gather(flat_rows(hidden[name], y)), self.metric)
-            with torch.autocast(distances_BB.device.type, enabled=False):
-                if self.mode == "learned":
-                    losses[name] = self._learned(i, distances_BB, all_y)
-                else:
-                    if self.mode == "minimized" and neighbours.num_valid:
-                        self._minimize(i, distances_BB.detach(), neighbours)
-                    temperature = self.temperature[i].to(distances_BB.dtype, copy=True)  # the buffer moves on
-                    losses[name] = loss_of_distances(distances_BB, neighbours, temperature)
-        return losses
+        rows = [gather(flat_rows(hidden[name], y)) for name in self.layers]
+        size = max(1, len(rows)) if together(y.device) else 1
+        losses: list[Tensor] = []
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            distances_LBB = stacked_distances(rows[part], self.metric)
+            with torch.autocast(distances_LBB.device.type, enabled=False):
+                losses.extend(self._losses(part, distances_LBB, all_y, neighbours))
+        return dict(zip(self.layers, losses, strict=True))
 
     def temperatures(self) -> dict[str, float]:
         """Temperature of each layer, in units of the metric; NaN before the first batch where minimized."""
         return dict(zip(self.layers, self.temperature.tolist(), strict=True))
 
-    def _minimize(self, i: int, distances_BB: Tensor, neighbours: Neighbours) -> None:
-        if bool(torch.isfinite(self.temperature[i])):
-            self.temperature[i] = follow(distances_BB, neighbours, self.temperature[i], self.newton_steps)
-        else:
-            self.temperature[i] = search(distances_BB.double(), neighbours).temperature
+    def _losses(self, part: slice, distances_LBB: Tensor, y: Tensor, neighbours: Neighbours) -> Iterable[Tensor]:
+        if self.mode == "learned":
+            return [self._learned(i, d_BB, y) for i, d_BB in enumerate(distances_LBB, start=part.start)]
+        if self.mode == "minimized" and len(y) > 1:
+            self._minimize(part, distances_LBB.detach(), neighbours)
+        temperature_L = self.temperature[part].to(distances_LBB.dtype, copy=True)  # the buffer moves on
+        return loss_of_distances(distances_LBB, neighbours, temperature_L).unbind()
+
+    def _minimize(self, part: slice, distances_LBB: Tensor, neighbours: Neighbours) -> None:
+        # A GPU is waited for until all temperatures are known, and never again.
+        self._known = self._known or bool(torch.isfinite(self.temperature).all())
+        if self._known:
+            self.temperature[part] = follow(distances_LBB, neighbours, self.temperature[part], self.newton_steps)
+        elif bool(neighbours.num_valid > 0):
+            found = [search(d_BB.double(), neighbours).temperature for d_BB in distances_LBB]
+            self.temperature[part] = self.temperature.new_tensor(found)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._known = False
 
     def _learned(self, i: int, distances_BB: Tensor, y: Tensor) -> Tensor:
         t0, step = self.initial_temperature, self.temperature_step
         t = step_inverse(distances_BB, y, self.inverse[i], initial_temperature=t0, step=step)
         self.inverse[i], self.temperature[i] = t, t0 / t
         return published_loss(distances_BB, y, t0 / t)
+
+
+def together(device: torch.device) -> bool:
+    """Whether layers share one computation: a GPU wants few large ones, a CPU what fits its caches."""
+    return device.type != "cpu"

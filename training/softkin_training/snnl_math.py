@@ -1,11 +1,13 @@
 """The soft nearest neighbor loss as a function of distances and temperature, and its derivatives.
 
-Shapes: B rows of a batch. `same` = of the same class and not the row itself.
+Shapes: L layers, each with its own temperature; B rows of a batch. `same` = of the same class and not the row itself.
 
     l(T)     = -mean_i log( sum_same exp(-d_ij / T) / sum_others exp(-d_ik / T) )      (Frosst et al. 2019, eq. 1)
     d l / d log T = sum_ik W_ik e_ik                     with e = d / T and W_ik = (p_all - p_same)_ik / #valid rows
     d2l / d log T2 = mean_i(Var_all e - Var_same e) - d l / d log T
     d l / d d_ik = -W_ik / T
+
+On a GPU nothing here waits for a result: a number that the host reads, or branches on, would hold up the whole step.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ class Neighbours:
     same: Tensor
     """float32 `[B, B]`, 1 for pairs of one class, else 0; 0 on the diagonal. The row of an invalid row has 1 for all
     others: its loss and its weights become exactly 0, without a special case anywhere."""
-    num_valid: int
-    """Rows with a partner of their class; only they count."""
+    num_valid: Tensor
+    """int64 scalar: rows with a partner of their class; only they count."""
+    divisor: Tensor
+    """int64 scalar: the same, but at least 1."""
 
     @staticmethod
     def of(y: Tensor) -> Neighbours:
@@ -43,115 +47,122 @@ class Neighbours:
         same_BB = y.unsqueeze(0) == y.unsqueeze(1)
         valid_B = same_BB.sum(dim=1) > 1
         same_BB |= ~valid_B.unsqueeze(1)
-        return Neighbours(itself_BB, same_BB.to(itself_BB.dtype).fill_diagonal_(0), int(valid_B.sum()))
+        num_valid = valid_B.sum()
+        return Neighbours(itself_BB, same_BB.to(itself_BB.dtype).fill_diagonal_(0), num_valid, num_valid.clamp_min(1))
 
 
 class _Kernel(NamedTuple):
     """exp(-d / T), each row relative to its nearest neighbour."""
 
     logits: Tensor
-    """`[B, B]`, at most 0."""
+    """`[L, B, B]`, at most 0."""
     all: Tensor
-    """`[B, B]`, exp(logits); 0 on the diagonal."""
+    """`[L, B, B]`, exp(logits); 0 on the diagonal."""
     total: Tensor
-    """`[B, 1]`, its sums."""
+    """`[L, B, 1]`, its sums."""
     same: Tensor
-    """`[B, B]`, exp(logits - lead) for pairs of one class, else 0."""
+    """`[L, B, B]`, exp(logits - lead) for pairs of one class, else 0."""
     own: Tensor
-    """`[B, 1]`, its sums."""
+    """`[L, B, 1]`, its sums."""
     lead: Tensor | None
-    """`[B, 1]`, largest logit of the class where exp(logits) alone would underflow; else None, for 0."""
+    """`[L, B, 1]`, largest logit of the class where exp(logits) alone would underflow; else None, for 0."""
 
-    def loss(self, num_valid: int) -> Tensor:
-        terms_B1 = self.total.log() - self.own.log()
-        return (terms_B1 if self.lead is None else terms_B1 - self.lead).sum() / num_valid
+    def loss(self, neighbours: Neighbours) -> Tensor:
+        terms_LB1 = self.total.log() - self.own.log()
+        return (terms_LB1 if self.lead is None else terms_LB1 - self.lead).sum(dim=(1, 2)) / neighbours.divisor
 
 
-def _kernel(distances_BB: Tensor, neighbours: Neighbours, temperature: Tensor) -> _Kernel:
-    logits_BB = (distances_BB / -temperature).add_(neighbours.itself)
-    logits_BB -= logits_BB.amax(dim=1, keepdim=True)
-    # exp takes ten times as long where it underflows, which it does for most pairs at low temperature.
-    floored_BB = logits_BB.clamp_min(math.log(torch.finfo(logits_BB.dtype).tiny) + 1)
-    all_BB = floored_BB.exp().fill_diagonal_(0)
-    same_BB = all_BB * neighbours.same
-    own_B1 = same_BB.sum(dim=1, keepdim=True)
-    if bool(own_B1.min() > SMALLEST_SUM):
-        return _Kernel(floored_BB, all_BB, all_BB.sum(dim=1, keepdim=True), same_BB, own_B1, None)
-    all_BB = logits_BB.exp()
-    apart_BB = logits_BB.masked_fill(neighbours.same == 0, -math.inf)
-    lead_B1 = apart_BB.amax(dim=1, keepdim=True)
-    same_BB = (apart_BB - lead_B1).exp_()
-    total_B1, own_B1 = all_BB.sum(dim=1, keepdim=True), same_BB.sum(dim=1, keepdim=True)
-    return _Kernel(logits_BB, all_BB, total_B1, same_BB, own_B1, lead_B1)
+def _kernel(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> _Kernel:
+    logits_LBB = (distances_LBB / -temperature_L[:, None, None]).add_(neighbours.itself)
+    logits_LBB -= logits_LBB.amax(dim=2, keepdim=True)
+    if distances_LBB.device.type == "cpu":
+        # exp takes ten times as long where it underflows, which it does for most pairs at low temperature.
+        floored_LBB = logits_LBB.clamp_min(math.log(torch.finfo(logits_LBB.dtype).tiny) + 1)
+        all_LBB = floored_LBB.exp()
+        all_LBB.diagonal(dim1=1, dim2=2).zero_()
+        same_LBB = all_LBB * neighbours.same
+        own_LB1 = same_LBB.sum(dim=2, keepdim=True)
+        if bool(own_LB1.min() > SMALLEST_SUM):
+            return _Kernel(floored_LBB, all_LBB, all_LBB.sum(dim=2, keepdim=True), same_LBB, own_LB1, None)
+    all_LBB = logits_LBB.exp()
+    apart_LBB = logits_LBB.masked_fill(neighbours.same == 0, -math.inf)
+    lead_LB1 = apart_LBB.amax(dim=2, keepdim=True)
+    same_LBB = (apart_LBB - lead_LB1).exp_()
+    total_LB1, own_LB1 = all_LBB.sum(dim=2, keepdim=True), same_LBB.sum(dim=2, keepdim=True)
+    return _Kernel(logits_LBB, all_LBB, total_LB1, same_LBB, own_LB1, lead_LB1)
 
 
 class Softmaxes(NamedTuple):
     """The loss, and the probabilities behind it."""
 
     loss: Tensor
-    """Scalar, the mean over valid rows."""
+    """`[L]`, means over valid rows."""
     p_all: Tensor
-    """`[B, B]`, of picking a neighbour among all others; 0 on the diagonal."""
+    """`[L, B, B]`, of picking a neighbour among all others; 0 on the diagonal."""
     p_same: Tensor
-    """`[B, B]`, of picking it among the same class; equals `p_all` for invalid rows."""
+    """`[L, B, B]`, of picking it among the same class; equals `p_all` for invalid rows."""
 
 
-def softmaxes(distances_BB: Tensor, neighbours: Neighbours, temperature: Tensor) -> Softmaxes:
-    """The loss at a temperature; `neighbours` must have a valid row."""
-    k = _kernel(distances_BB, neighbours, temperature)
-    loss = k.loss(neighbours.num_valid)
-    return Softmaxes(loss, k.all.div_(k.total), k.same.div_(k.own))
+def softmaxes(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Softmaxes:
+    """The loss at a temperature, of B >= 2 rows."""
+    k = _kernel(distances_LBB, neighbours, temperature_L)
+    loss_L = k.loss(neighbours)
+    return Softmaxes(loss_L, k.all.div_(k.total), k.same.div_(k.own))
 
 
 class Derivatives(NamedTuple):
-    """The loss and its derivatives in log T, scalars."""
+    """The loss and its derivatives in log T, `[L]` each."""
 
     loss: Tensor
     slope: Tensor
     curvature: Tensor
 
 
-def derivatives(distances_BB: Tensor, neighbours: Neighbours, temperature: Tensor) -> Derivatives:
-    """How the loss changes with temperature; `neighbours` must have a valid row."""
-    k = _kernel(distances_BB, neighbours, temperature)
+def derivatives(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Derivatives:
+    """How the loss changes with temperature, of B >= 2 rows; all 0 where none is valid."""
+    k = _kernel(distances_LBB, neighbours, temperature_L)
 
-    def moments(kernel_BB: Tensor, logits_BB: Tensor, sum_B1: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(kernel_LBB: Tensor, logits_LBB: Tensor, sum_LB1: Tensor) -> tuple[Tensor, Tensor]:
         # Where the kernel is not 0 logits are near 0, so that squares lose no digits.
-        first_BB = kernel_BB * logits_BB
-        mean_B = first_BB.sum(dim=1) / sum_B1.squeeze(1)
-        return mean_B, first_BB.mul_(logits_BB).sum(dim=1) / sum_B1.squeeze(1) - mean_B.square()
+        first_LBB, sum_LB = kernel_LBB * logits_LBB, sum_LB1.squeeze(2)
+        mean_LB = first_LBB.sum(dim=2) / sum_LB
+        return mean_LB, first_LBB.mul_(logits_LBB).sum(dim=2) / sum_LB - mean_LB.square()
 
-    mean_all_B, var_all_B = moments(k.all, k.logits, k.total)
-    mean_same_B, var_same_B = moments(k.same, k.logits if k.lead is None else k.logits - k.lead, k.own)
+    mean_all_LB, var_all_LB = moments(k.all, k.logits, k.total)
+    mean_same_LB, var_same_LB = moments(k.same, k.logits if k.lead is None else k.logits - k.lead, k.own)
     if k.lead is not None:
-        mean_same_B = mean_same_B + k.lead.squeeze(1)
-    slope = (mean_same_B - mean_all_B).sum() / neighbours.num_valid  # logits are -e but for a constant
-    curvature = (var_all_B - var_same_B).sum() / neighbours.num_valid - slope
-    return Derivatives(k.loss(neighbours.num_valid), slope, curvature)
+        mean_same_LB = mean_same_LB + k.lead.squeeze(2)
+    slope_L = (mean_same_LB - mean_all_LB).sum(dim=1) / neighbours.divisor  # logits are -e but for a constant
+    curvature_L = (var_all_LB - var_same_LB).sum(dim=1) / neighbours.divisor - slope_L
+    return Derivatives(k.loss(neighbours), slope_L, curvature_L)
 
 
-def loss_of_distances(distances_BB: Tensor, neighbours: Neighbours, temperature: Tensor) -> Tensor:
-    """The loss, differentiable once in the distances and in the scalar temperature; 0 where no row has a partner."""
-    if neighbours.num_valid == 0:
-        # Not yet known where no batch had a partner so far; NaN times 0 would be NaN.
-        return (distances_BB * 0).sum() + temperature.nan_to_num() * 0
-    return _Snnl.apply(distances_BB, temperature, neighbours)  # type: ignore[no-untyped-call]
+def loss_of_distances(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:
+    """The losses `[L]`, differentiable once in distances and temperatures; 0 where no row has a partner."""
+    if distances_LBB.shape[1] < 2:
+        return (distances_LBB * 0).sum(dim=(1, 2)) + temperature_L.nan_to_num() * 0
+    # Not yet known where no batch had a partner so far; the loss is 0 at any temperature then.
+    temperature_L = torch.where(neighbours.num_valid > 0, temperature_L, 1.0)
+    return _Snnl.apply(distances_LBB, temperature_L, neighbours)  # type: ignore[no-untyped-call]
 
 
 class _Snnl(torch.autograd.Function):
-    """Keeps one `[B, B]` matrix, which is the gradient up to a factor."""
+    """Keeps one `[L, B, B]` tensor, which is the gradient up to a factor."""
 
     @staticmethod
-    def forward(ctx: Any, distances_BB: Tensor, temperature: Tensor, neighbours: Neighbours) -> Tensor:
-        loss, weight_BB, same_BB = softmaxes(distances_BB, neighbours, temperature)
-        weight_BB -= same_BB
-        slope = (weight_BB * distances_BB).sum() / neighbours.num_valid / temperature.square()  # dl/dT
-        ctx.save_for_backward(weight_BB, temperature, slope)
-        ctx.num_valid = neighbours.num_valid
-        return loss
+    def forward(ctx: Any, distances_LBB: Tensor, temperature_L: Tensor, neighbours: Neighbours) -> Tensor:
+        loss_L, weight_LBB, same_LBB = softmaxes(distances_LBB, neighbours, temperature_L)
+        weight_LBB -= same_LBB
+        slope_L = None  # dl/dT
+        if ctx.needs_input_grad[1]:
+            slope_L = (weight_LBB * distances_LBB).sum(dim=(1, 2)) / neighbours.divisor / temperature_L.square()
+        ctx.save_for_backward(weight_LBB, temperature_L, slope_L)
+        ctx.divisor = neighbours.divisor
+        return loss_L
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        weight_BB, temperature, slope = ctx.saved_tensors
-        return weight_BB * (grad / temperature / -ctx.num_valid), grad * slope, None
+    def backward(ctx: Any, grad_L: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        weight_LBB, temperature_L, slope_L = ctx.saved_tensors
+        scale_L = grad_L / temperature_L / -ctx.divisor
+        return weight_LBB * scale_L[:, None, None], None if slope_L is None else grad_L * slope_L, None

@@ -28,31 +28,32 @@ class TemperatureMinimum(NamedTuple):
 
 @torch.no_grad()
 def search(distances_BB: Tensor, neighbours: Neighbours) -> TemperatureMinimum:
-    """Find the minimiser: a log grid of 1e-3 to 1e3 times the median distance, then Newton's method.
+    """Find the minimiser of one layer: a log grid of 1e-3 to 1e3 times the median distance, then Newton's method.
 
     The loss is not convex in T, so the grid finds the basin; Newton steps on log T refine inside it.
     Where all distances are 0 every temperature is equal and 1 is returned.
     """
-    num_rows = len(distances_BB)
+    num_rows, any_valid = len(distances_BB), bool(neighbours.num_valid > 0)
     off_diagonal = distances_BB[~torch.eye(num_rows, dtype=torch.bool, device=distances_BB.device)]
     typical = float(off_diagonal.median()) if num_rows > 1 else 0.0
     if typical == 0 and num_rows > 1:  # more than half the pairs coincide: the others set the scale
         typical = float(off_diagonal.mean())
-    if neighbours.num_valid == 0 or not typical > 0:
-        one = distances_BB.new_tensor(1.0)
-        value = float(softmaxes(distances_BB, neighbours, one).loss) if neighbours.num_valid else 0.0
-        return TemperatureMinimum(1.0, value, at_bound=False)
+    layer = distances_BB.unsqueeze(0)
 
     def at(log_t: float) -> Tensor:
-        return distances_BB.new_tensor(math.exp(log_t))
+        return distances_BB.new_tensor([math.exp(log_t)])
+
+    if not any_valid or not typical > 0:
+        value = float(softmaxes(layer, neighbours, at(0.0)).loss) if any_valid else 0.0
+        return TemperatureMinimum(1.0, value, at_bound=False)
 
     centre, spacing = math.log(typical), 2 * LOG_TEMPERATURE_SPAN / (GRID_POINTS - 1)
     grid = [centre - LOG_TEMPERATURE_SPAN + i * spacing for i in range(GRID_POINTS)]
-    best_value, best = min((float(softmaxes(distances_BB, neighbours, at(u)).loss), u) for u in grid)
+    best_value, best = min((float(softmaxes(layer, neighbours, at(u)).loss), u) for u in grid)
     low, high = max(best - spacing, grid[0]), min(best + spacing, grid[-1])
     log_t = best
     for _ in range(40):
-        value, slope, curvature = (float(v) for v in derivatives(distances_BB, neighbours, at(log_t)))
+        value, slope, curvature = (float(v) for v in derivatives(layer, neighbours, at(log_t)))
         if value <= best_value:
             best_value, best = value, log_t
         low, high = (log_t, high) if slope < 0 else (low, log_t)
@@ -66,23 +67,25 @@ def search(distances_BB: Tensor, neighbours: Neighbours) -> TemperatureMinimum:
 
 
 @torch.no_grad()
-def follow(distances_BB: Tensor, neighbours: Neighbours, temperature: Tensor, steps: int) -> Tensor:
-    """Move a temperature towards the minimiser of this batch by clipped Newton steps on log T.
+def follow(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor, steps: int) -> Tensor:
+    """Move temperatures towards the minimisers of this batch by clipped Newton steps on log T.
 
     Args:
-        distances_BB: of the batch.
-        neighbours: of the batch, with a valid row.
-        temperature: scalar > 0, the last batch's.
+        distances_LBB: of the batch, layer by layer.
+        neighbours: of the batch; without a valid row nothing moves.
+        temperature_L: > 0, the last batch's.
         steps: how many.
     """
-    smallest = torch.finfo(distances_BB.dtype).tiny
-    log_t = temperature.to(distances_BB.dtype).log()
+    smallest = torch.finfo(distances_LBB.dtype).tiny
+    before_L = temperature_L.to(distances_LBB.dtype)
+    log_t_L = before_L.log()
     # Bounds follow the batch, so a run cannot drift into temperatures where the kernel is flat or 0 everywhere.
-    typical = distances_BB.mean().clamp_min(smallest).log()
+    typical_L = distances_LBB.mean(dim=(1, 2)).clamp_min(smallest).log()
+    low_L, high_L = typical_L - LOG_TEMPERATURE_SPAN, typical_L + LOG_TEMPERATURE_SPAN
     for _ in range(steps):
-        _, slope, curvature = derivatives(distances_BB, neighbours, log_t.exp())
+        _, slope_L, curvature_L = derivatives(distances_LBB, neighbours, log_t_L.exp())
         # |curvature| makes every step a descent; on the plateaus at both ends the quotient tends to +-1.
-        step = -slope / curvature.abs().clamp_min(smallest)
-        log_t = log_t + step.nan_to_num(0.0).clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP)
-        log_t = log_t.clamp(typical - LOG_TEMPERATURE_SPAN, typical + LOG_TEMPERATURE_SPAN)
-    return log_t.exp()
+        step_L = -slope_L / curvature_L.abs().clamp_min(smallest)
+        log_t_L = log_t_L + step_L.nan_to_num(0.0).clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP)
+        log_t_L = log_t_L.clamp(low_L, high_L)
+    return torch.where(neighbours.num_valid > 0, log_t_L.exp(), before_L)

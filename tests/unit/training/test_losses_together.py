@@ -1,0 +1,76 @@
+"""Several layers in one computation, as on a GPU: the numbers of one after the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from snnl_reference import METRICS, batch
+from softkin_training import distances, losses
+from softkin_training.losses import LayeredSnnl
+
+pytestmark = pytest.mark.training
+
+WIDTHS = {"wide": 2048, "narrow": 6, "odd": 1031}
+
+
+def trace(metric, mode, device="cpu", batches=4, dtype=torch.float64):
+    """Losses, temperatures and gradients of every layer over some batches, the third of which has no partners."""
+    snnl = LayeredSnnl(WIDTHS, metric=metric, temperature=mode, fixed_temperature=0.02, initial_temperature=2.0)
+    snnl.to(device)
+    found = []
+    for i in range(batches):
+        z = {name: batch(width=width, seed=i)[0].to(device, dtype).requires_grad_() for name, width in WIDTHS.items()}
+        y = torch.arange(24) if i == 2 else batch(seed=i)[1]
+        values = snnl(z, y.to(device))
+        sum((j + 1) * value for j, value in enumerate(values.values())).backward()
+        found.append(torch.stack([*values.values()]).detach().double().cpu())
+        found.append(snnl.temperature.clone().cpu())
+        found += [x.grad.double().cpu() for x in z.values()]
+    return found
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("mode", ["minimized", "fixed", "learned"])
+def test_layers_together_give_what_each_gives_alone(monkeypatch, metric, mode):
+    """Also in a batch in which nobody has a partner, and where kernels underflow."""
+    alone = trace(metric, mode)
+
+    monkeypatch.setattr(losses, "together", lambda device: True)
+
+    for found, expected in zip(trace(metric, mode), alone, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("width", [7, 1024, 4096, 5000, 3 * 2048])
+def test_a_product_split_by_columns_is_the_product(width):
+    """Whether or not the width can be split evenly."""
+    rows = torch.randn(9, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    torch.testing.assert_close(distances._split_gram(rows), rows @ rows.T, rtol=1e-12, atol=1e-10)
+
+
+def test_temperatures_that_were_loaded_are_looked_at_again():
+    """An untrained state loaded into a trained loss is searched afresh."""
+    z, y = batch()
+    snnl, fresh = LayeredSnnl(["a"]), LayeredSnnl(["a"])
+    for _ in range(3):
+        snnl({"a": z}, y)
+    snnl.load_state_dict(fresh.state_dict())
+
+    assert float(snnl({"a": z}, y)["a"]) == float(fresh({"a": z}, y)["a"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("mode", ["minimized", "fixed"])
+def test_cuda_gives_the_losses_and_gradients_of_the_cpu(metric, mode):
+    """To float32's rounding."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    expected = trace(metric, mode)
+
+    found = trace(metric, mode, "cuda", dtype=torch.float32)
+
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3 * float(y.abs().max()))
