@@ -11,6 +11,7 @@ Every candidate runs in a process of its own; one that cannot run here is named 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -38,9 +39,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="which parts")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), help="which banks to time")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the scorer runs")
+    parser.add_argument("--rounds", type=int, metavar="N", help="at most; 31 when left out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
     arguments = parser.parse_args()
-    write_report(run(arguments.parts, [CASES[name] for name in arguments.cases], arguments.device), arguments.out)
+    cases = [CASES[name] for name in arguments.cases]
+    if arguments.rounds is not None:
+        cases = [dataclasses.replace(case, rounds=arguments.rounds) for case in cases]
+    write_report(run(arguments.parts, cases, arguments.device), arguments.out)
 
 
 def run(parts: list[str], cases: list[Case], device: str) -> dict[str, Any]:
@@ -52,12 +57,12 @@ def run(parts: list[str], cases: list[Case], device: str) -> dict[str, Any]:
     for part in [p for p in parts if device == "cpu" or p != "memory"]:
         started = time.perf_counter()
         if part == "timing":
-            results["cases"] = [measure(case, found) for case in cases]
+            results["cases"] = [measure(case, found, device) for case in cases]
             if device != "cpu" and cases:
                 results["placement"] = _placement(cases[0], found)
         elif part == "linearity":
             ours = {name: found[name] for name in linearity.CANDIDATES if name in found}
-            results["line"] = [measure(case, ours) for case in linearity.CASES]
+            results["line"] = [measure(case, ours, device) for case in linearity.CASES]
             results["fits"] = linearity.fit_lines(results["line"])
         elif part == "memory":
             results["memory"] = measure_memory()
@@ -70,12 +75,13 @@ def run(parts: list[str], cases: list[Case], device: str) -> dict[str, Any]:
     return {**results, "seconds": seconds}
 
 
-def measure(case: Case, candidates: dict[str, Build]) -> dict[str, Any]:
+def measure(case: Case, candidates: dict[str, Build], device: str) -> dict[str, Any]:
     """Medians, and medians over rounds of the ratios within a round."""
     print(case.title, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         arguments, queries = clusters(Path(folder), case.rows, case.dim, case.classes, case.batches)
-        workers = [Worker(n, b, arguments, queries) for n, b in candidates.items() if n not in case.left_out]
+        gpu = device != "cpu"
+        workers = [Worker(n, b, arguments, queries, gpu=gpu) for n, b in candidates.items() if n not in case.left_out]
         failed = {w.name: w.error for w in workers if w.error}
         workers = [w for w in workers if not w.error]
         timings = {}

@@ -9,7 +9,6 @@ import math
 import multiprocessing
 import os
 import resource
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -42,9 +41,7 @@ def resident_bytes() -> int:
 
 
 def gpu_bytes() -> int:
-    """Memory that is in use on all GPUs, by whomever; 0 where there is none."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
+    """Memory that is in use on all GPUs, by whomever."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return 2**20 * sum(int(line) for line in subprocess.check_output(command, text=True).split())
 
@@ -82,14 +79,17 @@ class Worker:
         build: importable function that returns the call to measure.
         arguments: for `build`.
         queries: batch size -> npy file of the batch.
+        gpu: measure memory on the GPU too.
     """
 
-    def __init__(self, name: str, build: Build, arguments: dict[str, Any], queries: dict[int, str]) -> None:
+    def __init__(
+        self, name: str, build: Build, arguments: dict[str, Any], queries: dict[int, str], *, gpu: bool = False
+    ) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(child, build, arguments, queries), daemon=True)
-        gpu_before = gpu_bytes()
+        gpu_before = gpu_bytes() if gpu else 0
         os.environ.update(PASSIVE)  # before the child loads any OpenMP
         self._process.start()
         child.close()  # or a process that dies at once would leave a pipe that never ends
@@ -97,8 +97,8 @@ class Worker:
         self.error = ready if isinstance(ready, str) else None
         self.resident_bytes = 0 if isinstance(ready, str) else int(ready["resident_bytes"])
         self.device = "" if isinstance(ready, str) else str(ready["device"])
-        self.gpu_bytes = gpu_bytes() - gpu_before
-        """On all GPUs together, with the context of the process; 0 where there is none."""
+        self.gpu_bytes = gpu_bytes() - gpu_before if gpu else 0
+        """On all GPUs together, with the context of the process."""
         self.peak_bytes = 0
 
     def measure(self, rows: int) -> float:
