@@ -8,7 +8,7 @@ from softkin.bank import LARGE_TILE_ROWS, TILE_ROWS, Bank
 
 # Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
 CHUNK_ROWS = 17 * LARGE_TILE_ROWS
-CUDA_CHUNK_ROWS = 257 * LARGE_TILE_ROWS
+CUDA_CHUNK_ROWS = 1025 * LARGE_TILE_ROWS
 
 
 @dataclass(frozen=True)

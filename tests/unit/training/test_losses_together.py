@@ -12,6 +12,8 @@ from softkin_training.losses import LayeredSnnl
 pytestmark = pytest.mark.training
 
 WIDTHS = {"wide": 2048, "narrow": 6, "odd": 1031}
+TINY = 1e-30
+"""Gradients of float64 may be smaller than anything in float32."""
 
 
 def trace(metric, mode, device="cpu", batches=4, dtype=torch.float64):
@@ -73,4 +75,4 @@ def test_cuda_gives_the_losses_and_gradients_of_the_cpu(metric, mode):
     found = trace(metric, mode, "cuda", dtype=torch.float32)
 
     for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3 * float(y.abs().max()))
+        torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3 * float(y.abs().max()) + TINY)
