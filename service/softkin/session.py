@@ -21,6 +21,9 @@ from softkin.errors import BundleError, CancelledError, DeviceError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+# Its default logger warns at every session on CUDA that no plugin device was found; none is meant to be there.
+ort.set_default_logger_severity(3)
+
 SLICE_ROWS = 256
 """Rows per session run: larger arrays go through in slices, so that memory does not grow with the request."""
 SPIN_MICROSECONDS = 200
