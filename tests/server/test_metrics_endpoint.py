@@ -43,6 +43,8 @@ def send_mixed_traffic(running, rows):
     with pytest.raises(grpc.RpcError):
         running.score(rows(1), detector="evil-label-value")
     running.stub.GetDetector(pb.GetDetectorRequest(), timeout=20)
+    # A call is counted when it has ended, which its caller may know first.
+    running.until(lambda: sum(running.series("grpc_server_handled_total").values()) == 7)
 
 
 def test_calls_are_counted_by_method_and_status_errors_included(server, rows):
