@@ -9,13 +9,15 @@ SERVICE_VENV := .venv-service
 TRITON_VENV := .venv-triton
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-service chaos bench guarantees paper check protos prometheus chromium clean
+.PHONY: demo test test-service chaos bench guarantees paper check protos prometheus chromium environments clean
+# Tests spend much of their time waiting for servers and processes: two of them at a time, on two cores or on many.
+TWO_AT_A_TIME := --numprocesses 2 --dist worksteal
 
 demo: $(STAMP)  ## train, export, build, serve, score, scrape on embedded data; writes runs/demo
 	$(BIN)/python -m softkin_training.demo --out runs/demo
 
 test: $(STAMP) $(TRITON_VENV)/.installed prometheus chromium  ## the whole test suite
-	$(BIN)/pytest
+	$(BIN)/pytest $(TWO_AT_A_TIME)
 
 # The tests scrape with a real one. Where there is no apt-get, install it by hand: `prometheus` and `promtool` on PATH.
 prometheus:
@@ -29,9 +31,14 @@ chromium:
 		{ echo "Installing Debian's package chromium."; $(SUDO) apt-get update -qq && \
 		$(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
-test-service: $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed  ## the tests of the service, where torch is not installed
+# Not the whole suite again: an import is all that can miss torch. `make check` forbids it in every module of the service,
+# test_package.py imports them all, and the rest runs what users run: server, clients, command lines, a bundle's making.
+test-service: $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed  ## the service and its clients, where torch is not installed
 	! $(SERVICE_VENV)/bin/python -c "import torch" 2>/dev/null
-	$(SERVICE_VENV)/bin/pytest tests/unit tests/equivalence tests/server tests/chaos --ignore=tests/unit/training
+	$(SERVICE_VENV)/bin/pytest $(TWO_AT_A_TIME) tests/server tests/unit/test_package.py tests/unit/test_fit.py \
+		tests/unit/test_recalibrate.py
+
+environments: $(STAMP) $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed $(PROTO_VENV)/.installed  ## all that the others set up
 
 chaos: $(STAMP)  ## everything that can go wrong, at full length: about an hour
 	$(BIN)/pytest tests/chaos -m "long or not long"
