@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,8 +17,8 @@ def serve() -> Iterator[Callable[..., Process]]:
     """Starts serving processes; see `Process`."""
     started: list[Process] = []
 
-    def run(*arguments: str, seconds: float = 120) -> Process:
-        started.append(Process(*arguments, seconds=seconds))
+    def run(*arguments: str, seconds: float = 120, **options: Any) -> Process:
+        started.append(Process(*arguments, seconds=seconds, **options))
         return started[-1]
 
     yield run

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ SCRIPT = Path(__file__).with_name("standin.py")
 class Process:
     """The stand-in, served; arguments are those of its command line. Killed after so many seconds, lest a test hang."""
 
-    def __init__(self, *arguments: str, seconds: float = 60) -> None:
-        self.popen = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
+    def __init__(self, *arguments: str, seconds: float = 60, environment: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, str(SCRIPT), *arguments]
+        variables = {**os.environ, **(environment or {})}
+        self.popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
         self.log: list[str] = []
         self._watchdog = threading.Timer(seconds, self.popen.kill)
         self._watchdog.start()
