@@ -16,7 +16,8 @@ from softkin.errors import InvalidInputError
 from softkin.mass import METRICS, Metric
 
 ROW_BLOCKS, WIDE, COLUMNS = 4, 1024, 512
-"""How products over rows wider than WIDE are cut on a CPU, as measured: benchmarks/snnl_step.py."""
+"""How products over rows wider than WIDE are cut on a CPU, as measured: benchmarks/snnl_step.py. On a GPU no block of
+columns is narrower than COLUMNS."""
 
 
 def flat_rows(z: Tensor, y: Tensor) -> Tensor:
