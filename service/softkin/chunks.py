@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from softkin.bank import LARGE_TILE_ROWS, TILE_ROWS, Bank
 
 # Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
-CHUNK_ROWS = 17 * LARGE_TILE_ROWS
+CHUNK_ROWS = 33 * LARGE_TILE_ROWS
 CUDA_CHUNK_ROWS = 1025 * LARGE_TILE_ROWS
 
 
