@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from machine import describe_machine
+from machine import describe_machine, machine_name
 from softkin import bundle as bundles
 from softkin.detector import Detector
 from softkin.scorer import Network, Scorer
@@ -63,7 +63,8 @@ def main() -> None:
     options = "".join(f" --set {k}={Path(v).name}" for k, _, v in (o.partition("=") for o in arguments.overrides))
     results["command"] = f"python benchmarks/approximate_banks.py {Path(arguments.recipe).name} DIR{options}"
     results["seconds"] = round(time.perf_counter() - started)
-    file = arguments.out / f"approximate_banks_{results['machine']['cores']}vcpu_{results['machine']['date']}"
+    machine = results["machine"]
+    file = arguments.out / f"approximate_banks_{machine_name(machine)}_{machine['date']}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(_markdown(results), encoding="utf-8")

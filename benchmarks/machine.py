@@ -33,6 +33,11 @@ def describe_machine(device: str) -> dict[str, Any]:
     }
 
 
+def machine_name(machine: dict[str, Any]) -> str:
+    """What files of results call a described machine: its cores, or `cuda`."""
+    return f"{machine['cores']}vcpu" if machine["device"] == "cpu" else str(machine["device"])
+
+
 def _caches() -> dict[str, str]:
     """Size of the second and third level, as seen from the first core."""
     found = {}

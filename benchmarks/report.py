@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogue import CEILING, FLAT, NEAREST, OURS, READ, SOFTKIN
+from machine import machine_name
 from plots import plot_line
 
 
@@ -15,7 +16,7 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     """Write `scorer_<machine>_<date>` .json, .md and, with the linearity part, .png."""
     out.mkdir(parents=True, exist_ok=True)
     m = results["machine"]
-    stem = f"scorer_{m['cores']}vcpu_{m['date']}" if m["device"] == "cpu" else f"scorer_cuda_{m['date']}"
+    stem = f"scorer_{machine_name(m)}_{m['date']}"
     (out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if "line" in results:
         plot_line(results["line"], out / f"{stem}.png")

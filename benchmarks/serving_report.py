@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from machine import machine_name
 from report import table
 
 
@@ -15,7 +16,7 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     """Write `serving_<machine>_<date>` .json and .md."""
     out.mkdir(parents=True, exist_ok=True)
     m = results["machine"]
-    stem = f"serving_{m['cores']}vcpu_{m['date']}" if m["device"] == "cpu" else f"serving_cuda_{m['date']}"
+    stem = f"serving_{machine_name(m)}_{m['date']}"
     (out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (out / f"{stem}.md").write_text("\n".join(_markdown(results)) + "\n", encoding="utf-8")
     print(out / f"{stem}.md")

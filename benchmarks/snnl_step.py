@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from machine import describe_machine
+from machine import describe_machine, machine_name
 from report import table
 from softkin.mass import Metric
 from softkin_training.batches import balanced_batches
@@ -99,7 +99,7 @@ def measure(
         return build_model(recipe.model, shape, 10, mean, std).to(device)
 
     layers = recipe.loss.layers or network().hidden_layers
-    quiet = QUIET if device == "cpu" else 1.0
+    on_cpu = device == "cpu"
     candidates = {PLAIN: Trainer(network(), None, x, y)}
     for metric in get_args(Metric):
         candidates[f"SNNL, {metric}"] = Trainer(network(), LayeredSnnl(layers, metric=metric).to(device), x, y)
@@ -108,7 +108,7 @@ def measure(
     cpu: dict[str, list[float]] = {name: [] for name in candidates}
     names, others, disturbed, end = list(candidates), Others(), 0, time.perf_counter() + seconds
     while len(wall[PLAIN]) < rounds and time.perf_counter() < end:
-        if not others.are_quiet(quiet):
+        if on_cpu and not others.are_quiet():
             continue
         times_of: dict[str, NDArray[np.float64]] = {}
         for j in np.random.default_rng(disturbed + len(wall[PLAIN])).permutation(len(names)):
@@ -120,7 +120,7 @@ def measure(
                 step()
                 times.append((time.perf_counter(), time.process_time()))
             times_of[names[j]] = np.median(np.diff(times, axis=0), axis=0)
-        if others.share() > quiet:
+        if on_cpu and others.share() > QUIET:
             disturbed += 1
             continue
         for name, (seconds_passed, seconds_worked) in times_of.items():
@@ -162,13 +162,11 @@ class Others:
         self._last = now
         return float(max(0.0, busy - own) / (passed * (os.cpu_count() or 1)))
 
-    def are_quiet(self, share: float) -> bool:
-        """Whether they take less than that share now: looks on for a second, where it matters."""
-        if share >= 1:
-            return True
+    def are_quiet(self) -> bool:
+        """Whether they rest now: looks on for a second."""
         self.share()
         time.sleep(1)
-        return self.share() < share
+        return self.share() < QUIET
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
@@ -262,8 +260,7 @@ def write(results: dict[str, Any], out: Path) -> None:
     """JSON with everything, Markdown for people."""
     out.mkdir(parents=True, exist_ok=True)
     m = results["machine"]
-    where = f"{m['cores']}vcpu" if m["device"] == "cpu" else m["device"]
-    stem = out / f"snnl_step_{where}_{m['date']}"
+    stem = out / f"snnl_step_{machine_name(m)}_{m['date']}"
     stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text("\n".join(markdown(results)) + "\n", encoding="utf-8")
     print(stem.with_suffix(".md"))
@@ -286,9 +283,7 @@ def markdown(results: dict[str, Any]) -> Iterable[str]:
         yield ""
         yield "Layer widths: " + ", ".join(f"{layer} {width}" for layer, width in network["layer_widths"].items()) + "."
         rounds, disturbed = network["rounds"], network["disturbed_rounds"]
-        yield f"{rounds} rounds" + (
-            f"; {disturbed} more do not count: other processes worked beside them." * bool(disturbed) or "."
-        )
+        yield f"{rounds} rounds; {disturbed} more do not count, because other processes worked beside them."
         rows = [
             [
                 n,
