@@ -32,11 +32,11 @@ chromium:
 		$(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
 # Not the whole suite again: an import is all that can miss torch. `make check` forbids it in every module of the service,
-# test_package.py imports them all, and the rest runs what users run: server, clients, command lines, a bundle's making.
+# test_package.py imports them all, and the rest starts what users start: server, clients, command lines, a bundle's making.
 test-service: $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed  ## the service and its clients, where torch is not installed
 	! $(SERVICE_VENV)/bin/python -c "import torch" 2>/dev/null
-	$(SERVICE_VENV)/bin/pytest $(TWO_AT_A_TIME) tests/server tests/unit/test_package.py tests/unit/test_fit.py \
-		tests/unit/test_recalibrate.py
+	$(SERVICE_VENV)/bin/pytest $(TWO_AT_A_TIME) tests/unit/test_package.py tests/unit/test_fit.py tests/unit/test_recalibrate.py \
+		$(patsubst %,tests/server/test_%.py,real_bundle client async_client tritonclient cli cli_security admin_command tracing)
 
 environments: $(STAMP) $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed $(PROTO_VENV)/.installed  ## all that the others set up
 

@@ -14,7 +14,7 @@ from softkin.drift import DriftWatch
 from softkin.drift_bets import bets, kept, staked
 from trials import mixed_stream, real_scores, watch
 
-STREAMS, STEPS = 400, 20_000
+STREAMS, STEPS = 200, 20_000
 LEVELS = (0.05, 0.01)
 
 
