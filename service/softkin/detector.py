@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from softkin import bundle as bundles
 from softkin import conformal, verdicts
-from softkin.bank import Bank
+from softkin.bank import PADDING_LABEL, Bank
 from softkin.bundle import Bundle, Golden
 from softkin.cancellation import Cancellation
 from softkin.certificate import DEFAULT_CONFIDENCE
@@ -249,19 +249,24 @@ class Detector:
 
     def _neighbors(self, nearest: Nearest, outputs: Outputs) -> Neighbors:
         bank = self._bank
-        total_BL = np.logaddexp.reduce(outputs.masses.astype(np.float64), axis=2)
+        # Where a layer overflows no bank row is nearer than another, and onnxruntime names any, padding among them.
+        none_BL1 = ~np.isfinite(outputs.masses).all(axis=2, keepdims=True)
+        rows = np.where(none_BL1, 0, nearest.rows)
+        contributions = np.where(none_BL1, -np.inf, nearest.contributions)
+        masses_BLC = np.where(none_BL1, 0.0, outputs.masses.astype(np.float64))
+        total_BL1 = np.logaddexp.reduce(masses_BLC, axis=2, keepdims=True)
         temperature_L = np.array([layer.temperature for layer in bank.layers.values()])
         # Condensed banks have weights and ids of their own in every layer.
         layer_L = np.arange(len(bank.layers)) if len(bank.ids) > 1 else np.zeros(len(bank.layers), int)
-        at = (layer_L[None, :, None], nearest.rows)
+        at = (layer_L[None, :, None], rows)
         log_weights = np.log(bank.weights[at].astype(np.float64))
-        distances = temperature_L[None, :, None] * (log_weights - nearest.contributions)
+        distances = temperature_L[None, :, None] * (log_weights - contributions)
         return Neighbors(
             layers=tuple(bank.layers),
-            ids=bank.ids[at],
-            labels=bank.labels[nearest.rows],
+            ids=np.where(none_BL1, -1, bank.ids[at]),
+            labels=np.where(none_BL1, PADDING_LABEL, bank.labels[rows]),
             distances=np.maximum(distances, 0.0).astype(np.float32),
-            shares=np.minimum(np.exp(nearest.contributions - total_BL[:, :, None]), 1.0).astype(np.float32),
+            shares=np.minimum(np.exp(contributions - total_BL1), 1.0).astype(np.float32),
         )
 
     def _prove(self, bundle: Bundle) -> None:

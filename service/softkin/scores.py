@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 class Neighbors:
     """The bank rows that carry most of each row's class mass, per layer: the evidence for a verdict.
 
-    Shapes: B rows, L layers, K neighbours, best first. A bank smaller than K gives K = bank size.
+    Shapes: B rows, L layers, K neighbours, best first. A bank smaller than K gives K = bank size. A row on which a layer
+    overflows has no neighbours there: ids and labels are -1, distances +inf, shares 0.
     """
 
     layers: tuple[str, ...]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from softkin import BundleError, Detector, InvalidInputError, mass
 from softkin.bank import PADDING_LABEL
 from softkin.bundle import read_bundle
+from softkin_training.build import LayerSpec, build
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +179,33 @@ def test_a_row_that_overflows_the_network_is_the_strangest_of_all(detector, tiny
     assert scores.outlier_score[1] == np.inf
     assert scores.p_value[1] == detector.smallest_p_value
     assert scores.outlier_score[0] == pytest.approx(detector.score(x[:1]).outlier_score[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_row_on_which_a_layer_overflows_has_no_neighbors_there(tiny, tmp_path, precision):
+    """No padding row and no NaN is handed out as evidence, and batch mates keep theirs."""
+    model = onnx.load_from_string(tiny.model)
+    for node in model.graph.node:
+        if node.output[0] == "representation.wide":  # as it comes: rows of 3e38 overflow in squares
+            node.op_type = "Identity"
+            del node.attribute[:]
+    layers = (LayerSpec(name="narrow", metric="cosine"), LayerSpec(name="wide", metric="squared_euclidean"))
+    spec = replace(tiny.spec, layers=layers, nonconformity="density", parts=(), precision=precision)
+    build(tmp_path / "b", model.SerializeToString(), spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    detector = Detector.load(tmp_path / "b", device="cpu")
+    x = np.stack([tiny.inliers[0], np.full(12, 3e38, np.float32), np.full(12, 1e30, np.float32)])
+
+    found, alone = detector.score(x, num_neighbors=300).neighbors, detector.score(x[:1], num_neighbors=300).neighbors
+
+    for row in (1, 2):
+        assert (found.ids[row, 1] == -1).all()
+        assert (found.labels[row, 1] == -1).all()
+        assert (found.distances[row, 1] == np.inf).all()
+        assert (found.shares[row, 1] == 0).all()
+    assert (found.labels.dtype, found.ids.dtype) == (np.int32, np.int64)
+    assert (found.labels[:, 0] >= 0).all()
+    assert (np.sort(found.ids[0, 1]) == np.arange(300)).all()
+    np.testing.assert_allclose(found.distances[0], alone.distances[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_bundle_that_scores_its_golden_rows_differently_does_not_load(tiny, monkeypatch):
