@@ -92,8 +92,9 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise BundleError(f"{file}: not UTF-8 text; the bundle is damaged, copy or build it again") from None
-    except OSError as e:
-        raise BundleError(f"{file}: cannot be read ({e.strerror}); a bundle is a directory with a {MANIFEST}") from None
+    except (OSError, ValueError) as e:  # a path with a NUL in it is a ValueError
+        reason = getattr(e, "strerror", None) or str(e)
+        raise BundleError(f"{file}: cannot be read ({reason}); a bundle is a directory with a {MANIFEST}") from None
     return parse_manifest(text, str(file)), hashlib.sha256(raw).hexdigest()
 
 
@@ -162,9 +163,9 @@ def write_bundle(
         BundleError: the path exists, the directory cannot be written, the disk is full; nothing half-written stays.
     """
     target = Path(path).absolute()
-    if target.exists() and not replace:
+    if os.path.lexists(target) and not replace:
         raise BundleError(f"{target}: exists already; choose another directory, or remove it first")
-    with staged(target, what="bundle", make_parent=True) as (staging,):
+    with staged(target, what="bundle", make_parent=True, replace=replace) as (staging,):
         staging.mkdir()
         (staging / MODEL).write_bytes(model)
         save_file(bank_tensors(bank), staging / BANK)

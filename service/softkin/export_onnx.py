@@ -70,7 +70,7 @@ def write_export(bundle: Bundle, out: str | os.PathLike[str], *, force: bool = F
         if os.path.lexists(file) and (file.is_dir() or not force):
             remedy = "it is a directory; choose another name" if file.is_dir() else "pass --force to replace it"
             raise BundleError(f"{file}: exists already; {remedy}")
-    with staged(target, data, what="export") as (model, staged_data):
+    with staged(target, data, what="export", replace=force) as (model, staged_data):
         proto = compose(bundle)
         _move_data(proto, bundle.path / bundles.BANK, staged_data)
         model.write_bytes(proto.SerializeToString())

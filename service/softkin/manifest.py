@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -117,7 +117,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
     """
     try:
         raw = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BundleError(f"{source}: not valid JSON ({e}); the bundle is damaged, copy or build it again") from None
     if not isinstance(raw, dict):
         raise BundleError(f"{source}: expected a JSON object, got {type(raw).__name__}")
@@ -177,7 +177,7 @@ def _check_values(m: Manifest, source: str) -> None:
             raise BundleError(f"{source}: {field_name} is {value!r}; {allowed}")
 
     def positive(x: float) -> bool:
-        return math.isfinite(x) and x > 0
+        return 0 < x <= sys.float_info.max  # not math.isfinite: JSON has whole numbers that no float holds
 
     for key, value in {"name": m.name, "version": m.version}.items():
         require(bool(_NAME.fullmatch(value)), key, value, "it takes 1 to 63 letters, digits, '.', '_', '-'")
@@ -204,6 +204,8 @@ def _check_values(m: Manifest, source: str) -> None:
     c = m.certificate
     require(c.alpha == m.default_alpha, "certificate.alpha", c.alpha, "must be default_alpha")
     require(0 < c.confidence < 1, "certificate.confidence", c.confidence, "must lie in (0, 1)")
+    for key, rate in {"false_alarm_bound": c.false_alarm_bound, "smallest_certified": c.smallest_certified}.items():
+        require(0 <= rate <= 1, f"certificate.{key}", rate, "must lie in [0, 1]")
     require(m.bank_size > 0, "bank_size", m.bank_size, "must be positive")
     require(m.bank_precision in PRECISIONS, "bank_precision", m.bank_precision, f"must be one of {PRECISIONS}")
     fits = m.condensed_from == 0 or m.condensed_from >= m.bank_size

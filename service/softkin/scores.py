@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 class Neighbors:
     """The bank rows that carry most of each row's class mass, per layer: the evidence for a verdict.
 
-    Shapes: B rows, L layers, K neighbours, best first. A bank smaller than K gives K = bank size. A row on which a layer
-    overflows has no neighbours there: ids and labels are -1, distances +inf, shares 0.
+    Shapes: B rows, L layers, K neighbours, best first. A bank smaller than K gives K = bank size. A row on which a
+    layer overflows has no neighbours there: ids and labels are -1, distances +inf, shares 0.
     """
 
     layers: tuple[str, ...]
@@ -124,8 +124,8 @@ class Scores:
     outlier_score: NDArray[np.float64]
     """`[B]`: nonconformity at the predicted class."""
     p_value: NDArray[np.float64]
-    """`[B]`: conformal p-value of `outlier_score`, in [1/(n+1), 1]; among the calibration rows of the predicted class
-    where the guarantee is `class_conditional`."""
+    """`[B]`: conformal p-value of `outlier_score`, in [1/(n+1), 1], smoothed in (0, 1); among the calibration rows of
+    the predicted class where the guarantee is `class_conditional`."""
     is_outlier: NDArray[np.bool_]
     """`[B]`: `p_value <= budget.p_value_threshold`."""
     predicted_class: NDArray[np.int32]

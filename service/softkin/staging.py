@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from softkin.errors import BundleError
 
 
 @contextmanager
-def staged(*targets: Path, what: str, make_parent: bool = False) -> Iterator[list[Path]]:
+def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool = True) -> Iterator[list[Path]]:
     """Paths of the targets' own names in a temporary sibling directory; synced and renamed into place at the end.
 
     All targets or none: what stood there before is set aside first, and comes back when a rename fails.
@@ -24,9 +24,11 @@ def staged(*targets: Path, what: str, make_parent: bool = False) -> Iterator[lis
         targets: files or directories of one parent.
         what: they are, for errors.
         make_parent: make the parent directory where it is missing.
+        replace: what stands there when all is written; otherwise that is an error.
 
     Raises:
-        BundleError: the parent cannot be written, or the disk is full; everything is as it was before.
+        BundleError: the parent cannot be written, the disk is full, or a target exists that is not to be replaced;
+            everything is as it was before.
     """
     parent = targets[0].parent
     staging: Path | None = None
@@ -39,6 +41,8 @@ def staged(*targets: Path, what: str, make_parent: bool = False) -> Iterator[lis
         for path in paths:
             for file in [*(path.iterdir() if path.is_dir() else ()), path]:
                 _sync(file)
+        if not replace:  # whoever asked has looked before, but writing takes time
+            _refuse_existing(targets)
         _put(paths, list(targets), staging)
         _sync(parent)
     except (OSError, SafetensorError) as e:
@@ -60,6 +64,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refuse_existing(targets: Sequence[Path]) -> None:
+    for target in targets:
+        if os.path.lexists(target):
+            raise BundleError(
+                f"{target}: exists already, written in the meantime; choose another name, or remove it first"
+            )
 
 
 def _put(paths: list[Path], targets: list[Path], staging: Path) -> None:
