@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -128,12 +128,16 @@ class Registry:
                 "unload that one first"
             )
 
-    def exchange(self, version: str, detector: ScoringDetector) -> ScoringDetector | None:
+    def exchange(
+        self, version: str, detector: ScoringDetector, *, labels: Collection[str] | None = None
+    ) -> ScoringDetector | None:
         """Serve a detector in the place of a version of its name: it gets its labels, and its turn as the default.
 
         Args:
             version: the one to serve no longer; calls that hold it finish on it.
             detector: of the same or another version, loaded already or not.
+            labels: where that version shall be served on, beside the detector: those of its labels that move. When
+                None, all do.
 
         Returns:
             What was in that place; None if it had been withdrawn.
@@ -145,13 +149,14 @@ class Registry:
         with self._lock:
             before = self._version(name, version)
             named = self._named[name]
-            was_default = version == named.default
-            versions = {new if v == version else v: d for v, d in named.versions.items() if v == version or v != new}
-            if new != version and new in named.versions and not was_default:
-                # It keeps its own turn: that of the other one may be an earlier one.
-                versions = {v: d for v, d in named.versions.items() if v != version}
-            labels = {k: new if v == version else v for k, v in named.labels.items()}
-            self._put(name, {**versions, new: detector}, labels)
+            order = list(named.versions)
+            if new == version or new not in order or version == named.default:
+                order = [n for v in order if v == version or v != new for n in ([v, new] if v == version else [v])]
+            # Otherwise it keeps its own turn: that of the other one may be an earlier one.
+            versions = {v: named.versions.get(v) for v in order if labels is not None or v != version or v == new}
+            moved = named.labels.keys() if labels is None else labels
+            labelled = {k: new if v == version and k in moved else v for k, v in named.labels.items()}
+            self._put(name, {**versions, new: detector}, labelled)
         return before
 
     def withdraw(self, name: str, version: str) -> ScoringDetector:

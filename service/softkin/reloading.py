@@ -21,7 +21,8 @@ class Reloader:
     """Keeps what is served equal to what the configured paths hold.
 
     A path whose manifest has not changed is left alone. What a path holds newly takes the place of what came from it
-    before: its labels, and its turn as the default; with another name, it comes beside it.
+    before: its labels, and its turn as the default; with another name, it comes beside it. What another path holds now
+    is served on.
 
     Args:
         paths: bundle directories.
@@ -89,9 +90,10 @@ class Reloader:
         """Read every path again; what fails is logged and counted, and the others go on."""
         log.info(log_line("reloading", bundles=len(self._paths)))
         counts = dict.fromkeys(("loaded", "unchanged", "failed"), 0)
+        labels = {path: self._labels(held) for path, held in self._held.items()}
         for path in self._paths:
             try:
-                result = "loaded" if self._reload(path) else "unchanged"
+                result = "loaded" if self._reload(path, labels[path]) else "unchanged"
             except Exception as e:
                 result = "failed"
                 log.error(log_line("reload_failed", path=path, error=e), exc_info=not isinstance(e, SoftkinError))
@@ -106,32 +108,53 @@ class Reloader:
                     return
             self.reload()
 
-    def _reload(self, path: Path) -> bool:
+    def _labels(self, held: Loaded) -> tuple[str, ...]:
+        found = self._registry.loaded(held.name, held.version)
+        return () if found is None else self._registry.labels_of(found)
+
+    def _reload(self, path: Path, labels: tuple[str, ...]) -> bool:
         held = self._held[path]
         with self._loader.changing():
             if bundle.digest(path) == held.digest:
                 self._loader.lies_at(held.digest, path)
                 return False
-            self._held[path] = Loaded.of(self._exchange(path, held.name, held.version))
+            self._held[path] = Loaded.of(self._exchange(path, held.name, held.version, labels))
         return True
 
-    def _exchange(self, path: Path, name: str, version: str) -> ScoringDetector:
-        """Serve what the path holds in the place of a version that may be gone."""
+    def _exchange(self, path: Path, name: str, version: str, labels: tuple[str, ...]) -> ScoringDetector:
+        """Serve what the path holds in the place of a version that may be gone, or stays because another path holds it.
+
+        `labels` are those it had before any path was read: what it got from another path since stays with it.
+        """
         before = self._loader.loaded(name, version)
-        known = self._loader.known(path, replacing=(name, version))
+        stays = before is not None and self._held_elsewhere(before, path)
+        goes, moved = (None, labels) if stays else (before, None)
+        known = self._loader.known(path, replacing=None if stays else (name, version))
         if known is not None:
             if before is not None and before != Loaded.of(known):
-                self._give_way(before, known)
+                self._give_way(before, known, moved)
             return known
         manifest = bundle.read_manifest(path)
         if manifest.name == name and self._registry.has_place(name, version):
-            return self._replace(path, before, version)
+            return self._replace(path, goes, version, moved)
         new = self._loader.add(path, keep_default=True)
-        if before is not None:
-            self._unload_if_free(before)
+        if goes is not None:
+            self._unload_if_free(goes)
         return new
 
-    def _replace(self, path: Path, before: Loaded | None, version: str) -> ScoringDetector:
+    def _held_elsewhere(self, before: Loaded, path: Path) -> bool:
+        """Whether another path holds what this one held before: by links that are moved on, or exchanged."""
+        return any(self._digest(other) == before.digest for other in self._paths if other != path)
+
+    def _digest(self, path: Path) -> str:
+        try:
+            return bundle.digest(path)
+        except BundleError:  # it goes on serving what it held; its own turn says what is wrong
+            return self._held[path].digest
+
+    def _replace(
+        self, path: Path, before: Loaded | None, version: str, moved: tuple[str, ...] | None
+    ) -> ScoringDetector:
         started = time.perf_counter()
         real, digest = path.resolve(), bundle.digest(path)
         origin = None if before is None or not self._drop_first else self._loader.origin(before.digest)
@@ -149,20 +172,21 @@ class Reloader:
             if before is not None and origin is not None:
                 self._restore(before, origin)
             raise
-        self._registry.exchange(version, new)
+        self._registry.exchange(version, new, labels=moved)
         self._loader.report(new, real, started)
         if before is not None:
             self._loader.forget(before)
         return new
 
-    def _give_way(self, before: Loaded, known: ScoringDetector) -> None:
+    def _give_way(self, before: Loaded, known: ScoringDetector, moved: tuple[str, ...] | None) -> None:
         """What the path holds is loaded already, from elsewhere."""
-        if known.manifest.name != before.name:
+        if known.manifest.name == before.name:
+            self._registry.exchange(before.version, known, labels=moved)
+            if moved is None:
+                self._loader.undescribe(before)
+                self._loader.forget(before)
+        elif moved is None:
             self._unload_if_free(before)
-            return
-        self._registry.exchange(before.version, known)
-        self._loader.undescribe(before)
-        self._loader.forget(before)
 
     def _unload_if_free(self, before: Loaded) -> None:
         try:

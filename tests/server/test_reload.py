@@ -286,6 +286,42 @@ def test_another_bundle_of_a_version_that_another_path_holds_is_refused(start, t
     assert "version '2' is loaded already, from another bundle" in caplog.text
 
 
+MOVES = {"rolled on": (2, 3), "exchanged": (2, 1), "brought together": (2, 2)}
+
+
+@pytest.mark.parametrize("first", ["previous", "current"])
+@pytest.mark.parametrize(("previous", "current"), MOVES.values(), ids=MOVES)
+def test_links_to_versions_can_be_moved_on_together(start, tmp_path, loading, rows, previous, current, first):
+    """What one path gives up and another takes stays loaded; labels and the turn as the default go with the path."""
+    for version in (1, 2, 3):
+        write(tmp_path / str(version), version)
+    links = {"previous": tmp_path / "previous", "current": tmp_path / "current"}
+
+    def point(**versions):
+        for name, version in versions.items():
+            links[name].unlink(missing_ok=True)
+            links[name].symlink_to(tmp_path / str(version))
+
+    point(previous=1, current=2)
+    paths = sorted(links.values(), key=lambda path: path.name != first)
+    running = start(load=loading, bundles=paths, admin_port=0)
+    with running.admin() as admin:
+        admin.set_label("standin", "1", "old")
+        admin.set_label("standin", "2", "new")
+    point(previous=previous, current=current)
+
+    for _ in range(2):
+        running.server.reloader.reload()
+
+    expected = {str(version): [] for version in (previous, current)}
+    expected[str(previous)].append("old")
+    expected[str(current)].append("new")
+    assert listed(running) == {v: sorted(labels) for v, labels in expected.items()}
+    assert running.score(rows(1)).budget.version == str(current if first == "previous" else previous)
+    assert len(running.series("softkin_detector_info")) == len(running.series("softkin_drift_rows")) == len(expected)
+    assert running.sample("softkin_reloads_total", result="failed") == 0
+
+
 def test_requests_during_a_reload_lead_to_one_more_and_no_further(start, tmp_path, loading):
     """A hundred signals while paths are being read: what they were about may have been missed, so one more reading."""
     path = tmp_path / "bundle"
