@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from softkin.admin_client import AdminClient
 from softkin.descriptions import DetectorInfo
+from softkin.display import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +76,8 @@ def _print(detectors: Sequence[DetectorInfo], *, as_json: bool) -> None:
         for d in detectors:
             print(json.dumps(dataclasses.asdict(d), allow_nan=False))
         return
-    table = Table("detector", "version", "labels", "digest", "device", "calibration rows")
+    listing = table("detector", "version", "labels", "digest", "device", "calibration rows")
     for d in detectors:
         cells = (d.name, d.version, ", ".join(d.labels), d.digest[:12], d.device, str(d.calibration_size))
-        table.add_row(*map(escape, cells))
-    Console(soft_wrap=True).print(table, highlight=False)
+        listing.add_row(*map(escape, cells))
+    Console(soft_wrap=True).print(listing, highlight=False)

@@ -6,6 +6,9 @@ Exit status: 0 done, 1 failed, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. Wrong usage exits at once with status 2, as argparse does.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # class names and bars, on a terminal that is not UTF-8
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else list(argv))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a failure can be told
+    except OSError as e:
+        if e.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left must not fail again at exit
+        # `| head` has all that it wants.
+        return FAILED if e.errno == errno.EPIPE else _fail(f"cannot write the output ({e.strerror})")
+
+
+def _run(arguments: Sequence[str]) -> int:
     chosen = next((a for a in arguments if a in COMMANDS), None)
     try:
         parser, chosen_parser = build_parser(chosen)
@@ -108,14 +127,19 @@ def _serve(options: argparse.Namespace) -> int:
     return serve(settings)
 
 
-def _target_arguments(parser: argparse.ArgumentParser, timeout_seconds: float = 30.0) -> None:
-    parser.add_argument("--target", required=True, metavar="HOST:PORT", help="the server")
+def _target_arguments(
+    parser: argparse.ArgumentParser,
+    timeout_seconds: float = 30.0,
+    target: str = "the server",
+    timeout: str = "per call",
+) -> None:
+    parser.add_argument("--target", required=True, metavar="HOST:PORT", help=target)
     parser.add_argument(
         "--timeout",
         type=float,
         default=timeout_seconds,
         metavar="SECONDS",
-        help=f"per request (default: {timeout_seconds:g})",
+        help=f"{timeout} (default: {timeout_seconds:g})",
     )
     parser.add_argument(
         "--tls-ca", metavar="FILE", help="PEM file of the server's certificate authority (default: plaintext)"
@@ -165,7 +189,7 @@ def _detector_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
-    _target_arguments(parser)
+    _target_arguments(parser, timeout="to find the detector; scoring takes as long as there are rows")
     parser.add_argument("file", metavar="FILE.npz", help="arrays by name; pickled objects are refused")
     parser.add_argument("--key", default="x_test", metavar="NAME", help="array to score (default: x_test)")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
@@ -223,7 +247,7 @@ def _drift(options: argparse.Namespace) -> int:
 def _admin_arguments(parser: argparse.ArgumentParser) -> None:
     from softkin import admin_command
 
-    _target_arguments(parser, timeout_seconds=600.0)
+    _target_arguments(parser, timeout_seconds=600.0, target="the server's admin port")
     admin_command.add_arguments(parser)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,11 @@ STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
 
 
+def table(*headers: str) -> Table:
+    """A table that is empty yet, in which a narrow terminal folds names and numbers instead of cutting them short."""
+    return Table(*(Column(header, overflow="fold") for header in headers))
+
+
 def read_array(path: str, key: str) -> NDArray[np.generic]:
     """Read one array of an .npz file.
 
@@ -34,17 +40,19 @@ def read_array(path: str, key: str) -> NDArray[np.generic]:
         DataError: no such file or array, not an .npz file, or a pickled or zero-dimensional array.
     """
     try:
-        # Opened here, because np.load leaves a file open that it cannot read.
-        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: not an .npz file")
+        # Not np.load, which reads an .npy whole, takes any text for a pickle, and explains how to load that.
+        with Path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
             if key not in file:
                 raise DataError(f"{path}: has no array {key!r}; it has: {', '.join(file) or 'none'}; choose with --key")
-            array: NDArray[np.generic] = file[key]
+            array: NDArray[np.generic] | bytes = file[key]
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror or e})") from None
-    except (ValueError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path}: not an .npz file of plain arrays ({e})") from None
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+        raise DataError(
+            f"{path}: not an .npz file of plain arrays ({e}); write one with numpy.savez(FILE, x_test=ROWS)"
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: {key!r} is no array, but another file in the same archive; choose with --key")
     if array.ndim == 0:
         raise DataError(f"{path}: array {key!r} is a single value; the first axis must be rows")
     return array
@@ -111,10 +119,9 @@ def print_json(scores: Scores, classes: Sequence[str]) -> None:
 
 def print_table(scores: Scores, classes: Sequence[str]) -> None:
     """Print a table of rows and a line that puts the share flagged beside the false-alarm rate."""
-    table = Table("row", "verdict", "predicted class", "p-value", "credibility")
     n = scores.neighbors
-    if n is not None:
-        table.add_column(f"nearest training rows ({n.layers[-1]})")
+    nearest = [] if n is None else [f"nearest training rows ({n.layers[-1]})"]
+    rows = table("row", "verdict", "predicted class", "p-value", "credibility", *nearest)
     for i in range(len(scores)):
         cells = [
             str(i),
@@ -128,9 +135,9 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
             cells.append(
                 escape(", ".join(f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()))
             )
-        table.add_row(*cells)
+        rows.add_row(*cells)
     console = Console()
-    console.print(table)
+    console.print(rows)
     b, flagged = scores.budget, int(scores.is_outlier.sum())
     console.print(
         f"{len(scores)} rows, {flagged} flagged: {flagged / len(scores):.2%}; {promise(b)} ({b.calibration_size} "
@@ -162,7 +169,8 @@ def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
         raw["report"]["histogram"] = r.histogram.tolist()
         print(json.dumps(raw, allow_nan=False))
         return
-    facts = Table(show_header=False)
+    facts, console = Table(show_header=False), Console(soft_wrap=True)
+    bars = _bars(r.histogram, ascii_only=console.options.ascii_only)
     since = f"yes, at row {r.alarm_row}" if r.alarm else "no"
     for key, value in {
         "detector": f"{drift.detector} {drift.version}",
@@ -171,15 +179,16 @@ def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
         "evidence": f"10^{r.log10_martingale:.2f}, at most 10^{r.max_log10_martingale:.2f}; alarm at {1 / r.level:g}",
         "recent evidence": f"{r.cusum:.1f} nats (CUSUM, no guarantee on false alarms)",
         "recent flag rate": f"{r.flag_rate:.2%} of {r.window_rows} rows, alpha is {r.alpha:g}",
-        "recent p-values": f"{_bars(r.histogram)}  from 0 to 1; level while nothing drifts",
+        "recent p-values": f"{bars}  from 0 to 1; level while nothing drifts",
     }.items():
         facts.add_row(key, escape(value))
-    Console(soft_wrap=True).print(facts, highlight=False)
+    console.print(facts, highlight=False)
 
 
-def _bars(counts: NDArray[np.int64]) -> str:
+def _bars(counts: NDArray[np.int64], *, ascii_only: bool) -> str:
     top = max(int(counts.max()), 1)
-    return "".join(" ▁▂▃▄▅▆▇█"[round(8 * int(n) / top)] for n in counts)
+    heights = " 12345678" if ascii_only else " ▁▂▃▄▅▆▇█"
+    return "".join(heights[round(8 * int(n) / top)] for n in counts)
 
 
 def describe_bank(m: Manifest) -> str:
@@ -221,7 +230,7 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         "size": f"{sum(f.size for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files",
     }.items():
         facts.add_row(key, escape(value))
-    layers = Table("layer", "dim", "metric", "temperature", "weight", "reducer")
+    layers = table("layer", "dim", "metric", "temperature", "weight", "reducer")
     for x in m.layers:
         layers.add_row(escape(x.name), str(x.dim), x.metric, f"{x.temperature:g}", f"{x.weight:g}", escape(x.reducer))
     console = Console(soft_wrap=True)

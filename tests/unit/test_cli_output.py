@@ -1,0 +1,159 @@
+"""Where the command line's output goes: readers that leave, full disks, terminals that are narrow or not UTF-8."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+
+from softkin import cli, display
+from softkin.descriptions import DriftInfo
+from softkin.drift import DriftReport
+from softkin.errors import DataError
+from standin import manifest
+
+COMMAND = [sys.executable, "-m", "softkin.cli"]
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """Enough of a bundle for `inspect`, which reads the manifest alone."""
+    m = dataclasses.replace(manifest(), classes=("башмак", "sandal", "sneaker"))
+    (tmp_path / "manifest.json").write_text(m.to_json())
+    return str(tmp_path)
+
+
+@pytest.fixture
+def no_reader():
+    """The end of a pipe that nobody reads from."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+@pytest.mark.parametrize("arguments", [["--json"], []], ids=["json", "table"])
+def test_a_reader_who_leaves_ends_the_command_without_a_word(bundle, no_reader, arguments):
+    """`softkin ... | head`: no traceback, neither at once nor when the interpreter ends."""
+    done = subprocess.run(
+        [*COMMAND, "inspect", bundle, *arguments], stdout=no_reader, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("arguments", [["--json"], []], ids=["json", "table"])
+def test_a_full_disk_is_an_error_in_a_line(bundle, arguments):
+    """Output that is cut short must not pass for a success."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "inspect", bundle, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == b"softkin: error: cannot write the output (No space left on device)\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show_is_replaced(bundle, monkeypatch, encoding):
+    """A class may have any name, and not every locale is UTF-8."""
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
+
+    assert cli.main(["inspect", bundle]) == 0
+    assert b"3: ??????, sandal, sneaker" in out.getvalue()
+
+
+def test_a_drift_report_has_digits_for_bars_where_there_is_ascii_alone(monkeypatch):
+    """The recent p-values stay legible."""
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii", write_through=True))
+    report = DriftReport(
+        rows=1,
+        level=0.01,
+        log10_martingale=0.0,
+        max_log10_martingale=0.0,
+        alarm_row=0,
+        cusum=0.0,
+        window_rows=1,
+        flag_rate=0.0,
+        alpha=0.05,
+        histogram=np.array([8, 4, 0, 1, 2] * 4),
+    )
+
+    display.print_drift(DriftInfo(detector="d", version="1", digest="x", report=report), as_json=False)
+
+    assert b"84 1284 1284 1284 12" in out.getvalue()
+
+
+def test_a_narrow_terminal_cuts_no_name_short(tmp_path, monkeypatch, capsys):
+    """A layer's name is what `--layers` and the evidence go by."""
+    m = manifest()
+    layers = [dataclasses.replace(x, name="backbone_layer4_block1_relu_output_" + x.name) for x in m.layers]
+    (tmp_path / "manifest.json").write_text(dataclasses.replace(m, layers=tuple(layers)).to_json())
+    monkeypatch.setenv("COLUMNS", "60")
+
+    cli.main(["inspect", str(tmp_path)])
+
+    cells = [line.split("│")[1].strip() for line in capsys.readouterr().out.split("┡")[1].splitlines()[1:-1]]
+    assert "".join(cells) == "".join(x.name for x in layers)
+
+
+def npy(array):
+    """An array as the bytes of an .npy file."""
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def damaged():
+    """A compressed .npz whose data do not unpack."""
+    out = io.BytesIO()
+    np.savez_compressed(out, x_test=np.arange(1000) ** 2)
+    raw = bytearray(out.getvalue())
+    raw[100:140] = bytes(b ^ 0xFF for b in raw[100:140])
+    return bytes(raw)
+
+
+def archive(name, content):
+    """A zip file with one member."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        file.writestr(name, content)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(np.zeros(3)), "not an .npz file"),
+        (b"1,2,3\n", "not an .npz file"),
+        (b"", "not an .npz file"),
+        (damaged(), "not an .npz file"),
+        (archive("x_test", "text"), "'x_test' is no array"),
+        (archive("x_test.npy", "text"), "'x_test' is no array"),
+    ],
+    ids=["npy", "csv", "empty", "damaged", "a member that is no array", "a member that only looks like one"],
+)
+def test_a_file_that_is_no_npz_is_refused_with_the_remedy(tmp_path, content, message):
+    """Whatever it is; and nobody is told how to load a pickle."""
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match=message) as e:
+        display.read_array(str(path), "x_test")
+
+    assert "pickle" not in str(e.value)
+
+
+def test_the_damaged_file_is_one_that_zlib_refuses():
+    """Otherwise another error would be tested, which zipfile raises."""
+    with zipfile.ZipFile(io.BytesIO(damaged())) as file, pytest.raises(zlib.error):
+        file.read("x_test.npy")
