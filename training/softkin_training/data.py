@@ -10,7 +10,7 @@ No row stands in two parts. Errors come before training starts, and say what to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ def load_dataset(recipe: Recipe) -> Dataset:
 
 def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, held_out: str) -> Dataset:
     name = data.path or data.source
+    if len(source.class_names) < 2:
+        raise DataError(f"{name}: has the classes {list(source.class_names)}; a classifier needs at least 2")
+    for split, rows in {"train": source.train, "test": source.test}.items():
+        if rows is not None:  # before the split moves them: the message names a row that can be found
+            _refuse_not_finite(rows, f"{name}, {split}")
     chosen = data.known_classes or range(len(source.class_names))
     everything, unknown = _known(source.train, chosen, source.class_names, name)
     sizes = {"data.calibration_rows": data.calibration_rows}
@@ -116,7 +121,10 @@ def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator) -> list[
     wanted = sum(sizes.values())
     if len(rows) <= wanted:
         asked = " + ".join(f"{k} = {n}" for k, n in sizes.items())
-        raise DataError(f"{asked} need {wanted} rows, and more to train on; there are {len(rows)} distinct ones")
+        raise DataError(
+            f"{asked} need {wanted} rows, and more to train on; there are {len(rows)} distinct ones beside the test "
+            "rows that the source brings"
+        )
     order = rng.permutation(len(rows))
     return [rows.take(part) for part in np.split(order, np.cumsum(list(sizes.values())))]
 
@@ -139,18 +147,16 @@ def _check(dataset: Dataset, source: str) -> None:
     expected = f"{train.dtype} {train.row_shape}"
     parts: dict[str, Rows | Array] = {"train": train, "calibration": dataset.calibration.x, "test": dataset.test.x}
     for what, x in {**parts, **{f"outliers {k!r}": v for k, v in dataset.outliers.items()}}.items():
-        dtype, row_shape = (x.dtype, x.row_shape) if isinstance(x, Rows) else (x.dtype, x.shape[1:])
-        if len(x) == 0:
+        dtype, shape = (x.dtype, (len(x), *x.row_shape)) if isinstance(x, Rows) else (x.dtype, x.shape)
+        if shape[:1] == (0,):
             raise DataError(f"{source}: {what} has no rows")
-        if dtype.name not in INPUT_DTYPES or not 1 <= len(row_shape) <= 3:
+        if dtype.name not in INPUT_DTYPES or not 2 <= len(shape) <= 4:
             allowed = f"one of {INPUT_DTYPES} with rows of 1 to 3 axes"
-            raise DataError(f"{source}: {what} is {dtype} {(len(x), *row_shape)}; it must be {allowed}")
-        if (got := f"{dtype} {row_shape}") != expected:
+            raise DataError(f"{source}: {what} is {dtype} {shape}; it must be {allowed}")
+        if (got := f"{dtype} {shape[1:]}") != expected:
             raise DataError(f"{source}: rows of {what} are {got}, those of train {expected}; convert them")
-        bad = _not_finite(x.blocks() if isinstance(x, Rows) else [x])
-        if len(bad):
-            many = f"{len(bad)} rows with NaN or infinity, first row {bad[0]}"
-            raise DataError(f"{source}: {what} has {many}; remove them")
+        if not isinstance(x, Rows):
+            _refuse_not_finite(x, f"{source}: {what}")
     counts = np.bincount(train.y, minlength=len(dataset.class_names))
     if counts.min() < 2:
         few = {name: int(n) for name, n in zip(dataset.class_names, counts, strict=True) if n < 2}
@@ -160,6 +166,10 @@ def _check(dataset: Dataset, source: str) -> None:
         )
 
 
-def _not_finite(blocks: Iterable[Array]) -> NDArray[np.int64]:
-    fine = [np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in blocks]
-    return np.flatnonzero(~np.concatenate(fine))
+def _refuse_not_finite(x: Rows | Array, what: str) -> None:
+    if x.dtype.kind != "f" or not len(x):
+        return
+    blocks = x.blocks() if isinstance(x, Rows) else [x]
+    bad = np.flatnonzero(~np.concatenate([np.isfinite(b).reshape(len(b), -1).all(axis=1) for b in blocks]))
+    if len(bad):
+        raise DataError(f"{what} has {len(bad)} rows with NaN or infinity, first row {bad[0]}; remove them")

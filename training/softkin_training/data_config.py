@@ -78,7 +78,11 @@ class DataConfig(Section):
             require(self.test_rows == 0, "test_rows", "must be 0: an npz file brings its own x_test")
         if self.source in ("parquet", "csv", "hub"):
             own, key = (self.test_split, "test_split") if self.source == "hub" else (self.test_path, "test_path")
-            require(bool(own) != bool(self.test_rows), "test_rows", f"needs {key} = '', and must be 0 with a {key}")
+            allowed = f"must be at least 1 where {key} is empty, and 0 where it names one"
+            require(bool(own) != bool(self.test_rows), "test_rows", allowed)
+        require(len(set(self.input_columns)) == len(self.input_columns), "input_columns", "must not repeat a column")
+        leaks = self.source in TABLES and self.label_column in self.input_columns
+        require(not leaks, "input_columns", f"must not hold the labels, {self.label_column!r}")
         return self
 
 

@@ -32,6 +32,8 @@ def read_folder(data: DataConfig) -> Source:
     """
     optional_package("datasets", "datasets", "data.source = 'folder'")
     folder = Path(data.path)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is no folder; data.path names one that holds a folder of images for each class")
     has_splits = (folder / "train").is_dir() and (folder / "test").is_dir()
     if has_splits and data.test_rows:
         raise RecipeError(f"data.test_rows is {data.test_rows}; must be 0: {folder} brings its own test folder")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softkin.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Mode = Literal["RGB", "L"]
 
@@ -18,7 +21,8 @@ class ImageReader:
     """Decodes images and holds them to the size of the first.
 
     Args:
-        mode: `RGB` gives `[H, W, 3]`, `L` (grey) gives `[H, W]`; every image is converted.
+        mode: `RGB` gives `[H, W, 3]`, `L` (grey) gives `[H, W]`; every image is converted. Of 16 bits a pixel the
+            upper 8 are kept.
         size: `[H, W]` to resize every image to, bilinearly, without regard to its proportions; none where empty.
     """
 
@@ -34,13 +38,14 @@ class ImageReader:
             name: what an error calls it.
 
         Raises:
-            DataError: it cannot be decoded, or is of another size than the first and none was asked for.
+            DataError: it cannot be decoded, its range of values is not known, or it is of another size than the first
+                and none was asked for.
         """
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
-                image = opened.convert(self.mode)
+                image = _eight_bits(opened, name).convert(self.mode)
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as e:
             raise DataError(f"{name}: cannot be read as an image ({e}); replace it, or take it away") from None
         if self.size:
@@ -55,3 +60,17 @@ class ImageReader:
                 f"one size, or say data.image_size = [{height}, {width}], which resizes them"
             )
         return np.asarray(image, np.uint8)
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Pillow's own conversion would cut every value above 255, so that 16-bit pictures came out white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{name}: its pixels are {'32-bit integers' if image.mode == 'I' else 'floating point'}, and no file says "
+            "which value is white; convert it to 8 or 16 bits"
+        )
+    return image

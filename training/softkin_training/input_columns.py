@@ -94,7 +94,11 @@ class InputColumns:
                 )
             shape.append(lengths[0])
             column = pc.list_flatten(column)
-        if column.null_count or not (
+        if column.null_count:
+            raise DataError(
+                f"{self._table}: column {name!r} has lists with missing numbers; fill them in, or drop those rows"
+            )
+        if not (
             pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
         ):
             raise DataError(

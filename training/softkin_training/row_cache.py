@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from softkin.errors import DataError, RecipeError
 from softkin_training.stored_rows import RowFile, write_rows
 
-FORMAT = 1
+FORMAT = 2
 """Counts the ways in which sources have been turned into rows."""
 
 

@@ -47,7 +47,7 @@ def read_table(data: DataConfig) -> Source:
     reader = ImageReader(data.image_mode, data.image_size)
 
     def rows(table: Any, split: str, first_id: int) -> StoredRows:
-        name = f"{data.path}, {split}"
+        name = f"{(split == 'test' and data.test_path) or data.path}, {split}"
         columns = InputColumns(table.features, inputs, reader, name)
 
         def parts() -> Iterator[NDArray[np.generic]]:
@@ -97,7 +97,8 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     if len(chain) > 1 and isinstance(error, library.exceptions.DatasetGenerationError):
         text = f"{type(chain[1]).__name__}: {str(chain[1]).strip().splitlines()[0]}" if str(chain[1]).strip() else text
     if data.source != "hub":
-        return f"{data.path}: cannot be read as {data.source} ({text}); mend the file, nothing of it was kept"
+        files = " and ".join(filter(None, (data.path, data.test_path)))
+        return f"{files}: cannot be read as {data.source} ({text}); mend the file, nothing of it was kept"
     if any(isinstance(e, library.exceptions.DatasetNotFoundError) for e in chain) and not _unreachable(chain):
         return (
             f"{data.path}: the hub has no such data set, or it is private ({text}); check data.path, data.subset and "
@@ -118,7 +119,7 @@ def _files(pattern: str) -> list[str]:
     found = sorted(glob.glob(pattern, recursive=True)) or [pattern]
     if missing := [f for f in found if not Path(f).is_file()]:
         raise DataError(f"{missing[0]}: no such file; data.path and data.test_path name a file, or files by a pattern")
-    return [str(Path(f).absolute()) for f in found]
+    return [glob.escape(str(Path(f).absolute())) for f in found]  # the library takes names for patterns
 
 
 def _classes(table: Any, data: DataConfig) -> tuple[list[Any], list[str]]:
@@ -128,6 +129,12 @@ def _classes(table: Any, data: DataConfig) -> tuple[list[Any], list[str]]:
         return list(range(len(names))), list(names)
     column = table.data.column(data.label_column)
     kind = str(column.type)
+    if column.null_count and kind == "double":  # whole numbers, which a gap makes the library read as others
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise DataError(
+            f"{data.path}: the label column {data.label_column!r} has no value in row {row}; fill it in, or drop the "
+            "row"
+        )
     if not kind.startswith(("int", "uint", "string", "large_string", "bool")):
         raise DataError(
             f"{data.path}: the label column {data.label_column!r} is {kind}; it must hold whole numbers or text"

@@ -215,7 +215,7 @@ def with_nan(x):
         (change(y_test=lambda y: y.astype(float)), ["y_test is float64", "integer"]),
         (
             change(x_train=lambda x: with_nan(x.astype(np.float32)), x_test=lambda x: x.astype(np.float32)),
-            ["1 rows with NaN"],
+            ["train has 1 rows with NaN", "first row 3;"],
         ),
         (change(x_test=as_float), ["test are float32 (2, 2)", "uint8 (2, 2)"]),
         (change(x_test=lambda x: x[:, :1]), ["test are uint8 (1, 2)", "uint8 (2, 2)"]),
@@ -224,6 +224,14 @@ def with_nan(x):
         (change(y_train=lambda y: np.where(np.arange(60) == 8, 2, y % 2)), ["'class 2'", "at least 2"]),
         (change(x_train=lambda x: x[:20], y_train=lambda y: y[:20]), ["data.calibration_rows = 20", "there are 20"]),
         (change(class_names=lambda n: np.array(list(n), dtype=object)), ["cannot be read"]),
+        (
+            change(class_names=lambda n: n[:1], y_train=lambda y: 0 * y, y_test=lambda y: 0 * y),
+            ["has the classes ['class 0']", "at least 2"],
+        ),
+        (
+            change(x_train=lambda x: np.arange(60.0), x_test=lambda x: np.arange(60.0, 80.0)),
+            ["train is float64 (40,)", "rows of 1 to 3 axes"],
+        ),
     ],
     ids=[
         "array missing",
@@ -238,6 +246,8 @@ def with_nan(x):
         "class of one row",
         "too few rows",
         "pickled object",
+        "one class",
+        "no axes",
     ],
 )
 def test_unfit_rows_are_refused_before_training(tmp_path, edit, words):
@@ -262,6 +272,28 @@ def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path, content):
 
     with pytest.raises(DataError, match=r"broken\.npz"):
         load_dataset(load_recipe("mnist", [f"data.path={path}"]))
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [(np.uint8(3), r"outliers 'new' is uint8 \(\)"), (np.zeros((0, 2, 2), np.uint8), "outliers 'new' has no rows")],
+    ids=["a number", "no rows"],
+)
+def test_outliers_that_are_no_rows_are_refused(tmp_path, x, words):
+    """A single number is not taken for rows, nor is nothing."""
+    np.savez(tmp_path / "new.npz", x_test=x)
+
+    with pytest.raises(DataError, match=words):
+        load_dataset(npz_recipe(tmp_path, arrays(), f"data.outliers.new={tmp_path / 'new.npz'}"))
+
+
+def test_rows_that_all_stand_among_the_test_rows_say_so(tmp_path):
+    """They are left out of training, so the message must not only say that too few are distinct."""
+    twins = arrays()
+    twins["x_train"] = np.repeat(twins["x_test"], 3, axis=0)
+
+    with pytest.raises(DataError, match="there are 0 distinct ones beside the test rows"):
+        load_dataset(npz_recipe(tmp_path, twins))
 
 
 def test_outliers_of_another_shape_are_refused(tmp_path):

@@ -128,6 +128,34 @@ def test_mixed_sizes_are_refused_and_resized_on_request(folder, tmp_path):
     assert dataset.train.row_shape == dataset.test.x.shape[1:] == (6, 4, 3)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_sixteen_bits_keep_their_picture(tmp_path, mode):
+    """The upper 8 of them, as of an 8-bit image of the same picture; cut at 255 every image would be white."""
+    rng = np.random.default_rng(0)
+    for name in CLASSES[:2]:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(40):
+            x = rng.integers(0, 2**16, (8, 8), dtype=np.uint16)
+            Image.fromarray(x).save(tmp_path / "images" / name / f"{i:02}.png")
+    first = np.asarray(Image.open(tmp_path / "images" / CLASSES[0] / "00.png"))
+
+    dataset = load_dataset(recipe(tmp_path, tmp_path / "images", "data.test_rows=10", f"data.image_mode={mode}"))
+
+    parts = (dataset.train, dataset.calibration, dataset.test)
+    found = np.concatenate([part.x for part in parts])[np.concatenate([part.ids for part in parts]).argmin()]
+    expected = (first >> 8).astype(np.uint8)
+    np.testing.assert_array_equal(found, expected if mode == "L" else np.stack([expected] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(("dtype", "words"), [(np.int32, "32-bit integers"), (np.float32, "floating point")])
+def test_an_image_whose_range_nobody_knows_is_refused(folder, tmp_path, dtype, words):
+    """Which value is white cannot be told."""
+    Image.fromarray(np.full((8, 8), 70_000, dtype)).save(folder / "train" / "red" / "wide.tif")
+
+    with pytest.raises(DataError, match=rf"red/wide\.tif: its pixels are {words}.*convert it to 8 or 16 bits"):
+        load_dataset(recipe(tmp_path, folder))
+
+
 def test_nothing_half_made_stays_after_a_broken_image(folder, tmp_path, cache):
     """The message names the file; mending it is enough."""
     broken = folder / "train" / "red" / "020.png"
@@ -157,9 +185,10 @@ def test_a_cache_that_cannot_be_written_is_refused(folder, tmp_path, monkeypatch
         (lambda f: paint(f / "test" / "new", 1), [], DataError, r"test: has \['new'\].*classes of train"),
         (lambda f: [p.unlink() for p in f.glob("train/*/*.png")], [], DataError, "train: holds no images.*png"),
         (lambda f: (f / "test").rename(f / "validation"), [], RecipeError, "no folders train and test"),
-        (lambda f: f.rename(f.parent / "moved"), ["data.test_rows=5"], DataError, "cannot be read as a folder"),
+        (lambda f: f.rename(f.parent / "moved"), ["data.test_rows=5"], DataError, "is no folder"),
+        (lambda f: f.rename(f.parent / "moved"), [], DataError, "is no folder"),
     ],
-    ids=["both test", "unknown class", "no images", "no test", "no folder"],
+    ids=["both test", "unknown class", "no images", "no test", "no folder", "no folder, no test rows"],
 )
 def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path, edit, overrides, error, words):
     """The message says what is there and what is needed."""

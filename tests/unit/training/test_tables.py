@@ -194,7 +194,10 @@ def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
         ({}, ['data.input_columns=["a", "z"]'], RecipeError, ["data.input_columns: ", "has no column 'z' in train"]),
         ({"b": ["x"] * 120}, [], DataError, ["column 'b' is", "string", "neither numbers nor images"]),
         ({"b": [1.0, None] * 60}, [], DataError, ["column 'b' has no value in row 1;"]),
-        ({"b": [float("nan")] + [1.0] * 119}, [], DataError, ["NaN or infinity"]),
+        ({"b": [1.0] * 7 + [float("nan")] + [1.0] * 112}, [], DataError, ["NaN or infinity, first row 7;"]),
+        ({"b": [[1.0, 2.0], [3.0, None]] * 60}, [], DataError, ["column 'b' has lists with missing numbers"]),
+        ({"label": [0, 1] * 59 + [None, 1]}, ["data.source=csv"], DataError, ["has no value in row 118"]),
+        ({"label": ["only"] * 120}, [], DataError, ["has the classes ['only']", "at least 2"]),
         ({"b": [[1, 2], [3]] * 60}, [], DataError, ["column 'b' has rows of [1, 2] numbers"]),
         ({"label": [0.5, 1.5] * 60}, [], DataError, ["label column 'label' is double", "whole numbers or text"]),
         ({"label": ["x", "y", None] * 40}, [], DataError, ["row 2 has the label None", "['x', 'y']"]),
@@ -205,7 +208,7 @@ def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path, edit, overrides, error, words):
     """The message names column, row and remedy, and nothing half-made stays."""
-    path = write(tmp_path / "train.parquet", numbers() | edit)
+    path = write(tmp_path / f"train.{'csv' if 'data.source=csv' in overrides else 'parquet'}", numbers() | edit)
 
     with pytest.raises(error) as refusal:
         load_dataset(recipe(tmp_path, path, "data.test_rows=20", *overrides))
@@ -230,8 +233,25 @@ def test_a_label_that_train_does_not_know_is_refused(tmp_path):
     train = write(tmp_path / "train.csv", numbers())
     test = write(tmp_path / "test.csv", numbers(9) | {"label": ["low"] * 8 + ["new"]})
 
-    with pytest.raises(DataError, match=r"test: row 8 has the label 'new'.*'low', 'mid', 'top'"):
+    with pytest.raises(DataError, match=r"test\.csv, test: row 8 has the label 'new'.*'low', 'mid', 'top'"):
         load_dataset(recipe(tmp_path, train, "data.source=csv", f"data.test_path={test}"))
+
+
+@pytest.mark.parametrize("name", ["a [1].csv", "spaced \u00fc.csv", "star*.csv"])
+def test_a_file_is_found_whatever_it_is_called(tmp_path, name):
+    """Brackets and stars of a name that exists are no pattern."""
+    path = write(tmp_path / name, numbers())
+
+    assert len(load_dataset(recipe(tmp_path, path, "data.source=csv", "data.test_rows=20")).train) == 60
+
+
+def test_test_rows_that_cannot_be_read_name_their_file(tmp_path):
+    """The file of training rows is not the only suspect."""
+    train, test = write(tmp_path / "train.parquet", numbers()), tmp_path / "test.parquet"
+    test.write_bytes(b"no table")
+
+    with pytest.raises(DataError, match=r"train\.parquet and .*test\.parquet: cannot be read as parquet"):
+        load_dataset(recipe(tmp_path, train, f"data.test_path={test}"))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
@@ -258,12 +278,14 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.test_rows=0"], r"data\.test_rows is .*needs test_path = ''"),
-        (["data.test_rows=5", "data.test_path=x"], r"data\.test_rows is 5: .*must be 0 with a test_path"),
+        (["data.test_rows=0"], r"data\.test_rows is 0: must be at least 1 where test_path is empty"),
+        (["data.test_rows=5", "data.test_path=x"], r"data\.test_rows is 5: .*and 0 where it names one"),
         (["data.test_rows=5", "data.subset=x"], r"data\.subset is 'x': belongs to source = 'hub'"),
         (["data.test_rows=5", "data.image_size=[3]"], r"data\.image_size is \[3\]: must be \[height, width\]"),
         (["data.test_rows=5", "data.image_mode=CMYK"], r"data\.image_mode is 'CMYK': .*'RGB' or 'L'"),
         (["data.source=npz", "data.input_columns=['a']"], r"data\.input_columns is .*'parquet' or 'csv' or 'hub'"),
+        (["data.test_rows=5", "data.input_columns=['a', 'label']"], r"must not hold the labels, 'label'"),
+        (["data.test_rows=5", "data.input_columns=['a', 'a']"], r"must not repeat a column"),
     ],
 )
 def test_keys_that_contradict_the_source_are_refused(tmp_path, overrides, words):
