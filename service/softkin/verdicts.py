@@ -84,7 +84,8 @@ class Rule:
         """Threshold and false-alarm bound, where they do not depend on the batch."""
         n, threshold = self.calibration_size, self.alpha
         if self.guarantee == "certified":
-            threshold = certificate.certified_rank(self.alpha, n, self.confidence) / (n + 1)
+            largest = certificate.smoothed_certified if self.smoothed else certificate.certified_rank
+            threshold = largest(self.alpha, n, self.confidence) / (n + 1)
         sizes = set(self.class_sizes) if self.guarantee == "class_conditional" else {n}
         return threshold, max(self._bound(threshold, size) for size in sizes)
 
@@ -115,11 +116,9 @@ class Rule:
         )
 
     def _bound(self, threshold: float, n: int) -> float:
-        k = rank(threshold, n)
-        # A smoothed p-value may also fall to the threshold from the next larger one.
-        bound = certificate.false_alarm_bound(k + int(self.smoothed and k / (n + 1) < threshold), n, self.confidence)
-        # Where all scores tie a smoothed p-value is uniform whatever the calibration set: its rate is the threshold.
-        return max(bound, threshold) if self.smoothed else bound
+        if self.smoothed:
+            return certificate.smoothed_bound(threshold * (n + 1), n, self.confidence)
+        return certificate.false_alarm_bound(rank(threshold, n), n, self.confidence)
 
 
 def select(p_values: NDArray[np.float64], n: int, rate: float) -> Verdicts:

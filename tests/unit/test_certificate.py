@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binom
+from scipy.integrate import quad
+from scipy.stats import beta, binom, multinomial
 
 from softkin.certificate import (
     DEFAULT_CONFIDENCE,
@@ -16,8 +19,10 @@ from softkin.certificate import (
     false_alarm_bound,
     rows_to_certify,
     smallest_certified,
+    smoothed_bound,
+    smoothed_certified,
 )
-from softkin.conformal import rank
+from softkin.conformal import rank, rounded_up
 
 CONFIDENCES = (0.5, 0.9, 0.95, 0.99, 0.999999)
 
@@ -122,6 +127,81 @@ def test_rows_needed_and_smallest_certified_are_inverse_to_each_other(n, confide
     assert certified_rank(least * (1 + 1e-9), n, confidence) == 1
     assert certified_rank(least * (1 - 1e-9), n, confidence) == 0
     assert least == pytest.approx(false_alarm_bound(1, n, confidence), rel=1e-9)
+
+
+@pytest.mark.parametrize(("alpha", "confidence"), [(0.3, 0.51), (0.3, 0.3), (0.95, 0.95), (0.99, 0.99), (0.5, 0.875)])
+def test_what_is_named_as_enough_is_enough(alpha, confidence):
+    """Where (1 - alpha)^n is 1 - confidence exactly, rounding does not refuse the rows or the rate that were named."""
+    n = rows_to_certify(alpha, confidence)
+
+    assert (1 - alpha) ** n == pytest.approx(1 - confidence, rel=1e-12)
+    assert certified_rank(alpha, n, confidence) == 1
+    assert certified_rank(float(rounded_up(smallest_certified(n, confidence))), n, confidence) == 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 99, 1000])
+def test_the_smoothed_bound_is_the_mean_of_the_beta_distribution_beyond_its_quantile(n):
+    """At whole ranks; by integrals over SciPy's quantiles."""
+    for k in ranks(n):
+        for confidence in (0.01, 0.5, 0.95, 0.999):
+            expected = quad(lambda c, k=k: beta.ppf(c, k, n + 1 - k), confidence, 1)[0] / (1 - confidence)
+            assert smoothed_bound(k, n, confidence) == pytest.approx(expected, rel=1e-6), (k, confidence)
+    assert smoothed_bound(0, n, 0.95) == 0.0
+    assert smoothed_bound(n + 1, n, 0.95) == 1.0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.data())
+def test_the_smoothed_bound_rises_without_steps_and_never_below_what_is_flagged(n, data):
+    """A rate has the mean flagged / (n + 1), which no bound may undercut where all scores tie."""
+    confidence = data.draw(st.floats(0.01, 0.999))
+    low, high = sorted(data.draw(st.tuples(*[st.floats(0, n + 1)] * 2)))
+
+    bounds = [smoothed_bound(flagged, n, confidence) for flagged in (low, high)]
+
+    assert bounds[0] <= bounds[1] + 1e-12
+    assert bounds[0] >= low / (n + 1) - 1e-9
+    assert bounds[1] <= 1
+
+
+@settings(deadline=None)
+@given(st.integers(2, 10), st.lists(st.floats(0.02, 1), min_size=2, max_size=3), st.floats(0, 1), st.floats(0.3, 0.99))
+def test_smoothed_rates_exceed_their_bound_as_rarely_as_stated_where_scores_tie(n, law, share, confidence):
+    """Exactly: over all calibration sets of two or three values. The quantile alone is exceeded too often."""
+    flagged, chance = share * (n + 1), np.array(law) / sum(law)
+    bound = smoothed_bound(flagged, n, confidence)
+    exceeded = 0.0
+    for counts in product(range(n + 1), repeat=len(law)):  # calibration rows with each value, strangest first
+        if sum(counts) == n:
+            above = np.cumsum((0, *counts[:-1]))
+            rate = chance @ np.clip((flagged - above) / (1 + np.array(counts)), 0, 1)
+            exceeded += multinomial.pmf(counts, n, chance) * (rate > bound + 1e-9)
+
+    assert exceeded <= 1 - confidence + 1e-9
+
+
+def test_the_quantile_alone_is_no_bound_for_smoothed_rates():
+    """At n = 100, two values, one of chance 0.026: the rate is above the quantile of rank 1 in one set of fourteen."""
+    n, q, bound = 100, 0.026, false_alarm_bound(1, 100, 0.95)
+    strange = np.arange(n + 1)  # calibration rows with the strange value
+    rates = q / (1 + strange) + (1 - q) * np.clip((1 - strange) / (1 + n - strange), 0, 1)
+
+    exceeded = binom.pmf(strange, n, q)[rates > bound].sum()
+
+    assert exceeded > 0.07
+    assert binom.pmf(strange, n, q)[rates > smoothed_bound(1, n, 0.95)].sum() <= 0.05
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2000), st.floats(1e-4, 0.99), st.floats(0.01, 0.9999))
+def test_what_is_certified_with_smoothing_is_the_most_that_keeps_alpha(n, alpha, confidence):
+    """Its bound is alpha; and it is nothing exactly where nothing is certified without smoothing."""
+    found = smoothed_certified(alpha, n, confidence)
+
+    assert (found > 0) == (certified_rank(alpha, n, confidence) > 0)
+    if found:
+        assert smoothed_bound(found, n, confidence) == pytest.approx(alpha, rel=1e-9)
+        assert found / (n + 1) <= alpha * (1 + 1e-9)
 
 
 def test_a_certificate_puts_it_together():

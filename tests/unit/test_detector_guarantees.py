@@ -13,7 +13,7 @@ from scipy.stats import beta
 from networks import without_logits
 from softkin import Detector, InvalidInputError
 from softkin.bundle import read_bundle
-from softkin.certificate import certified_rank
+from softkin.certificate import certified_rank, smoothed_bound, smoothed_certified
 from softkin.conformal import row_uniforms
 from softkin.selection import fewest_selectable, selection_threshold
 from softkin.verdicts import GUARANTEES
@@ -76,15 +76,14 @@ def test_verdicts_and_budget_follow_from_the_guarantee(detector, mixed, guarante
     sizes = detector.manifest.predicted_class_rows
     scores = detector.score(mixed, alpha=0.1, guarantee=guarantee, confidence=0.9, smoothing_seed=3 if smooth else None)
 
-    def bound(k, n):
-        return beta.ppf(0.9, k, n + 1 - k)
+    def bound(flagged, n):
+        return smoothed_bound(flagged, n, 0.9) if smooth else beta.ppf(0.9, int(flagged), n + 1 - int(flagged))
 
-    ranks = {n: int(0.1 * (n + 1)) + (smooth and (n + 1) % 10 != 0) for n in (N, *sizes)}
-    k = certified_rank(0.1, N, 0.9)
+    k = (smoothed_certified if smooth else certified_rank)(0.1, N, 0.9)
     expected = {
-        "marginal": (0.1, bound(ranks[N], N), None),
+        "marginal": (0.1, bound(0.1 * (N + 1), N), None),
         "certified": (k / (N + 1), bound(k, N), None),
-        "class_conditional": (0.1, max(bound(ranks[n], n) for n in sizes), None),
+        "class_conditional": (0.1, max(bound(0.1 * (n + 1), n) for n in sizes), None),
         "false_discovery_rate": (selection_threshold(scores.p_value, 0.1), None, fewest_selectable(100, N, 0.1)),
     }[guarantee]
     b = scores.budget

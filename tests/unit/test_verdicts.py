@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from softkin.certificate import certified_rank
+from softkin.certificate import certified_rank, smoothed_bound, smoothed_certified
 from softkin.errors import InvalidInputError
 from softkin.selection import fewest_selectable, selection_threshold
 from softkin.verdicts import GUARANTEES, check_rule
@@ -105,36 +105,37 @@ def test_false_discovery_rate_flags_nothing_where_nothing_is_strange():
 
 
 @pytest.mark.parametrize(
-    ("alpha", "smoothed", "k"),
+    ("alpha", "smoothed", "bound"),
     [
-        pytest.param(0.05, False, 15, id="floor(0.05 * 301) = 15"),
-        pytest.param(0.05, True, 16, id="smoothed: part of the rows of rank 16 fall to alpha"),
-        pytest.param(15 / 301, True, 15, id="whole: none of them do"),
-        pytest.param(15 / 301, False, 15, id="whole, not smoothed"),
-        pytest.param(0.9999, True, 301, id="smoothed: everything may be flagged"),
+        pytest.param(0.05, False, quantile(15, N), id="floor(0.05 * 301) = 15"),
+        pytest.param(0.05, True, smoothed_bound(15.05, N, 0.95), id="smoothed: 0.05 * 301, ranks and a share of one"),
+        pytest.param(15 / 301, True, smoothed_bound(15, N, 0.95), id="whole: scores may tie all the same"),
+        pytest.param(15 / 301, False, quantile(15, N), id="whole, not smoothed"),
+        pytest.param(0.9999, True, smoothed_bound(0.9999 * 301, N, 0.95), id="smoothed: nearly everything is flagged"),
     ],
 )
-def test_a_smoothed_p_value_counts_the_next_rank_where_alpha_lies_between_two(alpha, smoothed, k):
-    """P(p <= alpha) is alpha exactly, more than floor(alpha (n + 1)) ranks' worth."""
+def test_the_bound_of_smoothed_p_values_is_that_of_rates_where_scores_tie(alpha, smoothed, bound):
+    """P(p <= alpha) is alpha exactly, more than floor(alpha (n + 1)) ranks' worth, and a coin decides between ties."""
     found = rule("marginal", alpha=alpha, smoothed=smoothed).decide(every_p(N))
 
     assert found.p_value_threshold == alpha
-    assert found.false_alarm_bound == (1.0 if k > N else quantile(k, N))
+    assert found.false_alarm_bound == (pytest.approx(bound, rel=1e-9) if smoothed else bound)
 
 
-def test_smoothing_does_not_change_what_is_certified():
-    """The threshold is a whole rank: no smoothed p-value of a later one falls to it."""
+def test_smoothing_certifies_the_largest_p_value_whose_smoothed_bound_is_alpha():
+    """A little less than without: where scores tie, rates of single calibration sets err together."""
     plain, smoothed = (rule("certified", smoothed=s).decide(every_p(N)) for s in (False, True))
 
-    assert smoothed.p_value_threshold == plain.p_value_threshold
-    assert smoothed.false_alarm_bound == plain.false_alarm_bound
+    assert smoothed.p_value_threshold == smoothed_certified(0.05, N, 0.95) / (N + 1)
+    assert smoothed.p_value_threshold < plain.p_value_threshold
+    assert smoothed.false_alarm_bound == pytest.approx(0.05, rel=1e-9)
 
 
 def test_smoothing_widens_every_class_of_a_conditional_rule():
     """Each class's alpha lies between two of its own ranks."""
     found = rule("class_conditional", smoothed=True).decide(every_p(60))
 
-    bounds = [beta.ppf(0.95, k + 1, n - k) for k, n in ((5, 100), (7, 140), (3, 60))]
+    bounds = [smoothed_bound(0.05 * (n + 1), n, 0.95) for n in (100, 140, 60)]
     assert found.false_alarm_bound == pytest.approx(max(bounds), rel=1e-9)
 
 
