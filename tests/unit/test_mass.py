@@ -102,3 +102,14 @@ def test_layers_add_with_their_weights():
 def test_energy_is_minus_logsumexp_of_the_logits():
     """Large logits do not overflow."""
     np.testing.assert_allclose(mass.energy(np.array([[1000.0, 1000.0]])), [-1000.0 - math.log(2)])
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-19, 1.0, 1e19, 1e30, 2e38])
+def test_rows_of_any_size_get_unit_norm(size):
+    """Their squares may lie outside the range of float32; a zero row stays zero, and none disturbs another."""
+    z = np.array([[size, -size, size], [0, 0, 0], [3, 4, 0]], np.float32)
+
+    found = mass.unit_rows(z)
+
+    np.testing.assert_allclose(found, [[3**-0.5, -(3**-0.5), 3**-0.5], [0, 0, 0], [0.6, 0.8, 0]], rtol=1e-6)
+    assert found.dtype == np.float32
