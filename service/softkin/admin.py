@@ -179,11 +179,14 @@ class AdminListener:
     """The port of the admin service, guarded like that of the scores; `ListDetectors` answers there too.
 
     Args:
-        settings: address, and what guards it.
+        settings: what bounds its callers.
         metrics: where calls are counted.
-        security: certificate and tokens.
+        security: tokens.
         servicer: what changes things.
         outlier: what describes detectors.
+
+    Attributes:
+        server: to be given a port before `start`.
     """
 
     def __init__(
@@ -194,39 +197,32 @@ class AdminListener:
         servicer: AdminServicer,
         outlier: OutlierServicer,
     ) -> None:
-        self._security = security
         self._pool = CountingPool(THREADS, thread_name_prefix="admin")
         services = (SERVICE, OUTLIER_SERVICE)
         calls = CallInterceptor(
             metrics, services, (reflection.SERVICE_NAME,), scores=False, max_message_bytes=settings.max_message_bytes
         )
-        self._grpc = grpc.server(
+        self.server = grpc.server(
             self._pool, interceptors=[calls, *security.interceptors], options=channel_options(settings)
         )
-        pb_grpc.add_DetectorAdminServiceServicer_to_server(servicer, self._grpc)  # type: ignore[no-untyped-call]
+        pb_grpc.add_DetectorAdminServiceServicer_to_server(servicer, self.server)  # type: ignore[no-untyped-call]
         listing = grpc.unary_unary_rpc_method_handler(
             outlier.ListDetectors,
             outlier_pb2.ListDetectorsRequest.FromString,
             outlier_pb2.ListDetectorsResponse.SerializeToString,
         )
         handler = grpc.method_handlers_generic_handler(OUTLIER_SERVICE, {"ListDetectors": listing})
-        self._grpc.add_generic_rpc_handlers((handler,))
+        self.server.add_generic_rpc_handlers((handler,))
         if settings.reflection:
-            reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), self._grpc)
+            reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), self.server)
 
-    def listen(self, address: str) -> int:
-        """Open the port and answer; returns its number.
-
-        Raises:
-            RuntimeError: the port is taken.
-        """
-        port = self._security.add_port(self._grpc, address)
-        self._grpc.start()
-        return port
+    def start(self) -> None:
+        """Answer on the ports that `server` has been given."""
+        self.server.start()
 
     def stop(self) -> None:
         """Cancel what is under way, and close the port."""
-        self._grpc.stop(None).wait()
+        self.server.stop(None).wait()
         self._pool.shutdown(wait=False)
 
 

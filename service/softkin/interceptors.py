@@ -103,15 +103,27 @@ class CountingPool(ThreadPoolExecutor):
     """
 
     def start_all(self) -> None:
-        """Start every thread now: the first burst of calls finds them waiting, and memory does not grow with it."""
+        """Start every thread now: the first burst of calls finds them waiting, and memory does not grow with it.
+
+        Raises:
+            SoftkinError: the machine, or a limit on this process, does not allow so many; none is left waiting then.
+        """
         started = threading.Barrier(self._max_workers + 1)
 
         def begin() -> None:
             repr(_DEEP)  # uses as much of the stack as a call does, so that its pages are there
             started.wait()
 
-        for _ in range(self._max_workers):
-            super().submit(begin)
+        try:
+            for _ in range(self._max_workers):
+                super().submit(begin)
+        except RuntimeError as e:
+            started.abort()
+            self.shutdown(wait=False)
+            raise SoftkinError(
+                f"cannot start {self._max_workers} threads ({e}), one for each call that may be under way; lower "
+                "max_pending_requests or max_streams, or raise what limits this process (ulimit -u, pids_limit, memory)"
+            ) from None
         started.wait()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

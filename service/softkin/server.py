@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -150,6 +152,7 @@ class Server:
         """
         s = self._settings
         self._health.set(READY, health_pb2.HealthCheckResponse.NOT_SERVING)
+        _check_address(s.host, s.metrics_port, "--metrics-port")
         try:
             httpd, thread = start_http_server(s.metrics_port, s.host, self._metrics.registry)
         except OSError as e:
@@ -161,17 +164,13 @@ class Server:
             thread.join()
 
         try:
-            self.port = self._security.add_port(self._grpc, _address(s.host, s.port))
-        except RuntimeError:
+            self.port = self._add_port(self._grpc, s.host, s.port, "--port")
+            if self._admin is not None and s.admin_port is not None:
+                self.admin_port = self._add_port(self._admin.server, s.admin_host, s.admin_port, "--admin-port")
+        except SoftkinError:
             close()
-            raise _cannot_listen(s.host, s.port, "--port") from None
-        if self._admin is not None and s.admin_port is not None:
-            try:
-                self.admin_port = self._admin.listen(_address(s.admin_host, s.admin_port))
-            except RuntimeError:
-                close()
-                self._grpc.stop(None)
-                raise _cannot_listen(s.admin_host, s.admin_port, "--admin-port") from None
+            self._grpc.stop(None)
+            raise
         self._close_metrics = close
         self.metrics_port = httpd.server_port
         self._grpc.start()
@@ -191,6 +190,8 @@ class Server:
             StateError: the drift state cannot be kept or read.
         """
         with self._loader.changing():
+            if self._admin is not None:
+                self._admin.start()  # not before: a change that came first would be in the way of the bundles
             self._saving.enter_context(self._watches.watching())
             for detector in self._registry:
                 self._loader.prove(detector)
@@ -232,6 +233,13 @@ class Server:
         self._abandon()
         self.stop()
 
+    def _add_port(self, server: grpc.Server, host: str, port: int, flag: str) -> int:
+        _check_address(host, port, flag)
+        try:
+            return self._security.add_port(server, _address(host, port))
+        except RuntimeError:
+            raise _cannot_listen(host, port, flag) from None
+
     def _add_inference_protocol(self) -> None:
         # Imported where it is wanted, because a process that holds these messages cannot import tritonclient.
         from softkin.inference import grpc_service_pb2_grpc
@@ -258,6 +266,29 @@ class Server:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_address(host: str, port: int, flag: str) -> None:
+    """Refuse a host that does not exist, or a port that is taken or forbidden on one of its addresses.
+
+    gRPC is content with one address of several: of a `localhost` that is 127.0.0.1 and ::1, another server might have
+    the other, and half of the callers.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as e:
+        raise _cannot_listen(host, port, flag, f" ({e.strerror})") from None
+    except UnicodeError:
+        raise _cannot_listen(host, port, flag, " (no host name)") from None
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: old connections do not count
+                probe.bind(address)
+        except OSError as e:
+            # What this machine has no address for, such as ::1 without IPv6, is for gRPC to leave out or to refuse.
+            if e.errno in (errno.EADDRINUSE, errno.EACCES) or len(found) == 1:
+                raise _cannot_listen(host, port, flag, f" ({e.strerror})") from None
 
 
 def _cannot_listen(host: str, port: int, flag: str, reason: str = "") -> SoftkinError:

@@ -332,6 +332,27 @@ def test_a_server_that_starts_makes_no_changes_yet(start, loading, root):
     assert [p.name for p in loading.loaded] == ["v1", "v2"]
 
 
+def test_a_change_that_is_asked_for_before_the_start_waits_for_it_too(start, loading, root):
+    """Made first, it would be in the way of the bundles that the server was started with."""
+    operated = start(ready=False, load=loading, bundles=(root / "v2",), admin_port=0, bundle_root=root)
+    found = []
+
+    def load():
+        with operated.admin() as admin:
+            found.append(admin.load("v2", ["canary"]).labels)
+
+    loads = threading.Thread(target=load)
+    loads.start()
+    loads.join(timeout=0.5)  # it would be long done
+    waited = loads.is_alive()
+    operated.server.make_ready()
+    loads.join(timeout=20)
+
+    assert waited
+    assert found == [("canary",)]
+    assert len(loading.loaded) == 1
+
+
 def test_a_stopping_server_makes_no_changes(operated, admin):
     """UNAVAILABLE, or no answer at all once the port is closed."""
     operated.server._loader.close()

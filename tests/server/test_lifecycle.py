@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from softkin.converters import array_to_tensor
 from softkin.errors import InvalidInputError, SoftkinError, StateError
+from softkin.interceptors import CountingPool
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.server import Server
@@ -195,6 +196,48 @@ def test_a_second_server_on_the_port_is_refused(start):
 
     with pytest.raises(SoftkinError, match="cannot listen on port"):
         Server(settings, Registry(), Metrics(CollectorRegistry(), version="0")).start()
+
+
+def test_a_port_that_is_taken_on_one_address_of_the_host_is_refused():
+    """Where localhost is 127.0.0.1 and ::1, callers would find one server or the other."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        settings = ServerSettings(host="localhost", port=port, metrics_port=0)
+
+        with pytest.raises(
+            SoftkinError, match=rf"cannot listen on port {port} of localhost \(Address already in use\)"
+        ):
+            Server(settings, Registry(), Metrics(CollectorRegistry(), version="0")).listen()
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "no-such-host.invalid"])
+def test_a_host_that_does_not_exist_is_an_error_that_names_it(host):
+    """Also one that no name server could be asked for."""
+    settings = ServerSettings(host=host, port=0, metrics_port=0)
+
+    with pytest.raises(SoftkinError, match=rf"cannot listen on port 0 of {host} \(.*otherwise check --host"):
+        Server(settings, Registry(), Metrics(CollectorRegistry(), version="0")).listen()
+
+
+def test_a_machine_that_has_not_enough_threads_is_told_so_and_none_is_left_waiting(monkeypatch):
+    """Threads that wait for those that never come would keep the process from ending."""
+    start_thread, begun = threading.Thread.start, []
+
+    def start(thread):
+        if len(begun) == 5:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start_thread(thread)
+
+    pool = CountingPool(9)
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    with pytest.raises(SoftkinError, match=r"cannot start 9 threads \(can't start new thread\).*lower max_pending_req"):
+        pool.start_all()
+
+    for thread in begun:
+        thread.join(timeout=20)
+    assert not any(thread.is_alive() for thread in begun)
 
 
 def test_a_server_whose_alpha_no_detector_can_honour_does_not_start():
