@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 
@@ -53,8 +53,9 @@ def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
     collectors = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=collectors)
-    server = Server(settings, Registry(), Metrics(collectors, version=__version__), load)
-    with _signals(server.reloader.request) as signals:
+    with _signals() as signals:
+        server = Server(settings, Registry(), Metrics(collectors, version=__version__), load)
+        signal.signal(signal.SIGHUP, lambda number, _: server.reloader.request())
         server.listen()
         try:
             log.info(log_line("starting", version=__version__, port=server.port, metrics_port=server.metrics_port))
@@ -132,14 +133,14 @@ def _next(signals: SimpleQueue[int]) -> int:
 
 
 @contextmanager
-def _signals(reload: Callable[[], None]) -> Iterator[SimpleQueue[int]]:
-    """Collect SIGTERM and SIGINT, and call `reload` on SIGHUP.
+def _signals() -> Iterator[SimpleQueue[int]]:
+    """Collect SIGTERM and SIGINT, and ignore SIGHUP: until there is a server, no bundle has been read.
 
     SimpleQueue.put may interrupt itself; an Event set in a handler can deadlock.
     """
     signals: SimpleQueue[int] = SimpleQueue()
     before = {n: signal.signal(n, lambda number, _: signals.put(number)) for n in (signal.SIGTERM, signal.SIGINT)}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, _: reload())
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield signals
     finally:

@@ -247,3 +247,29 @@ def test_a_hang_up_while_the_server_starts_waits_for_readiness(tiny, path, servi
     assert events == ["loaded", "loaded", "reloading", "reloaded"]
     assert "unchanged=2" in "".join(lines)
     assert status == 0
+
+
+def test_a_hang_up_before_any_bundle_is_read_is_left_aside(path, tmp_path):
+    """What it is about will be read anyway; it must not end the process."""
+    tokens = tmp_path / "tokens"
+    os.mkfifo(tokens)
+    flags = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--device", "cpu", "--threads", "1"]
+    command = [sys.executable, "-m", "softkin.cli", "serve", str(path), "--token-file", str(tokens), *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    with tokens.open("w") as pipe:  # opens when somebody reads
+        process.send_signal(signal.SIGHUP)
+        pipe.write("token")
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "event=serving" in line:
+            process.send_signal(signal.SIGTERM)
+    status = process.wait(timeout=30)
+    process.stderr.close()
+    watchdog.cancel()
+    watchdog.join()
+
+    assert status == 0, lines
+    assert "event=reloading" not in "".join(lines)
