@@ -32,7 +32,7 @@ class AdminClient(Connection):
         token: see there.
 
     Raises:
-        InvalidInputError: a file is unreadable or wrong, or the token would leave this machine in plaintext.
+        InvalidInputError: an argument or a file is wrong, or the token would leave this machine in plaintext.
     """
 
     def __init__(

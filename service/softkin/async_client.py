@@ -45,7 +45,7 @@ class AsyncClient(AsyncConnection):
         token: see there.
 
     Raises:
-        InvalidInputError: a file is unreadable or wrong, or the token would leave this machine in plaintext.
+        InvalidInputError: an argument or a file is wrong, or the token would leave this machine in plaintext.
         RuntimeError: no event loop is running.
     """
 
@@ -64,6 +64,7 @@ class AsyncClient(AsyncConnection):
         token: str | None = None,
     ) -> None:
         asyncio.get_running_loop()  # without one gRPC would take a loop that nobody runs
+        self._requests = Requests(detector, version, label)
         super().__init__(
             target,
             timeout_seconds=timeout_seconds,
@@ -73,7 +74,6 @@ class AsyncClient(AsyncConnection):
             tls_server_name=tls_server_name,
             token=token,
         )
-        self._requests = Requests(detector, version, label)
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._limits: Limits | None = None
@@ -123,8 +123,9 @@ class AsyncClient(AsyncConnection):
         """Score arrays as they come, on one call, in bounded memory: faster than one call each.
 
         Arrays are taken as far ahead as the server reads; every array's answer is given in its turn. The call lasts as
-        long as there are arrays: `timeout_seconds` does not end it. It is not tried again when it fails. Leaving the
-        loop ends it; where the generator is kept in a variable, `contextlib.aclosing` does.
+        long as there are arrays: `timeout_seconds` does not end it, a server without a sign of life does, within two
+        minutes. It is not tried again when it fails. Leaving the loop ends it; where the generator is kept in a
+        variable, `contextlib.aclosing` does.
 
         Args:
             batches: arrays, each as for `score`. An iterable that is not asynchronous may block, because it is asked in
@@ -142,6 +143,7 @@ class AsyncClient(AsyncConnection):
         limits = await self._known_limits()
         exchange = Exchange(head, lambda x: split(x, head, limits), self._target)
         source = batches if isinstance(batches, AsyncIterable) else _in_threads(batches)
+        self._refuse_if_closed()
         call = self._stub.ScoreStream(_send(source, exchange), metadata=self._metadata)
         try:
             async for response in call:

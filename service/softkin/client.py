@@ -40,7 +40,7 @@ class Client(Connection):
         token: bearer token that goes with every call.
 
     Raises:
-        InvalidInputError: a file is unreadable or wrong, or the token would leave this machine in plaintext.
+        InvalidInputError: an argument or a file is wrong, or the token would leave this machine in plaintext.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Client(Connection):
         tls_server_name: str | None = None,
         token: str | None = None,
     ) -> None:
+        self._requests = Requests(detector, version, label)
         super().__init__(
             target,
             timeout_seconds=timeout_seconds,
@@ -66,7 +67,6 @@ class Client(Connection):
             tls_server_name=tls_server_name,
             token=token,
         )
-        self._requests = Requests(detector, version, label)
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._limits: Limits | None = None
@@ -122,8 +122,8 @@ class Client(Connection):
         """Score arrays as they come, on one call, in bounded memory: faster than one call each.
 
         Arrays are taken from `batches` in a thread of their own, as far ahead as the server reads; every array's answer
-        is given in its turn. The call lasts as long as there are arrays: `timeout_seconds` does not end it. It is not
-        tried again when it fails.
+        is given in its turn. The call lasts as long as there are arrays: `timeout_seconds` does not end it, a server
+        without a sign of life does, within two minutes. It is not tried again when it fails.
 
         Args:
             batches: arrays, each as for `score`.
@@ -139,6 +139,7 @@ class Client(Connection):
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         self._known_limits()
         exchange = Exchange(head, lambda x: split(x, head, self._known_limits()), self._target)
+        self._refuse_if_closed()
         call = self._stub.ScoreStream(_send(batches, exchange), metadata=self._metadata)
         try:
             for response in call:
@@ -199,5 +200,7 @@ def _send(batches: Iterable[NDArray[np.generic]], exchange: Exchange) -> Iterato
     try:
         for x in batches:
             yield from exchange.requests(x)
-    except Exception as e:
+    except GeneratorExit:
+        raise  # the call has ended
+    except BaseException as e:  # SystemExit too: it would end gRPC's thread alone, and the call would wait for ever
         exchange.error = e  # the stream ends here; what was sent is answered first

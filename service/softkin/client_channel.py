@@ -37,12 +37,19 @@ _SERVICE_CONFIG = {
     # With the server gone for good, retries stop after a few failures instead of multiplying the load.
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
+KEEPALIVE_SECONDS, KEEPALIVE_TIMEOUT_SECONDS = 60, 20
+"""While a call waits: seconds without a sign of the server after which it is asked for one, and those it has for that.
+
+Without it a stream waits for ever when the server's machine is gone, or the network between. The server allows a client
+to ask every `min_ping_interval_seconds`, 10 unless changed.
+"""
 _OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # gRPC gives up retrying a request larger than this; its default of 256 KiB is a few hundred images.
     ("grpc.per_rpc_retry_buffer_size", 1 << 30),
+    ("grpc.http2.max_pings_without_data", 0),  # otherwise it stops asking after two
 ]
 
 
@@ -66,9 +73,15 @@ def open_channel(
         library: whose channel: `grpc`, or `grpc.aio`, which has functions of the same names.
 
     Raises:
-        InvalidInputError: a file cannot be read, or is not what it must be; or one is missing.
+        InvalidInputError: the target has no address or no such port; a file cannot be read, or is not what it must be;
+            or one is missing.
     """
-    options = [*_OPTIONS]
+    _check_target(target)
+    options = [
+        *_OPTIONS,
+        ("grpc.keepalive_time_ms", round(KEEPALIVE_SECONDS * 1000)),
+        ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_SECONDS * 1000)),
+    ]
     if is_loopback_target(target):
         # gRPC would go through the environment's http_proxy even here, and what is sent in plaintext would leave.
         options.append(("grpc.enable_http_proxy", 0))
@@ -105,6 +118,15 @@ def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[t
             f"would travel to {target} in plaintext, for anyone to read; give tls_ca, or use a loopback address",
         )
     return ((METADATA_KEY, authorization(token)),)
+
+
+def _check_target(target: str) -> None:
+    if not target:
+        raise InvalidInputError("target", "is empty; give HOST:PORT")
+    port = target.rpartition(":")[2]
+    # gRPC connects to the port modulo 65536, whatever is there.
+    if port.removeprefix("-").isdecimal() and not 0 <= int(port) <= 65535:
+        raise InvalidInputError("target", f"got {target!r}; a port must lie in 0 to 65535")
 
 
 def _key_pair(cert: File, key: File) -> tuple[bytes, bytes]:

@@ -59,6 +59,8 @@ def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | Non
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         assert retry_after_seconds is not None
         return OverloadedError(f"{target}: {details}", retry_after_seconds)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return UnavailableError(f"{target}: {details}")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return UnavailableError(f"{target}: {details}", retry_after_seconds)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return UnavailableError(f"{target}: {details}; allow more time (timeout_seconds), or send fewer rows")
     return SoftkinError(f"{target}: {code.name}: {details}")

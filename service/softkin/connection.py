@@ -12,7 +12,10 @@ from grpc import aio
 
 from softkin.client_channel import File, call_metadata, open_channel
 from softkin.client_errors import call_error
-from softkin.errors import SoftkinError
+from softkin.errors import InvalidInputError, SoftkinError
+
+LONGEST_TIMEOUT_SECONDS = 1_000_000_000
+"""About thirty years; with some more gRPC's clock runs over, and every deadline has passed."""
 
 
 class Endpoint:
@@ -28,10 +31,12 @@ class Endpoint:
         token: bearer token that goes with every call.
 
     Raises:
-        InvalidInputError: a file is unreadable or wrong, or the token would leave this machine in plaintext.
+        InvalidInputError: an argument or a file is wrong, or the token would leave this machine in plaintext.
     """
 
     _library: ClassVar[Any]
+
+    _closed = False
 
     def __init__(
         self,
@@ -44,6 +49,10 @@ class Endpoint:
         tls_server_name: str | None,
         token: str | None,
     ) -> None:
+        if not 0 < timeout_seconds <= LONGEST_TIMEOUT_SECONDS:
+            raise InvalidInputError(
+                "timeout_seconds", f"got {timeout_seconds}; must be more than 0 and at most {LONGEST_TIMEOUT_SECONDS}"
+            )
         self._target = target
         self._timeout_seconds = timeout_seconds
         self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)
@@ -56,6 +65,11 @@ class Endpoint:
             library=self._library,
         )
 
+    def _refuse_if_closed(self) -> None:
+        # gRPC has an error of its own here, another one for each library.
+        if self._closed:
+            raise SoftkinError(f"{self._target}: the client is closed; make another one")
+
     def _error(self, e: Any) -> SoftkinError:
         return call_error(e, self._target)
 
@@ -67,6 +81,7 @@ class Connection(Endpoint):
 
     def close(self) -> None:
         """Close the connection."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -78,6 +93,7 @@ class Connection(Endpoint):
         self.close()
 
     def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
+        self._refuse_if_closed()
         try:
             return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as e:
@@ -91,6 +107,7 @@ class AsyncConnection(Endpoint):
 
     async def close(self) -> None:
         """Close the connection, and end the calls that are open."""
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -102,6 +119,7 @@ class AsyncConnection(Endpoint):
         await self.close()
 
     async def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
+        self._refuse_if_closed()
         try:
             return await method(request, timeout=self._timeout_seconds, metadata=self._metadata)
         except (grpc.RpcError, asyncio.CancelledError) as e:

@@ -25,11 +25,19 @@ class Requests:
         detector: its name; empty for the only one loaded.
         version: its version; empty for the one that carries the label, or serves by default.
         label: instead of a version: the label that it carries.
+
+    Raises:
+        InvalidInputError: one of them is no text.
     """
 
     detector: str
     version: str
     label: str
+
+    def __post_init__(self) -> None:
+        for field, value in vars(self).items():
+            if not isinstance(value, str):  # protobuf would say "bad argument type for built-in operation"
+                raise InvalidInputError(field, f"got {value!r}; must be text")
 
     def head(
         self,

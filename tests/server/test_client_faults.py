@@ -1,0 +1,174 @@
+"""What an application meets in the long run: closed clients, servers that fall silent, sources that give up."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import numpy as np
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+
+from event_loops import run
+from softkin import client_channel
+from softkin.async_client import AsyncClient
+from softkin.client import Client
+from softkin.client_errors import answer_error
+from softkin.errors import InvalidInputError, SoftkinError, UnavailableError
+from standin import StandIn
+
+
+@pytest.mark.parametrize("wrong", [SystemExit(3), KeyboardInterrupt()], ids=["exit", "interrupt"])
+def test_a_source_that_ends_the_program_ends_the_stream(shared_server, rows, wrong):
+    """It is asked in a thread of gRPC's own, which such an exception would end without a word to the reader."""
+
+    def source():
+        yield rows(1)
+        raise wrong
+
+    with shared_server.client() as client:
+        answers = client.score_stream(source())
+
+        assert len(next(answers)) == 1
+        with pytest.raises(type(wrong)):
+            next(answers)
+
+
+def test_a_server_that_falls_silent_ends_a_stream(serve, rows, monkeypatch):
+    """No deadline bounds a stream, and a machine that has lost its power closes no connection."""
+    monkeypatch.setattr(client_channel, "KEEPALIVE_SECONDS", 0.5)
+    monkeypatch.setattr(client_channel, "KEEPALIVE_TIMEOUT_SECONDS", 0.5)
+    process = serve()
+
+    def source():
+        while True:
+            yield rows(1)
+
+    with process.client() as client:
+        answers = client.score_stream(source())
+        next(answers)
+        process.popen.send_signal(signal.SIGSTOP)
+        with pytest.raises(UnavailableError):
+            list(answers)
+        assert process.popen.poll() is None  # it has not been killed meanwhile
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda c, x: c.score(x),
+        lambda c, x: list(c.score_stream([x])),
+        lambda c, x: c.detector_info(),
+        lambda c, x: c.drift(),
+        lambda c, x: c.check_health(),
+    ],
+    ids=["score", "stream", "info", "drift", "health"],
+)
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+def test_a_closed_client_says_so(shared_server, rows, use, used):
+    """As an error of softkin's, whatever was called before."""
+    client = shared_server.client()
+    if used:
+        client.score(rows(1))
+    client.close()
+
+    with pytest.raises(SoftkinError, match="the client is closed; make another one"):
+        use(client, rows(1))
+    assert not client.healthy()
+    client.close()
+
+
+def test_a_closed_asynchronous_client_says_so_too(shared_server, rows):
+    """In the same words."""
+
+    async def use(client):
+        await client.score(rows(1))
+        await client.close()
+        found = []
+        for call in (client.score(rows(1)), client.detector_info(), anext(client.score_stream([rows(1)]))):
+            with pytest.raises(SoftkinError, match="the client is closed; make another one"):
+                await call
+            found.append(await client.healthy())
+        return found
+
+    assert run(shared_server, use) == [False] * 3
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e10])
+def test_a_timeout_that_no_clock_can_hold_is_refused(seconds):
+    """With infinity, or a few hundred years, gRPC would find every deadline passed."""
+    with pytest.raises(InvalidInputError, match=r"timeout_seconds: got .*; must be more than 0 and at most 1000000000"):
+        Client("localhost:1", timeout_seconds=seconds)
+
+
+def test_the_longest_timeout_is_one(shared_server, rows):
+    """What is allowed works."""
+    with shared_server.client(timeout_seconds=1_000_000_000) as client:
+        assert len(client.score(rows(1))) == 1
+
+
+def test_a_deadline_that_passes_names_the_remedy(start, rows, gate):
+    """Which argument to change."""
+    with (
+        start(StandIn(gate=gate)).client(timeout_seconds=0.3) as client,
+        pytest.raises(UnavailableError, match=r"allow more time \(timeout_seconds\), or send fewer rows"),
+    ):
+        client.score(rows(1))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("", "target: is empty; give HOST:PORT"),
+        ("localhost:65536", r"target: got 'localhost:65536'; a port must lie in 0 to 65535"),
+        ("dns:///localhost:-1", "a port must lie in 0 to 65535"),
+    ],
+)
+def test_a_target_that_leads_elsewhere_is_refused(target, message):
+    """gRPC counts ports modulo 65536, and says nothing."""
+    with pytest.raises(InvalidInputError, match=message):
+        Client(target)
+
+
+@pytest.mark.parametrize("target", ["::1", "[::1]:65535", "unix:/a:b", "ipv4:127.0.0.1:1,127.0.0.1:2", "localhost"])
+def test_other_targets_are_grpcs_own(target):
+    """An IPv6 address is no port."""
+    Client(target).close()
+
+
+@pytest.mark.parametrize("field", ["detector", "version", "label"])
+def test_names_are_text(field):
+    """A version looks like a number, and is none."""
+    with pytest.raises(InvalidInputError, match=f"^{field}: got 1; must be text"):
+        Client("localhost:1", **{field: 1})
+
+    async def make():
+        AsyncClient("localhost:1", **{field: 1})
+
+    with pytest.raises(InvalidInputError, match=f"^{field}: got 1; must be text"):
+        asyncio.run(make())
+
+
+def test_an_unavailable_server_says_when_to_come_back():
+    """A version that is being replaced states its delay, as an overload does."""
+    status = Status(code=14, message="being replaced")
+    status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=2)))
+
+    error = answer_error(status, "a:1")
+
+    assert (type(error), error.retry_after_seconds) == (UnavailableError, 2.0)
+
+
+def test_an_array_is_sent_as_it_is_whatever_its_layout(shared_server, rows):
+    """Fortran order, strides, big-endian, read-only and nested sequences of rows give the same answer."""
+    x = rows(6)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    layouts = [np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2], x.astype(">f4"), frozen, list(x), tuple(x)]
+
+    with shared_server.client() as client:
+        expected = client.score(x).p_value.tolist()
+
+        assert [client.score(layout).p_value.tolist() for layout in layouts] == [expected] * 6
