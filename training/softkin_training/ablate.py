@@ -4,13 +4,13 @@ DIR/<family>/<train variant>/seed<k>/                  checkpoint.pt, model.onnx
 DIR/<family>/<train variant>/seed<k>/<detect variant>/ recipe.json, report.json
 DIR/ablation.json, DIR/ablation.md                     means, deviations, paired differences
 
-A cell whose recipe.json is the recipe wanted is done: so a run that was stopped goes on where it was.
+A cell whose recipe.json is the recipe wanted, evaluated on as many rows, is done: so a run that was stopped goes on
+where it was.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from softkin.errors import RecipeError
+from softkin.errors import InvalidInputError, RecipeError
 from softkin_training.ablation_plan import FAR, Plan
 from softkin_training.config import Recipe, load_recipe
 from softkin_training.data import Dataset, load_dataset
@@ -27,9 +27,12 @@ from softkin_training.evaluate import evaluate
 from softkin_training.launch import refuse_torchrun
 from softkin_training.npz import read_npz
 from softkin_training.run import BUNDLE, MODEL, build_step, export_step
+from softkin_training.sources import read_source
 from softkin_training.train import train
 
 RECIPE, REPORT = "recipe.json", "report.json"
+ROWS = "rows evaluated"
+"""Key beside those of the recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +73,25 @@ def ablate(
         All cells, those of earlier runs included.
 
     Raises:
-        RecipeError: a variant's key or value does not fit the recipe, or torchrun has started this; before anything
-            is trained.
+        RecipeError: a variant's key or value does not fit the recipe, a detect variant needs a network of its own, a
+            class held out is none, two names mean one folder, or torchrun has started this; before anything is trained.
+        InvalidInputError: `out` cannot be written.
     """
     refuse_torchrun("ablate")
+    for table, names in {"train": [*plan.train], "detect": [*plan.detect], "held_out": [*plan.families]}.items():
+        _refuse_one_folder(table, names)
     wanted = list(_recipes(recipe, plan, overrides, seeds))
     cells = []
     for number, (family, train_name, seed, recipes) in enumerate(wanted, 1):
         folder = out / folder_of(family) / folder_of(train_name) / f"seed{seed}"
-        missing = {n: r for n, r in recipes.items() if not _done(folder / folder_of(n), r)}
+        missing = {n: r for n, r in recipes.items() if not _done(folder / folder_of(n), r, rows)}
         if missing:
             say(f"[{number} of {len(wanted)}] {family}, {train_name}, seed {seed}: {', '.join(missing)}")
-            _run(recipes, missing, folder, rows)
+            try:
+                _run(recipes, missing, folder, rows)
+            except OSError as e:
+                where, reason = e.filename or folder, e.strerror or e
+                raise InvalidInputError("out", f"cannot write {where} ({reason}); choose another folder") from None
         for name in recipes:
             report = json.loads((folder / folder_of(name) / REPORT).read_text(encoding="utf-8"))
             cells.append(Cell(family=family, train=train_name, detect=name, seed=seed, report=report))
@@ -92,25 +102,66 @@ def _recipes(
     recipe: str | Path, plan: Plan, overrides: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[tuple[str, str, int, dict[str, Recipe]]]:
     """Every training run with the recipes of its detect variants, checked whole."""
+    plain = load_recipe(recipe, overrides)
+    num_classes = _num_classes(plain) if any(plan.families.values()) else 0
     for family, held_out in plan.families.items():
+        if outside := [c for c in held_out if c >= num_classes]:
+            raise RecipeError(f"held_out.{family} has class {outside[0]}; the data have 0 to {num_classes - 1}")
         for train_name, train_keys in plan.train.items():
             for seed in seeds:
                 found = {}
                 for detect_name, detect_keys in plan.detect.items():
                     keys = {**train_keys, **detect_keys, "seed": seed}
                     if held_out:
-                        plain = load_recipe(recipe, overrides)
-                        keys["data.known_classes"] = [c for c in range(_num_classes(plain)) if c not in held_out]
+                        keys["data.known_classes"] = [c for c in range(num_classes) if c not in held_out]
                     found[detect_name] = load_recipe(
                         recipe, [*overrides, *(f"{k}={_toml(v)}" for k, v in keys.items())]
                     )
+                _refuse_another_network(found)
                 yield family, train_name, seed, found
+
+
+def _refuse_one_folder(table: str, names: Sequence[str]) -> None:
+    """Refuse names that differ in signs alone: the figures of one would be taken for those of the other."""
+    taken: dict[str, str] = {}
+    for name in names:
+        if (other := taken.setdefault(folder_of(name), name)) != name:
+            raise RecipeError(f"[{table}] {other!r} and {name!r} mean one folder, {folder_of(name)!r}; rename one")
+
+
+def _refuse_another_network(recipes: Mapping[str, Recipe]) -> None:
+    """Refuse a detect variant that wants what the first one's network, or its export, is not: it would be ignored."""
+    (first_name, first), *others = recipes.items()
+    shared = _shared(first)
+    for name, recipe in others:
+        if odd := [key for key, value in _shared(recipe).items() if value != shared[key]]:
+            raise RecipeError(
+                f"[detect] {name!r} and {first_name!r} differ in {odd[0]}, but all detect variants are built from one "
+                "export of one network; vary it under [train]"
+            )
+        if more := [layer for layer in recipe.detector.layers if layer not in first.detector.layers]:
+            raise RecipeError(
+                f"[detect] {name!r} has layers {more}, which {first_name!r} lacks; the first detect variant says which "
+                "layers are exported, so it must name all"
+            )
+
+
+def _shared(recipe: Recipe) -> dict[str, Any]:
+    sections = recipe.to_dict()
+    detector = {k: sections["detector"][k] for k in ("metric", "max_dim")}
+    keyed = {s: v if isinstance(v, dict) else {"": v} for s, v in (sections | {"detector": detector}).items()}
+    return {f"{s}.{k}".rstrip("."): v for s, keys in keyed.items() for k, v in keys.items()}
 
 
 def _num_classes(recipe: Recipe) -> int:
     if recipe.data.known_classes:
         raise RecipeError("data.known_classes must be empty where a plan holds classes out")
-    return 10 if recipe.data.source == "digits" else len(read_npz(recipe.data.path, ("class_names",))["class_names"])
+    match recipe.data.source:
+        case "digits":
+            return 10
+        case "npz" if recipe.data.path:
+            return len(read_npz(recipe.data.path, ("class_names",))["class_names"].reshape(-1))
+    return len(read_source(recipe.data).class_names)
 
 
 def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: Path, rows: int) -> None:
@@ -127,7 +178,7 @@ def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: P
         out = folder / folder_of(name)
         out.mkdir(exist_ok=True)
         (out / MODEL).unlink(missing_ok=True)
-        os.link(folder / MODEL, out / MODEL)
+        shutil.copyfile(folder / MODEL, out / MODEL)
         build_step(recipe, dataset, out)
         report = evaluate(
             out / BUNDLE,
@@ -141,15 +192,16 @@ def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: P
         (out / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(out / BUNDLE)  # tens of megabytes in every cell, and quickly built again
         (out / MODEL).unlink()
-        (out / RECIPE).write_text(json.dumps(recipe.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (out / RECIPE).write_text(json.dumps(recipe.to_dict() | {ROWS: rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def _done(folder: Path, recipe: Recipe) -> bool:
+def _done(folder: Path, recipe: Recipe, rows: int) -> bool:
     """Whether a cell of this recipe is there; one of an older version counts where what it could not say is default."""
     file = folder / RECIPE
     try:
-        return file.exists() and Recipe.model_validate(json.loads(file.read_text(encoding="utf-8"))) == recipe
-    except ValueError:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found.pop(ROWS, rows) == rows and Recipe.model_validate(found) == recipe
+    except (OSError, ValueError, AttributeError):
         return False
 
 

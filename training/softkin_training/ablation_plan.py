@@ -54,8 +54,14 @@ def load_plan(path: str | Path | None = None) -> Plan:
             if nested := [k for k, v in keys.items() if isinstance(v, dict) and "." not in k]:
                 raise RecipeError(f'{source}: {table}.{name}: quote the key: "{nested[0]}.KEY" = VALUE')
     held_out = raw.get("held_out", {})
+    if not isinstance(held_out, dict):
+        raise RecipeError(f"{source}: held_out is {held_out!r}; it must be a table of names and lists of class numbers")
     for name, classes in held_out.items():
-        if name == FAR or not isinstance(classes, list) or not all(isinstance(c, int) and c >= 0 for c in classes):
+        if name == FAR or not isinstance(classes, list) or not classes or not all(map(_is_class, classes)):
             raise RecipeError(f"{source}: held_out.{name} must be a list of class numbers, got {classes!r}")
     families = {FAR: (), **{name: tuple(classes) for name, classes in held_out.items()}}
     return Plan(train=raw["train"], detect=raw["detect"], families=families)
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

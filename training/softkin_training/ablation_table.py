@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import ttest_rel
 
+from softkin.errors import InvalidInputError
+from softkin.staging import replacing
 from softkin_training.ablate import Cell
 from softkin_training.ablation_plan import FAR
 from softkin_training.data import HELD_OUT_SETS
+from softkin_training.report_markdown import plain
 
 OWN = "softkin"
 """Name of a bundle's own score in its report; every other score there is the same for all detect variants."""
 MEASURES = ("far_auroc", "far_caught", "near_auroc", "near_caught", "false_alarms")
+
+
+def write_table(cells: Sequence[Cell], out: Path) -> str:
+    """Write ablation.json and ablation.md into `out`; return the latter's text.
+
+    Raises:
+        InvalidInputError: they cannot be written.
+    """
+    table = summarise(cells)
+    text = markdown(table)
+    try:
+        for name, content in {"ablation.json": json.dumps(table, indent=1) + "\n", "ablation.md": text}.items():
+            with replacing(out / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    except OSError as e:
+        raise InvalidInputError("out", f"cannot write to {out} ({e.strerror}); choose another folder") from None
+    return text
 
 
 def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -48,7 +70,7 @@ def markdown(table: dict[str, Any]) -> str:
     """The table in Markdown: mean +- deviation over seeds, the best of each column in bold."""
     lines = ["# Ablation", "", "| network | accuracy | paired difference |", "|---|---|---|"]
     for variant, a in table["accuracy"].items():
-        lines.append(f"| {variant} | {_cell(a)} | {_difference(a['paired']) if 'paired' in a else ''} |")
+        lines.append(f"| {plain(variant)} | {_cell(a)} | {_difference(a['paired']) if 'paired' in a else ''} |")
     measures = [m for m in MEASURES if any(m in row for row in table["rows"])]
     best = {m: max(row[m]["mean"] for row in table["rows"] if m in row) for m in measures if m != "false_alarms"}
     lines += ["", "| score | network | " + " | ".join(m.replace("_", " ") for m in measures) + " |"]
@@ -58,8 +80,8 @@ def markdown(table: dict[str, Any]) -> str:
         for m in measures:
             text = _cell(row[m]) if m in row else ""
             cells.append(f"**{text}**" if m in row and row[m]["mean"] == best.get(m) else text)
-        lines.append(f"| {row['score']} | {row['train']} | " + " | ".join(cells) + " |")
-    lines += ["", f"Paired differences to `{table['baseline']}` are in ablation.json.", ""]
+        lines.append(f"| {plain(row['score'])} | {plain(row['train'])} | " + " | ".join(cells) + " |")
+    lines += ["", f"Paired differences to {plain(table['baseline'])} are in ablation.json.", ""]
     return "\n".join(lines)
 
 
@@ -75,6 +97,8 @@ def values_by_seed(cells: Sequence[Cell]) -> dict[tuple[str, str], dict[str, dic
             label = f"softkin: {cell.detect}" if name == OWN else score["title"]
             at = collected.setdefault((cell.train, label), defaultdict(lambda: defaultdict(list)))
             sets = [s for n, s in score["outliers"].items() if not near or n in HELD_OUT_SETS]
+            if not sets:  # no test row is of a class held out
+                continue
             prefix = "near" if near else "far"
             at[f"{prefix}_auroc"][cell.seed].append(float(np.mean([s["auroc"] for s in sets])))
             if all(s["caught"] for s in sets):

@@ -243,11 +243,9 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    import json
-
-    from softkin_training import ablation_table
     from softkin_training.ablate import ablate
     from softkin_training.ablation_plan import load_plan
+    from softkin_training.ablation_table import write_table
 
     if arguments.seeds < 1 or arguments.rows < 1:
         raise InvalidInputError(
@@ -262,11 +260,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
         rows=arguments.rows,
         say=lambda line: print(line, flush=True),
     )
-    table = ablation_table.summarise(cells)
-    (arguments.out / "ablation.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    text = ablation_table.markdown(table)
-    (arguments.out / "ablation.md").write_text(text, encoding="utf-8")
-    print(text, end="")
+    print(write_table(cells, arguments.out), end="")
 
 
 def _entanglement(arguments: argparse.Namespace) -> None:

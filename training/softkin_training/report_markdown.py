@@ -36,7 +36,7 @@ def promise(report: Report) -> str:
 
 
 def _summary(report: Report) -> Iterator[str]:
-    yield f"# {_plain(report.detector)} {_plain(report.version)}"
+    yield f"# {plain(report.detector)} {plain(report.version)}"
     yield ""
     yield (
         f"{report.inlier_rows} inliers, {report.calibration_size} calibration rows, alpha = {report.alpha:g}"
@@ -45,7 +45,7 @@ def _summary(report: Report) -> Iterator[str]:
     )
     yield f"\n{promise(report)}\n"
     for note in report.notes:
-        yield f"* {_plain(note)}"
+        yield f"* {plain(note)}"
     if report.notes:
         yield ""
     yield from _table(tables.overview(report), heading=False)
@@ -65,24 +65,24 @@ def _details(report: Report) -> Iterator[str]:
         if table is not None:
             yield from _table(table)
     if report.corruptions.skipped:
-        yield f"Inliers were not corrupted: {_plain(report.corruptions.skipped)}."
+        yield f"Inliers were not corrupted: {plain(report.corruptions.skipped)}."
         yield ""
 
 
 def _table(table: Table, *, heading: bool = True) -> Iterator[str]:
     if heading:
-        yield f"## {_plain(table.title)}"
+        yield f"## {plain(table.title)}"
         yield ""
     if table.note:
-        yield f"{_plain(table.note)}\n"
-    yield "| " + " | ".join(map(_plain, table.head)) + " |"
+        yield f"{plain(table.note)}\n"
+    yield "| " + " | ".join(map(plain, table.head)) + " |"
     yield "|" + "---|" * len(table.head)
     for row in table.rows:
-        yield "| " + " | ".join(f"**{_plain(c.text)}**" if c.best else _plain(c.text) for c in row) + " |"
+        yield "| " + " | ".join(f"**{plain(c.text)}**" if c.best else plain(c.text) for c in row) + " |"
     yield ""
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown shows as it is: names come from users."""
     text = " ".join(text.split())
     for special in ("\\", "|", "*", "`", "<", "]("):

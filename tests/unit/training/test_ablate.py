@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from softkin import RecipeError
+from softkin import InvalidInputError, RecipeError
 from softkin_training import ablation_table
 from softkin_training.ablate import Cell, ablate
 from softkin_training.ablation_plan import FAR, Plan, load_plan
@@ -122,6 +123,9 @@ def test_figures_are_means_deviations_and_paired_differences_over_seeds():
         ("train = 3", r"\[train\] must hold at least one table of recipe keys"),
         ("[train.a]\nloss.weight = 1.0\n[detect.b]", 'train.a: quote the key: "loss.KEY" = VALUE'),
         ("[train.a]\n[detect.b]\n[held_out]\nx = [1.5]", "held_out.x must be a list of class numbers"),
+        ("[train.a]\n[detect.b]\n[held_out]\nx = []", "held_out.x must be a list of class numbers"),
+        ("[train.a]\n[detect.b]\n[held_out]\nx = [true]", "held_out.x must be a list of class numbers"),
+        ("held_out = 5\n[train.a]\n[detect.b]", "held_out is 5; it must be a table"),
         ("[other]\n", "unknown table 'other'; allowed: train, detect, held_out"),
         ("train", "cannot be read as a plan"),
     ],
@@ -134,6 +138,79 @@ def test_a_wrong_plan_is_refused(tmp_path: Path, text, message):
     with pytest.raises(RecipeError, match=message) as caught:
         load_plan(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"detect": {"a": {}, "b": {"detector.metric": "squared_euclidean"}}}, "'b' and 'a' differ in detector.metric"),
+        ({"detect": {"a": {}, "b": {"training.epochs": 9}}}, "'b' and 'a' differ in training.epochs"),
+        (
+            {"detect": {"a": {"detector.layers": ["conv2"]}, "b": {"detector.layers": ["conv1"]}}},
+            r"'b' has layers \['conv1'\], which 'a' lacks",
+        ),
+        ({"detect": {"x/y": {}, "x y": {}}}, r"\[detect\] 'x/y' and 'x y' mean one folder, 'x-y'"),
+        ({"train": {"a": {}, "a ": {"loss.weight": 1.0}}}, r"\[train\] 'a' and 'a ' mean one folder"),
+        ({"families": {FAR: (), "all/classes": (8,)}}, r"\[held_out\] 'all classes' and 'all/classes' mean one folder"),
+        ({"families": {FAR: (), "ten": (9, 10)}}, "held_out.ten has class 10; the data have 0 to 9"),
+    ],
+    ids=["metric", "another network", "layers", "one folder", "one folder, train", "one folder, family", "class"],
+)
+def test_a_plan_whose_cells_could_not_be_told_apart_is_refused(tmp_path: Path, changes, message):
+    """A variant that would be ignored, or read another's report, must not appear in the table under its own name."""
+    plan = dataclasses.replace(PLAN, **changes)
+
+    with pytest.raises(RecipeError, match=message):
+        ablate("digits", plan, tmp_path / "out", overrides=QUICK, seeds=(0,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_are_evaluated_anew_on_another_number_of_rows(tmp_path: Path):
+    """Else a table would mix what was asked for with what was asked for before."""
+    plan = Plan(train={"plain": {}}, detect={"density": {"detector.nonconformity": "density"}}, families={FAR: ()})
+
+    def rows_of(rows: int) -> int:
+        (cell,) = ablate("digits", plan, tmp_path, overrides=QUICK, seeds=(0,), rows=rows, say=lambda line: None)
+        return cell.report["inlier_rows"]
+
+    assert [rows_of(30), rows_of(40)] == [30, 40]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
+    """In our words, with the folder's name."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(InvalidInputError, match=r"out: cannot write .*file.* choose another folder"):
+        ablate("digits", PLAN, tmp_path / "file", overrides=QUICK, seeds=(0,), say=lambda line: None)
+    with pytest.raises(InvalidInputError, match=r"out: cannot write to .*nowhere"):
+        ablation_table.write_table([made_up("a", FAR, 0, 0.5)], tmp_path / "nowhere")
+
+
+def test_a_table_shows_names_as_they_are(tmp_path: Path):
+    """A bar in a name starts no column."""
+    text = ablation_table.write_table([made_up("a|b", FAR, 0, 0.5), made_up("*c*", FAR, 0, 0.5)], tmp_path)
+
+    assert text == (tmp_path / "ablation.md").read_text()
+    assert "| a\\|b | 0.5000 +- 0.0000 |" in text
+    assert "| own | \\*c\\* |" in text.replace("softkin: d", "own")
+
+
+def test_a_family_without_test_rows_of_its_classes_has_no_near_figures():
+    """A mean over nothing is no number, and no JSON."""
+    cells = [made_up("a", FAR, 0, 0.5), made_up("a", "pair", 0, 0.5)]
+
+    (row,) = ablation_table.summarise(cells)["rows"]
+
+    assert "near_auroc" not in row
+    assert row["far_auroc"]["mean"] == 0.5
+
+
+def made_up(train: str, family: str, seed: int, auroc: float) -> Cell:
+    """A cell with one outlier set."""
+    sets = {"elsewhere": {"auroc": auroc, "caught": {"value": auroc}}}
+    score = {"title": "own", "false_alarms": {"value": 0.05}, "outliers": sets}
+    report = {"accuracy": auroc, "scores": {"softkin": score}}
+    return Cell(family=family, train=train, detect="d", seed=seed, report=report)
 
 
 def test_a_key_that_no_recipe_has_is_refused_before_anything_is_trained(tmp_path: Path, capsys):
