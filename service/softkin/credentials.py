@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +12,16 @@ import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from softkin.errors import InvalidInputError
 from softkin.logs import log, log_line
+
+CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+"""What gRPC's TLS library knows of elliptic curves."""
+RSA_PSS = "1.2.840.113549.1.1.10"
+"""Of a key that is for such signatures alone (RFC 4055), which that library does not know."""
 
 
 class _Files(NamedTuple):
@@ -94,10 +101,13 @@ class ServerCertificate:
             except OSError as e:
                 message = f"{path}: cannot be read ({e.strerror}); check path and rights"
                 raise InvalidInputError(option, message) from None
+            if (found[option] or b"").startswith(codecs.BOM_UTF8):
+                raise InvalidInputError(option, f"{path}: begins with a byte order mark; save it without")
         return _Files(found["tls_cert"] or b"", found["tls_key"] or b"", found["tls_client_ca"])
 
     def _check(self, files: _Files) -> tuple[grpc.ServerCertificateConfiguration, datetime]:
         chain = self._certificates("tls_cert", files.cert)
+        self._refuse_unknown_to_grpc(chain[0])
         key = self._private_key(files.key)
         if key.public_key() != chain[0].public_key():
             raise InvalidInputError(
@@ -138,6 +148,22 @@ class ServerCertificate:
             raise InvalidInputError(
                 "tls_key", f"{path}: not a PEM file of a private key; it must have -----BEGIN PRIVATE KEY-----"
             ) from None
+
+    def _refuse_unknown_to_grpc(self, certificate: x509.Certificate) -> None:
+        """gRPC would say of such a certificate at the start that it has no port, and of a renewed one nothing."""
+        try:
+            key = certificate.public_key()
+        except UnsupportedAlgorithm:
+            key = None
+        oid = getattr(certificate, "public_key_algorithm_oid", None)  # since cryptography 43
+        plain_rsa = isinstance(key, rsa.RSAPublicKey) and (oid is None or oid.dotted_string != RSA_PSS)
+        known_curve = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES)
+        if not (plain_rsa or known_curve or isinstance(key, ed25519.Ed25519PublicKey)):
+            raise InvalidInputError(
+                "tls_cert",
+                f"{self._paths['tls_cert']}: gRPC knows no such key as that of {_subject(certificate)}; use RSA, or "
+                "ECDSA on P-256 or P-384",
+            )
 
     def _refuse_expired(self, option: str, certificate: x509.Certificate, now: datetime) -> None:
         expires = certificate.not_valid_after_utc

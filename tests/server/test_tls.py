@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import socket
 import ssl
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import grpc
 import numpy as np
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from authority import LONG_AGO, Authority
@@ -202,6 +204,20 @@ def test_a_half_written_renewal_keeps_the_old_certificate_and_the_next_step_comp
     assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
 
 
+def test_a_renewal_that_grpc_cannot_use_keeps_the_old_certificate(start, ca, server_files, caplog):
+    """gRPC itself would keep it in silence, while log and metric told of the new one."""
+    caplog.set_level(logging.INFO, "softkin.server")
+    running = start(StandIn(), **server_files)
+    before, expires = peer_certificate(running), running.sample(EXPIRY)
+
+    self_signed(ca.file.parent, ec.generate_private_key(ec.SECP256K1()))
+
+    assert peer_certificate(running) == before
+    assert running.sample(EXPIRY) == expires
+    assert events(caplog).count("event=certificate_kept") == 1
+    assert "event=certificate_renewed" not in events(caplog)
+
+
 def test_a_client_authority_can_be_exchanged_without_a_restart(start, ca, other_ca, server_files, client_files):
     """Clients of the new one come in, those of the old one do not any more."""
     newcomer = other_ca.issue("newcomer", "client.example")
@@ -229,6 +245,19 @@ def test_the_metric_gives_the_date_and_a_server_without_tls_has_none(start, serv
     assert start(StandIn()).sample(EXPIRY) is None
 
 
+def self_signed(folder, key):
+    """Files of a server with a key of any kind."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(LONG_AGO).not_valid_after(LONG_AGO + timedelta(days=36500))
+    certificate = builder.public_key(key.public_key()).sign(key, hashes.SHA256())
+    files = {"tls_cert": folder / "server.crt", "tls_key": folder / "server.key"}
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    files["tls_cert"].write_bytes(certificate.public_bytes(pem))
+    files["tls_key"].write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+    return files
+
+
 def broken(ca, other_ca, what):
     """Files of a server, one of them wrong."""
     files = {**ca.issue("server"), "tls_client_ca": ca.file}
@@ -248,6 +277,10 @@ def broken(ca, other_ca, what):
         files[what.split()[1]] = ca.file.with_name("none.pem")
     if what == "a folder":
         files["tls_cert"] = ca.file.parent
+    if what == "a mark":
+        files["tls_cert"].write_bytes(codecs.BOM_UTF8 + files["tls_cert"].read_bytes())
+    if what == "a curve":
+        files |= self_signed(ca.file.parent, ec.generate_private_key(ec.SECP256K1()))
     return files
 
 
@@ -262,6 +295,8 @@ def broken(ca, other_ca, what):
         ("missing tls_client_ca", r"tls_client_ca: .*none.pem: cannot be read \(No such file"),
         ("a folder", r"tls_cert: .*: cannot be read \(Is a directory\)"),
         ("swapped", r"tls_cert: .*server.key: not a PEM file of certificates"),
+        ("a mark", r"tls_cert: .*server.crt: begins with a byte order mark; save it without"),
+        ("a curve", r"tls_cert: .*server.crt: gRPC knows no such key as that of CN=server; use RSA, or ECDSA on P-256"),
         ("other key", r"tls_key: .*other.key: is not the key of the first certificate in .*server.crt \(.*CN=server"),
         ("encrypted", r"tls_key: .*server.key: the key is encrypted; remove the password"),
         (
