@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -37,8 +37,8 @@ class ServerSettings(BaseSettings):
     )
     host: str = Field(
         default="0.0.0.0",
-        description="Address to listen on, for gRPC and metrics: every IPv4 interface unless changed; '::' for IPv6 "
-        "too, '127.0.0.1' for this machine only.",
+        description="Address to listen on, for gRPC and metrics: every interface unless changed, by IPv6 too for gRPC, "
+        "and with '::' for metrics; '127.0.0.1' for this machine only.",
     )
     port: int = Field(default=50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Prometheus port; 0 picks a free one.")
@@ -225,6 +225,16 @@ class ServerSettings(BaseSettings):
         "extra 'tracing'.",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_slips(cls, value: object, info: ValidationInfo) -> object:
+        # An empty path would be the current directory, and true the number 1.
+        if value == "":
+            raise ValueError("it is empty; leave the option out, or give it a value")
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are no values of it")
+        return value
+
     @field_validator("device")
     @classmethod
     def _check_device(cls, value: str) -> str:
@@ -237,7 +247,10 @@ class ServerSettings(BaseSettings):
     @field_validator("bundles", mode="before")
     @classmethod
     def _split_paths(cls, value: object) -> object:
-        return tuple(value.split(os.pathsep)) if isinstance(value, str) else value
+        paths = tuple(value.split(os.pathsep)) if isinstance(value, str) else value
+        if isinstance(paths, tuple | list) and "" in paths:
+            raise ValueError("one of the paths is empty")
+        return paths
 
     @model_validator(mode="after")
     def _one_request_can_be_admitted(self) -> ServerSettings:

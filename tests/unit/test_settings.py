@@ -199,6 +199,24 @@ def test_a_wrong_value_is_refused_with_its_source_and_the_allowed_range(monkeypa
     assert str(by_variable.value) == f"{variable}: got {value!r}; {allowed}"
 
 
+@pytest.mark.parametrize("option", ["--host", "--bundle-root", "--drift-state", "--token-file", "--config"])
+def test_an_empty_flag_is_refused(option):
+    """It is a variable of a script that was not set; as a path it would mean the current directory."""
+    with pytest.raises(InvalidInputError, match=rf"^{option}: got ''; it is empty"):
+        parse("b", option, "")
+
+
+@pytest.mark.parametrize("paths", ["a:", ":a", "a::b"])
+def test_an_empty_bundle_path_is_refused(monkeypatch, paths):
+    """Likewise."""
+    monkeypatch.setenv("SOFTKIN_BUNDLES", paths)
+
+    with pytest.raises(InvalidInputError, match=f"^SOFTKIN_BUNDLES: got '{paths}'; one of the paths is empty"):
+        parse()
+    with pytest.raises(InvalidInputError, match=r"^BUNDLE: got .*; one of the paths is empty"):
+        parse("a", "")
+
+
 def test_limits_that_contradict_each_other_are_refused():
     """A request of max_rows rows must be admissible."""
     with pytest.raises(InvalidInputError, match="max_pending_rows 10 is below max_rows 4096"):

@@ -96,6 +96,14 @@ def test_a_wrong_value_is_refused_with_file_and_key(file):
     assert str(e.value) == f"{path}: port: got 65536; allowed: 0 to 65535"
 
 
+def test_true_is_no_number(file):
+    """Python would take it for 1."""
+    path = file("port = true")
+
+    with pytest.raises(InvalidInputError, match=rf"^{path}: port: got True; allowed: 0 to 65535$"):
+        from_flags(namespace("b", "--config", str(path)))
+
+
 def test_print_config_gives_every_option_with_its_value_and_origin(monkeypatch, file):
     """Flag, environment, file or default; what is not set is a comment."""
     path = file("workers = 7\nalpha = 0.25\n")
