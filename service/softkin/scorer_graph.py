@@ -9,6 +9,7 @@ logits alive as soon as a chunk hands on two tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,8 +34,8 @@ FOLD = 32
 """Tiles that one merge step sums; few enough that classes of very different sizes waste little padding."""
 MERGE_CHUNKS = 16
 """Chunks whose nearest rows are merged at a time."""
-MAX_EXPONENT = 80.0
-"""exp(+-80) and sums of millions of them stay inside float32's normal range."""
+MAX_EXPONENT, MAX_LOG_SUM = 80.0, 88.0
+"""exp(+-80) stays inside float32's normal range, and so does a sum that is at most exp(88)."""
 SMALLEST_STEP = 1e-30
 """Stands in for the largest number of a query that is all zeros."""
 LOWEST = float(np.float32(-3e38))
@@ -42,7 +43,7 @@ LOWEST = float(np.float32(-3e38))
 
 
 def is_bounded(layer: LayerBank) -> bool:
-    """True where logits provably stay in float32's exponential range, so that no maximum need be subtracted.
+    """True where sums of exponentials provably stay in float32's range, so that no maximum need be subtracted.
 
     Rows and queries of cosine layers have unit norm: |z.b / T| <= 1 / T. Row weights move a logit by log w; offsets
     carry that, and padding is meant to underflow to 0. Rounded rows and queries are a little longer than 1.
@@ -52,7 +53,8 @@ def is_bounded(layer: LayerBank) -> bool:
     offsets = layer.row_offsets
     largest = float(np.abs(offsets[offsets > PADDING_OFFSET]).max(initial=0.0))
     longest = 1.0 if layer.precision == "float32" else 1.1
-    return layer.scale * (longest + largest) <= MAX_EXPONENT
+    exponent = layer.scale * (longest + largest)
+    return exponent <= MAX_EXPONENT and exponent + math.log(len(offsets)) <= MAX_LOG_SUM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,3 +49,17 @@ def test_masses_equal_the_reference(tmp_path, metric, factor, case, weighted):
     )
     rounding = np.array([ROUNDING * terms(query[n], v, metric) / temperature[n] for n, v in z.items()])
     assert (np.abs(found - expected) <= RELATIVE * np.maximum(np.abs(expected), 1.0) + rounding[None, :, None]).all()
+
+
+@pytest.mark.parametrize("inverse_temperature", [77, 80, 81])
+def test_thousands_of_equal_rows_at_the_edge_of_the_exponential_do_not_overflow(tmp_path, inverse_temperature):
+    """float32 holds exp(80), but not 8,000 times that: a query equal to them all would look like an overflow."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([np.tile(rng.normal(size=(1, 8)), (8000, 1)), rng.normal(size=(50, 8))])
+    z, labels = mass.unit_rows(rows.astype(np.float32)), np.repeat([0, 1], [8000, 50])
+    bank = packed({"a": z}, labels, {"a": 1 / inverse_temperature}, "cosine", None)
+
+    found = start(tmp_path, bank, {"a": 8}).run(z[:1]).masses[:, 0]
+
+    expected = mass.class_mass(z[:1], z, labels, num_classes=2, temperature=1 / inverse_temperature, metric="cosine")
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
