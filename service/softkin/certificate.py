@@ -139,7 +139,7 @@ def smallest_certified(n: int, confidence: float) -> float:
 
 
 def binomial_cdf(most: int, n: int, x: float) -> NDArray[np.float64]:
-    """`[most + 1]`: chance of at most 0, 1, ... `most` successes in n draws of chance x, x in (0, 1]; most < n."""
+    """`[most + 1]`: chance of at most 0, 1, ... `most` successes in n draws of chance x, x in (0, 1]; most <= n."""
     if x >= 1.0:
         return np.zeros(most + 1)
     i = np.arange(1, most + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,7 +54,7 @@ def class_conditional_p_values(
 ) -> Floats:
     """P-values against the calibration rows of each row's own class: P(p <= alpha | class) <= alpha (Mondrian).
 
-    Vovk, Gammerman, Shafer 2005. A class without calibration rows gives 1.
+    Vovk, Gammerman, Shafer 2005. A class without calibration rows gives 1, smoothed the random number alone.
 
     Args:
         scores_B: `[B]`.
@@ -81,7 +82,7 @@ def row_uniforms(seed: int, x: NDArray[np.generic]) -> Floats:
         seed: in [0, 2^64).
         x: raw inputs.
     """
-    key = seed.to_bytes(8, "little")
+    key = operator.index(seed).to_bytes(8, "little")  # what NumPy's generators draw has no to_bytes
     digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest() for row in x)
     return np.asarray(((np.frombuffer(digests, "<u8") >> np.uint64(12)) + 0.5) * 2.0**-52)
 

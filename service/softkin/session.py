@@ -78,7 +78,8 @@ def start_session(
             source, options, providers=providers, disabled_optimizers=disabled, enable_fallback=0
         )
     except Exception as e:
-        raise BundleError(f"onnxruntime cannot load the model {model if isinstance(model, Path) else ''}: {e}") from e
+        what = f"model {model}" if isinstance(model, Path) else f"model and bank of {external_folder}"
+        raise BundleError(f"onnxruntime cannot load the {what}: {e}") from e
     # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
     return session, "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
 

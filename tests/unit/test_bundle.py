@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from softkin import BundleError, DataError, Detector
 from softkin import bundle as bundles
 from softkin.certificate import certify
+from softkin.scorer import Scorer
 from softkin_training.build import build
 
 
@@ -271,6 +272,19 @@ def test_a_network_of_an_old_opset_is_refused(tiny, tmp_path):
             bank_rows=tiny.bank,
             calibration_rows=tiny.calibration,
         )
+
+
+def test_a_network_that_does_not_fit_the_bank_is_refused_by_name(tiny, tmp_path):
+    """The runtime's own message says which widths, not which bundle."""
+    model = onnx.load_from_string(tiny.model)
+    first = next(node for node in model.graph.node if node.output[0] == "first")
+    first.op_type = "Identity"  # twice as wide
+    del first.input[1:]
+    model.graph.output[2].type.tensor_type.ClearField("shape")
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+
+    with pytest.raises(BundleError, match=f"onnxruntime cannot load the model and bank of {tiny.path}: "):
+        Scorer(tmp_path / "model.onnx", bundles.read_bundle(tiny.path).bank, tiny.path / bundles.BANK, device="cpu")
 
 
 def test_an_existing_bundle_is_replaced_only_when_asked(tiny, tmp_path):

@@ -138,6 +138,7 @@ def test_the_number_for_smoothing_depends_on_seed_and_row_alone():
     assert conformal.row_uniforms(7, np.asfortranarray(x)).tolist() == u.tolist()
     assert conformal.row_uniforms(7, np.repeat(x, 2, axis=0)[::2]).tolist() == u.tolist()
     assert len({*u, *conformal.row_uniforms(8, x), *conformal.row_uniforms(2**64 - 1, x)}) == 150
+    assert conformal.row_uniforms(np.int64(7), x).tolist() == u.tolist()
 
 
 def test_equal_bytes_get_equal_numbers_and_one_bit_more_another():
