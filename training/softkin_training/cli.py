@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], None] = arguments.command
     try:
-        command(arguments)
+        with _terminable():
+            command(arguments)
     except SoftkinError as e:
         print(f"softkin-train: error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("softkin-train: interrupted; run again with --resume to go on from the last checkpoint", file=sys.stderr)
+        remedy = "run it again"
+        if hasattr(arguments, "resume"):
+            remedy = "run again with --resume to go on from the last checkpoint"
+        elif command is _ablate:
+            remedy = "run it again: what is done stays"
+        print(f"softkin-train: interrupted; {remedy}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, by way of the code that takes half-written files away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,7 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("bundle", type=Path, metavar="BUNDLE")
     sub.add_argument("--data", required=True, type=Path, metavar="FILE", help="npz with x_test and y_test")
     sub.add_argument(
-        "--rows", type=int, default=1024, help="rows to measure on; values at different sizes do not compare"
+        "--rows",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="measure on the first N rows (default: %(default)s), which must be in no order of class; values at "
+        "different sizes do not compare",
     )
     return parser
 
@@ -183,10 +210,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     outliers = {}
     for item in arguments.outliers:
         name, equals, file = item.partition("=")
-        if not (name and equals and file):
+        if not (name.strip() and equals and file):
             raise InvalidInputError(
                 "--outliers", f"got {item!r}; must read NAME=FILE, for instance letters=letters.npz"
             )
+        if name != name.encode(errors="replace").decode():  # bytes that no report could hold
+            raise InvalidInputError("--outliers", f"got the name {name!a}, which is not in UTF-8; choose another")
         if name in outliers:
             raise InvalidInputError("--outliers", f"got {name!r} twice; every set needs a name of its own")
         outliers[name] = read_npz(Path(file), ("x_test",))["x_test"]
@@ -264,25 +293,6 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _entanglement(arguments: argparse.Namespace) -> None:
-    import onnx
-    import torch
+    from softkin_training.entanglement_command import print_entanglement
 
-    from softkin import bundle as bundles
-    from softkin.scorer import Network
-    from softkin.scorer_graph import representation_output
-    from softkin_training.losses import entanglement
-    from softkin_training.npz import read_npz
-    from softkin_training.whitening import whitenings_of
-
-    loaded = bundles.read_bundle(arguments.bundle)
-    data = read_npz(arguments.data, ("x_test", "y_test"))
-    x, y = data["x_test"][: arguments.rows], torch.from_numpy(data["y_test"][: arguments.rows].astype("int64"))
-    found = Network(loaded.path / bundles.MODEL).run(x)
-    whitenings = whitenings_of(onnx.load(loaded.path / bundles.MODEL))
-    print(f"{'layer':<16}{'entanglement':>14}{'chance':>10}{'ratio':>8}{'temperature':>14}   ({len(x)} rows)")
-    for layer in loaded.manifest.layers:
-        z, metric = found[representation_output(layer.name)], loaded.bank.layers[layer.name].metric
-        if layer.name in whitenings:  # entanglement is the network's, not that of a map fitted to it
-            z, metric = whitenings[layer.name].undo(z), whitenings[layer.name].metric
-        e = entanglement(torch.from_numpy(z), y, metric=metric)
-        print(f"{layer.name:<16}{e.value:>14.4f}{e.chance:>10.4f}{e.ratio:>8.3f}{e.temperature:>14.4g}")
+    print_entanglement(arguments)

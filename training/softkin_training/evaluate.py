@@ -17,6 +17,7 @@ from softkin.bundle import Bundle
 from softkin.certificate import certify
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import Outputs
+from softkin.staging import replacing
 from softkin_training.calibration_metrics import (
     CREDIBILITY_BINS,
     ClassifierCalibration,
@@ -82,10 +83,14 @@ def evaluate(
     _check_names(outliers, near)
     if labels is not None:
         check_labels(Rows(inliers, labels, np.arange(len(labels))), len(m.classes), "inliers")
+    calibration_rows = calibration if calibration is None or isinstance(calibration, Rows) else _unlabelled(calibration)
+    for what, x in {INLIERS: inliers, **{f"outliers {name!r}": x for name, x in outliers.items()}}.items():
+        subject.check(x, what)
+    if calibration_rows is not None:
+        subject.check(calibration_rows.x, "calibration")
     passes = {INLIERS: subject.run(inliers), **{key(name): subject.run(x) for name, x in outliers.items()}}
-    calibrating = calibration_rows = None
-    if calibration is not None:
-        calibration_rows = calibration if isinstance(calibration, Rows) else _unlabelled(calibration)
+    calibrating = None
+    if calibration_rows is not None:
         calibrating = subject.run(calibration_rows.x)
         _check_calibration(loaded, calibration_rows, inliers)
     true_classes = calibration.y if isinstance(calibration, Rows) else None
@@ -123,7 +128,7 @@ def evaluate(
 
 
 def write_report(report: Report, out: Path) -> None:
-    """Write report.json, report.md and report.html into `out`, creating it.
+    """Write report.json, report.md and report.html into `out`, creating it; each appears whole or not at all.
 
     Raises:
         InvalidInputError: it cannot be written.
@@ -136,7 +141,8 @@ def write_report(report: Report, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (out / name).write_text(text, encoding="utf-8")
+            with replacing(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as e:
         raise InvalidInputError("out", f"cannot write to {out} ({e.strerror}); choose another folder") from None
 

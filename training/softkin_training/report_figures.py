@@ -29,7 +29,7 @@ def roc_curves(report: Report, name: str, picture_name: str) -> str:
                 label=_short(score.title),
                 zorder=3 if i == 0 else 2,
             )
-        least = max(report.roc_rates[0], 1.0 / report.inlier_rows)
+        least = max(report.roc_rates[0], 1.0 / max(2, report.inlier_rows))  # of one row the axis would have no length
         p.axes.axvline(report.alpha, color=MUTED, linewidth=0.8, linestyle=":")
         p.axes.set(xscale="log", xlim=(least, 1.0), ylim=(0.0, 1.02))
         p.axes.set(xlabel="inliers flagged (log scale)", ylabel="outliers caught")

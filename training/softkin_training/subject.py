@@ -17,6 +17,7 @@ from softkin.bank import PADDING_LABEL
 from softkin.bundle import Bundle
 from softkin.conformal import credibility
 from softkin.detector import Detector, nonconformity_of
+from softkin.errors import InvalidInputError
 from softkin.mass import Metric
 from softkin.nonconformity import Nonconformity, Outputs, Part, outlier_score
 from softkin.scorer import Network
@@ -92,6 +93,17 @@ class Subject:
         score = outlier_score(a_BC, predicted)
         p, class_p = self.loaded.calibration.marginal(score, a_BC, None)
         return Own(outlier_score=score, p_value=p, predicted_class=predicted, credibility=credibility(class_p))
+
+    def check(self, x: NDArray[np.generic], what: str) -> NDArray[np.generic]:
+        """The rows, if the detector takes them.
+
+        Raises:
+            InvalidInputError: it does not; calls them `what`.
+        """
+        try:
+            return self.detector.check(x)
+        except InvalidInputError as e:
+            raise InvalidInputError(what, e.message) from None
 
     def run(self, x: NDArray[np.generic]) -> Pass:
         """Raw inputs through the scorer and the network."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 
@@ -254,8 +255,35 @@ def test_mistakes_are_refused(tiny):
         evaluate(tiny.path, **{**options, "labels": np.arange(3)})
     with pytest.raises(DataError, match=r"labels must lie in \[0, 3\)"):
         evaluate(tiny.path, **{**options, "labels": np.arange(500)})
-    with pytest.raises(InvalidInputError, match="dtype is float64"):
+    with pytest.raises(InvalidInputError, match="calibration: dtype is float64"):
         evaluate(tiny.path, **options, calibration=tiny.calibration.x.astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inliers": lambda x: x[:0]}, "inliers: there are no rows"),
+        ({"odd": lambda x: x[:0]}, "outliers 'odd': there are no rows"),
+        ({"odd": lambda x: x.astype(np.float64)}, "outliers 'odd': dtype is float64"),
+        ({"odd": lambda x: x * np.float32(np.nan)}, "outliers 'odd': row 0 has NaN"),
+        ({"odd": lambda x: x[0, 0]}, r"outliers 'odd': shape is \[\]"),
+    ],
+)
+def test_a_refusal_says_which_set_is_unfit(tiny, changes, message):
+    """Of several files only one is to be mended."""
+    odd, inliers = (changes.get(k, lambda x: x)(tiny.inliers) for k in ("odd", "inliers"))
+
+    with pytest.raises(InvalidInputError, match=message):
+        evaluate(tiny.path, inliers=inliers, labels=None, outliers={"far": tiny.outliers, "odd": odd})
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_row_of_a_kind_is_enough_for_a_report(tiny, tmp_path):
+    """No axis loses its length, nothing is divided by zero."""
+    found = evaluate(tiny.path, inliers=tiny.inliers[:1], labels=None, outliers={"far": tiny.outliers[:1]})
+
+    write_report(found, tmp_path)
+    assert found.scores["softkin"].outliers["far"].auroc in (0.0, 0.5, 1.0)
 
 
 def test_calibration_rows_that_were_used_before_are_refused(tiny):
@@ -291,6 +319,20 @@ def test_the_report_is_written_as_json_markdown_and_html(report, tmp_path):
     for found in (text, page):
         assert f"{report.scores['softkin'].mean_auroc:.4f}" in found
         assert "k-th neighbour" in found
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one_whole(report, tmp_path, monkeypatch):
+    """As on a full disk: no file is cut off, and no temporary one stays."""
+    write_report(report, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InvalidInputError, match="No space left"):
+        write_report(dataclasses.replace(report, detector="another"), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_is_refused(report):

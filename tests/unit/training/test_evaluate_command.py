@@ -71,6 +71,8 @@ def test_the_command_does_without_calibration_rows(tiny, files):
         pytest.param(["--calibration", "no.npz"], "in.npz", "no.npz: cannot be read", id="missing"),
         pytest.param(["--outliers", "far"], "in.npz", "must read NAME=FILE", id="no name"),
         pytest.param(["--outliers", "a=x.npz", "a=y.npz"], "in.npz", "cannot be read", id="no file"),
+        pytest.param(["--outliers", " =x.npz"], "in.npz", "must read NAME=FILE", id="blank name"),
+        pytest.param(["--outliers", "\udcff=x.npz"], "in.npz", "'\\udcff', which is not in UTF-8", id="no text"),
     ],
 )
 def test_mistakes_end_with_one_clear_line(tiny, files, capsys, more, inliers, message):

@@ -1,0 +1,43 @@
+"""Commands that are stopped, by Ctrl-C or by SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from softkin_training import cli
+
+pytestmark = pytest.mark.training
+
+COMMANDS = {
+    "train": (["digits", "--out", "x"], "run again with --resume to go on from the last checkpoint"),
+    "build": (["digits", "--out", "x"], "run it again\n"),
+    "ablate": (["digits", "--out", "x"], "run it again: what is done stays"),
+    "evaluate": (["b", "--inliers", "i", "--outliers", "o=o", "--out", "x"], "run it again\n"),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_stopped_command_cleans_up_and_says_how_to_go_on(name, number, capsys, monkeypatch):
+    """Its finally blocks run, where half-written files are removed; --resume is named where there is one."""
+    arguments, remedy = COMMANDS[name]
+    cleaned = []
+
+    def stopped(arguments: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            threading.Event().wait(10)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(cli, f"_{name}", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+
+    assert cli.main([name, *arguments]) == 1
+    assert cleaned == [True]
+    assert capsys.readouterr().err.endswith(f"softkin-train: interrupted; {remedy.strip()}\n")
+    assert signal.getsignal(signal.SIGTERM) is before

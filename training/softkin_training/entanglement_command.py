@@ -1,0 +1,45 @@
+"""`softkin-train entanglement`: what it refuses, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+
+from softkin import bundle as bundles
+from softkin.errors import DataError, InvalidInputError
+from softkin_training.losses import entanglement
+from softkin_training.npz import checked_labels, read_npz
+from softkin_training.subject import Subject
+
+
+def print_entanglement(arguments: argparse.Namespace) -> None:
+    """Print the entanglement of each layer of BUNDLE on the first ROWS rows of FILE, beside chance.
+
+    Raises:
+        InvalidInputError: too few rows are asked for, or they are none that the bundle takes.
+        DataError: the file cannot be read, or its labels are unfit.
+        BundleError: the bundle is damaged.
+    """
+    if arguments.rows < 2:
+        raise InvalidInputError("--rows", f"got {arguments.rows}; must be at least 2, for rows are compared")
+    data = read_npz(arguments.data, ("x_test", "y_test"))
+    loaded = bundles.read_bundle(arguments.bundle)
+    y = checked_labels(data, "test", len(loaded.manifest.classes), arguments.data)[: arguments.rows]
+    subject = Subject(loaded)
+    x = subject.check(data["x_test"][: arguments.rows], f"x_test of {arguments.data}")
+    counts = np.unique(y, return_counts=True)[1]
+    if len(counts) < 2 or counts.max() < 2:
+        found = "are all of one class" if len(counts) == 1 else "have no class twice"
+        raise DataError(
+            f"{arguments.data}: the first {len(y)} rows {found}, so nothing can be told of how classes mix; shuffle "
+            "the rows, or take more by --rows"
+        )
+    z = subject.run(x).z
+    print(f"{'layer':<16}{'entanglement':>14}{'chance':>10}{'ratio':>8}{'temperature':>14}   ({len(x)} rows)")
+    for (
+        layer
+    ) in subject.layers:  # as before any whitening: entanglement is the network's, not that of a map fitted to it
+        e = entanglement(torch.from_numpy(z[layer]), torch.from_numpy(y), metric=subject.metric(layer))
+        print(f"{layer:<16}{e.value:>14.4f}{e.chance:>10.4f}{e.ratio:>8.3f}{e.temperature:>14.4g}")
