@@ -172,3 +172,12 @@ def test_an_array_is_sent_as_it_is_whatever_its_layout(shared_server, rows):
         expected = client.score(x).p_value.tolist()
 
         assert [client.score(layout).p_value.tolist() for layout in layouts] == [expected] * 6
+
+
+def test_a_port_that_does_not_score_is_told_from_a_fault(operated):
+    """The admin port, for instance, or somebody else's server."""
+    with (
+        Client(f"127.0.0.1:{operated.server.admin_port}") as client,
+        pytest.raises(SoftkinError, match=r"UNIMPLEMENTED: .*; is it the port of a softkin server that scores"),
+    ):
+        client.detector_info()

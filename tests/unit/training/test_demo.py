@@ -1,0 +1,26 @@
+"""The demo, interrupted."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.training
+def test_an_interrupted_demo_ends_without_a_traceback(tmp_path):
+    """Ctrl-C is no fault; the status is that of the other commands."""
+    command = [sys.executable, "-u", "-m", "softkin_training.demo", "--out", str(tmp_path)]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "Train, export, build" in demo.stdout.readline()
+        demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=60)
+    finally:
+        demo.kill()
+        demo.wait()
+
+    assert (demo.returncode, errors) == (130, "")
