@@ -131,7 +131,7 @@ def proto_to_detector_info(info: pb.DetectorInfo) -> DetectorInfo:
         version=info.version,
         digest=info.digest,
         device=info.device,
-        input_dtype=pb.DataType.Name(info.input_dtype).removeprefix("DATA_TYPE_").lower(),
+        input_dtype=_dtype_name(info.input_dtype),
         input_shape=tuple(info.input_shape),
         classes=tuple(info.classes),
         layers=tuple(
@@ -154,6 +154,13 @@ def proto_to_detector_info(info: pb.DetectorInfo) -> DetectorInfo:
         condensed_from=info.condensed_from,
         labels=tuple(info.labels),
     )
+
+
+def _dtype_name(number: int) -> str:
+    # A newer server may know types that are not in this client's contract.
+    if number not in pb.DataType.values():
+        return "unknown"
+    return pb.DataType.Name(pb.DataType.ValueType(number)).removeprefix("DATA_TYPE_").lower()
 
 
 def drift_to_proto(report: DriftReport, detector: ScoringDetector) -> pb.GetDriftResponse:

@@ -109,6 +109,7 @@ def print_json(scores: Scores, classes: Sequence[str]) -> None:
                         "share": _finite(s),
                     }
                     for d, c, x, s in zip(n.ids[i, k], n.labels[i, k], n.distances[i, k], n.shares[i, k], strict=True)
+                    if c >= 0  # -1 where the layer overflows, and none is near
                 ]
                 for k, layer in enumerate(n.layers)
             }
@@ -131,10 +132,9 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
             f"{scores.credibility[i]:.4g}",
         ]
         if n is not None:
-            counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1])
-            cells.append(
-                escape(", ".join(f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()))
-            )
+            counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1] if label >= 0)
+            names = [f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()]
+            cells.append(escape(", ".join(names) or "none"))
         rows.add_row(*cells)
     console = Console()
     console.print(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from softkin import cli, display
 from softkin.descriptions import DriftInfo
 from softkin.drift import DriftReport
 from softkin.errors import DataError
-from standin import manifest
+from standin import StandIn, manifest
 
 COMMAND = [sys.executable, "-m", "softkin.cli"]
 
@@ -157,3 +158,31 @@ def test_the_damaged_file_is_one_that_zlib_refuses():
     """Otherwise another error would be tested, which zipfile raises."""
     with zipfile.ZipFile(io.BytesIO(damaged())) as file, pytest.raises(zlib.error):
         file.read("x_test.npy")
+
+
+def without_neighbors():
+    """An answer for two rows, of which the second overflows."""
+    scores = StandIn().score(np.zeros((2, 2, 3), np.float32), num_neighbors=2)
+    n = scores.neighbors
+    for array, nothing in ((n.ids, -1), (n.labels, -1), (n.distances, np.inf), (n.shares, 0)):
+        array[1] = nothing
+    return scores
+
+
+def test_a_row_without_neighbors_has_none_in_json(capsys):
+    """No made-up class, no null for a distance."""
+    display.print_json(without_neighbors(), ["a", "b", "c"])
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [len(found) for found in lines[0]["neighbors"].values()] == [2, 2]
+    assert list(lines[1]["neighbors"].values()) == [[], []]
+
+
+def test_a_row_without_neighbors_has_none_in_the_table(capsys):
+    """In a word."""
+    display.print_table(without_neighbors(), ["a", "b", "c"])
+
+    assert [line.split("│")[-2].strip() == "none" for line in capsys.readouterr().out.splitlines() if "│" in line] == [
+        False,
+        True,
+    ]
