@@ -197,7 +197,7 @@ class AdminListener:
         servicer: AdminServicer,
         outlier: OutlierServicer,
     ) -> None:
-        self._pool = CountingPool(THREADS, thread_name_prefix="admin")
+        self._pool = CountingPool(THREADS, "admin")
         services = (SERVICE, OUTLIER_SERVICE)
         calls = CallInterceptor(
             metrics, services, (reflection.SERVICE_NAME,), scores=False, max_message_bytes=settings.max_message_bytes

@@ -25,6 +25,8 @@ UNKNOWN = "unknown"
 """Stands in metrics for a method that does not exist, whatever the caller named it."""
 REQUEST_ID = "x-request-id"
 """Metadata with which callers name a call; log lines repeat it."""
+UNWRAPPED_THREADS = 8
+"""For calls of the services that are left alone: a check of health is done at once, reflection lasts."""
 STACK_LEVELS = 200
 """Of a nested list whose text takes some 100 kB of stack to make, which is what a call takes."""
 _FIT_ID = re.compile(r"[\w.:-]{1,64}")
@@ -100,7 +102,14 @@ class CountingPool(ThreadPoolExecutor):
 
     gRPC asks the interceptor for a handler and then, in the same thread, hands the call to the pool; so the pool sees
     calls end that never reach a handler, because their caller left before the message was there.
+
+    A call holds its thread from its arrival, also while its message is on its way. Those that the interceptor leaves
+    alone have a few threads of their own: slow or silent callers of the others must not make the server look dead.
     """
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=name)
+        self._unwrapped = ThreadPoolExecutor(UNWRAPPED_THREADS, thread_name_prefix=f"{name}-unwrapped")
 
     def start_all(self) -> None:
         """Start every thread now: the first burst of calls finds them waiting, and memory does not grow with it.
@@ -131,7 +140,7 @@ class CountingPool(ThreadPoolExecutor):
         call: _Call | None = getattr(_arriving, "call", None)
         _arriving.call = None
         if call is None:
-            return super().submit(fn, *args, **kwargs)
+            return self._unwrapped.submit(fn, *args, **kwargs)
 
         def run() -> None:
             try:
@@ -140,6 +149,11 @@ class CountingPool(ThreadPoolExecutor):
                 call.end()
 
         return super().submit(run)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As for any pool."""
+        self._unwrapped.shutdown(wait, cancel_futures=cancel_futures)
+        super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 class CallInterceptor(grpc.ServerInterceptor):
@@ -184,7 +198,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(lambda request, context: _refuse_unknown(call, context))
         if service not in self._services:
             return handler
-        streams = handler.stream_stream is not None
+        streams = handler.response_streaming
         call = self._arrive(handler_call_details, BIDI_STREAM if streams else UNARY, service, method)
 
         def deserialize(message: bytes) -> Any:
@@ -195,6 +209,10 @@ class CallInterceptor(grpc.ServerInterceptor):
                 lambda requests, context: self._stream(call, method, handler.stream_stream, requests, context),
                 deserialize,
                 handler.response_serializer,
+            )
+        if handler.request_streaming:  # a refusal
+            return grpc.stream_unary_rpc_method_handler(
+                lambda requests, context: self._answer(call, method, handler.stream_unary, requests, context)
             )
         return grpc.unary_unary_rpc_method_handler(
             lambda request, context: self._answer(call, method, handler.unary_unary, request, context),

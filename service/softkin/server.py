@@ -41,7 +41,7 @@ READY = SERVICE
 LONGER_THAN_GRACE_SECONDS = 60.0
 """gRPC's own grace period must not end first: what is cancelled then could not be counted."""
 SPARE_THREADS = 16
-"""Threads that no pending request can hold: they refuse at once, and answer health and reflection, under any load."""
+"""Threads that no pending request can hold: they refuse at once, under any load."""
 
 
 class Server:
@@ -83,7 +83,7 @@ class Server:
         self._traffic = Traffic()
         self._path.expect(lambda: self._traffic.accepted - self._traffic.streams)
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
-        self._pool = CountingPool(threads, thread_name_prefix="rpc")
+        self._pool = CountingPool(threads, "rpc")
         self._pool.start_all()
         self._tracing = Tracing(services) if settings.tracing else None
         self._path.describe = None if self._tracing is None else self._tracing.describe

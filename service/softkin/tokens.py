@@ -84,12 +84,14 @@ class TokenInterceptor(grpc.ServerInterceptor):
         self._tokens = tokens
 
     def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler itself, or one of its kind that refuses."""
+        """The handler itself, or one that refuses before anything is read."""
         handler = continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(OPEN) or self._let_in(handler_call_details):
             return handler
-        # What a stranger sends stays bytes: it is not even parsed.
-        return _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)](_refuse, bytes)
+        # As a stream, whatever it is: gRPC would wait for the one message of a stranger, and hold a thread meanwhile.
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(_refuse, bytes)
+        return grpc.stream_unary_rpc_method_handler(_refuse, bytes)
 
     def _let_in(self, details: grpc.HandlerCallDetails) -> bool:
         values = [str(value) for key, value in details.invocation_metadata or () if key == METADATA_KEY]
@@ -97,14 +99,6 @@ class TokenInterceptor(grpc.ServerInterceptor):
             return False
         scheme, _, token = values[0].partition(" ")
         return scheme.lower() == SCHEME.lower() and self._tokens.accepts(token.strip())
-
-
-_KINDS: dict[tuple[bool, bool], Callable[[Any, Any], grpc.RpcMethodHandler[Any, Any]]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
 
 
 def _refuse(request: Any, context: grpc.ServicerContext) -> Never:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from softkin.converters import array_to_tensor
 from softkin.server import SPARE_THREADS
@@ -87,6 +89,48 @@ def test_open_watches_and_a_full_queue_do_not_starve_anyone(start, rows, gate):
     assert answered
     assert e.value.code() is Code.RESOURCE_EXHAUSTED
     assert all(f.result(timeout=20) for f in admitted)
+
+
+def test_callers_that_send_nothing_do_not_make_the_server_look_dead(start, rows):
+    """Each holds a thread until its message is there or it leaves; health and reflection have threads of their own."""
+    running = start(StandIn(), max_pending_requests=1, max_streams=1)
+    left = threading.Event()
+
+    def silence():
+        left.wait(60)
+        yield from ()
+
+    score = running.channel.stream_unary("/softkin.v1.OutlierService/Score")
+    silent = [score.future(silence(), timeout=60) for _ in range(2 * SPARE_THREADS)]
+    labels = {"grpc_type": "UNARY", "grpc_service": READY, "grpc_method": "Score"}
+    running.until(lambda: running.sample("grpc_server_started_total", **labels) == len(silent))
+
+    assert is_serving(running)
+    assert READY in ProtoReflectionDescriptorDatabase(running.channel).get_services()
+    for call in silent:
+        call.cancel()
+    left.set()
+    assert len(running.score(rows(2)).p_value) == 2
+    running.until(lambda: running.sample("softkin_rejected_total", reason="undelivered") == len(silent))
+
+
+def test_a_stranger_is_refused_before_anything_is_sent(start, tmp_path):
+    """A call that waits for its message holds a thread, which one without a token must not."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("right")
+    running = start(StandIn(), token_file=tokens)
+    left = threading.Event()
+
+    def silence():
+        left.wait(60)
+        yield from ()
+
+    calls = [running.channel.stream_unary(f"/{READY}/{m}").future(silence(), timeout=20) for m in ("Score", "GetDrift")]
+    found = [call.exception(timeout=30).code() for call in calls]
+    left.set()
+
+    assert found == [Code.UNAUTHENTICATED] * 2
+    running.until(lambda: running.sample("softkin_rejected_total", reason="unauthenticated") == 2)
 
 
 def test_a_request_whose_deadline_passes_in_the_queue_is_not_scored(start, rows, gate):

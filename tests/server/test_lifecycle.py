@@ -229,7 +229,7 @@ def test_a_machine_that_has_not_enough_threads_is_told_so_and_none_is_left_waiti
         begun.append(thread)
         start_thread(thread)
 
-    pool = CountingPool(9)
+    pool = CountingPool(9, "test")
     monkeypatch.setattr(threading.Thread, "start", start)
 
     with pytest.raises(SoftkinError, match=r"cannot start 9 threads \(can't start new thread\).*lower max_pending_req"):
