@@ -9,6 +9,7 @@ import resource
 import struct
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -263,6 +264,33 @@ def test_a_full_disk_leaves_what_was_there(tiny, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+class Overtaken(dict):
+    """References of a calibration; while an export looks them up, somebody else writes its data file."""
+
+    def __init__(self, references, data):
+        super().__init__(references)
+        self.data = data
+
+    def __getitem__(self, key):
+        self.data.write_text("of somebody else")
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_appears_while_the_export_is_written_is_replaced_only_by_force(tiny, tmp_path, force):
+    """What was asked about replacing holds when the files are put in place, and neither is without the other."""
+    loaded, data = bundle.read_bundle(tiny.path), tmp_path / "d.onnx.data"
+    calibration = dataclasses.replace(loaded.calibration, references=Overtaken(loaded.calibration.references, data))
+    refusal = pytest.raises(BundleError, match=r"d\.onnx\.data: exists already, written in the meantime")
+
+    with nullcontext() if force else refusal:
+        write_export(dataclasses.replace(loaded, calibration=calibration), tmp_path / "d.onnx", force=force)
+
+    names = {"d.onnx", "d.onnx.data"} if force else {"d.onnx.data"}
+    assert {f.name for f in tmp_path.iterdir()} == names
+    assert force != (data.read_bytes() == b"of somebody else")
 
 
 def test_an_export_that_scores_otherwise_is_refused(tiny, tmp_path):

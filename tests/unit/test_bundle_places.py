@@ -1,0 +1,66 @@
+"""Where bundles are put: a place that is taken, one that is taken meanwhile, and one that cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+
+from softkin import BundleError
+from softkin import bundle as bundles
+from softkin_training.build import build
+
+
+class Overtaken(dict):
+    """References of a calibration; while they are written, another builder of the same path gets there first."""
+
+    def __init__(self, references, other):
+        super().__init__(references)
+        self.other = other
+
+    def items(self):
+        """Those of the references, after the other builder."""
+        self.other()
+        return super().items()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_of_two_builds_of_one_path_neither_is_lost_unnoticed(tiny, tmp_path, replace):
+    """What was asked about replacing holds when the bundle is put in place, not only when its writing begins."""
+    loaded, out = bundles.read_bundle(tiny.path), tmp_path / "b"
+    arguments = {"model": tiny.model, **{n: getattr(loaded, n) for n in ("bank", "golden", "used_rows")}}
+    first, second = (dataclasses.replace(loaded.manifest, version=v) for v in ("first", "second"))
+    other = partial(bundles.write_bundle, out, first, calibration=loaded.calibration, **arguments)
+    calibration = dataclasses.replace(loaded.calibration, references=Overtaken(loaded.calibration.references, other))
+    refusal = pytest.raises(BundleError, match="b: exists already, written in the meantime; choose another name")
+
+    with nullcontext() if replace else refusal:
+        bundles.write_bundle(out, second, calibration=calibration, **arguments, replace=replace)
+
+    assert bundles.read_bundle(out).manifest.version == ("second" if replace else "first")
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b"], ids=["too long", "NUL"])
+def test_a_path_that_no_file_can_have_is_no_bundle(tmp_path, path):
+    """Never the operating system's own exception."""
+    with pytest.raises(BundleError, match=r"cannot be read \(.+\); a bundle is a directory"):
+        bundles.read_bundle(tmp_path / path)
+
+
+def test_a_path_that_no_file_can_have_is_not_written(tiny, tmp_path):
+    """The builder says so in its own words."""
+    with pytest.raises(BundleError, match=r"cannot write the bundle \(File name too long\); nothing was changed there"):
+        build(tmp_path / ("x" * 300), tiny.model, tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+
+
+def test_a_link_that_leads_nowhere_is_no_free_place(tiny, tmp_path):
+    """Somebody put it there: it is not replaced unasked."""
+    (tmp_path / "b").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(BundleError, match="exists already; choose another directory"):
+        build(tmp_path / "b", tiny.model, tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+
+    assert (tmp_path / "b").is_symlink()
