@@ -25,8 +25,8 @@ UNKNOWN = "unknown"
 """Stands in metrics for a method that does not exist, whatever the caller named it."""
 REQUEST_ID = "x-request-id"
 """Metadata with which callers name a call; log lines repeat it."""
-UNWRAPPED_THREADS = 8
-"""For calls of the services that are left alone: a check of health is done at once, reflection lasts."""
+UNWRAPPED_THREADS = 256
+"""At most, for calls of the services that are left alone; started when they are needed, which is two or three."""
 STACK_LEVELS = 200
 """Of a nested list whose text takes some 100 kB of stack to make, which is what a call takes."""
 _FIT_ID = re.compile(r"[\w.:-]{1,64}")
@@ -104,7 +104,7 @@ class CountingPool(ThreadPoolExecutor):
     calls end that never reach a handler, because their caller left before the message was there.
 
     A call holds its thread from its arrival, also while its message is on its way. Those that the interceptor leaves
-    alone have a few threads of their own: slow or silent callers of the others must not make the server look dead.
+    alone have threads of their own: slow or silent callers of the others must not make the server look dead.
     """
 
     def __init__(self, threads: int, name: str) -> None:
