@@ -27,11 +27,10 @@ from softkin_training.approximate import choose
 from softkin_training.calibrate import Calibrated, calibrate
 from softkin_training.representations import extract
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
+from softkin_training.split import FEWEST_REFERENCES, reference_size
 from softkin_training.temperature import neighbor_distance
 from softkin_training.whitening import Whitening, with_whitening
 
-REFERENCE_SHARE = 0.25
-"""Part of the calibration rows that puts the parts of the joint form on one scale; the rest calibrates the sum."""
 GOLDEN_ROWS = 16
 TEMPERATURE_ROWS = 2000
 """Bank rows that the temperature is chosen on."""
@@ -163,8 +162,8 @@ def _split(rows: Rows, spec: DetectorSpec) -> tuple[Rows | None, Rows]:
     if spec.nonconformity != "joint":
         return None, rows
     order = np.random.default_rng(spec.seed).permutation(len(rows))
-    cut = round(len(rows) * REFERENCE_SHARE)
-    if cut < 2:
+    cut = reference_size(len(rows))
+    if cut < FEWEST_REFERENCES:
         raise DataError(f"calibration: {len(rows)} rows are too few for the joint form, which needs at least 8")
     return rows.take(order[:cut]), rows.take(order[cut:])
 
@@ -173,10 +172,10 @@ def _require_rows(n: int, alpha: float) -> None:
     if not 0 < alpha < 1:
         raise DataError(f"alpha is {alpha:g}; it is a false-alarm rate and must lie strictly in (0, 1)")
     if alpha < conformal.smallest_p_value(n):
+        remedy = f", or choose alpha >= {conformal.smallest_p_value(n):.6g}" if n else ""
         raise DataError(
-            f"calibration: {n} rows cannot give a p-value of {alpha:g}; at least "
-            f"{conformal.rows_needed(alpha)} are needed after the reference rows are set aside, "
-            f"or choose alpha >= {conformal.smallest_p_value(n):.6g}"
+            f"calibration: {n} rows cannot give a p-value of {alpha:g}; at least {conformal.rows_needed(alpha)} are "
+            f"needed after the reference rows are set aside{remedy}"
         )
 
 
@@ -199,9 +198,12 @@ def _bank(
 ) -> Bank:
     metrics = {layer.name: layer.metric for layer in spec.layers}
     sample = np.random.default_rng(spec.seed).permutation(len(labels))[:TEMPERATURE_ROWS]
-    temperatures = {
-        n: spec.temperature_scale * neighbor_distance(z[n], sample, metric) for n, metric in metrics.items()
-    }
+    temperatures = {}
+    for name, metric in metrics.items():
+        try:
+            temperatures[name] = spec.temperature_scale * neighbor_distance(z[name], sample, metric)
+        except DataError as e:
+            raise DataError(f"layer {name!r}: {e}" if len(metrics) > 1 else str(e)) from None
     return pack(
         z, labels, ids, num_classes=len(spec.classes), temperatures=temperatures, metrics=metrics, weights=weights
     )

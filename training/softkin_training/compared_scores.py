@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from softkin import mass
 from softkin.nonconformity import CLASS_PARTS, PARTS, Nonconformity, Part, fit_references, outlier_score
 from softkin_training import baselines
-from softkin_training.build import REFERENCE_SHARE
 from softkin_training.fitted_baselines import Mahalanobis, ViM, summed_distances, vim_origin
+from softkin_training.split import FEWEST_REFERENCES, reference_size
 from softkin_training.subject import Pass, Subject
 
 Floats = NDArray[np.float64]
@@ -92,8 +92,8 @@ def _joints(subject: Subject, calibration: Pass | None, seed: int, notes: list[s
         return {}
     rows = len(calibration.outputs)
     reference = np.zeros(rows, bool)
-    reference[np.random.default_rng(seed).permutation(rows)[: round(rows * REFERENCE_SHARE)]] = True
-    if reference.sum() < 2:
+    reference[np.random.default_rng(seed).permutation(rows)[: reference_size(rows)]] = True
+    if reference.sum() < FEWEST_REFERENCES:
         notes.append(f"{rows} calibration rows are too few for joint scores, which need 8: left out.")
         return {}
     plain, found = subject.nonconformity(), {}

@@ -22,6 +22,7 @@ from softkin.nonconformity import Form, Part
 from softkin_training.config_section import Positive, Section, Width, require
 from softkin_training.data_config import AugmentationConfig, DataConfig
 from softkin_training.model_config import ModelConfig
+from softkin_training.split import rows_for_alpha
 
 BUILTIN_RECIPES = Path(__file__).parent / "recipes"
 
@@ -133,7 +134,7 @@ class DetectorConfig(Section):
 class Recipe(Section):
     """Everything that decides a run; equal recipes on equal data give equal weights on CPU."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=63)]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
     version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "1"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataConfig
@@ -160,6 +161,12 @@ class Recipe(Section):
             require(len(set(layers)) == len(layers), key, "must not repeat a layer")
             unknown = [x for x in layers if x not in existing]
             require(not unknown, key, f"{unknown} not among the hidden layers of this {self.model.kind}: {existing}")
+        enough = rows_for_alpha(self.detector.alpha, self.detector.nonconformity)
+        fits = self.data.calibration_rows >= enough
+        needed = f"must be at least {enough}, so that alpha = {self.detector.alpha:g} can be a p-value"
+        if self.detector.nonconformity == "joint":
+            needed += " after the joint form set a quarter of the rows aside"
+        require(fits, "data.calibration_rows", f"{needed}; or raise detector.alpha")
         if isinstance(self.loss.weight, dict):
             same = self.loss.weight.keys() == set(self.loss.layers)
             require(same, "loss.weight", f"needs exactly one number for each of loss.layers = {self.loss.layers}")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 
+from softkin import conformal
 from softkin.errors import InvalidInputError
+from softkin.nonconformity import Form
 from softkin_training.rows import Rows, row_digests
+
+REFERENCE_SHARE = 0.25
+"""Part of the calibration rows that puts the parts of the joint form on one scale; the rest calibrates the sum."""
+FEWEST_REFERENCES = 2
 
 
 def first_of_each(rows: Rows, taken: Iterable[str] = ()) -> Rows:
@@ -43,6 +50,22 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     order = np.random.default_rng(seed).permutation(len(rows))
     cut = round(len(rows) * share)
     return rows.take(np.sort(order[cut:])), rows.take(np.sort(order[:cut]))
+
+
+def reference_size(num_rows: int) -> int:
+    """How many of the calibration rows the joint form sets aside."""
+    return round(num_rows * REFERENCE_SHARE)
+
+
+def rows_for_alpha(alpha: float, form: Form) -> int:
+    """The fewest calibration rows of which enough are left, after any are set aside, for a p-value of alpha."""
+    needed = conformal.rows_needed(max(alpha, 1e-9))  # of less, no bank of rows comes near
+    if form != "joint":
+        return max(1, needed)
+    rows = max(math.floor(needed / (1 - REFERENCE_SHARE)) - 2, FEWEST_REFERENCES)
+    while rows - reference_size(rows) < needed or reference_size(rows) < FEWEST_REFERENCES:
+        rows += 1
+    return rows
 
 
 def choose_bank_rows(rows: Rows, num_rows: int, seed: int) -> Rows:

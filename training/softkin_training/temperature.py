@@ -24,12 +24,21 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
         A positive distance; copies of a row do not count as neighbours.
 
     Raises:
-        DataError: all representations are equal: the layer carries no information.
+        DataError: all representations are equal, so the layer carries no information, or their numbers are so large or
+            so small that float32 cannot tell them apart.
     """
+    with np.errstate(over="ignore"):
+        rounding = _rounding(z_ND, metric)
+    if not (np.isfinite(z_ND).all() and np.isfinite(rounding)) or (rounding == 0 and z_ND.any()):
+        largest = float(np.abs(z_ND).max())
+        raise DataError(
+            f"representations of up to {largest:.3g} are too {'small' if largest < 1 else 'large'} for distances in "
+            "float32; scale the rows, or choose metric cosine where only directions count"
+        )
     nearest = []
     for part in np.array_split(sample, max(1, len(sample) // 256)):
         d = _fast_distances(z_ND[part], z_ND, metric)
-        d[d <= _rounding(z_ND, metric)] = np.inf
+        d[d <= rounding] = np.inf
         nearest.append(d.min(axis=1))
     found = np.concatenate(nearest)
     found = found[np.isfinite(found)]

@@ -7,8 +7,10 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from softkin.conformal import smallest_p_value
 from softkin.errors import RecipeError
 from softkin_training.config import BUILTIN_RECIPES, Recipe, load_recipe
+from softkin_training.split import REFERENCE_SHARE, rows_for_alpha
 
 pytestmark = pytest.mark.training
 
@@ -165,6 +167,11 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
         ("data.known_classes=[1]", ["data.known_classes is [1]", "at least 2"]),
         ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
         ("name=Tiny Recipe", ["name is 'Tiny Recipe'", "[a-z0-9_-]"]),
+        ("name=_tiny", ["name is '_tiny'", "^[a-z0-9]"]),
+        ("name=-tiny", ["name is '-tiny'", "^[a-z0-9]"]),
+        ("data.calibration_rows=18", ["data.calibration_rows is 18", "at least 19", "alpha = 0.05"]),
+        ("detector.alpha=0.001", ["data.calibration_rows is 100", "at least 999", "or raise detector.alpha"]),
+        ("detector.alpha=1e-320", ["data.calibration_rows is 100", "or raise detector.alpha"]),
     ],
 )
 def test_a_refusal_names_file_key_value_and_what_is_allowed(recipe_file, override, words):
@@ -174,6 +181,29 @@ def test_a_refusal_names_file_key_value_and_what_is_allowed(recipe_file, overrid
 
     message = str(refusal.value)
     assert [word for word in [str(recipe_file), *words] if word not in message] == []
+
+
+@pytest.mark.parametrize("alpha", [0.9, 0.5, 0.3, 0.1, 0.05, 0.01])
+@pytest.mark.parametrize("form", ["density", "joint"])
+def test_the_rows_that_alpha_needs_are_those_that_building_needs(alpha, form):
+    """One row fewer leaves too few for a p-value of alpha, or for the scale of the joint form's parts."""
+
+    def enough(rows):
+        references = round(rows * REFERENCE_SHARE) if form == "joint" else 0
+        return smallest_p_value(rows - references) <= alpha and (form != "joint" or references >= 2)
+
+    rows = rows_for_alpha(alpha, form)
+
+    assert [enough(n) for n in (rows - 1, rows)] == [False, True] or (rows == 1 and enough(1))
+
+
+def test_the_joint_form_needs_rows_for_its_scale_too(recipe_file):
+    """Refused when the recipe is read: training would be in vain."""
+    joint = ["detector.nonconformity=joint", 'detector.joint_parts=["density", "energy"]']
+
+    with pytest.raises(RecipeError, match=r"calibration_rows is 24: must be at least 25, .* a quarter of the rows"):
+        load_recipe(recipe_file, [*joint, "data.calibration_rows=24"])
+    assert load_recipe(recipe_file, [*joint, "data.calibration_rows=25"]).data.calibration_rows == 25
 
 
 def test_all_faults_are_told_at_once(recipe_file):
