@@ -262,6 +262,10 @@ class Registry:
         """Whether a version is loaded or withdrawn."""
         return version in self._named.get(name, _Named()).versions
 
+    def withdrawn(self, name: str, version: str) -> bool:
+        """Whether a version has a place with nothing in it."""
+        return self.has_place(name, version) and self.loaded(name, version) is None
+
     def labelled(self, name: str, label: str) -> ScoringDetector | None:
         """The version that carries a label, if one does."""
         named = self._named.get(name)

@@ -115,7 +115,7 @@ class Reloader:
     def _reload(self, path: Path, labels: tuple[str, ...]) -> bool:
         held = self._held[path]
         with self._loader.changing():
-            if bundle.digest(path) == held.digest:
+            if bundle.digest(path) == held.digest and not self._registry.withdrawn(held.name, held.version):
                 self._loader.lies_at(held.digest, path)
                 return False
             self._held[path] = Loaded.of(self._exchange(path, held.name, held.version, labels))

@@ -152,17 +152,21 @@ def test_a_bundle_that_does_not_verify_costs_nobody_an_answer(running, loading, 
     assert running.score(rows(1), detector="standin").budget.version == "1"
 
 
-def test_a_version_that_cannot_come_back_is_replaced_by_the_next_bundle_that_loads(running, loading, tmp_path, rows):
-    """Until then callers are told to retry, and it is shown no longer."""
+@pytest.mark.parametrize("following", ["1", "2"])
+def test_a_version_that_cannot_come_back_is_replaced_by_the_next_bundle_that_loads(
+    running, loading, tmp_path, rows, following
+):
+    """Be it the same one, put back; until then callers are told to retry, and it is shown no longer."""
     write(tmp_path / "bundle", 2)
     loading.failures = [RuntimeError("no"), RuntimeError("no")]
     running.server.reloader.reload()
     with pytest.raises(grpc.RpcError) as e:
         running.score(rows(1), detector="standin")
     shown = [s for s in running.series("softkin_detector_info") if "standin" in s]
+    write(tmp_path / "bundle", int(following))
 
     running.server.reloader.reload()
 
     assert e.value.code() is grpc.StatusCode.UNAVAILABLE
     assert shown == []
-    assert running.score(rows(1), detector="standin").budget.version == "2"
+    assert running.score(rows(1), detector="standin").budget.version == following
