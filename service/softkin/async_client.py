@@ -205,7 +205,11 @@ async def _send(source: AsyncIterable[NDArray[np.generic]], exchange: Exchange) 
         async for x in source:
             for request in exchange.requests(x):
                 yield request
-    except (Exception, asyncio.CancelledError) as e:
+    except GeneratorExit:
+        raise  # the call has ended
+    except (
+        BaseException
+    ) as e:  # SystemExit too: it would end the loop, and with it the call, as if the client were closed
         if task_is_cancelled():
             raise  # the call has ended, and this is not the source's doing
         exchange.error = e  # the stream ends here; what was sent is answered first

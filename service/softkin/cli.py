@@ -299,7 +299,7 @@ COMMANDS = {
     "score": Command("Score an array file against a server.", _score_arguments, _score),
     "drift": Command("Show what a server's drift watch has seen.", _drift_arguments, _drift),
     "admin": Command("Load, unload and label detectors of a running server.", _admin_arguments, _admin),
-    "inspect": Command("Show what a bundle is.", _inspect_arguments, _inspect),
+    "inspect": Command("Show a bundle's manifest; loading verifies its files.", _inspect_arguments, _inspect),
     "export-onnx": Command(
         "Write a bundle's whole detector as one ONNX model, for any runtime.", _export_arguments, _export
     ),

@@ -36,6 +36,25 @@ def test_a_source_that_ends_the_program_ends_the_stream(shared_server, rows, wro
             next(answers)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_ends_the_program_comes_out_of_an_asynchronous_stream_too(shared_server, rows, asynchronous):
+    """Not gRPC's account of it, whichever kind of source it is."""
+
+    def source():
+        yield rows(1)
+        raise SystemExit(3)
+
+    async def asynchronous_source():
+        for x in source():
+            yield x
+
+    async def use(client):
+        return [s async for s in client.score_stream(asynchronous_source() if asynchronous else source())]
+
+    with pytest.raises(SystemExit, match="3"):
+        run(shared_server, use)
+
+
 def test_a_server_that_falls_silent_ends_a_stream(serve, rows, monkeypatch):
     """No deadline bounds a stream, and a machine that has lost its power closes no connection."""
     monkeypatch.setattr(client_channel, "KEEPALIVE_SECONDS", 0.5)
