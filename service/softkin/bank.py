@@ -33,6 +33,8 @@ LARGE_TILE_ROWS = 256
 PADDING_LABEL = -1
 PADDING_OFFSET = np.float32(-1e30)
 """Finite, so that times any scale it stays finite, and far below every real logit."""
+LARGEST_SQUARE = 1e28
+"""Of a centred representation's norm: rows that are farther apart might be farther than padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,7 @@ def pack(
         weights: `[N]` or `[L, N]` positive row weights; all 1 when left out.
 
     Raises:
-        DataError: arrays disagree, a class has no rows, a value is not finite, an id occurs twice.
+        DataError: arrays disagree, a class has no rows, a value is not finite or too large, an id occurs twice.
     """
     n = len(labels)
     w_KN = np.atleast_2d(np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32))
@@ -158,7 +160,13 @@ def pack(
         if metric == "squared_euclidean":
             center = z_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
             b = z_ND - center
-            offset = temperature / 2 * np.log(w) - np.square(b, dtype=np.float64).sum(axis=1) / 2
+            squares = np.square(b, dtype=np.float64).sum(axis=1)
+            if squares.max() > LARGEST_SQUARE:
+                raise DataError(
+                    f"bank: layer {name!r} has rows {float(squares.max()) ** 0.5:.3g} away from its mean, and at most "
+                    f"{LARGEST_SQUARE**0.5:g} are scored right; scale the rows, or choose metric cosine"
+                )
+            offset = temperature / 2 * np.log(w) - squares / 2
         else:
             center, b = np.zeros(z_ND.shape[1], np.float32), mass.unit_rows(z_ND)
             offset = temperature * np.log(w)

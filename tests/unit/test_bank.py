@@ -69,6 +69,16 @@ def test_unfit_rows_are_refused(changes, message):
         packed([0, 1, 1], **changes)
 
 
+def test_distances_of_the_size_of_paddings_own_are_refused():
+    """Padding stands 1e30 away: of rows that are farther apart than that it would be the nearest."""
+    z = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
+
+    with pytest.raises(DataError, match=r"layer 'a' has rows 7\.45e\+14 away from its mean, and at most 1e\+14 are"):
+        packed([0, 1, 1], representations={"a": z * np.float32(1e15)})
+
+    assert packed([0, 1, 1], representations={"a": z * np.float32(1e14)}).size == 3
+
+
 def test_layers_may_hold_different_examples():
     """Condensed banks: ids and weights of each layer's own; the weight of a class is the same in all."""
     z = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
