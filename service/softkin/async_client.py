@@ -63,7 +63,7 @@ class AsyncClient(AsyncConnection):
         tls_server_name: str | None = None,
         token: str | None = None,
     ) -> None:
-        asyncio.get_running_loop()  # without one gRPC would take a loop that nobody runs
+        self._loop = asyncio.get_running_loop()  # without one gRPC would take a loop that nobody runs
         self._requests = Requests(detector, version, label)
         super().__init__(
             target,
@@ -143,7 +143,7 @@ class AsyncClient(AsyncConnection):
         limits = await self._known_limits()
         exchange = Exchange(head, lambda x: split(x, head, limits), self._target)
         source = batches if isinstance(batches, AsyncIterable) else _in_threads(batches)
-        self._refuse_if_closed()
+        self._refuse_if_unusable()
         call = self._stub.ScoreStream(_send(source, exchange), metadata=self._metadata)
         try:
             async for response in call:

@@ -139,7 +139,7 @@ class Client(Connection):
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         self._known_limits()
         exchange = Exchange(head, lambda x: split(x, head, self._known_limits()), self._target)
-        self._refuse_if_closed()
+        self._refuse_if_unusable()
         call = self._stub.ScoreStream(_send(batches, exchange), metadata=self._metadata)
         try:
             for response in call:

@@ -65,7 +65,7 @@ class Endpoint:
             library=self._library,
         )
 
-    def _refuse_if_closed(self) -> None:
+    def _refuse_if_unusable(self) -> None:
         # gRPC has an error of its own here, another one for each library.
         if self._closed:
             raise SoftkinError(f"{self._target}: the client is closed; make another one")
@@ -93,7 +93,7 @@ class Connection(Endpoint):
         self.close()
 
     def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
-        self._refuse_if_closed()
+        self._refuse_if_unusable()
         try:
             return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as e:
@@ -104,6 +104,7 @@ class AsyncConnection(Endpoint):
     """A connection for the tasks of one event loop, which is running; otherwise as `Connection`."""
 
     _library: ClassVar[Any] = aio
+    _loop: asyncio.AbstractEventLoop
 
     async def close(self) -> None:
         """Close the connection, and end the calls that are open."""
@@ -118,8 +119,13 @@ class AsyncConnection(Endpoint):
     ) -> None:
         await self.close()
 
+    def _refuse_if_unusable(self) -> None:
+        super()._refuse_if_unusable()
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(f"{self._target}: the client belongs to another event loop; make one in this loop")
+
     async def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
-        self._refuse_if_closed()
+        self._refuse_if_unusable()
         try:
             return await method(request, timeout=self._timeout_seconds, metadata=self._metadata)
         except (grpc.RpcError, asyncio.CancelledError) as e:

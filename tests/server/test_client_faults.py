@@ -115,6 +115,20 @@ def test_a_closed_asynchronous_client_says_so_too(shared_server, rows):
     assert run(shared_server, use) == [False] * 3
 
 
+def test_an_asynchronous_client_belongs_to_its_loop(shared_server, rows):
+    """In another loop gRPC would speak of closed loops and futures, and leave a coroutine that nobody awaits."""
+
+    async def make():
+        return AsyncClient(shared_server.target)
+
+    async def use(client):
+        for call in (client.score(rows(1)), client.healthy(), anext(client.score_stream([rows(1)]))):
+            with pytest.raises(RuntimeError, match="belongs to another event loop; make one in this loop"):
+                await call
+
+    asyncio.run(use(asyncio.run(make())))
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e10])
 def test_a_timeout_that_no_clock_can_hold_is_refused(seconds):
     """With infinity, or a few hundred years, gRPC would find every deadline passed."""
