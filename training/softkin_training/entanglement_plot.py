@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from softkin.errors import InvalidInputError
 from softkin.staging import replacing
 from softkin_training.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURE, ENDINGS = "entanglement", ("svg", "png")
 
@@ -28,6 +33,23 @@ def draw_entanglement(history: History, out: Path) -> None:
             (out / f"{PICTURE}.{ending}").unlink(missing_ok=True)
         return
     import matplotlib  # takes a second
+
+    # Layers may be called anything: a dollar sign is no formula, and a leading underscore would hide the legend's entry.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = _drawn(probed)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for ending in ENDINGS:
+            metadata = {"Date": None} if ending == "svg" else None  # equal runs leave equal files
+            salt = matplotlib.rc_context({"svg.hashsalt": PICTURE})
+            with salt, warnings.catch_warnings(), replacing(out / f"{PICTURE}.{ending}") as temporary:
+                warnings.filterwarnings("ignore", message="Glyph .* missing from")
+                figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)
+    except OSError as e:
+        raise InvalidInputError("out_dir", f"cannot write to {out} ({e.strerror}); make room") from None
+
+
+def _drawn(probed: History) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -37,17 +59,10 @@ def draw_entanglement(history: History, out: Path) -> None:
     points = before + [(epoch["epoch"], epoch["probe"]) for epoch in probed]
     for layer in probed[0]["probe"]:
         ratios = [(number, layers[layer]["ratio"]) for number, layers in points]
-        axes.plot([n for n, _ in ratios], [r if r is not None else math.nan for _, r in ratios], "o-", label=layer)
+        label = f" {layer}" if layer.startswith("_") else layer
+        axes.plot([n for n, _ in ratios], [r if r is not None else math.nan for _, r in ratios], "o-", label=label)
     axes.set(xlabel="epoch (0: before training)", ylabel="entanglement / chance", ylim=(0, 1.05))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(title="hidden layer, input to output")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for ending in ENDINGS:
-            metadata = {"Date": None} if ending == "svg" else None  # equal runs leave equal files
-            salt = matplotlib.rc_context({"svg.hashsalt": PICTURE})
-            with salt, replacing(out / f"{PICTURE}.{ending}") as temporary:
-                figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)
-    except OSError as e:
-        raise InvalidInputError("out_dir", f"cannot write to {out} ({e.strerror}); make room") from None
+    return figure

@@ -94,7 +94,8 @@ def export(
         reduced.
 
     Raises:
-        ExportError: an output differs by more than `TOLERANCE`, or the graph fixed the batch size.
+        ExportError: torch cannot export it, an output differs by more than `TOLERANCE`, or the graph fixed the batch
+            size.
     """
     model = model.cpu().eval()
     x = torch.from_numpy(np.ascontiguousarray(probe))
@@ -117,33 +118,51 @@ def export(
 
 def _to_onnx(module: nn.Module, x: Tensor, names: list[str]) -> onnx.ModelProto:
     with _quiet():
-        program = torch.onnx.export(
-            module,
-            (x,),
-            input_names=[INPUT_NAME],
-            output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                (x,),
+                input_names=[INPUT_NAME],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as e:  # torch's exporter raises many types, with pages of text
+            raise ExportError(
+                f"torch cannot export the network to ONNX ({_reason(e)}); write its forward pass without branches and "
+                "loops that depend on values, and with operators that ONNX has; a trained checkpoint stays, so mend the "
+                "network and run the export step again"
+            ) from e
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     return proto
 
 
+def _reason(error: Exception) -> str:
+    """The first line of what lies beneath: torch's own text is advice for its developers."""
+    inner: BaseException = error
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    return (str(inner).strip().splitlines() or [type(inner).__name__])[0]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints its progress and warns about its own internals; none of it is for our users."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "torch.export", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        unread = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _prove(serialized: bytes, probe: NDArray[np.generic], expected: dict[str, NDArray[np.float32]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from functools import partial
@@ -77,6 +78,10 @@ def launch(fabric: Fabric, function: Callable[..., _T], *arguments: Any) -> _T:
     port = os.environ.get("MASTER_PORT")
     try:
         outcome: _T | Failure = fabric.launch(partial(_caught, function, arguments))
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():  # at exit they would be waited for, to the end of training
+            process.terminate()
+        raise
     finally:
         # Fabric leaves the port it chose behind, and the next run in this process would take it for a user's wish.
         if port is None:

@@ -147,6 +147,11 @@ class HookedClassifier(Classifier):
             if training[name].shape != value.shape:
                 shapes = f"{list(training[name].shape[1:])} in training and {list(value.shape[1:])} in evaluation"
                 raise RecipeError(f"{what} has rows {shapes}; they must be equal")
+            if not (bool(torch.isfinite(value).all()) and bool(torch.isfinite(training[name]).all())):
+                raise RecipeError(
+                    f"{what} has NaN or infinity on rows of made-up normal numbers; a detector needs finite outputs for "
+                    "every row: check logarithms, roots and quotients"
+                )
             if not _equal(value, again[name]):
                 raise RecipeError(
                     f"{what} changes from call to call in evaluation: it draws random numbers, or keeps "

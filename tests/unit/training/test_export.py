@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from softkin.errors import ExportError
 from softkin.scorer import Network, reducer_key
@@ -15,6 +16,7 @@ from softkin_training import export as exporting
 from softkin_training.export import TOLERANCE, Reducer, export
 from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model, input_statistics
+from softkin_training.own_model import HookedClassifier
 
 pytestmark = pytest.mark.training
 
@@ -116,3 +118,28 @@ def test_an_export_that_does_not_reproduce_torch_fails(model, images, monkeypatc
     monkeypatch.setattr(exporting, "_to_onnx", wrong)
     with pytest.raises(ExportError, match=r"output 'logits' on a batch of 1: onnxruntime and torch differ by"):
         export(model, images, layers=LAYERS, metric="cosine", max_dim=64, seed=0)
+
+
+class Branching(nn.Module):
+    """A network whose way depends on values, which no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(144, 8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.hidden(x.flatten(1))
+        return self.head(h + 1 if h.sum() > 0 else h)
+
+
+def test_a_network_that_torch_cannot_export_is_refused_in_one_line(images, capfd):
+    """Torch's pages for its developers are neither printed nor in the message; what to do is."""
+    torch.manual_seed(0)
+    constants = {"mean": torch.tensor(0.0), "std": torch.tensor(1.0)}
+    branching = HookedClassifier(Branching(), ["hidden"], image=True, **constants)
+
+    with pytest.raises(
+        ExportError, match="torch cannot export the network to ONNX .*data-dependent.*export step again"
+    ):
+        export(branching, images, layers=["hidden"], metric="cosine", max_dim=64, seed=0)
+    assert "forward" not in "".join(capfd.readouterr())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from own_networks import SmallNet
 from softkin import Detector
@@ -16,6 +17,7 @@ from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model
+from softkin_training.own_model import HookedClassifier
 from softkin_training.train import load_checkpoint, train
 
 pytestmark = pytest.mark.training
@@ -172,6 +174,20 @@ def test_what_cannot_be_trained_or_served_is_refused_before_training(path, argum
         made(path, [layer], **arguments)
 
     assert [word for word in words if word not in str(refusal.value)] == []
+
+
+def test_a_network_that_gives_nan_is_called_that():
+    """NaN differs from itself, which must not read as random numbers in evaluation."""
+
+    class Logarithm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.log()
+
+    network = nn.Sequential(nn.Linear(4, 6), Logarithm(), nn.Linear(6, 3))
+    constants = {"mean": torch.tensor(0.0), "std": torch.tensor(1.0)}
+
+    with pytest.raises(RecipeError, match="the output of the network has NaN or infinity"):
+        HookedClassifier(network, ["1"], image=False, **constants).prove((4,), 3)
 
 
 def test_a_fit_network_with_the_same_parts_is_accepted():

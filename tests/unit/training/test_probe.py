@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 
 import numpy as np
 import pytest
@@ -132,6 +133,18 @@ def test_a_ratio_that_is_not_defined_leaves_a_gap(tmp_path):
 
     assert {layer["ratio"] for layer in probe.values()} == {None}
     assert (tmp_path / "entanglement.svg").exists()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("layer", ["_stem", "a$b^{$", "x/y <z>", "\u5c64"])
+def test_a_layer_is_drawn_whatever_it_is_called(tmp_path, layer):
+    """Names come from a network of the user's own; after training is no time to stumble over one."""
+    measured = {layer: {"value": 0.5, "chance": 1.0, "ratio": 0.5, "temperature": 1.0}}
+
+    draw_entanglement([{"epoch": 1, "probe": measured}], tmp_path)
+
+    # Text is drawn as paths, which the file names in comments.
+    assert f"{escape(layer, quote=False)} -->" in (tmp_path / "entanglement.svg").read_text(encoding="utf-8")
 
 
 def test_tensorboard_gets_the_same_numbers(dataset, tmp_path):

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,29 @@ def dataset():
 def both(tmp_path_factory):
     """What each of two processes found."""
     return in_two_processes(tmp_path_factory.mktemp("gloo"))
+
+
+@pytest.mark.slow
+def test_a_command_that_is_stopped_ends_its_processes(tmp_path):
+    """SIGTERM to the first one alone, as by kill: waiting for the others would last as long as training."""
+    command = [str(Path(sys.executable).with_name("softkin-train")), "train", "digits", "--out", str(tmp_path / "out")]
+    for override in (*SMALL, "training.epochs=100000", "training.devices=2"):
+        command += ["--set", override]
+    process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    history, deadline = tmp_path / "out" / "history.jsonl", time.monotonic() + 120
+    try:
+        while not (history.exists() and history.read_text()):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+
+        printed, _ = process.communicate(timeout=60)  # ends when the last process has closed its output
+    finally:
+        process.kill()
+
+    assert process.returncode == 1
+    assert printed.endswith("softkin-train: interrupted; run again with --resume to go on from the last checkpoint\n")
 
 
 def run(dataset, out, *overrides, devices=2, resume=False):
