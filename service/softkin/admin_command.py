@@ -80,4 +80,4 @@ def _print(detectors: Sequence[DetectorInfo], *, as_json: bool) -> None:
     for d in detectors:
         cells = (d.name, d.version, ", ".join(d.labels), d.digest[:12], d.device, str(d.calibration_size))
         listing.add_row(*map(escape, cells))
-    Console(soft_wrap=True).print(listing, highlight=False)
+    Console(soft_wrap=True, emoji=False).print(listing, highlight=False)

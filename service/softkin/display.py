@@ -121,7 +121,7 @@ def print_json(scores: Scores, classes: Sequence[str]) -> None:
 def print_table(scores: Scores, classes: Sequence[str]) -> None:
     """Print a table of rows and a line that puts the share flagged beside the false-alarm rate."""
     n = scores.neighbors
-    nearest = [] if n is None else [f"nearest training rows ({n.layers[-1]})"]
+    nearest = [] if n is None else [f"nearest training rows ({escape(n.layers[-1])})"]
     rows = table("row", "verdict", "predicted class", "p-value", "credibility", *nearest)
     for i in range(len(scores)):
         cells = [
@@ -136,7 +136,7 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
             names = [f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()]
             cells.append(escape(", ".join(names) or "none"))
         rows.add_row(*cells)
-    console = Console()
+    console = Console(emoji=False)
     console.print(rows)
     b, flagged = scores.budget, int(scores.is_outlier.sum())
     console.print(
@@ -169,7 +169,7 @@ def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
         raw["report"]["histogram"] = r.histogram.tolist()
         print(json.dumps(raw, allow_nan=False))
         return
-    facts, console = Table(show_header=False), Console(soft_wrap=True)
+    facts, console = Table(show_header=False), Console(soft_wrap=True, emoji=False)
     bars = _bars(r.histogram, ascii_only=console.options.ascii_only)
     since = f"yes, at row {r.alarm_row}" if r.alarm else "no"
     for key, value in {
@@ -233,7 +233,7 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
     layers = table("layer", "dim", "metric", "temperature", "weight", "reducer")
     for x in m.layers:
         layers.add_row(escape(x.name), str(x.dim), x.metric, f"{x.temperature:g}", f"{x.weight:g}", escape(x.reducer))
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, emoji=False)
     console.print(facts, layers, highlight=False)
 
 

@@ -186,3 +186,16 @@ def test_a_row_without_neighbors_has_none_in_the_table(capsys):
         False,
         True,
     ]
+
+
+def test_names_are_shown_letter_by_letter(capsys, monkeypatch):
+    """Classes and layers may be called what a terminal library takes for a picture, or for a colour."""
+    monkeypatch.setenv("COLUMNS", "160")
+    scores = StandIn().score(np.zeros((1, 2, 3), np.float32), num_neighbors=1)
+    n = dataclasses.replace(scores.neighbors, layers=("conv", "[red]dense"))
+
+    display.print_table(dataclasses.replace(scores, neighbors=n), [":dog:", "[bold]", "c"])
+
+    out = capsys.readouterr().out
+    assert "nearest training rows ([red]dense)" in out
+    assert out.count(":dog:") == 2
