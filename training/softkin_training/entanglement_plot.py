@@ -34,7 +34,7 @@ def draw_entanglement(history: History, out: Path) -> None:
         return
     import matplotlib  # takes a second
 
-    # Layers may be called anything: a dollar sign is no formula, and a leading underscore would hide the legend's entry.
+    # Layers may be called anything: a dollar sign is no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = _drawn(probed)
     try:
@@ -59,6 +59,7 @@ def _drawn(probed: History) -> Figure:
     points = before + [(epoch["epoch"], epoch["probe"]) for epoch in probed]
     for layer in probed[0]["probe"]:
         ratios = [(number, layers[layer]["ratio"]) for number, layers in points]
+        # A leading underscore would hide the entry from the legend.
         label = f" {layer}" if layer.startswith("_") else layer
         axes.plot([n for n, _ in ratios], [r if r is not None else math.nan for _, r in ratios], "o-", label=label)
     axes.set(xlabel="epoch (0: before training)", ylabel="entanglement / chance", ylim=(0, 1.05))

@@ -132,8 +132,8 @@ def _to_onnx(module: nn.Module, x: Tensor, names: list[str]) -> onnx.ModelProto:
         except Exception as e:  # torch's exporter raises many types, with pages of text
             raise ExportError(
                 f"torch cannot export the network to ONNX ({_reason(e)}); write its forward pass without branches and "
-                "loops that depend on values, and with operators that ONNX has; a trained checkpoint stays, so mend the "
-                "network and run the export step again"
+                "loops that depend on values, and with operators that ONNX has; a trained checkpoint stays: mend the "
+                "network, then run the export step again"
             ) from e
     assert program is not None
     proto: onnx.ModelProto = program.model_proto

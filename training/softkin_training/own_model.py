@@ -149,8 +149,8 @@ class HookedClassifier(Classifier):
                 raise RecipeError(f"{what} has rows {shapes}; they must be equal")
             if not (bool(torch.isfinite(value).all()) and bool(torch.isfinite(training[name]).all())):
                 raise RecipeError(
-                    f"{what} has NaN or infinity on rows of made-up normal numbers; a detector needs finite outputs for "
-                    "every row: check logarithms, roots and quotients"
+                    f"{what} has NaN or infinity on rows of made-up normal numbers; a detector needs finite outputs "
+                    "for every row: check logarithms, roots and quotients"
                 )
             if not _equal(value, again[name]):
                 raise RecipeError(
