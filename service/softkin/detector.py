@@ -61,6 +61,10 @@ class Detector:
                 f"{bundle.path / bundles.MODEL}: its input is {self._scorer.input_name!r}, the manifest says "
                 f"{self.manifest.input_name!r}"
             )
+        if "energy" in self.manifest.parts and not self.has_logits:
+            raise BundleError(
+                f"{bundle.path / bundles.MODEL}: has no logits, which the part 'energy' needs; build it again"
+            )
         self._nonconformity = nonconformity_of(self.manifest, bundle.bank, bundle.calibration.references)
         # Of the manifest, not of self: a cycle would keep the session's memory until the garbage collector comes.
         self._rules = lru_cache(maxsize=RULES_KEPT)(partial(_make_rule, self.manifest))

@@ -227,13 +227,16 @@ def read_network(model: Path, bank: Bank) -> onnx.ModelProto:
     """Read a bundle's network and check that the bank's layers can be put on it.
 
     Raises:
-        BundleError: not a readable model, an output is missing, or its operators are too old.
+        BundleError: not a readable model, an output is missing, it knows other classes, or its operators are too old.
     """
     try:
         proto = onnx.load(model)
     except Exception as e:  # protobuf's DecodeError and OSError alike
         raise BundleError(f"{model}: not a readable ONNX model ({e}); build the bundle again") from e
-    found = {o.name for o in proto.graph.output}
+    found = {o.name: o.type.tensor_type.shape.dim for o in proto.graph.output}
+    classes = found[LOGITS][-1].dim_value if found.get(LOGITS) else 0  # 0: it does not say
+    if classes not in (0, bank.num_classes):
+        raise BundleError(f"{model}: has {classes} logits, the bank has {bank.num_classes} classes; build it again")
     for layer in bank.layers:
         if representation_output(layer) not in found:
             raise BundleError(f"{model}: has no output {representation_output(layer)!r}; it has {sorted(found)}")

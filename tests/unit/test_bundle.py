@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from networks import without_logits
 from softkin import BundleError, DataError, Detector
 from softkin import bundle as bundles
 from softkin.certificate import certify
@@ -35,6 +37,13 @@ def edit_tensors(path: Path, file: str, change) -> None:
     data = (path / file).read_bytes()
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     edit_manifest(path, lambda m: m["files"].__setitem__(file, entry))
+
+
+def edit_model(path: Path, model: bytes) -> None:
+    """Put another network in the bundle, with size and sha256 put right, as a wrong builder would."""
+    (path / bundles.MODEL).write_bytes(model)
+    entry = {"sha256": hashlib.sha256(model).hexdigest(), "size": len(model)}
+    edit_manifest(path, lambda m: m["files"].__setitem__(bundles.MODEL, entry))
 
 
 def test_what_is_written_is_what_is_read(tiny):
@@ -255,6 +264,29 @@ def test_a_model_without_the_banks_layer_is_refused(tiny, tmp_path):
     with pytest.raises(DataError, match=r"no output 'representation\.ghost'; it has \["):
         build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_other_classes_is_refused(tiny, tiny_copy):
+    """A prediction of class 3 of 3 would be an index out of range in the middle of a request."""
+    model = onnx.load_from_string(tiny.model)
+    weights = next(i for i in model.graph.initializer if i.name == "w")
+    weights.CopyFrom(numpy_helper.from_array(np.repeat(numpy_helper.to_array(weights), 2, axis=1), "w"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 6
+    edit_model(tiny_copy, model.SerializeToString())
+
+    with pytest.raises(BundleError, match=r"model\.onnx: has 6 logits, the bank has 3 classes"):
+        Detector.load(tiny_copy, device="cpu")
+
+
+def test_a_network_without_logits_has_no_energy(tiny, tmp_path):
+    """Refused when it is loaded, not by a failed assertion when it scores."""
+    out = tmp_path / "b"
+    spec = dataclasses.replace(tiny.spec, parts=("energy", "density"))
+    build(out, tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    edit_model(out, without_logits(tiny.model))
+
+    with pytest.raises(BundleError, match=r"model\.onnx: has no logits, which the part 'energy' needs"):
+        Detector.load(out, device="cpu")
 
 
 def test_a_network_of_an_old_opset_is_refused(tiny, tmp_path):
