@@ -124,7 +124,10 @@ class _Stream:
                 self._arrived.put(self._submit(message))
                 if self._ended:
                     break
-        except Exception:  # how gRPC says that the caller has gone
+        except Exception as error:  # how gRPC says that the caller has gone
+            # gRPC keeps it, and would keep this frame with it: until the garbage is collected, no version whose answers
+            # were waited for could give its memory back.
+            error.__traceback__ = None
             return
         finally:
             self._arrived.put(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import grpc
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from softkin.converters import array_to_tensor, proto_to_scores
+from softkin.streaming import _Stream
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
 
@@ -269,3 +271,20 @@ def test_a_drain_finishes_open_streams(start, rows, gate, feed):
 
     assert found == [1, 2]
     assert running.server.abandoned_requests == 0
+
+
+def test_the_error_of_a_caller_who_has_gone_holds_nothing_of_the_stream():
+    """gRPC keeps it beside what it comes from; so the version that was asked would wait for the garbage collector."""
+    error = grpc.RpcError()
+
+    def requests():
+        raise error
+        yield
+
+    stream = _Stream(None, None, 1, None)
+    held = weakref.ref(stream)
+
+    stream._read(requests())
+    del stream
+
+    assert held() is None
