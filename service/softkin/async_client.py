@@ -15,7 +15,7 @@ from softkin.client_channel import SERVICE, File
 from softkin.connection import AsyncConnection, task_is_cancelled
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
-from softkin.errors import SoftkinError
+from softkin.errors import InvalidInputError, SoftkinError
 from softkin.exchange import Exchange
 from softkin.joining import join
 from softkin.requests import Requests, fill, split
@@ -106,8 +106,12 @@ class AsyncClient(AsyncConnection):
         """
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         parts: list[Scores] = []
-        for rows in split(np.asarray(x), head, await self._known_limits()):
-            parts.append(converters.proto_to_scores(await self._call(self._stub.Score, fill(head, rows))))
+        try:
+            for rows in split(np.asarray(x), head, await self._known_limits()):
+                parts.append(converters.proto_to_scores(await self._call(self._stub.Score, fill(head, rows))))
+        except InvalidInputError:
+            self._limits = None  # it may be another server by now, with other limits
+            raise
         return join(parts)
 
     async def score_stream(
@@ -151,6 +155,9 @@ class AsyncClient(AsyncConnection):
                     yield scores
             if exchange.error is not None:
                 raise exchange.error
+        except InvalidInputError:
+            self._limits = None  # see `score`
+            raise
         except (grpc.RpcError, asyncio.CancelledError) as e:
             raise self._failure(e, exchange.error) from None
         finally:

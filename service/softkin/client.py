@@ -14,7 +14,7 @@ from softkin.client_channel import SERVICE, File
 from softkin.connection import Connection
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
-from softkin.errors import SoftkinError
+from softkin.errors import InvalidInputError, SoftkinError
 from softkin.exchange import Exchange
 from softkin.joining import join
 from softkin.requests import Requests, fill, split
@@ -105,8 +105,12 @@ class Client(Connection):
         """
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         parts: list[Scores] = []
-        for rows in split(np.asarray(x), head, self._known_limits()):
-            parts.append(converters.proto_to_scores(self._call(self._stub.Score, fill(head, rows))))
+        try:
+            for rows in split(np.asarray(x), head, self._known_limits()):
+                parts.append(converters.proto_to_scores(self._call(self._stub.Score, fill(head, rows))))
+        except InvalidInputError:
+            self._limits = None  # it may be another server by now, with other limits
+            raise
         return join(parts)
 
     def score_stream(
@@ -146,6 +150,9 @@ class Client(Connection):
                 yield from exchange.scores(response)
             if exchange.error is not None:
                 raise exchange.error
+        except InvalidInputError:
+            self._limits = None  # see `score`
+            raise
         except grpc.RpcError as e:
             # An iterator that raises makes gRPC end the call; the cause is here.
             raise exchange.error or self._error(e) from None

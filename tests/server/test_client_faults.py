@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,30 @@ def test_an_asynchronous_client_belongs_to_its_loop(shared_server, rows):
                 await call
 
     asyncio.run(use(asyncio.run(make())))
+
+
+def test_a_client_learns_the_limits_of_a_server_that_has_followed_another(server, rows):
+    """What the first one allowed is refused once, not for ever."""
+    with server.client() as client:
+        for use in (client.score, lambda x: next(client.score_stream([x]))):
+            client._limits = replace(client._known_limits(), max_rows=100)
+            with pytest.raises(InvalidInputError, match="at most max_rows = 8"):
+                use(rows(9))
+
+            assert len(use(rows(9))) == 9
+
+
+def test_an_asynchronous_client_learns_them_too(server, rows):
+    """By calls and streams."""
+
+    async def use(client):
+        for call in (client.score, lambda x: anext(client.score_stream([x]))):
+            client._limits = replace(await client._known_limits(), max_rows=100)
+            with pytest.raises(InvalidInputError, match="at most max_rows = 8"):
+                await call(rows(9))
+            assert len(await call(rows(9))) == 9
+
+    run(server, use)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e10])

@@ -158,7 +158,7 @@ def test_what_no_waiting_can_help_is_no_overload(start, rows):
     """A message over the server's limit, from a client that does not know it."""
     running = start(StandIn(), max_message_bytes=4096)
     with running.client() as client:
-        client._limits = replace(client._known_limits(), max_message_bytes=1 << 20)
         for call in (client.score, lambda x: next(client.score_stream([x]))):
+            client._limits = replace(client._known_limits(), max_message_bytes=1 << 20)
             with pytest.raises(InvalidInputError, match="max_message_bytes = 4096: send several smaller ones"):
                 call(rows(250))
