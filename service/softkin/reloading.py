@@ -129,6 +129,7 @@ class Reloader:
         before = self._loader.loaded(name, version)
         stays = before is not None and self._held_elsewhere(before, path)
         goes, moved = (None, labels) if stays else (before, None)
+        path = path.resolve()  # once: a link that is moved meanwhile must not mix two bundles
         known = self._loader.known(path, replacing=None if stays else (name, version))
         if known is not None:
             if before is not None and before != Loaded.of(known):
@@ -156,13 +157,13 @@ class Reloader:
         self, path: Path, before: Loaded | None, version: str, moved: tuple[str, ...] | None
     ) -> ScoringDetector:
         started = time.perf_counter()
-        real, digest = path.resolve(), bundle.digest(path)
+        digest = bundle.digest(path)
         origin = None if before is None or not self._drop_first else self._loader.origin(before.digest)
         if before is not None and origin is not None:
-            bundle.verify_files(real)  # what can be refused without memory costs nobody an answer
+            bundle.verify_files(path)  # what can be refused without memory costs nobody an answer
             self._withdraw(before)
         try:
-            new = self._loader.build(real)
+            new = self._loader.build(path)
             if new.digest != digest:
                 raise BundleError(f"{path}: was replaced while it was being read; reload again")
             if origin is None:
@@ -173,7 +174,7 @@ class Reloader:
                 self._restore(before, origin)
             raise
         self._registry.exchange(version, new, labels=moved)
-        self._loader.report(new, real, started)
+        self._loader.report(new, path, started)
         if before is not None:
             self._loader.forget(before)
         return new

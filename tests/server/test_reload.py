@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import standin_bundles
+from softkin import bundle
 from softkin.converters import array_to_tensor
 from softkin.v1 import outlier_pb2 as pb
 
@@ -319,6 +320,34 @@ def test_links_to_versions_can_be_moved_on_together(start, tmp_path, loading, ro
     assert listed(running) == {v: sorted(labels) for v, labels in expected.items()}
     assert running.score(rows(1)).budget.version == str(current if first == "previous" else previous)
     assert len(running.series("softkin_detector_info")) == len(running.series("softkin_drift_rows")) == len(expected)
+    assert running.sample("softkin_reloads_total", result="failed") == 0
+
+
+def test_a_link_that_is_moved_while_it_is_read_mixes_no_two_bundles(start, tmp_path, loading, monkeypatch):
+    """What it led to at first is served; the next reload finds the other."""
+    path = tmp_path / "bundle"
+    for version in (1, 2, 3):
+        write(tmp_path / str(version), version)
+    path.symlink_to("1")
+    running = start(load=loading, bundles=(path,))
+    with monkeypatch.context() as patch:
+        read = bundle.read_manifest
+
+        def move(where):
+            found = read(where)
+            path.unlink()
+            path.symlink_to("3")
+            return found
+
+        patch.setattr(bundle, "read_manifest", move)
+        path.unlink()
+        path.symlink_to("2")
+        running.server.reloader.reload()
+    first = listed(running)
+
+    running.server.reloader.reload()
+
+    assert (first, listed(running)) == ({"2": []}, {"3": []})
     assert running.sample("softkin_reloads_total", result="failed") == 0
 
 
