@@ -107,13 +107,14 @@ def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
         return recipe
 
 
+def deciding(recipe: dict[str, Any]) -> dict[str, Any]:
+    """By `section.key` what decides the weights, of a recipe as JSON-able values."""
+    sections = {s: recipe.get(s, {}) for s in ("data", "model", "loss", "augmentation", "training")}
+    keyed = {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items()}
+    return {"seed": recipe.get("seed")} | {k: v for k, v in keyed.items() if k not in UNDECISIVE}
+
+
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """`section.key: old -> new` for what decides the weights."""
-
-    def flat(recipe: dict[str, Any]) -> dict[str, Any]:
-        sections = {s: recipe.get(s, {}) for s in ("data", "model", "loss", "augmentation", "training")}
-        keyed = {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items()}
-        return {"seed": recipe.get("seed")} | {k: v for k, v in keyed.items() if k not in UNDECISIVE}
-
-    a, b = flat(old), flat(new)
+    a, b = deciding(old), deciding(new)
     return ", ".join(f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))

@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,14 @@ class _Exported(nn.Module):
 
 
 def export(
-    model: Classifier, probe: NDArray[np.generic], *, layers: Sequence[str], metric: Metric, max_dim: int, seed: int
+    model: Classifier,
+    probe: NDArray[np.generic],
+    *,
+    layers: Sequence[str],
+    metric: Metric,
+    max_dim: int,
+    seed: int,
+    metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """Export a trained classifier and prove that onnxruntime reproduces it.
 
@@ -88,6 +95,7 @@ def export(
         metric: of the representations.
         max_dim: wider layers are projected to this width.
         seed: of the projections.
+        metadata: more of it for the model.
 
     Returns:
         The serialised ONNX model: outputs `logits` and `representation.<layer>`; its metadata say how each layer was
@@ -109,8 +117,9 @@ def export(
         expected = [t.numpy() for t in wrapped(x)]
     names = [LOGITS, *map(representation_output, layers)]
     program = _to_onnx(wrapped, x[:2], names)
-    for name, reducer in reducers.items():
-        program.metadata_props.add(key=reducer_key(name), value=reducer.description)
+    described = {reducer_key(name): reducer.description for name, reducer in reducers.items()}
+    for key, value in (described | dict(metadata or {})).items():
+        program.metadata_props.add(key=key, value=value)
     serialized: bytes = program.SerializeToString()
     _prove(serialized, probe, dict(zip(names, expected, strict=True)))
     return serialized

@@ -10,12 +10,18 @@ DIR/report/                             evaluate
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
+from typing import Any
 
-from softkin.errors import InvalidInputError
+import onnx
+from google.protobuf.message import DecodeError
+
+from softkin.errors import InvalidInputError, RecipeError
 from softkin.manifest import Manifest
 from softkin.staging import replacing
 from softkin_training.build import DetectorSpec, LayerSpec, build
+from softkin_training.checkpoint import deciding
 from softkin_training.config import Recipe
 from softkin_training.data import HELD_OUT_SETS, Dataset
 from softkin_training.evaluate import Report, evaluate, write_report
@@ -27,6 +33,8 @@ from softkin_training.train import REPORT, load_checkpoint, train
 
 PROBE_ROWS = 64
 MODEL, BUNDLE = "model.onnx", "bundle"
+EXPORTED = "softkin.exported"
+"""Key of a model's metadata: the settings and the training rows that it comes from."""
 LIBRARIES = ("softkin", "torch", "onnx", "onnxruntime-gpu", "numpy")
 
 
@@ -61,6 +69,7 @@ def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier |
         metric=detector.metric,
         max_dim=detector.max_dim,
         seed=recipe.seed,
+        metadata={EXPORTED: json.dumps(_decisive(recipe) | {"train": fingerprint(dataset.train)}, sort_keys=True)},
     )
     path = out / MODEL
     try:
@@ -71,9 +80,36 @@ def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier |
     return path
 
 
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    """What an exported model depends on."""
+    return deciding(recipe.to_dict()) | {f"detector.{k}": getattr(recipe.detector, k) for k in ("metric", "max_dim")}
+
+
+def _refuse_another_export(path: Path, model: bytes, recipe: Recipe, train: str) -> None:
+    """Refuse a model that another recipe or other rows left: the bundle would not be what its manifest says.
+
+    Raises:
+        RecipeError: names what differs.
+    """
+    try:
+        entries = {p.key: p.value for p in onnx.load_model_from_string(model).metadata_props}
+        old = json.loads(entries[EXPORTED])
+    except (DecodeError, KeyError):  # no model, which is refused in other words, or one of an older version
+        return
+    if old.pop("train") != train:
+        raise RecipeError(f"{path} was exported from training on other rows; run the train and export steps again")
+    new = json.loads(json.dumps(_decisive(recipe)))
+    if odd := [f"{k}: {old[k]!r} -> {new[k]!r}" for k in sorted(old.keys() & new.keys()) if old[k] != new[k]]:
+        raise RecipeError(f"{path} was exported by another recipe: {', '.join(odd)}; undo that, or export it again")
+
+
 def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
-    """Write DIR/bundle from DIR/model.onnx and the recipe's rows."""
-    detector = recipe.detector
+    """Write DIR/bundle from DIR/model.onnx and the recipe's rows.
+
+    Raises:
+        SoftkinError: there is no model, or it is another recipe's or of other rows; and what `build` raises.
+    """
+    detector, train_fingerprint = recipe.detector, fingerprint(dataset.train)
     spec = DetectorSpec(
         name=recipe.name,
         version=recipe.version,
@@ -91,13 +127,14 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         provenance={
             "recipe": recipe.to_dict(),
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "fingerprints": {"train": fingerprint(dataset.train)},
+            "fingerprints": {"train": train_fingerprint},
         },
     )
     try:
         model = (out / MODEL).read_bytes()
     except OSError as e:
         raise InvalidInputError("out", f"cannot read {out / MODEL} ({e.strerror}); run the export step first") from None
+    _refuse_another_export(out / MODEL, model, recipe, train_fingerprint)
     return build(
         out / BUNDLE,
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,11 +11,12 @@ from scipy.stats import binom
 
 from softkin import Detector, conformal
 from softkin.bundle import read_bundle
+from softkin.errors import RecipeError, SoftkinError
 from softkin_training.cli import main
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 from softkin_training.rows import fingerprint, row_digests
-from softkin_training.run import evaluate_step
+from softkin_training.run import build_step, evaluate_step
 from softkin_training.split import choose_bank_rows
 
 pytestmark = pytest.mark.training
@@ -144,6 +146,39 @@ def test_false_alarms_match_alpha_over_repeated_splits_of_real_scores(out, datas
 
     low, high = binom.interval(1 - 1e-4, 4000, alpha)
     assert low <= count <= high
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.epochs=9"], "was exported by another recipe: training.epochs: 8 -> 9; undo that, or export"),
+        (
+            ["training.epochs=8", "detector.metric=squared_euclidean"],
+            "detector.metric: 'cosine' -> 'squared_euclidean'",
+        ),
+        (["training.epochs=8", "detector.max_dim=7"], "detector.max_dim: .* -> 7"),
+    ],
+    ids=["epochs", "metric", "width"],
+)
+def test_a_model_that_another_recipe_left_is_not_built_upon(out, dataset, tmp_path, overrides, words):
+    """The bundle would not be what its manifest says."""
+    (tmp_path / "model.onnx").write_bytes((out / "model.onnx").read_bytes())
+    fewer = dataclasses.replace(dataset, train=dataset.train.take(np.arange(700)))
+
+    with pytest.raises(RecipeError, match=words):
+        build_step(load_recipe("digits", overrides), dataset, tmp_path)
+    with pytest.raises(RecipeError, match="was exported from training on other rows"):
+        build_step(load_recipe("digits", ["training.epochs=8"]), fewer, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_model_that_is_none_is_refused(dataset, tmp_path):
+    """In our words, with nothing half-written."""
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+
+    with pytest.raises(SoftkinError, match=r"model\.onnx"):
+        build_step(load_recipe("digits"), dataset, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_a_condensed_bank_in_int8_is_built_reported_and_evaluated(out, dataset, tmp_path, capsys):
