@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -156,6 +157,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from softkin_training.evaluate import summary
     from softkin_training.run import run
 
+    _quieten(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     report = run(recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet)
     print(summary(report), end="")
@@ -164,11 +166,19 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"bundle: {arguments.out / 'bundle'}\nreport: {arguments.out / 'report'}/report.html")
 
 
+def _quieten(arguments: argparse.Namespace) -> None:
+    """Have the libraries that read data show no bars either: they ask the environment when they are imported."""
+    if arguments.quiet:
+        for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+
+
 def _train(arguments: argparse.Namespace) -> None:
     from softkin_training.config import load_recipe
     from softkin_training.data import load_dataset
     from softkin_training.train import train
 
+    _quieten(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     history = train(
         recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet

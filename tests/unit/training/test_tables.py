@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -352,6 +353,23 @@ def test_optional_packages_are_loaded_only_when_asked_for():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_a_quiet_command_shows_no_bar_of_any_library(tmp_path):
+    """Neither ours nor those of the library that reads tables."""
+    path = write(tmp_path / "train.csv", numbers())
+    recipe(tmp_path, path, "data.test_rows=20")
+    command = [str(Path(sys.executable).with_name("softkin-train")), "train", str(tmp_path / "table.toml"), "--quiet"]
+    for override in ("data.source=csv", f"data.path={path}", "data.test_rows=20"):
+        command += ["--set", override]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache")}
+
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow
