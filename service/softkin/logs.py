@@ -16,11 +16,15 @@ class LogLine(str):
 
 
 def log_line(event: str, **fields: object) -> LogLine:
-    """One log line of key=value pairs; values with blanks are quoted."""
+    """One log line of key=value pairs; values with blanks, or with what would end the line, are quoted."""
     pairs = {"event": event, **fields}
-    line = LogLine(" ".join(f"{k}={json.dumps(str(v)) if ' ' in str(v) else v}" for k, v in pairs.items()))
+    line = LogLine(" ".join(f"{k}={_quoted(str(v))}" for k, v in pairs.items()))
     line.fields = pairs
     return line
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text) if " " in text or not text.isprintable() else text
 
 
 class JsonFormatter(logging.Formatter):

@@ -85,3 +85,10 @@ def test_lines_of_other_libraries_are_json_too(lines):
     log.warning("plain %s", "text")
 
     assert [(line["level"], line["message"]) for line in lines()] == [("WARNING", "plain text")]
+
+
+def test_no_value_begins_a_line_of_its_own():
+    """A path may hold any character; a log line is one line."""
+    assert log_line("reload_failed", path="a\nevent=serving", error="b\tc") == (
+        r'event=reload_failed path="a\nevent=serving" error="b\tc"'
+    )
