@@ -7,7 +7,7 @@ import time
 from functools import lru_cache, partial
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from softkin import bundle as bundles
 from softkin import conformal, verdicts
@@ -89,7 +89,7 @@ class Detector:
 
     def score(
         self,
-        x: NDArray[np.generic],
+        x: ArrayLike,
         *,
         alpha: float | None = None,
         guarantee: Guarantee = "marginal",
@@ -122,7 +122,7 @@ class Detector:
             raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
         if num_neighbors < 0:
             raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
-        x = self.check(x)
+        x = self.check(np.asarray(x))
         found = self.score_rows(x, num_neighbors=num_neighbors, cancellation=cancellation)
         started = time.perf_counter()
         scores = self.judge(found, rule, x, smoothing_seed=smoothing_seed)

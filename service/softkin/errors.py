@@ -24,9 +24,16 @@ No error knows a transport: `statuses.py` maps each to a status in one table.
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 
 class SoftkinError(Exception):
-    """Base of all errors raised by softkin."""
+    """Base of all errors raised by softkin. All of them can be pickled: process pools hand them on."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own way calls the class with what its base was called with, which are other arguments here.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class InvalidInputError(SoftkinError):

@@ -38,8 +38,11 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
         staging = Path(tempfile.mkdtemp(prefix=f".{targets[0].name}.", dir=parent))
         paths = [staging / t.name for t in targets]
         yield paths
+        mode = _mode_of_new_files(staging)
         for path in paths:
             for file in [*(path.iterdir() if path.is_dir() else ()), path]:
+                if file.is_file():
+                    file.chmod(mode)
                 _sync(file)
         if not replace:  # whoever asked has looked before, but writing takes time
             _refuse_existing(targets)
@@ -64,6 +67,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    # safetensors writes files for their owner alone, whatever the umask; servers run as somebody else.
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
 
 
 def _refuse_existing(targets: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import nullcontext
 from functools import partial
 
@@ -64,3 +65,17 @@ def test_a_link_that_leads_nowhere_is_no_free_place(tiny, tmp_path):
         build(tmp_path / "b", tiny.model, tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
 
     assert (tmp_path / "b").is_symlink()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_bundle_is_as_readable_as_the_umask_lets_files_be(tiny, tmp_path, umask, mode):
+    """A server runs as somebody else than the builder."""
+    before = os.umask(umask)
+    try:
+        build(tmp_path / "b", tiny.model, tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    finally:
+        os.umask(before)
+
+    assert {f.name: oct(f.stat().st_mode & 0o777) for f in (tmp_path / "b").iterdir()} == dict.fromkeys(
+        bundles.FILES, oct(mode)
+    )

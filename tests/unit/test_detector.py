@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from softkin import BundleError, Detector, InvalidInputError, mass
 from softkin.bank import PADDING_LABEL
@@ -46,6 +47,17 @@ def test_verdict_is_p_value_at_most_alpha(detector, tiny):
 
     for alpha in (0.01, 0.2, float(scores.p_value[3])):
         assert (detector.score(tiny.inliers, alpha=alpha).is_outlier == (scores.p_value <= alpha)).all()
+
+
+def test_rows_may_be_whatever_numpy_makes_an_array_of(detector, tiny):
+    """As for the clients: tensors and lists of rows, and a clear word about numbers of another type."""
+    rows = tiny.inliers[:3]
+    expected = detector.score(rows).p_value
+
+    for x in (list(rows), tuple(rows), torch.from_numpy(rows)):
+        assert (detector.score(x).p_value == expected).all()
+    with pytest.raises(InvalidInputError, match="dtype is float64, this detector takes float32"):
+        detector.score(rows.tolist())
 
 
 def test_masses_are_those_of_the_reference(detector, tiny):

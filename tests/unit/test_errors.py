@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import grpc
 import pytest
 
@@ -73,3 +75,22 @@ def test_one_except_clause_catches_all():
     assert all(issubclass(getattr(errors, name), errors.SoftkinError) for name in EXPECTED)
     with pytest.raises(errors.UnavailableError):
         raise errors.OverloadedError("full", 1.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidInputError("alpha", "got 2"),
+        errors.OverloadedError("full", 0.5),
+        errors.UnavailableError("gone", 1.5),
+        errors.CancelledError(),
+        errors.ExpiredError(),
+        errors.BundleError("damaged"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_an_error_survives_the_way_out_of_a_process(error):
+    """A pool of processes would otherwise lose it, and wait for its result for ever."""
+    found = pickle.loads(pickle.dumps(error))
+
+    assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
