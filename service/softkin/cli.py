@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from softkin.console import flushed
 from softkin.errors import InvalidInputError, SoftkinError
 
 if TYPE_CHECKING:
@@ -46,15 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # class names and bars, on a terminal that is not UTF-8
     try:
-        try:
+        with flushed():
             return _run(sys.argv[1:] if argv is None else list(argv))
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a failure can be told
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left must not fail again at exit
         # `| head` has all that it wants.
         return FAILED if e.errno == errno.EPIPE else _fail(f"cannot write the output ({e.strerror})")
 

@@ -93,8 +93,8 @@ def smallest_p_value(n: int) -> float:
 
 
 def rows_needed(alpha: float) -> int:
-    """The fewest calibration rows that can give a p-value of alpha or less."""
-    return math.ceil(1.0 / alpha - 1e-9) - 1
+    """The fewest calibration rows that can give a p-value of alpha or less; never told to be more than 10^18."""
+    return math.ceil(1.0 / max(alpha, 1e-18) - 1e-9) - 1
 
 
 def rank(alpha: float, n: int) -> int:

@@ -130,8 +130,8 @@ class ScoringPath:
         )
         if limited and (expected := self._batcher.expected_seconds(ticket)) > remaining:
             raise UnmeetableError(
-                f"{self.admission.pending_rows} rows are pending: this request would take about {expected:.3g} s, its "
-                f"deadline is in {max(remaining, 0.0):.3g} s; allow more time, or retry after {expected:.3g} s",
+                f"behind what is pending this request would take about {expected:.3g} s, its deadline is in "
+                f"{max(remaining, 0.0):.3g} s; allow more time, or retry after {expected:.3g} s",
                 expected,
             )
         self.admission.enter(*share)
@@ -156,8 +156,7 @@ class ScoringPath:
         try:
             return self._batcher.score(ticket)
         except UnavailableError:
-            if not ticket.done:  # refused by a batcher that is closed
-                ticket.ended()
+            self._batcher.cancel(ticket)  # refused by a batcher that is closed; the call's end may come first
             raise
 
     def decode(self, request: pb.ScoreRequest) -> tuple[ScoringDetector, ScoreCall]:

@@ -210,6 +210,8 @@ def test_alpha_below_the_smallest_p_value_is_refused_with_the_rows_needed():
     ):
         conformal.check_alpha(0.001, 99)
     assert conformal.check_alpha(0.001, 999) == 0.001
+    with pytest.raises(InvalidInputError, match=r"alpha: got 4\.94066e-324"):
+        conformal.check_alpha(5e-324, 99)
 
 
 def test_confidence_is_one_minus_the_second_largest_p():

@@ -88,8 +88,7 @@ OPTIONS = {
     ),
     "too few rows for alpha": (
         f"{ONNX} --alpha 0.01",
-        "calibration: 40 rows cannot give a p-value of 0.01; at least 99 are needed after the reference rows are set "
-        "aside, or choose alpha >= 0.0243902",
+        "calibration: 40 rows cannot give a p-value of 0.01; at least 99 are needed, or choose alpha >= 0.0243903",
     ),
 }
 

@@ -107,7 +107,7 @@ def build(
     for what, rows in {"bank": bank_rows, "calibration": calibration_rows}.items():
         check_labels(rows, len(spec.classes), what)
     reference, calibration = _split(calibration_rows, spec)
-    _require_rows(len(calibration), spec.alpha)
+    _require_rows(len(calibration), spec.alpha, reference is not None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / bundles.MODEL
         path.write_bytes(model)
@@ -168,14 +168,14 @@ def _split(rows: Rows, spec: DetectorSpec) -> tuple[Rows | None, Rows]:
     return rows.take(order[:cut]), rows.take(order[cut:])
 
 
-def _require_rows(n: int, alpha: float) -> None:
+def _require_rows(n: int, alpha: float, set_aside: bool) -> None:
     if not 0 < alpha < 1:
         raise DataError(f"alpha is {alpha:g}; it is a false-alarm rate and must lie strictly in (0, 1)")
     if alpha < conformal.smallest_p_value(n):
-        remedy = f", or choose alpha >= {conformal.smallest_p_value(n):.6g}" if n else ""
+        remedy = f", or choose alpha >= {conformal.rounded_up(conformal.smallest_p_value(n))}" if n else ""
         raise DataError(
             f"calibration: {n} rows cannot give a p-value of {alpha:g}; at least {conformal.rows_needed(alpha)} are "
-            f"needed after the reference rows are set aside{remedy}"
+            f"needed{' after the reference rows are set aside' if set_aside else ''}{remedy}"
         )
 
 

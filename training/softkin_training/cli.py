@@ -12,17 +12,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from softkin.console import flushed
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin_training.fit_command import add_fit_arguments, fit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 ok, 1 failed, 2 usage."""
-    arguments = _parser().parse_args(argv)
+    try:
+        with flushed():
+            return _run_command(_parser().parse_args(argv))
+    except BrokenPipeError:  # `| head` has all that it wants
+        return 1
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
     command: Callable[[argparse.Namespace], None] = arguments.command
     try:
         with _terminable():
             command(arguments)
+    except ModuleNotFoundError as e:
+        print(
+            f"softkin-train: error: this needs the Python package {e.name}: pip install 'softkin[training]'",
+            file=sys.stderr,
+        )
+        return 1
     except SoftkinError as e:
         print(f"softkin-train: error: {e}", file=sys.stderr)
         return 1

@@ -1,0 +1,40 @@
+"""Where `softkin-train` prints to, and what it says where a package is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.training
+
+
+def test_a_reader_who_leaves_ends_the_command_without_a_word():
+    """`softkin-train ... | head`: no traceback, neither at once nor when the interpreter ends."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    program = "import sys; from softkin_training.cli import main; sys.exit(main())"
+
+    command = [sys.executable, "-c", program, "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=60, check=False)
+
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_missing_package_is_an_error_that_names_the_extra(tmp_path):
+    """The script is there after a plain `pip install softkin`, torch is not."""
+    program = (
+        "import sys; sys.modules['torch'] = None; from softkin_training.cli import main; "
+        f"sys.exit(main(['train', 'digits', '--out', {str(tmp_path)!r}]))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "softkin-train: error: this needs the Python package torch: pip install 'softkin[training]'\n"
+    )
