@@ -209,7 +209,7 @@ class ServerSettings(BaseSettings):
         ge=0,
         le=7200,
         description="Seconds between a client's own tests of its connection; a client that tests more often is "
-        "disconnected (too_many_pings).",
+        "disconnected (too_many_pings). softkin's own test every 60 while a call waits.",
     )
     config: Path | None = Field(
         default=None,
