@@ -20,7 +20,7 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
         # idle connections as often as busy ones.
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.max_pings_without_data": 0,
-        "grpc.http2.min_recv_ping_interval_without_data_ms": _milliseconds(settings.min_ping_interval_seconds),
+        "grpc.http2.min_ping_interval_without_data_ms": _milliseconds(settings.min_ping_interval_seconds),
     }
     if settings.max_connection_age_seconds is not None:
         options["grpc.max_connection_age_ms"] = _milliseconds(settings.max_connection_age_seconds)

@@ -7,7 +7,9 @@ import threading
 import grpc
 import numpy as np
 
+from softkin import client_channel
 from softkin.client import Client
+from softkin.server import READY
 from standin import StandIn
 
 ROW = np.zeros((1, 2, 3), np.float32)
@@ -62,3 +64,18 @@ def test_a_loopback_target_is_reached_without_the_proxy_of_the_environment(start
 
     with Client(running.target, token="a-token", timeout_seconds=5) as client:
         assert len(client.score(ROW)) == 1
+
+
+def test_clients_that_test_their_connection_as_often_as_they_may_keep_it(start, rows, gate, monkeypatch):
+    """While a call waits, at the interval that the server allows: gRPC's own least is five minutes."""
+    monkeypatch.setattr(client_channel, "KEEPALIVE_SECONDS", 1)
+    detector = StandIn(gate=gate)
+    running = start(detector, min_ping_interval_seconds=0.5)
+    threading.Timer(7, gate.set).start()
+
+    with running.client() as client:
+        scores = client.score(rows(2))
+
+    labels = {"grpc_type": "UNARY", "grpc_service": READY, "grpc_method": "Score"}
+    assert len(scores.p_value) == 2
+    assert running.sample("grpc_server_started_total", **labels) == 1  # it would be tried again

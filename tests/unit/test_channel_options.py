@@ -13,7 +13,7 @@ def test_connections_live_for_ever_unless_told_otherwise():
         "grpc.keepalive_timeout_ms": 20_000,
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.max_pings_without_data": 0,
-        "grpc.http2.min_recv_ping_interval_without_data_ms": 10_000,
+        "grpc.http2.min_ping_interval_without_data_ms": 10_000,
     }
 
 
@@ -32,7 +32,7 @@ def test_seconds_become_whole_milliseconds():
     assert options["grpc.max_receive_message_length"] == 2 * 2048
     assert (options["grpc.max_connection_age_ms"], options["grpc.max_connection_age_grace_ms"]) == (1002, 0)
     assert options["grpc.keepalive_time_ms"] == 1500
-    assert options["grpc.http2.min_recv_ping_interval_without_data_ms"] == 250
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] == 250
     assert all(isinstance(v, int) for v in options.values())
 
 
