@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -26,7 +27,8 @@ UNKNOWN = "unknown"
 REQUEST_ID = "x-request-id"
 """Metadata with which callers name a call; log lines repeat it."""
 UNWRAPPED_THREADS = 256
-"""At most, for calls of the services that are left alone; started when they are needed, which is two or three."""
+"""At most, for calls of the services that are left alone; most are started when they are needed, which is rare."""
+UNWRAPPED_AT_START = 4
 STACK_LEVELS = 200
 """Of a nested list whose text takes some 100 kB of stack to make, which is what a call takes."""
 _FIT_ID = re.compile(r"[\w.:-]{1,64}")
@@ -110,6 +112,7 @@ class CountingPool(ThreadPoolExecutor):
     def __init__(self, threads: int, name: str) -> None:
         super().__init__(threads, thread_name_prefix=name)
         self._unwrapped = ThreadPoolExecutor(UNWRAPPED_THREADS, thread_name_prefix=f"{name}-unwrapped")
+        self._closed = False
 
     def start_all(self) -> None:
         """Start every thread now: the first burst of calls finds them waiting, and memory does not grow with it.
@@ -117,7 +120,7 @@ class CountingPool(ThreadPoolExecutor):
         Raises:
             SoftkinError: the machine, or a limit on this process, does not allow so many; none is left waiting then.
         """
-        started = threading.Barrier(self._max_workers + 1)
+        started = threading.Barrier(self._max_workers + UNWRAPPED_AT_START + 1)
 
         def begin() -> None:
             repr(_DEEP)  # uses as much of the stack as a call does, so that its pages are there
@@ -126,6 +129,8 @@ class CountingPool(ThreadPoolExecutor):
         try:
             for _ in range(self._max_workers):
                 super().submit(begin)
+            for _ in range(UNWRAPPED_AT_START):
+                self._unwrapped.submit(begin)
         except RuntimeError as e:
             started.abort()
             self.shutdown(wait=False)
@@ -140,7 +145,7 @@ class CountingPool(ThreadPoolExecutor):
         call: _Call | None = getattr(_arriving, "call", None)
         _arriving.call = None
         if call is None:
-            return self._unwrapped.submit(fn, *args, **kwargs)
+            return self._submit_unwrapped(partial(fn, *args, **kwargs))
 
         def run() -> None:
             try:
@@ -150,8 +155,27 @@ class CountingPool(ThreadPoolExecutor):
 
         return super().submit(run)
 
+    def _submit_unwrapped(self, fn: Callable[[], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                fn()
+            finally:
+                done.set_result(None)
+
+        try:
+            self._unwrapped.submit(run)
+        except RuntimeError:
+            # No further thread can be started, and the call waits for one of those that are there. Raised here, this
+            # would end the thread that takes all calls.
+            if self._closed:
+                raise
+        return done
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As for any pool."""
+        self._closed = True
         self._unwrapped.shutdown(wait, cancel_futures=cancel_futures)
         super().shutdown(wait, cancel_futures=cancel_futures)
 
@@ -195,7 +219,8 @@ class CallInterceptor(grpc.ServerInterceptor):
             if service in self._unwrapped:
                 return None
             call = self._arrive(handler_call_details, UNARY, UNKNOWN, UNKNOWN)
-            return grpc.unary_unary_rpc_method_handler(lambda request, context: _refuse_unknown(call, context))
+            # As a stream, whatever it is: gRPC would wait for the one message, and hold a thread meanwhile.
+            return grpc.stream_unary_rpc_method_handler(lambda requests, context: _refuse_unknown(call, context))
         if service not in self._services:
             return handler
         streams = handler.response_streaming

@@ -125,11 +125,12 @@ def test_a_stranger_is_refused_before_anything_is_sent(start, tmp_path):
         left.wait(60)
         yield from ()
 
-    calls = [running.channel.stream_unary(f"/{READY}/{m}").future(silence(), timeout=20) for m in ("Score", "GetDrift")]
+    methods = (f"/{READY}/Score", f"/{READY}/GetDrift", "/no.such.Service/Method")
+    calls = [running.channel.stream_unary(m).future(silence(), timeout=20) for m in methods]
     found = [call.exception(timeout=30).code() for call in calls]
     left.set()
 
-    assert found == [Code.UNAUTHENTICATED] * 2
+    assert found == [Code.UNAUTHENTICATED, Code.UNAUTHENTICATED, Code.UNIMPLEMENTED]
     running.until(lambda: running.sample("softkin_rejected_total", reason="unauthenticated") == 2)
 
 
