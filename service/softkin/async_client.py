@@ -18,7 +18,7 @@ from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.exchange import Exchange
 from softkin.joining import join
-from softkin.requests import Requests, fill, split
+from softkin.requests import Requests, fill, names_a_limit, split
 from softkin.scores import Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
@@ -109,9 +109,8 @@ class AsyncClient(AsyncConnection):
         try:
             for rows in split(np.asarray(x), head, await self._known_limits()):
                 parts.append(converters.proto_to_scores(await self._call(self._stub.Score, fill(head, rows))))
-        except InvalidInputError:
-            self._limits = None  # it may be another server by now, with other limits
-            raise
+        except InvalidInputError as e:
+            raise self._learnt(e) from None
         return join(parts)
 
     async def score_stream(
@@ -155,11 +154,10 @@ class AsyncClient(AsyncConnection):
                     yield scores
             if exchange.error is not None:
                 raise exchange.error
-        except InvalidInputError:
-            self._limits = None  # see `score`
-            raise
+        except InvalidInputError as e:
+            raise self._learnt(e) from None
         except (grpc.RpcError, asyncio.CancelledError) as e:
-            raise self._failure(e, exchange.error) from None
+            raise self._learnt(self._failure(e, exchange.error)) from None
         finally:
             call.cancel()
 
@@ -201,6 +199,12 @@ class AsyncClient(AsyncConnection):
         answer: pb.GetDetectorResponse = await self._call(self._stub.GetDetector, self._requests.description())
         self._limits = converters.proto_to_limits(answer.limits)
         return answer
+
+    def _learnt(self, error: BaseException) -> BaseException:
+        """The error itself; after one about limits they are asked for again."""
+        if names_a_limit(error):
+            self._limits = None
+        return error
 
     async def _known_limits(self) -> Limits:
         return self._limits or converters.proto_to_limits((await self._describe()).limits)

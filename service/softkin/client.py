@@ -17,7 +17,7 @@ from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.exchange import Exchange
 from softkin.joining import join
-from softkin.requests import Requests, fill, split
+from softkin.requests import Requests, fill, names_a_limit, split
 from softkin.scores import Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
@@ -108,9 +108,8 @@ class Client(Connection):
         try:
             for rows in split(np.asarray(x), head, self._known_limits()):
                 parts.append(converters.proto_to_scores(self._call(self._stub.Score, fill(head, rows))))
-        except InvalidInputError:
-            self._limits = None  # it may be another server by now, with other limits
-            raise
+        except InvalidInputError as e:
+            raise self._learnt(e) from None
         return join(parts)
 
     def score_stream(
@@ -141,8 +140,8 @@ class Client(Connection):
             Whatever `batches` raises, and the errors of `score`, where the array's answer would have come.
         """
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
-        self._known_limits()
-        exchange = Exchange(head, lambda x: split(x, head, self._known_limits()), self._target)
+        limits = self._known_limits()
+        exchange = Exchange(head, lambda x: split(x, head, limits), self._target)
         self._refuse_if_unusable()
         call = self._stub.ScoreStream(_send(batches, exchange), metadata=self._metadata)
         try:
@@ -150,12 +149,11 @@ class Client(Connection):
                 yield from exchange.scores(response)
             if exchange.error is not None:
                 raise exchange.error
-        except InvalidInputError:
-            self._limits = None  # see `score`
-            raise
+        except InvalidInputError as e:
+            raise self._learnt(e) from None
         except grpc.RpcError as e:
             # An iterator that raises makes gRPC end the call; the cause is here.
-            raise exchange.error or self._error(e) from None
+            raise self._learnt(exchange.error or self._error(e)) from None
         finally:
             call.cancel()
 
@@ -197,6 +195,12 @@ class Client(Connection):
         answer: pb.GetDetectorResponse = self._call(self._stub.GetDetector, self._requests.description())
         self._limits = converters.proto_to_limits(answer.limits)
         return answer
+
+    def _learnt(self, error: BaseException) -> BaseException:
+        """The error itself; after one about limits they are asked for again."""
+        if names_a_limit(error):
+            self._limits = None
+        return error
 
     def _known_limits(self) -> Limits:
         return self._limits or converters.proto_to_limits(self._describe().limits)

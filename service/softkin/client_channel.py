@@ -123,6 +123,8 @@ def call_metadata(token: str | None, target: str, *, encrypted: bool) -> tuple[t
 def _check_target(target: str) -> None:
     if not target:
         raise InvalidInputError("target", "is empty; give HOST:PORT")
+    if target.startswith(("unix:", "unix-abstract:", "vsock:")):
+        return
     port = target.rpartition(":")[2]
     # gRPC connects to the port modulo 65536, whatever is there.
     if port.removeprefix("-").isdecimal() and not 0 <= int(port) <= 65535:

@@ -62,6 +62,6 @@ def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | Non
     if code is grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(f"{target}: {details}", retry_after_seconds)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return UnavailableError(f"{target}: {details}; allow more time (timeout_seconds), or send fewer rows")
+        return UnavailableError(f"{target}: {details}; allow more time (timeout_seconds)")
     remedy = "; is it the port of a softkin server that scores, as new as this client?"
     return SoftkinError(f"{target}: {code.name}: {details}{remedy if code is grpc.StatusCode.UNIMPLEMENTED else ''}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,3 +110,10 @@ def split(x: NDArray[np.generic], head: pb.ScoreRequest, limits: Limits) -> list
         )
     step = min(limits.max_rows, fitting)
     return [x[i : i + step] for i in range(0, len(x), step)]
+
+
+def names_a_limit(error: BaseException) -> bool:
+    """Whether an error is about the server's limits: another server may have others by now."""
+    if not isinstance(error, InvalidInputError):
+        return False
+    return error.field == "message" or any(limit.name in error.message for limit in fields(Limits))

@@ -58,8 +58,8 @@ def test_what_ends_the_program_comes_out_of_an_asynchronous_stream_too(shared_se
 
 def test_a_server_that_falls_silent_ends_a_stream(serve, rows, monkeypatch):
     """No deadline bounds a stream, and a machine that has lost its power closes no connection."""
-    monkeypatch.setattr(client_channel, "KEEPALIVE_SECONDS", 0.5)
-    monkeypatch.setattr(client_channel, "KEEPALIVE_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(client_channel, "KEEPALIVE_SECONDS", 2)
+    monkeypatch.setattr(client_channel, "KEEPALIVE_TIMEOUT_SECONDS", 2)
     process = serve()
 
     def source():
@@ -171,7 +171,7 @@ def test_a_deadline_that_passes_names_the_remedy(start, rows, gate):
     """Which argument to change."""
     with (
         start(StandIn(gate=gate)).client(timeout_seconds=0.3) as client,
-        pytest.raises(UnavailableError, match=r"allow more time \(timeout_seconds\), or send fewer rows"),
+        pytest.raises(UnavailableError, match=r"allow more time \(timeout_seconds\)"),
     ):
         client.score(rows(1))
 

@@ -162,3 +162,19 @@ def test_what_no_waiting_can_help_is_no_overload(start, rows):
             client._limits = replace(client._known_limits(), max_message_bytes=1 << 20)
             with pytest.raises(InvalidInputError, match="max_message_bytes = 4096: send several smaller ones"):
                 call(rows(250))
+
+
+@pytest.mark.parametrize("size", [250, 1000], ids=["refused with words", "cut off by gRPC"])
+def test_a_refusal_for_size_teaches_the_limits_that_hold_now(start, rows, size):
+    """Another server may have come in the place of the one that told them; other refusals teach nothing."""
+    running = start(StandIn(), max_message_bytes=4096)
+    with running.client() as client:
+        for call in (client.score, lambda x: join(list(client.score_stream([x])))):
+            client._limits = replace(client._known_limits(), max_message_bytes=1 << 20)
+            with pytest.raises(InvalidInputError, match="message"):
+                call(rows(size))
+            assert len(call(rows(size)).p_value) == size
+            known = client._limits
+            with pytest.raises(InvalidInputError, match="dtype"):
+                call(rows(1).astype("f8"))
+            assert client._limits is known
