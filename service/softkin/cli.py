@@ -6,14 +6,13 @@ Exit status: 0 done, 1 failed, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from softkin.console import flushed
+from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
 
 if TYPE_CHECKING:
@@ -48,11 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with flushed():
             return _run(sys.argv[1:] if argv is None else list(argv))
-    except OSError as e:
-        if e.errno not in (errno.EPIPE, errno.ENOSPC):
-            raise
-        # `| head` has all that it wants.
-        return FAILED if e.errno == errno.EPIPE else _fail(f"cannot write the output ({e.strerror})")
+    except OutputError as e:
+        return _fail(e.reason) if e.reason else FAILED
 
 
 def _run(arguments: Sequence[str]) -> int:

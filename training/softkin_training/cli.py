@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from softkin.console import flushed
+from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin_training.fit_command import add_fit_arguments, fit
 
@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with flushed():
             return _run_command(_parser().parse_args(argv))
-    except BrokenPipeError:  # `| head` has all that it wants
-        return 1
+    except OutputError as e:
+        return _fail(e.reason) if e.reason else 1
 
 
 def _run_command(arguments: argparse.Namespace) -> int:
@@ -32,14 +32,11 @@ def _run_command(arguments: argparse.Namespace) -> int:
         with _terminable():
             command(arguments)
     except ModuleNotFoundError as e:
-        print(
-            f"softkin-train: error: this needs the Python package {e.name}: pip install 'softkin[training]'",
-            file=sys.stderr,
-        )
-        return 1
+        if e.name is None or e.name.startswith("softkin"):
+            raise
+        return _fail(f"this needs the Python package {e.name}: pip install 'softkin[training]'")
     except SoftkinError as e:
-        print(f"softkin-train: error: {e}", file=sys.stderr)
-        return 1
+        return _fail(str(e))
     except KeyboardInterrupt:
         remedy = "run it again"
         if hasattr(arguments, "resume"):
@@ -49,6 +46,11 @@ def _run_command(arguments: argparse.Namespace) -> int:
         print(f"softkin-train: interrupted; {remedy}", file=sys.stderr)
         return 1
     return 0
+
+
+def _fail(message: str) -> int:
+    print(f"softkin-train: error: {message}", file=sys.stderr)
+    return 1
 
 
 @contextmanager
