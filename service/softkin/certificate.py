@@ -103,7 +103,8 @@ def _mean_beyond(k: int, n: int, confidence: float) -> float:
     if k == 0 or k > n:
         return quantile
     # x times the density of Beta(k, n + 1 - k) is k / (n + 1) times that of Beta(k + 1, n + 1 - k).
-    return min(k / (n + 1) * float(binomial_cdf(k, n + 1, quantile)[-1]) / (1 - confidence), 1.0)
+    mean = k / (n + 1) * float(binomial_cdf(k, n + 1, quantile)[-1]) / (1 - confidence)
+    return min(max(mean, quantile), 1.0)  # rounding: near 1 the density beyond the quantile may come out as none
 
 
 @lru_cache(maxsize=256)
@@ -115,6 +116,7 @@ def certified_rank(alpha: float, n: int, confidence: float) -> int:
     return min(int((binomial_cdf(most, n, alpha) <= (1 - confidence) * (1 + ROUNDING)).sum()), n)
 
 
+@lru_cache(maxsize=256)
 def smoothed_certified(alpha: float, n: int, confidence: float) -> float:
     """The largest `flagged` whose `smoothed_bound` is at most alpha: as a rule a little less than `certified_rank`.
 
@@ -123,7 +125,10 @@ def smoothed_certified(alpha: float, n: int, confidence: float) -> float:
     most = certified_rank(alpha, n, confidence)
     if most == 0:
         return 0.0
-    k = bisect_right(range(1, most + 1), alpha, key=lambda k: smoothed_bound(k, n, confidence))
+    below, step = most, 1  # the answer lies close by: every bound takes time that grows with n
+    while below > 0 and smoothed_bound(below, n, confidence) > alpha:
+        below, step = max(below - step, 0), 2 * step
+    k = below + bisect_right(range(below + 1, most + 1), alpha, key=lambda k: smoothed_bound(k, n, confidence))
     low, high = (smoothed_bound(j, n, confidence) for j in (k, k + 1))
     return k + (alpha - low) / (high - low)
 

@@ -101,7 +101,7 @@ class ServerCertificate:
             except OSError as e:
                 message = f"{path}: cannot be read ({e.strerror}); check path and rights"
                 raise InvalidInputError(option, message) from None
-            if (found[option] or b"").startswith(codecs.BOM_UTF8):
+            if (found[option] or b"").startswith(codecs.BOM_UTF8 + b"-----BEGIN"):
                 raise InvalidInputError(option, f"{path}: begins with a byte order mark; save it without")
         return _Files(found["tls_cert"] or b"", found["tls_key"] or b"", found["tls_client_ca"])
 

@@ -41,7 +41,7 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
         mode = _mode_of_new_files(staging)
         for path in paths:
             for file in [*(path.iterdir() if path.is_dir() else ()), path]:
-                if file.is_file():
+                if file.is_file() and file.stat().st_mode & 0o777 != mode:
                     file.chmod(mode)
                 _sync(file)
         if not replace:  # whoever asked has looked before, but writing takes time
