@@ -66,7 +66,8 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Pillow's own conversion would cut every value above 255, so that 16-bit pictures came out white."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
+    # As "I" Pillow opens 32 bits, but also greys of PGM, and in old versions of PNG, which hold 16 at most.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError(

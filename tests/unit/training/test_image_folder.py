@@ -128,16 +128,17 @@ def test_mixed_sizes_are_refused_and_resized_on_request(folder, tmp_path):
     assert dataset.train.row_shape == dataset.test.x.shape[1:] == (6, 4, 3)
 
 
+@pytest.mark.parametrize("suffix", ["png", "pgm"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_sixteen_bits_keep_their_picture(tmp_path, mode):
+def test_sixteen_bits_keep_their_picture(tmp_path, mode, suffix):
     """The upper 8 of them, as of an 8-bit image of the same picture; cut at 255 every image would be white."""
     rng = np.random.default_rng(0)
     for name in CLASSES[:2]:
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(40):
             x = rng.integers(0, 2**16, (8, 8), dtype=np.uint16)
-            Image.fromarray(x).save(tmp_path / "images" / name / f"{i:02}.png")
-    first = np.asarray(Image.open(tmp_path / "images" / CLASSES[0] / "00.png"))
+            Image.fromarray(x).save(tmp_path / "images" / name / f"{i:02}.{suffix}")
+    first = np.asarray(Image.open(tmp_path / "images" / CLASSES[0] / f"00.{suffix}"))
 
     dataset = load_dataset(recipe(tmp_path, tmp_path / "images", "data.test_rows=10", f"data.image_mode={mode}"))
 
