@@ -82,10 +82,13 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
     name = data.path or data.source
     if len(source.class_names) < 2:
         raise DataError(f"{name}: has the classes {list(source.class_names)}; a classifier needs at least 2")
-    for split, rows in {"train": source.train, "test": source.test}.items():
-        if rows is not None:  # before the split moves them: the message names a row that can be found
-            _refuse_not_finite(rows, f"{name}, {split}")
     chosen = data.known_classes or range(len(source.class_names))
+    # Before the split moves them: the message names a row that can be found.
+    if source.test is None:
+        _refuse_not_finite(source.train, f"{name}, train")
+    else:  # outliers are taken from its test rows, so training rows of classes left out are never used
+        _refuse_not_finite(source.train, f"{name}, train", np.isin(source.train.y, chosen))
+        _refuse_not_finite(source.test, f"{name}, test")
     everything, unknown = _known(source.train, chosen, source.class_names, name)
     sizes = {"data.calibration_rows": data.calibration_rows}
     if source.test is None:
@@ -94,7 +97,7 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
     else:
         test, unknown = _known(source.test, chosen, source.class_names, name)
         rows = first_of_each(everything, row_digests(test))
-        calibration, train = _split(rows, sizes, rng)
+        calibration, train = _split(rows, sizes, rng, " beside the test rows that the source brings")
     outliers: dict[str, Array] = {}
     if len(unknown):
         step = 1 if source.test is not None else -(-len(unknown) // MOST_HELD_OUT)
@@ -116,14 +119,13 @@ def _known(rows: Rows, chosen: Sequence[int], names: Sequence[str], source: str)
     return rows.take(known).labelled(labels[known]), rows.take(np.flatnonzero(labels < 0))
 
 
-def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator) -> list[Rows]:
-    """Parts of the given sizes, then the rest."""
+def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator, beside: str = "") -> list[Rows]:
+    """Parts of the given sizes, then the rest; `beside` what else there is, for the message."""
     wanted = sum(sizes.values())
     if len(rows) <= wanted:
         asked = " + ".join(f"{k} = {n}" for k, n in sizes.items())
         raise DataError(
-            f"{asked} need {wanted} rows, and more to train on; there are {len(rows)} distinct ones beside the test "
-            "rows that the source brings"
+            f"{asked} need {wanted} rows, and more to train on; there are {len(rows)} distinct ones{beside}"
         )
     order = rng.permutation(len(rows))
     return [rows.take(part) for part in np.split(order, np.cumsum(list(sizes.values())))]
@@ -166,10 +168,12 @@ def _check(dataset: Dataset, source: str) -> None:
         )
 
 
-def _refuse_not_finite(x: Rows | Array, what: str) -> None:
+def _refuse_not_finite(x: Rows | Array, what: str, used: NDArray[np.bool_] | None = None) -> None:
+    """Of all rows, or of those `used`, `[n]`; the index reported is that among all."""
     if x.dtype.kind != "f" or not len(x):
         return
     blocks = x.blocks() if isinstance(x, Rows) else [x]
-    bad = np.flatnonzero(~np.concatenate([np.isfinite(b).reshape(len(b), -1).all(axis=1) for b in blocks]))
+    finite = np.concatenate([np.isfinite(b).reshape(len(b), -1).all(axis=1) for b in blocks])
+    bad = np.flatnonzero(~finite if used is None else ~finite & used)
     if len(bad):
         raise DataError(f"{what} has {len(bad)} rows with NaN or infinity, first row {bad[0]}; remove them")

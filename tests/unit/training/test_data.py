@@ -284,6 +284,18 @@ def test_outliers_that_are_no_rows_are_refused(tmp_path, x, words):
         load_dataset(npz_recipe(tmp_path, arrays(), f"data.outliers.new={tmp_path / 'new.npz'}"))
 
 
+def test_training_rows_of_classes_left_out_may_hold_anything(tmp_path):
+    """Beside a test split they are never used; a chosen row that is unfit is still named by its place in the file."""
+    contents = arrays(dtype=np.float32)
+    contents["x_train"][5] = np.nan  # of class 2
+    known = "data.known_classes=[0, 1]"
+    assert np.isfinite(load_dataset(npz_recipe(tmp_path, contents, known)).train.x).all()
+
+    contents["x_train"][7] = np.nan  # of class 1
+    with pytest.raises(DataError, match="train has 1 rows with NaN or infinity, first row 7;"):
+        load_dataset(npz_recipe(tmp_path, contents, known))
+
+
 def test_rows_that_all_stand_among_the_test_rows_say_so(tmp_path):
     """They are left out of training, so the message must not only say that too few are distinct."""
     twins = arrays()
@@ -318,8 +330,10 @@ def test_a_recipe_that_does_not_fit_its_source_is_refused(name, overrides, word)
 
 
 def test_digits_refuse_splits_larger_than_the_data():
-    """The message says how many rows there are."""
-    with pytest.raises(DataError, match=r"data.calibration_rows = 2000 need 2250 rows.* there are 14\d\d"):
+    """The message says how many rows there are, and nothing of a test split that the digits do not have."""
+    with pytest.raises(
+        DataError, match=r"data.calibration_rows = 2000 need 2250 rows.* there are 14\d\d distinct ones$"
+    ):
         load_dataset(load_recipe("digits", ["data.calibration_rows=2000"]))
 
 
