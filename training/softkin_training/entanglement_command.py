@@ -10,7 +10,7 @@ import torch
 from softkin import bundle as bundles
 from softkin.errors import DataError, InvalidInputError
 from softkin_training.losses import entanglement
-from softkin_training.npz import checked_labels, read_npz
+from softkin_training.npz import Array, read_npz
 from softkin_training.subject import Subject
 
 
@@ -25,9 +25,8 @@ def print_entanglement(arguments: argparse.Namespace) -> None:
     if arguments.rows < 2:
         raise InvalidInputError("--rows", f"got {arguments.rows}; must be at least 2, for rows are compared")
     data = read_npz(arguments.data, ("x_test", "y_test"))
-    loaded = bundles.read_bundle(arguments.bundle)
-    y = checked_labels(data, "test", len(loaded.manifest.classes), arguments.data)[: arguments.rows]
-    subject = Subject(loaded)
+    y = _labels(data["x_test"], data["y_test"], arguments.data)[: arguments.rows]
+    subject = Subject(bundles.read_bundle(arguments.bundle))
     x = subject.check(data["x_test"][: arguments.rows], f"x_test of {arguments.data}")
     counts = np.unique(y, return_counts=True)[1]
     if len(counts) < 2 or counts.max() < 2:
@@ -43,3 +42,13 @@ def print_entanglement(arguments: argparse.Namespace) -> None:
     ) in subject.layers:  # as before any whitening: entanglement is the network's, not that of a map fitted to it
         e = entanglement(torch.from_numpy(z[layer]), torch.from_numpy(y), metric=subject.metric(layer))
         print(f"{layer:<16}{e.value:>14.4f}{e.chance:>10.4f}{e.ratio:>8.3f}{e.temperature:>14.4g}")
+
+
+def _labels(x: Array, y: Array, path: str) -> Array:
+    """Labels are only compared with each other, so they need not be classes of the bundle."""
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"{path}: y_test is {y.dtype} {y.shape}; it must be one integer per row")
+    rows = len(x) if x.ndim else 0
+    if rows != len(y):
+        raise DataError(f"{path}: x_test has {rows} rows, y_test {len(y)}; they must be equal")
+    return y.astype(np.int64)

@@ -23,7 +23,7 @@ def command(tiny, tmp_path, *more, **arrays):
         ({}, ["--rows", "-3"], "--rows: got -3; must be at least 2"),
         ({"y_test": lambda y: y.astype(str)}, [], "d.npz: y_test is <U21"),
         ({"y_test": lambda y: y.astype(float)}, [], "d.npz: y_test is float64"),
-        ({"y_test": lambda y: y - 1}, [], "labels index class_names, which allows 0 to 2"),
+        ({"y_test": lambda y: y[:, None]}, [], "it must be one integer per row"),
         ({"y_test": lambda y: y[:-1]}, [], "they must be equal"),
         ({"y_test": np.sort}, ["--rows", "20"], "d.npz: the first 20 rows are all of one class"),
         ({"x_test": lambda x: x[:2], "y_test": lambda y: y[:2]}, [], "the first 2 rows"),
@@ -41,3 +41,12 @@ def test_rows_that_tell_nothing_are_refused(tiny, tmp_path, capsys, edit, more, 
     assert printed.err.startswith("softkin-train: error: ")
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_labels_need_not_be_classes_of_the_bundle(tiny, tmp_path, capsys):
+    """They are only compared with each other: whatever numbers the classes have, the table is the same."""
+    assert command(tiny, tmp_path) == 0
+    expected = capsys.readouterr().out
+
+    assert command(tiny, tmp_path, y_test=7 * tiny.calibration.y - 1) == 0
+    assert capsys.readouterr().out == expected
