@@ -35,6 +35,8 @@ PROBE_ROWS = 64
 MODEL, BUNDLE = "model.onnx", "bundle"
 EXPORTED = "softkin.exported"
 """Key of a model's metadata: the settings and the training rows that it comes from."""
+WHERE_IT_RAN = tuple(f"training.{k}" for k in ("accelerator", "devices", "cpu_threads", "checkpoint_every_epochs"))
+"""Keys that say where and how training ran, not which model it makes; resuming still wants them equal."""
 LIBRARIES = ("softkin", "torch", "onnx", "onnxruntime-gpu", "numpy")
 
 
@@ -82,7 +84,8 @@ def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier |
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """What an exported model depends on."""
-    return deciding(recipe.to_dict()) | {f"detector.{k}": getattr(recipe.detector, k) for k in ("metric", "max_dim")}
+    weights = {k: v for k, v in deciding(recipe.to_dict()).items() if k not in WHERE_IT_RAN}
+    return weights | {f"detector.{k}": getattr(recipe.detector, k) for k in ("metric", "max_dim")}
 
 
 def _refuse_another_export(path: Path, model: bytes, recipe: Recipe, train: str) -> None:
