@@ -139,22 +139,28 @@ def _to_onnx(module: nn.Module, x: Tensor, names: list[str]) -> onnx.ModelProto:
                 verbose=False,
             )
         except Exception as e:  # torch's exporter raises many types, with pages of text
+            beneath = _beneath(e)
+            if isinstance(beneath, ModuleNotFoundError | MemoryError | OSError):  # no fault of the network's
+                raise beneath from None
             raise ExportError(
-                f"torch cannot export the network to ONNX ({_reason(e)}); write its forward pass without branches and "
-                "loops that depend on values, and with operators that ONNX has; a trained checkpoint stays: mend the "
-                "network, then run the export step again"
+                f"torch cannot export the network to ONNX ({_reason(beneath)}); write its forward pass without "
+                "branches and loops that depend on values, and with operators that ONNX has; a trained checkpoint "
+                "stays: mend the network, then run the export step again"
             ) from e
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     return proto
 
 
-def _reason(error: Exception) -> str:
-    """The first line of what lies beneath: torch's own text is advice for its developers."""
-    inner: BaseException = error
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
-    return (str(inner).strip().splitlines() or [type(inner).__name__])[0]
+def _beneath(error: BaseException) -> BaseException:
+    """What torch has wrapped, in text that is advice for its developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

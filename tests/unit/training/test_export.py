@@ -142,3 +142,29 @@ def test_a_network_that_torch_cannot_export_is_refused_in_one_line(images, capfd
     with pytest.raises(ExportError, match=r"torch cannot export the network .*data-dependent.*export step again"):
         export(branching, images, layers=["hidden"], metric="cosine", max_dim=64, seed=0)
     assert "forward" not in "".join(capfd.readouterr())
+
+
+class Failing(Branching):
+    """A network that comes upon something that is not its fault."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, or the error while a graph is made."""
+        if torch.compiler.is_exporting():
+            raise self.error
+        return self.head(self.hidden(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module named 'x'"), MemoryError("full"), OSError(28, "No space left on device")]
+)
+def test_what_is_not_the_networks_fault_is_not_blamed_on_it(images, error):
+    """A missing package, memory or disk: its own error comes through, also from within torch's."""
+    constants = {"mean": torch.tensor(0.0), "std": torch.tensor(1.0)}
+    failing = HookedClassifier(Failing(error), ["hidden"], image=True, **constants)
+
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        export(failing, images, layers=["hidden"], metric="cosine", max_dim=64, seed=0)
