@@ -102,8 +102,8 @@ def _recipes(
     recipe: str | Path, plan: Plan, overrides: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[tuple[str, str, int, dict[str, Recipe]]]:
     """Every training run with the recipes of its detect variants, checked whole."""
-    plain = load_recipe(recipe, overrides)
-    num_classes = _num_classes(plain) if any(plan.families.values()) else 0
+    # By itself, without a variant, the recipe need not be valid: it is read only where its classes are counted.
+    num_classes = _num_classes(load_recipe(recipe, overrides)) if any(plan.families.values()) else 0
     for family, held_out in plan.families.items():
         if outside := [c for c in held_out if c >= num_classes]:
             raise RecipeError(f"held_out.{family} has class {outside[0]}; the data have 0 to {num_classes - 1}")
@@ -200,8 +200,10 @@ def _done(folder: Path, recipe: Recipe, rows: int) -> bool:
     file = folder / RECIPE
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return found.pop(ROWS, rows) == rows and Recipe.model_validate(found) == recipe
-    except (OSError, ValueError, AttributeError):
+        if ROWS not in found:  # an older version's, which does not say how many were asked for
+            found[ROWS] = json.loads((folder / REPORT).read_text(encoding="utf-8"))["inlier_rows"]
+        return found.pop(ROWS) == rows and Recipe.model_validate(found) == recipe
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return False
 
 

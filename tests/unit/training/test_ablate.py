@@ -174,6 +174,31 @@ def test_cells_are_evaluated_anew_on_another_number_of_rows(tmp_path: Path):
         return cell.report["inlier_rows"]
 
     assert [rows_of(30), rows_of(40)] == [30, 40]
+    file = tmp_path / "all-classes" / "plain" / "seed0" / "density" / "recipe.json"
+    older = json.loads(file.read_text())
+    del older["rows evaluated"]
+    file.write_text(json.dumps(older))
+    assert rows_of(30) == 30
+    file.write_text("[]")
+    assert rows_of(30) == 30
+    assert json.loads(file.read_text())["rows evaluated"] == 30
+
+
+def test_a_recipe_need_not_be_valid_without_a_variant(tmp_path: Path):
+    """What it lacks may be what all variants bring; only where classes are held out is it read by itself."""
+    lacking = [*QUICK, "detector.precision=auto"]
+    detect = {"float32": {"detector.precision": "float32"}}
+    (cell,) = ablate(
+        "digits",
+        Plan(train={"plain": {}}, detect=detect, families={FAR: ()}),
+        tmp_path,
+        overrides=lacking,
+        seeds=(0,),
+        rows=30,
+        say=lambda line: None,
+    )
+
+    assert cell.detect == "float32"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
