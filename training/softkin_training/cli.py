@@ -55,8 +55,12 @@ def _fail(message: str) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, by way of the code that takes half-written files away."""
-    if threading.current_thread() is not threading.main_thread():
+    """SIGTERM ends a command as Ctrl-C does, by way of the code that takes half-written files away.
+
+    Under torchrun for the process that writes alone: the others are told to end when one of them fails, may be waiting
+    for it outside of Python, and would bury its error.
+    """
+    if threading.current_thread() is not threading.main_thread() or os.environ.get("RANK", "0") != "0":
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.training
 def test_an_interrupted_demo_ends_without_a_traceback(tmp_path):
-    """Ctrl-C is no fault; the status is that of the other commands."""
+    """Ctrl-C is no fault; the status is that of an interrupted `softkin`."""
     command = [sys.executable, "-u", "-m", "softkin_training.demo", "--out", str(tmp_path)]
     demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
