@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socketserver
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.rows import Rows
 
 WIDTH, CLASSES = 12, 3
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach tests of it: what a shell starts in the background ignores it, and so do all its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
