@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from snnl_reference import METRICS
 from softkin.errors import DataError, InvalidInputError, RecipeError
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
-from softkin_training.launch import make_fabric
+from softkin_training.launch import launch, make_fabric
 from softkin_training.processes import Failure, num_processes, on_first, rank
 from softkin_training.train import load_checkpoint, train
 
@@ -75,6 +78,45 @@ def test_a_command_that_is_stopped_ends_its_processes(tmp_path):
 
     assert process.returncode == 1
     assert printed.endswith("softkin-train: interrupted; run again with --resume to go on from the last checkpoint\n")
+
+
+def wait_and_clean_up(fabric, folder):
+    """Stands for training that is stopped while it writes."""
+    (folder / f"{fabric.global_rank}.half").touch()
+    try:
+        time.sleep(300)
+    finally:
+        (folder / f"{fabric.global_rank}.half").unlink()
+
+
+def test_an_interrupt_lets_spawned_processes_clean_up(tmp_path, monkeypatch, pytestconfig):
+    """Their finally blocks run, where half-written files are removed; processes of somebody else go on."""
+    monkeypatch.syspath_prepend(pytestconfig.rootpath)  # where spawned processes find this module
+    fabric = make_fabric(load_recipe("digits", ["training.accelerator=cpu", "training.devices=2"]).training)
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(300,))
+    other.start()
+    begun, over = [], threading.Event()
+
+    def interrupt():
+        while len(begun) < 2 and not over.wait(0.05):
+            begun[:] = tmp_path.iterdir()
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launch(fabric, wait_and_clean_up, tmp_path)
+
+        assert len(begun) == 2
+        assert list(tmp_path.iterdir()) == []
+        assert multiprocessing.active_children() == [other]
+    finally:
+        over.set()
+        interrupting.join()
+        other.kill()
+        other.join()
 
 
 def run(dataset, out, *overrides, devices=2, resume=False):
