@@ -91,6 +91,8 @@ def ablate(
                 _run(recipes, missing, folder, rows)
             except OSError as e:
                 where, reason = e.filename or folder, e.strerror or e
+                if not Path(where).is_relative_to(out):  # of the data, for example: no other folder would help
+                    raise
                 raise InvalidInputError("out", f"cannot write {where} ({reason}); choose another folder") from None
         for name in recipes:
             report = json.loads((folder / folder_of(name) / REPORT).read_text(encoding="utf-8"))

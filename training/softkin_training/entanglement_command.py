@@ -37,9 +37,7 @@ def print_entanglement(arguments: argparse.Namespace) -> None:
         )
     z = subject.run(x).z
     print(f"{'layer':<16}{'entanglement':>14}{'chance':>10}{'ratio':>8}{'temperature':>14}   ({len(x)} rows)")
-    for (
-        layer
-    ) in subject.layers:  # as before any whitening: entanglement is the network's, not that of a map fitted to it
+    for layer in subject.layers:  # before any whitening: entanglement is the network's, not that of a map fitted to it
         e = entanglement(torch.from_numpy(z[layer]), torch.from_numpy(y), metric=subject.metric(layer))
         print(f"{layer:<16}{e.value:>14.4f}{e.chance:>10.4f}{e.ratio:>8.3f}{e.temperature:>14.4g}")
 

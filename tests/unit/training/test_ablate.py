@@ -211,6 +211,18 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
         ablation_table.write_table([made_up("a", FAR, 0, 0.5)], tmp_path / "nowhere")
 
 
+def test_a_data_file_that_fails_is_not_blamed_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another folder would not help."""
+
+    def fail(recipe: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "data.npz"))
+
+    monkeypatch.setattr("softkin_training.ablate.load_dataset", fail)
+
+    with pytest.raises(PermissionError, match=r"data\.npz"):
+        ablate("digits", PLAN, tmp_path / "out", overrides=QUICK, seeds=(0,), say=lambda line: None)
+
+
 def test_a_table_shows_names_as_they_are(tmp_path: Path):
     """A bar in a name starts no column."""
     text = ablation_table.write_table([made_up("a|b", FAR, 0, 0.5), made_up("*c*", FAR, 0, 0.5)], tmp_path)
