@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def _ratios(epochs: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _tenth(report: dict[str, Any], at: int) -> float:
-    return float(report["credibility"][at]["accuracy"])
+    accuracy = report["credibility"][at]["accuracy"]
+    return math.nan if accuracy is None else float(accuracy)  # of no rows
 
 
 def _correlation(report: dict[str, Any]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST"}
+TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 MEASURES = {
     "far_auroc": "far AUROC",
     "far_caught": "far caught",
@@ -21,6 +21,8 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
     yield "# Entangled networks and their detectors, over seeds"
     yield ""
     yield f"{m['processor']}, {m['cores']} cores, Python {m['python']}, torch {m['versions']['torch']}, {m['date']}."
+    if m["gpu"]:
+        yield f"GPU: {m['gpu']}."
     yield "Mean +- standard deviation over seeds; differences to the first network are paired by seed, p of a two-sided"
     yield "paired t-test. Caught: share of outliers with p-value <= 0.05. Near: classes held out, mean over pairs."
     for recipe, title in TITLES.items():

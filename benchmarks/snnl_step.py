@@ -34,10 +34,12 @@ from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier, build_model
 from softkin_training.probe import Probe, choose_probe_rows
 from softkin_training.rows import Rows
+from softkin_training.train import make_optimizer, tensor_cores
 
 BATCH = 256
-WARM_UP, CALLS = 3, 5
-"""Steps of a candidate per round: some untimed, then some whose median counts."""
+WARM_UP, CALLS = 3, {"cpu": 5, "cuda": 30}
+"""Steps of a candidate per round: some untimed, then some timed together, as training takes them: nothing waits for a
+GPU between them."""
 QUIET = 0.03
 """Share of the cores' time that other processes may take in a round that counts."""
 TARGETS = {"cpu": 1.35, "cuda": 1.1}
@@ -70,10 +72,11 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = arguments.device
     results: dict[str, Any] = {"machine": describe_machine(device), "threads": torch.get_num_threads()}
-    results["networks"] = {
-        name: measure(*chosen, device, arguments.rounds, 60 * arguments.minutes)
-        for name, chosen in NETWORKS[device].items()
-    }
+    with tensor_cores(torch.device(device)):
+        results["networks"] = {
+            name: measure(*chosen, device, arguments.rounds, 60 * arguments.minutes)
+            for name, chosen in NETWORKS[device].items()
+        }
     write(results, arguments.out)
 
 
@@ -99,7 +102,7 @@ def measure(
         return build_model(recipe.model, shape, 10, mean, std).to(device)
 
     layers = recipe.loss.layers or network().hidden_layers
-    on_cpu = device == "cpu"
+    on_cpu, calls = device == "cpu", CALLS[device]
     candidates = {PLAIN: Trainer(network(), None, x, y)}
     for metric in get_args(Metric):
         candidates[f"SNNL, {metric}"] = Trainer(network(), LayeredSnnl(layers, metric=metric).to(device), x, y)
@@ -115,11 +118,12 @@ def measure(
             step = candidates[names[j]]
             for _ in range(WARM_UP):
                 step()
-            times = [(time.perf_counter(), time.process_time())]
-            for _ in range(CALLS):
+            step.wait()
+            started = time.perf_counter(), time.process_time()
+            for _ in range(calls):
                 step()
-                times.append((time.perf_counter(), time.process_time()))
-            times_of[names[j]] = np.median(np.diff(times, axis=0), axis=0)
+            step.wait()
+            times_of[names[j]] = np.subtract((time.perf_counter(), time.process_time()), started) / calls
         if on_cpu and others.share() > QUIET:
             disturbed += 1
             continue
@@ -181,7 +185,7 @@ class Trainer:
         self.model, self.loss, self.x, self.y = model.train(), loss, x, y
         batches = balanced_batches(y.cpu(), BATCH, torch.Generator().manual_seed(0))
         self.batches = [batch[:BATCH].to(x.device) for batch in batches]
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+        self.optimizer = make_optimizer(model, x.device, 1e-3, 1e-2)
         self.steps = 0
 
     def __call__(self) -> None:
@@ -196,7 +200,11 @@ class Trainer:
         self.optimizer.zero_grad()
         objective.backward()
         self.optimizer.step()
-        if not math.isfinite(float(objective.detach())):
+        self.objective = objective.detach()
+
+    def wait(self) -> None:
+        """Wait for the device, and look at what the last step came to."""
+        if not math.isfinite(float(self.objective)):
             raise SystemExit("a candidate diverged; its times mean nothing")
 
 
@@ -274,7 +282,7 @@ def markdown(results: dict[str, Any]) -> Iterable[str]:
     torch_version, threads = m["versions"]["torch"], results["threads"]
     yield f"{m['processor']}, {m['cores']} cores; torch {torch_version} with {threads} threads."
     if m["gpu"]:
-        yield f"GPU: {m['gpu']}; convolutions may use TF32, as torch lets them."
+        yield f"GPU: {m['gpu']}; convolutions and products may use TF32, as in training."
     yield f"Batch {BATCH}; SNNL: temperature minimised per batch. Median over rounds of the ratio within a round, with"
     yield f"quartiles; target: at most {TARGETS[m['device']]}. `formula`: eq. 1 in plain torch operators, T fixed."
     for name, network in results["networks"].items():

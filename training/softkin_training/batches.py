@@ -1,4 +1,4 @@
-"""Training rows dealt out in class-balanced batches."""
+"""Training rows dealt out in class-balanced batches, and sent to where they are trained on."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def balanced_batches(labels: torch.Tensor, batch_size: int, generator: torch.Gen
     for shares in batches:
         if shares:
             yield torch.cat(shares)
+
+
+def onto(device: torch.device, values: torch.Tensor) -> torch.Tensor:
+    """Values in the CPU's memory, sent to a device without waiting for what it still has to do."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -20,6 +20,10 @@ ROW_BLOCKS, WIDE, COLUMNS = 4, 1024, 512
 columns is narrower than COLUMNS."""
 
 
+ALIGNED = 4
+"""A product of rows that many numbers apart, or a multiple of it, can use a GPU's tensor cores."""
+
+
 def flat_rows(z: Tensor, y: Tensor) -> Tensor:
     """Activations `[B, ...]` as rows `[B, D]`, float32 at least; the order of features is memory's.
 
@@ -34,77 +38,121 @@ def flat_rows(z: Tensor, y: Tensor) -> Tensor:
     return z.flatten(1).to(torch.promote_types(z.dtype, torch.float32))
 
 
+def check_metric(metric: Metric) -> Metric:
+    """The metric, if there is such a one.
+
+    Raises:
+        InvalidInputError: there is not.
+    """
+    if metric not in METRICS:
+        raise InvalidInputError("metric", f"is {metric!r}; allowed: {METRICS}")
+    return metric
+
+
 def pairwise_distances(rows_BD: Tensor, metric: Metric) -> Tensor:
-    """Distances `[B, B]` between the rows of one layer; see `stacked_distances`."""
-    return stacked_distances([rows_BD], metric)[0]
-
-
-def stacked_distances(rows: Sequence[Tensor], metric: Metric) -> Tensor:
-    """Distances `[L, B, B]` between rows, at least 0 and exactly 0 on the diagonal; differentiable once.
+    """Distances `[B, B]` between rows, at least 0 and exactly 0 on the diagonal; differentiable once.
 
     They come from products of the rows less their mean: without that a common offset, which layers behind a ReLU have,
     would eat the digits of the differences.
 
     Args:
-        rows: of L >= 1 layers, `[B, D]` with a D for each; float32 or float64.
+        rows_BD: float32 or float64.
         metric: `squared_euclidean`: ||a - b||^2; `cosine`: 1 - cos(a, b), where a row of zeros has distance 1 from
             every other and gets no gradient.
 
     Raises:
         InvalidInputError: an unknown metric.
     """
-    if metric not in METRICS:
-        raise InvalidInputError("metric", f"is {metric!r}; allowed: {METRICS}")
-    with torch.autocast(rows[0].device.type, enabled=False):
-        return _Distances.apply(metric == "cosine", *rows)  # type: ignore[no-untyped-call]
+    cosine = check_metric(metric) == "cosine"
+    with torch.autocast(rows_BD.device.type, enabled=False):
+        return _Distances.apply(rows_BD, cosine)  # type: ignore[no-untyped-call]
 
 
 class _Distances(torch.autograd.Function):
-    """Wide rows are read and written as rarely as it goes: all scaling happens on `[L, B, B]`."""
-
     @staticmethod
-    def forward(ctx: Any, cosine: bool, *rows: Tensor) -> Tensor:
-        num_rows = len(rows[0])
-        inverse_LB, kept = None, []
-        if cosine:
-            norm_LB = torch.stack([torch.linalg.vector_norm(r, dim=1) for r in rows])
-            zero_LB = norm_LB <= torch.finfo(norm_LB.dtype).tiny
-            inverse_LB = norm_LB.masked_fill_(zero_LB, 1.0).reciprocal_().masked_fill_(zero_LB, 0.0)
-            for rows_BD, inverse_B, share_B in zip(rows, inverse_LB, inverse_LB / -num_rows, strict=True):
-                layer = rows_BD.new_empty(num_rows + 1, rows_BD.shape[1])
-                # Less the mean, as one more row: backward needs it as such.
-                torch.mv(rows_BD.T, share_B, out=layer[-1])
-                torch.addcmul(layer[-1], rows_BD, inverse_B.unsqueeze(1), out=layer[:-1])
-                kept.append(layer)
-        else:
-            kept = [rows_BD - rows_BD.mean(dim=0) for rows_BD in rows]
-        distances_LBB = torch.stack([_gram(layer[:num_rows]) for layer in kept])
-        square_LB = distances_LBB.diagonal(dim1=1, dim2=2).clone()
-        if cosine:  # 1 - cos = ||u - v||^2 / 2 for unit rows u and v; 0 + 1 for a row of zeros
-            square_LB += zero_LB
-            square_LB, distances_LBB = square_LB.mul_(0.5), distances_LBB.neg_()
-        else:
-            distances_LBB *= -2
-        distances_LBB.add_(square_LB.unsqueeze(1)).add_(square_LB.unsqueeze(2)).clamp_min_(0)
-        distances_LBB.diagonal(dim1=1, dim2=2).zero_()
-        ctx.save_for_backward(inverse_LB, distances_LBB, *kept)
-        return distances_LBB
+    def forward(ctx: Any, rows_BD: Tensor, cosine: bool) -> Tensor:
+        (layer,), inverse_LB = centred_rows([rows_BD], cosine)
+        distances_LBB = distances_of_products(products_of([layer], len(rows_BD)), inverse_LB)
+        ctx.save_for_backward(inverse_LB, distances_LBB, layer)
+        return distances_LBB[0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_LBB: Tensor) -> tuple[Tensor | None, ...]:
-        inverse_LB, distances_LBB, *kept = ctx.saved_tensors
-        with torch.autocast(grad_LBB.device.type, enabled=False):
-            weights = grad_LBB + grad_LBB.mT
-            if inverse_LB is None:  # sum over k of pull_ik * 2 (z_i - z_k)
-                weights *= -2
-                weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2))
-            else:  # sum over k of pull_ik ((u_i - u_k) - d_ik u_i) / |z_i|, with u = row of `kept` + mean
-                along_LB = (weights * distances_LBB).sum(dim=2)
-                weights.neg_()
-                weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2) + along_LB)
-                weights = torch.cat([weights, along_LB.unsqueeze(2)], dim=2).mul_(inverse_LB.unsqueeze(2))
-            return None, *(_combine(w, layer) for w, layer in zip(weights, kept, strict=True))
+    def backward(ctx: Any, grad_BB: Tensor) -> tuple[Tensor, None]:
+        inverse_LB, distances_LBB, layer = ctx.saved_tensors
+        with torch.autocast(grad_BB.device.type, enabled=False):
+            weights = row_weights(grad_BB.unsqueeze(0), distances_LBB, inverse_LB)
+            return gradients_of_rows(weights, [layer])[0], None
+
+
+# The parts of a distance and of its gradient: wide rows are read and written as rarely as it goes, because all scaling
+# happens on [L, B, B].
+
+
+def centred_rows(rows: Sequence[Tensor], cosine: bool) -> tuple[list[Tensor], Tensor | None]:
+    """Rows less their mean, `[B, D]` for each layer; for cosine unit rows, and the factors `[L, B]` that made them so.
+
+    For cosine the mean follows as one more row, which the gradient needs, and zeros up to a multiple of `ALIGNED` rows.
+    The factor of a row of zeros is 0.
+    """
+    if not cosine:
+        return [rows_BD - rows_BD.mean(dim=0) for rows_BD in rows], None
+    num_rows, layers = len(rows[0]), []
+    num_kept = -(-(num_rows + 1) // ALIGNED) * ALIGNED
+    norm_LB = torch.stack([torch.linalg.vector_norm(r, dim=1) for r in rows])
+    smallest = torch.finfo(norm_LB.dtype).tiny
+    inverse_LB = (norm_LB > smallest) / norm_LB.clamp_min(smallest)
+    for rows_BD, inverse_B, share_B in zip(rows, inverse_LB, inverse_LB / -num_rows, strict=True):
+        layer = rows_BD.new_empty(num_kept, rows_BD.shape[1])
+        layer[num_rows + 1 :].zero_()
+        torch.mv(rows_BD.T, share_B, out=layer[num_rows])
+        torch.addcmul(layer[num_rows], rows_BD, inverse_B.unsqueeze(1), out=layer[:num_rows])
+        layers.append(layer)
+    return layers, inverse_LB
+
+
+def products_of(layers: Sequence[Tensor], num_rows: int) -> Tensor:
+    """Products `[L, B, B]` of the first `num_rows` rows of each layer."""
+    return torch.stack([_gram(layer[:num_rows]) for layer in layers])
+
+
+def distances_of_products(products_LBB: Tensor, inverse_LB: Tensor | None) -> Tensor:
+    """Distances from the products of centred rows; cosine ones where there are `inverse_LB`, see `centred_rows`."""
+    square_LB = products_LBB.diagonal(dim1=1, dim2=2)
+    if inverse_LB is None:
+        distances_LBB = products_LBB * -2
+    else:  # 1 - cos = ||u - v||^2 / 2 for unit rows u and v; 0 + 1 for a row of zeros
+        square_LB = (square_LB + (inverse_LB == 0)) * 0.5
+        distances_LBB = -products_LBB
+    distances_LBB.add_(square_LB.unsqueeze(1)).add_(square_LB.unsqueeze(2)).clamp_min_(0)
+    distances_LBB.diagonal(dim1=1, dim2=2).zero_()
+    return distances_LBB
+
+
+def row_weights(grad_LBB: Tensor, distances_LBB: Tensor, inverse_LB: Tensor | None) -> Tensor:
+    """What to combine a layer's rows with for their gradient, `[L, B, rows of the layer]`.
+
+    Args:
+        grad_LBB: of the distances.
+        distances_LBB: themselves.
+        inverse_LB: see `centred_rows`.
+    """
+    weights = grad_LBB + grad_LBB.mT
+    if inverse_LB is None:  # sum over k of pull_ik * 2 (z_i - z_k)
+        weights *= -2
+        weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2))
+        return weights
+    # sum over k of pull_ik ((u_i - u_k) - d_ik u_i) / |z_i|, with u = centred row + mean
+    along_LB = (weights * distances_LBB).sum(dim=2)
+    weights.neg_()
+    weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2) + along_LB)
+    padding = weights.new_zeros(*along_LB.shape, -(weights.shape[2] + 1) % ALIGNED)
+    return torch.cat([weights, along_LB.unsqueeze(2), padding], dim=2).mul_(inverse_LB.unsqueeze(2))
+
+
+def gradients_of_rows(weights: Tensor, layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients `[B, D]` of the rows of each layer."""
+    return tuple(_combine(w, layer) for w, layer in zip(weights, layers, strict=True))
 
 
 def _gram(rows_BD: Tensor) -> Tensor:

@@ -17,50 +17,69 @@ from softkin_training.processes import summed
 class EpochSums:
     """Sums over the rows of an epoch, the same in every process.
 
+    A batch is read, and refused, when it is settled: at once on a CPU, with the next batch elsewhere. A GPU that had to
+    be waited for in every batch would stand idle while Python prepares what comes next.
+
     Args:
         weights: SNNL layer -> its weight in the objective.
+        epoch: which, for messages.
+        checkpoint: where the last good weights are kept, for messages.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        self.weights = dict(weights)
+    def __init__(self, weights: Mapping[str, float], epoch: int, checkpoint: Path) -> None:
+        self.weights, self.epoch, self.checkpoint = dict(weights), epoch, checkpoint
         self.rows = self.correct = 0
         self.cross_entropy = 0.0
         self.snnl = dict.fromkeys(weights, 0.0)
+        self._pending: _Batch | None = None
 
-    def add(self, share: Tensor, snnl: Mapping[str, Tensor], logits: Tensor, y: Tensor, num_rows: int) -> None:
+    def add(
+        self, step: int, share: Tensor, snnl: Mapping[str, Tensor], logits: Tensor, y: Tensor, num_rows: int
+    ) -> None:
         """Add a batch; for all processes together.
 
         Args:
+            step: of the training, for messages.
             share: this process's part of the batch's cross-entropy.
             snnl: layer -> loss of the whole batch.
             logits: `[b, K]` of this process's rows.
             y: `[b]` their labels.
             num_rows: of the whole batch.
+
+        Raises:
+            DataError: see `settle`.
         """
+        self.settle()
         correct = (logits.argmax(dim=1) == y).sum()
         own = summed(torch.stack([share.detach().double(), correct.double()]))
         layers = [value.detach().double().reshape(1) for value in snnl.values()]
-        cross_entropy, hits, *losses = torch.cat([own, *layers]).tolist()  # one wait for the device
-        self.last = {"cross-entropy": cross_entropy, **{f"SNNL of {k}": v for k, v in zip(snnl, losses, strict=True)}}
-        self.rows += num_rows
-        self.correct += int(hits)
-        self.cross_entropy += cross_entropy * num_rows
-        for layer, value in zip(snnl, losses, strict=True):
-            self.snnl[layer] += value * num_rows
+        self._pending = _Batch(step, num_rows, torch.cat([own, *layers]))
+        if not y.is_cuda:
+            self.settle()
 
-    def refuse_non_finite(self, epoch: int, step: int, checkpoint: Path) -> None:
-        """Stop where a term of the last batch is NaN or infinite.
+    def settle(self) -> None:
+        """Read the last batch, and stop where a term of it is NaN or infinite.
 
         Raises:
             DataError: in every process; says which term, of which layer, and where.
         """
-        for what, value in self.last.items():
+        if self._pending is None:
+            return
+        batch, self._pending = self._pending, None
+        cross_entropy, hits, *losses = batch.numbers()
+        snnl = dict(zip(self.snnl, losses, strict=True))
+        for what, value in {"cross-entropy": cross_entropy, **{f"SNNL of {k}": v for k, v in snnl.items()}}.items():
             if not math.isfinite(value):
                 raise DataError(
-                    f"{what} is {value} in epoch {epoch}, step {step}; {_kept(checkpoint)}. Lower "
+                    f"{what} is {value} in epoch {self.epoch}, step {batch.step}; {_kept(self.checkpoint)}. Lower "
                     "training.learning_rate, the size of loss.weight or, for a learned temperature, "
                     "loss.temperature_step"
                 )
+        self.rows += batch.num_rows
+        self.correct += int(hits)
+        self.cross_entropy += cross_entropy * batch.num_rows
+        for layer, value in snnl.items():
+            self.snnl[layer] += value * batch.num_rows
 
     def means(self) -> dict[str, Any]:
         """Per row, for history.jsonl."""
@@ -75,9 +94,28 @@ class EpochSums:
 
     def note(self) -> str:
         """For the progress bar."""
+        if self.rows == 0:
+            return ""
         means = self.means()
         layers = "".join(f" {layer} {value:.3f}" for layer, value in means["snnl"].items())
         return f"loss {means['loss']:.3f} acc {means['train_accuracy']:.3f}{' | SNNL' if layers else ''}{layers}"
+
+
+class _Batch:
+    """What a batch came to, on its way to the host."""
+
+    def __init__(self, step: int, num_rows: int, numbers: Tensor) -> None:
+        self.step, self.num_rows = step, num_rows
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if numbers.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def numbers(self) -> list[float]:
+        """Waits for the device, if it must."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
 
 
 def refuse_non_finite_weights(model: nn.Module, epoch: int, checkpoint: Path) -> None:

@@ -2,7 +2,8 @@
 
 Low = classes apart, high = classes entangled; chance (labels tell nothing) is the limit of infinite temperature.
 
-    loss          soft_nearest_neighbor_loss, and LayeredSnnl for training    (here; maths in snnl_math, distances)
+    loss          soft_nearest_neighbor_loss, and LayeredSnnl for training
+                                                  (here and in layer_losses; maths in snnl_math, distances)
     temperature   searched, followed, or learned as published                 (snnl_temperature, published_snnl)
     analysis      entanglement, entanglement_between, chance_level, minimize_temperature       (entanglement)
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 
 from softkin.errors import InvalidInputError
 from softkin.mass import Metric
-from softkin_training.distances import flat_rows, stacked_distances
+from softkin_training.cuda_graph import Replayed
+from softkin_training.distances import check_metric, distances_of_products, flat_rows, pairwise_distances
 from softkin_training.entanglement import (
     Entanglement,
     chance_level,
@@ -28,10 +31,11 @@ from softkin_training.entanglement import (
     entanglement_between,
     minimize_temperature,
 )
+from softkin_training.layer_losses import Settled, layer_losses, settle
 from softkin_training.processes import Gathering
 from softkin_training.published_snnl import published_loss, step_inverse
 from softkin_training.snnl_math import Neighbours, loss_of_distances
-from softkin_training.snnl_temperature import TemperatureMinimum, follow, search
+from softkin_training.snnl_temperature import TemperatureMinimum, search
 
 __all__ = [
     "Entanglement",
@@ -66,11 +70,11 @@ def soft_nearest_neighbor_loss(
     Raises:
         InvalidInputError: shapes that do not fit, an unknown metric, or a temperature that is not positive.
     """
-    distances = stacked_distances([flat_rows(z, y)], metric)
-    t = torch.as_tensor(temperature, dtype=distances.dtype, device=distances.device).reshape(1)
+    distances_BB = pairwise_distances(flat_rows(z, y), metric)
+    t = torch.as_tensor(temperature, dtype=distances_BB.dtype, device=distances_BB.device).reshape(1)
     if not bool(t > 0):
         raise InvalidInputError("temperature", f"is {float(t)}; it must be positive")
-    return loss_of_distances(distances, Neighbours.of(y), t).squeeze(0)
+    return loss_of_distances(distances_BB.unsqueeze(0), Neighbours.of(y), t).squeeze(0)
 
 
 class LayeredSnnl(nn.Module):
@@ -94,6 +98,9 @@ class LayeredSnnl(nn.Module):
         initial_temperature: > 0, T0; read only where learned.
         temperature_step: >= 0, the step on t = T0 / T per batch, 0 keeps T0; read only where learned.
         newton_steps: per batch, at least 1; read only where minimized.
+
+    Raises:
+        InvalidInputError: an unknown metric.
     """
 
     temperature: Tensor
@@ -114,10 +121,11 @@ class LayeredSnnl(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        self.metric: Metric = metric
+        self.metric: Metric = check_metric(metric)
         self.mode: TemperatureMode = temperature
         self.initial_temperature, self.temperature_step = initial_temperature, temperature_step
-        self.newton_steps = newton_steps
+        self._newton_steps = newton_steps if temperature == "minimized" else 0
+        self._replayed = Replayed(partial(settle, newton_steps=self._newton_steps))
         self._known = False
         start = {"minimized": math.nan, "fixed": fixed_temperature, "learned": initial_temperature}[temperature]
         self.register_buffer("temperature", torch.full((len(self.layers),), start, dtype=torch.float64))
@@ -136,35 +144,44 @@ class LayeredSnnl(nn.Module):
         """
         gather = Gathering.of(y)
         all_y = gather(y)
-        neighbours = Neighbours.of(all_y)
         rows = [gather(flat_rows(hidden[name], y)) for name in self.layers]
-        size = max(1, len(rows)) if together(y.device) else 1
-        losses: list[Tensor] = []
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            distances_LBB = stacked_distances(rows[part], self.metric)
-            with torch.autocast(distances_LBB.device.type, enabled=False):
-                losses.extend(self._losses(part, distances_LBB, all_y, neighbours))
+        if self.mode == "learned":
+            with torch.autocast(y.device.type, enabled=False):
+                losses = [self._learned(i, pairwise_distances(r, self.metric), all_y) for i, r in enumerate(rows)]
+            return dict(zip(self.layers, losses, strict=True))
+        # A GPU is waited for until all temperatures are known, and never again.
+        self._known = self._known or self.mode == "fixed" or bool(torch.isfinite(self.temperature).all())
+        at_once = max(1, len(rows)) if together(y.device) else 1
+        neighbours = None if together(y.device) and self._known else Neighbours.of(all_y)
+        losses = []
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            settled = partial(self._settled, part, all_y, neighbours)
+            losses.extend(layer_losses(rows[part], self.metric == "cosine", settled).unbind())
         return dict(zip(self.layers, losses, strict=True))
 
     def temperatures(self) -> dict[str, float]:
         """Temperature of each layer, in units of the metric; NaN before the first batch where minimized."""
         return dict(zip(self.layers, self.temperature.tolist(), strict=True))
 
-    def _losses(self, part: slice, distances_LBB: Tensor, y: Tensor, neighbours: Neighbours) -> Iterable[Tensor]:
-        if self.mode == "learned":
-            return [self._learned(i, d_BB, y) for i, d_BB in enumerate(distances_LBB, start=part.start)]
-        if self.mode == "minimized" and len(y) > 1:
-            self._minimize(part, distances_LBB.detach(), neighbours)
-        temperature_L = self.temperature[part].to(distances_LBB.dtype, copy=True)  # the buffer moves on
-        return loss_of_distances(distances_LBB, neighbours, temperature_L).unbind()
+    def _settled(
+        self, part: slice, y: Tensor, neighbours: Neighbours | None, products_LBB: Tensor, inverse_LB: Tensor | None
+    ) -> Settled:
+        if neighbours is None:
+            settled = Settled(*self._replayed(products_LBB, inverse_LB, self.temperature[part], y))
+        else:
+            steps = self._newton_steps
+            if not self._known:
+                self._search(part, distances_of_products(products_LBB, inverse_LB), neighbours)
+                steps = 0
+            settled = settle(
+                products_LBB, inverse_LB, self.temperature[part], y, newton_steps=steps, neighbours=neighbours
+            )
+        self.temperature[part] = settled.temperature
+        return settled
 
-    def _minimize(self, part: slice, distances_LBB: Tensor, neighbours: Neighbours) -> None:
-        # A GPU is waited for until all temperatures are known, and never again.
-        self._known = self._known or bool(torch.isfinite(self.temperature).all())
-        if self._known:
-            self.temperature[part] = follow(distances_LBB, neighbours, self.temperature[part], self.newton_steps)
-        elif bool(neighbours.num_valid > 0):
+    def _search(self, part: slice, distances_LBB: Tensor, neighbours: Neighbours) -> None:
+        if bool(neighbours.num_valid > 0):
             found = [search(d_BB.double(), neighbours).temperature for d_BB in distances_LBB]
             self.temperature[part] = self.temperature.new_tensor(found)
 

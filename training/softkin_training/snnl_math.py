@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 HIDDEN = -1e30
-"""Added to the logit of a row's distance to itself; finite, or products with its kernel of 0 would be NaN."""
+"""The logit of a row's distance to itself; finite, or products with its kernel of 0 would be NaN."""
 SMALLEST_SUM = 1e-25
 """Below it the same-class part of a float32 sum may have lost terms to underflow."""
 
@@ -30,11 +30,11 @@ SMALLEST_SUM = 1e-25
 class Neighbours:
     """What the labels of a batch say, shared by all layers."""
 
-    itself: Tensor
-    """float32 `[B, B]`, HIDDEN on the diagonal, else 0."""
     same: Tensor
     """float32 `[B, B]`, 1 for pairs of one class, else 0; 0 on the diagonal. The row of an invalid row has 1 for all
     others: its loss and its weights become exactly 0, without a special case anywhere."""
+    apart: Tensor
+    """bool `[B, B]`, where `same` is 0."""
     num_valid: Tensor
     """int64 scalar: rows with a partner of their class; only they count."""
     divisor: Tensor
@@ -43,17 +43,27 @@ class Neighbours:
     @staticmethod
     def of(y: Tensor) -> Neighbours:
         """Read the labels `[B]`."""
-        itself_BB = torch.zeros(len(y), len(y), device=y.device).fill_diagonal_(HIDDEN)
-        same_BB = y.unsqueeze(0) == y.unsqueeze(1)
-        valid_B = same_BB.sum(dim=1) > 1
-        same_BB |= ~valid_B.unsqueeze(1)
+        apart_BB = y.unsqueeze(0) != y.unsqueeze(1)
+        valid_B = apart_BB.sum(dim=1) < len(y) - 1
+        apart_BB &= valid_B.unsqueeze(1)
+        apart_BB.fill_diagonal_(True)
         num_valid = valid_B.sum()
-        return Neighbours(itself_BB, same_BB.to(itself_BB.dtype).fill_diagonal_(0), num_valid, num_valid.clamp_min(1))
+        return Neighbours((~apart_BB).to(torch.float32), apart_BB, num_valid, num_valid.clamp_min(1))
 
 
-class _Kernel(NamedTuple):
-    """exp(-d / T), each row relative to its nearest neighbour."""
+class Derivatives(NamedTuple):
+    """How the loss changes with temperature, `[L]` each; all 0 where no row is valid."""
 
+    slope: Tensor
+    """d l / d log T."""
+    curvature: Tensor
+    """d2l / d log T2."""
+
+
+class Kernel(NamedTuple):
+    """exp(-d / T), each row relative to its nearest neighbour, and what follows from it; of B >= 2 rows."""
+
+    neighbours: Neighbours
     logits: Tensor
     """`[L, B, B]`, at most 0."""
     all: Tensor
@@ -67,83 +77,68 @@ class _Kernel(NamedTuple):
     lead: Tensor | None
     """`[L, B, 1]`, largest logit of the class where exp(logits) alone would underflow; else None, for 0."""
 
-    def loss(self, neighbours: Neighbours) -> Tensor:
+    @staticmethod
+    def of(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Kernel:
+        """At a temperature of each layer."""
+        logits_LBB = distances_LBB / -temperature_L[:, None, None]
+        logits_LBB.diagonal(dim1=1, dim2=2).fill_(HIDDEN)
+        logits_LBB -= logits_LBB.amax(dim=2, keepdim=True)
+        if distances_LBB.device.type == "cpu":
+            # exp takes ten times as long where it underflows, which it does for most pairs at low temperature.
+            floored_LBB = logits_LBB.clamp_min(math.log(torch.finfo(logits_LBB.dtype).tiny) + 1)
+            all_LBB = floored_LBB.exp()
+            all_LBB.diagonal(dim1=1, dim2=2).zero_()
+            same_LBB = all_LBB * neighbours.same
+            own_LB1 = same_LBB.sum(dim=2, keepdim=True)
+            if bool(own_LB1.min() > SMALLEST_SUM):
+                total_LB1 = all_LBB.sum(dim=2, keepdim=True)
+                return Kernel(neighbours, floored_LBB, all_LBB, total_LB1, same_LBB, own_LB1, None)
+        all_LBB = logits_LBB.exp()
+        apart_LBB = logits_LBB.masked_fill(neighbours.apart, -math.inf)
+        lead_LB1 = apart_LBB.amax(dim=2, keepdim=True)
+        same_LBB = (apart_LBB - lead_LB1).exp_()
+        total_LB1, own_LB1 = all_LBB.sum(dim=2, keepdim=True), same_LBB.sum(dim=2, keepdim=True)
+        return Kernel(neighbours, logits_LBB, all_LBB, total_LB1, same_LBB, own_LB1, lead_LB1)
+
+    def loss(self) -> Tensor:
+        """`[L]`, means over valid rows."""
         terms_LB1 = self.total.log() - self.own.log()
-        return (terms_LB1 if self.lead is None else terms_LB1 - self.lead).sum(dim=(1, 2)) / neighbours.divisor
+        terms_LB1 = terms_LB1 if self.lead is None else terms_LB1 - self.lead
+        return terms_LB1.sum(dim=(1, 2)) / self.neighbours.divisor
+
+    def weights(self) -> Tensor:
+        """`[L, B, B]`, W times the divisor; exactly 0 in invalid rows. Uses the kernel up."""
+        return self.all.div_(self.total).sub_(self.same.div_(self.own))
+
+    def derivatives(self) -> Derivatives:
+        """In log T."""
+        mean_all_LB, var_all_LB = _moments(self.all, self.logits, self.total)
+        logits_LBB = self.logits if self.lead is None else self.logits - self.lead
+        mean_same_LB, var_same_LB = _moments(self.same, logits_LBB, self.own)
+        if self.lead is not None:
+            mean_same_LB = mean_same_LB + self.lead.squeeze(2)
+        divisor = self.neighbours.divisor
+        slope_L = (mean_same_LB - mean_all_LB).sum(dim=1) / divisor  # logits are -e but for a constant
+        return Derivatives(slope_L, (var_all_LB - var_same_LB).sum(dim=1) / divisor - slope_L)
 
 
-def _kernel(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> _Kernel:
-    logits_LBB = (distances_LBB / -temperature_L[:, None, None]).add_(neighbours.itself)
-    logits_LBB -= logits_LBB.amax(dim=2, keepdim=True)
-    if distances_LBB.device.type == "cpu":
-        # exp takes ten times as long where it underflows, which it does for most pairs at low temperature.
-        floored_LBB = logits_LBB.clamp_min(math.log(torch.finfo(logits_LBB.dtype).tiny) + 1)
-        all_LBB = floored_LBB.exp()
-        all_LBB.diagonal(dim1=1, dim2=2).zero_()
-        same_LBB = all_LBB * neighbours.same
-        own_LB1 = same_LBB.sum(dim=2, keepdim=True)
-        if bool(own_LB1.min() > SMALLEST_SUM):
-            return _Kernel(floored_LBB, all_LBB, all_LBB.sum(dim=2, keepdim=True), same_LBB, own_LB1, None)
-    all_LBB = logits_LBB.exp()
-    apart_LBB = logits_LBB.masked_fill(neighbours.same == 0, -math.inf)
-    lead_LB1 = apart_LBB.amax(dim=2, keepdim=True)
-    same_LBB = (apart_LBB - lead_LB1).exp_()
-    total_LB1, own_LB1 = all_LBB.sum(dim=2, keepdim=True), same_LBB.sum(dim=2, keepdim=True)
-    return _Kernel(logits_LBB, all_LBB, total_LB1, same_LBB, own_LB1, lead_LB1)
-
-
-class Softmaxes(NamedTuple):
-    """The loss, and the probabilities behind it."""
-
-    loss: Tensor
-    """`[L]`, means over valid rows."""
-    p_all: Tensor
-    """`[L, B, B]`, of picking a neighbour among all others; 0 on the diagonal."""
-    p_same: Tensor
-    """`[L, B, B]`, of picking it among the same class; equals `p_all` for invalid rows."""
-
-
-def softmaxes(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Softmaxes:
-    """The loss at a temperature, of B >= 2 rows."""
-    k = _kernel(distances_LBB, neighbours, temperature_L)
-    loss_L = k.loss(neighbours)
-    return Softmaxes(loss_L, k.all.div_(k.total), k.same.div_(k.own))
-
-
-class Derivatives(NamedTuple):
-    """The loss and its derivatives in log T, `[L]` each."""
-
-    loss: Tensor
-    slope: Tensor
-    curvature: Tensor
-
-
-def derivatives(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Derivatives:
-    """How the loss changes with temperature, of B >= 2 rows; all 0 where none is valid."""
-    k = _kernel(distances_LBB, neighbours, temperature_L)
-
-    def moments(kernel_LBB: Tensor, logits_LBB: Tensor, sum_LB1: Tensor) -> tuple[Tensor, Tensor]:
-        # Where the kernel is not 0 logits are near 0, so that squares lose no digits.
-        first_LBB, sum_LB = kernel_LBB * logits_LBB, sum_LB1.squeeze(2)
-        mean_LB = first_LBB.sum(dim=2) / sum_LB
-        return mean_LB, first_LBB.mul_(logits_LBB).sum(dim=2) / sum_LB - mean_LB.square()
-
-    mean_all_LB, var_all_LB = moments(k.all, k.logits, k.total)
-    mean_same_LB, var_same_LB = moments(k.same, k.logits if k.lead is None else k.logits - k.lead, k.own)
-    if k.lead is not None:
-        mean_same_LB = mean_same_LB + k.lead.squeeze(2)
-    slope_L = (mean_same_LB - mean_all_LB).sum(dim=1) / neighbours.divisor  # logits are -e but for a constant
-    curvature_L = (var_all_LB - var_same_LB).sum(dim=1) / neighbours.divisor - slope_L
-    return Derivatives(k.loss(neighbours), slope_L, curvature_L)
+def _moments(kernel_LBB: Tensor, logits_LBB: Tensor, sum_LB1: Tensor) -> tuple[Tensor, Tensor]:
+    # Where the kernel is not 0 logits are near 0, so that squares lose no digits.
+    first_LBB, sum_LB = kernel_LBB * logits_LBB, sum_LB1.squeeze(2)
+    mean_LB = first_LBB.sum(dim=2) / sum_LB
+    return mean_LB, first_LBB.mul_(logits_LBB).sum(dim=2) / sum_LB - mean_LB.square()
 
 
 def loss_of_distances(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:
     """The losses `[L]`, differentiable once in distances and temperatures; 0 where no row has a partner."""
     if distances_LBB.shape[1] < 2:
         return (distances_LBB * 0).sum(dim=(1, 2)) + temperature_L.nan_to_num() * 0
-    # Not yet known where no batch had a partner so far; the loss is 0 at any temperature then.
-    temperature_L = torch.where(neighbours.num_valid > 0, temperature_L, 1.0)
-    return _Snnl.apply(distances_LBB, temperature_L, neighbours)  # type: ignore[no-untyped-call]
+    return _Snnl.apply(distances_LBB, known(temperature_L, neighbours), neighbours)  # type: ignore[no-untyped-call]
+
+
+def known(temperature_L: Tensor, neighbours: Neighbours) -> Tensor:
+    """The temperatures; 1 where no row has a partner: none may be known yet, and the loss is 0 at any."""
+    return torch.where(neighbours.num_valid > 0, temperature_L, 1.0)
 
 
 class _Snnl(torch.autograd.Function):
@@ -151,8 +146,8 @@ class _Snnl(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, distances_LBB: Tensor, temperature_L: Tensor, neighbours: Neighbours) -> Tensor:
-        loss_L, weight_LBB, same_LBB = softmaxes(distances_LBB, neighbours, temperature_L)
-        weight_LBB -= same_LBB
+        kernel = Kernel.of(distances_LBB, neighbours, temperature_L)
+        loss_L, weight_LBB = kernel.loss(), kernel.weights()
         slope_L = None  # dl/dT
         if ctx.needs_input_grad[1]:
             slope_L = (weight_LBB * distances_LBB).sum(dim=(1, 2)) / neighbours.divisor / temperature_L.square()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softkin_training.snnl_math import Neighbours, derivatives, softmaxes
+from softkin_training.snnl_math import Kernel, Neighbours
 
 LOG_TEMPERATURE_SPAN = math.log(1e3)
 """Temperatures from 1e-3 to 1e3 times the typical distance are searched."""
@@ -38,22 +38,22 @@ def search(distances_BB: Tensor, neighbours: Neighbours) -> TemperatureMinimum:
     typical = float(off_diagonal.median()) if num_rows > 1 else 0.0
     if typical == 0 and num_rows > 1:  # more than half the pairs coincide: the others set the scale
         typical = float(off_diagonal.mean())
-    layer = distances_BB.unsqueeze(0)
 
-    def at(log_t: float) -> Tensor:
-        return distances_BB.new_tensor([math.exp(log_t)])
+    def at(log_t: float) -> Kernel:
+        return Kernel.of(distances_BB.unsqueeze(0), neighbours, distances_BB.new_tensor([math.exp(log_t)]))
 
     if not any_valid or not typical > 0:
-        value = float(softmaxes(layer, neighbours, at(0.0)).loss) if any_valid else 0.0
+        value = float(at(0.0).loss()) if any_valid else 0.0
         return TemperatureMinimum(1.0, value, at_bound=False)
 
     centre, spacing = math.log(typical), 2 * LOG_TEMPERATURE_SPAN / (GRID_POINTS - 1)
     grid = [centre - LOG_TEMPERATURE_SPAN + i * spacing for i in range(GRID_POINTS)]
-    best_value, best = min((float(softmaxes(layer, neighbours, at(u)).loss), u) for u in grid)
+    best_value, best = min((float(at(u).loss()), u) for u in grid)
     low, high = max(best - spacing, grid[0]), min(best + spacing, grid[-1])
     log_t = best
     for _ in range(40):
-        value, slope, curvature = (float(v) for v in derivatives(layer, neighbours, at(log_t)))
+        kernel = at(log_t)
+        value, slope, curvature = (float(v) for v in (kernel.loss(), *kernel.derivatives()))
         if value <= best_value:
             best_value, best = value, log_t
         low, high = (log_t, high) if slope < 0 else (low, log_t)
@@ -83,7 +83,7 @@ def follow(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor,
     typical_L = distances_LBB.mean(dim=(1, 2)).clamp_min(smallest).log()
     low_L, high_L = typical_L - LOG_TEMPERATURE_SPAN, typical_L + LOG_TEMPERATURE_SPAN
     for _ in range(steps):
-        _, slope_L, curvature_L = derivatives(distances_LBB, neighbours, log_t_L.exp())
+        slope_L, curvature_L = Kernel.of(distances_LBB, neighbours, log_t_L.exp()).derivatives()
         # |curvature| makes every step a descent; on the plateaus at both ends the quotient tends to +-1.
         step_L = -slope_L / curvature_L.abs().clamp_min(smallest)
         log_t_L = log_t_L + step_L.nan_to_num(0.0).clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP)

@@ -24,7 +24,7 @@ from torch import nn
 from softkin.errors import InvalidInputError, RecipeError
 from softkin.staging import replacing
 from softkin_training.augmentation import make_augmentation
-from softkin_training.batches import balanced_batches
+from softkin_training.batches import balanced_batches, onto
 from softkin_training.checkpoint import Checkpoint
 from softkin_training.config import Recipe
 from softkin_training.data import Dataset
@@ -93,14 +93,14 @@ def _train(
     fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resume: bool, progress: bool
 ) -> TrainResult:
     on_first(lambda: _refuse_unwritable(out_dir))
-    with _seeded(recipe.seed, fabric.device), _cpu_threads(recipe.training.cpu_threads):
+    with _seeded(recipe.seed, fabric.device), _cpu_threads(recipe.training.cpu_threads), tensor_cores(fabric.device):
         return _loop(fabric, recipe, dataset, out_dir, resume, progress)
 
 
 def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resume: bool, progress: bool) -> TrainResult:
     settings = recipe.training
     rows = dataset.train
-    model, snnl, optimizer = _assemble(recipe, dataset)
+    model, snnl, optimizer = _assemble(recipe, dataset, fabric.device)
     if rank() > 0:
         torch.manual_seed(recipe.seed + (rank() << 32))  # the weights are the same everywhere, dropout must not be
     snnl.to(fabric.device)
@@ -135,15 +135,15 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
         for epoch in range(len(history) + 1, settings.epochs + 1):
             started = time.perf_counter()
             fabric_model.train()
-            sums = EpochSums(weights)
+            sums = EpochSums(weights, epoch, path)
             for i, batch in enumerate(balanced_batches(y, settings.batch_size, shuffle)):
                 step = (epoch - 1) * steps_per_epoch + i
                 rate = learning_rate_at(step, settings.epochs * steps_per_epoch, settings.learning_rate)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 own = batch[rank() :: num_processes()]
-                x_batch = torch.from_numpy(rows.read(own.numpy())).to(fabric.device)
-                y_batch = y[own].to(fabric.device)
+                x_batch = onto(fabric.device, torch.from_numpy(rows.read(own.numpy())))
+                y_batch = onto(fabric.device, y[own])
                 if augment is not None:
                     x_batch = augment(x_batch)
 
@@ -153,14 +153,14 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
                 objective = share * num_processes()  # gradients are averaged over processes, shares add up
                 for layer, value in entanglement.items():
                     objective = objective + weights[layer] * value
-                sums.add(share, entanglement, logits, y_batch, len(batch))
-                sums.refuse_non_finite(epoch, step, path)
+                sums.add(step, share, entanglement, logits, y_batch, len(batch))
 
                 fabric_optimizer.zero_grad()
                 fabric.backward(objective)
                 fabric_optimizer.step()
 
                 bar.update(task, advance=1, note=sums.note())
+            sums.settle()
             history.append(
                 {
                     "epoch": epoch,
@@ -203,7 +203,7 @@ def _load(recipe: Recipe, dataset: Dataset, out_dir: Path) -> TrainResult:
     if not path.exists():
         raise InvalidInputError("out", f"{path} does not exist; run the train step first")
     with _seeded(recipe.seed, cpu):
-        model, snnl, optimizer = _assemble(recipe, dataset)
+        model, snnl, optimizer = _assemble(recipe, dataset, cpu)
         rows_fingerprint = fingerprint(dataset.train)
         history = Checkpoint(path, recipe, rows_fingerprint, model, optimizer, snnl, torch.Generator(), cpu).load()
     if len(history) < recipe.training.epochs:
@@ -211,7 +211,9 @@ def _load(recipe: Recipe, dataset: Dataset, out_dir: Path) -> TrainResult:
     return TrainResult(model.eval(), history)
 
 
-def _assemble(recipe: Recipe, dataset: Dataset) -> tuple[Classifier, LayeredSnnl, torch.optim.Optimizer]:
+def _assemble(
+    recipe: Recipe, dataset: Dataset, device: torch.device
+) -> tuple[Classifier, LayeredSnnl, torch.optim.Optimizer]:
     rows, settings, loss = dataset.train, recipe.training, recipe.loss
     statistics = input_statistics(rows)
     model = build_model(
@@ -225,8 +227,15 @@ def _assemble(recipe: Recipe, dataset: Dataset) -> tuple[Classifier, LayeredSnnl
         initial_temperature=loss.initial_temperature,
         temperature_step=loss.temperature_step,
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return model, snnl, optimizer
+    return model, snnl, make_optimizer(model, device, settings.learning_rate, settings.weight_decay)
+
+
+def make_optimizer(
+    model: nn.Module, device: torch.device, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW; one kernel for all weights where a GPU has to be kept busy."""
+    fused = True if device.type == "cuda" else None
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float) -> float:
@@ -272,6 +281,18 @@ def _cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def tensor_cores(device: torch.device) -> Iterator[None]:
+    """Inside, a GPU's float32 products may use TF32, as torch lets convolutions; not where those may not either."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _progress_bar(shown: bool) -> Progress:

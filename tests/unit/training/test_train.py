@@ -14,7 +14,7 @@ from softkin.errors import DataError, InvalidInputError, RecipeError
 from softkin_training import train as train_module
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
-from softkin_training.train import accuracy, learning_rate_at, train
+from softkin_training.train import accuracy, learning_rate_at, tensor_cores, train
 
 pytestmark = pytest.mark.training
 
@@ -57,6 +57,12 @@ def weights(result):
 def same(a, b):
     """Whether two state dicts agree bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def need(accelerator):
+    """Skip where there is no such device."""
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 def test_the_digits_recipe_learns_its_digits(dataset, tmp_path):
@@ -212,10 +218,12 @@ def test_a_recipe_without_snnl_layers_trains_on_cross_entropy_alone(dataset, tmp
     assert history[-1]["loss"] == history[-1]["ce"]
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("layers", ['["conv1"]', "[]"], ids=["entangled", "plain"])
-def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(dataset, tmp_path, layers):
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(dataset, tmp_path, layers, accelerator):
     """The message names the term, the epoch and the step; the last good checkpoint still loads."""
-    settings = ("training.epochs=1", f"loss.layers={layers}")
+    need(accelerator)
+    settings = ("training.epochs=1", f"loss.layers={layers}", f"training.accelerator={accelerator}")
     good = run(dataset, tmp_path, *settings)
     rows = dataset.train
     x = rows.x.astype(np.float32)
@@ -348,11 +356,32 @@ def test_a_run_of_one_step_has_a_learning_rate():
 
 
 @pytest.mark.gpu
+def test_what_a_gpu_trained_can_be_resumed(dataset, tmp_path):
+    """There, and from the same checkpoint on a CPU."""
+    need("cuda")
+    for number, accelerator in enumerate(["cuda", "cuda", "cpu"], 1):
+        settings = (f"training.epochs={number}", f"training.accelerator={accelerator}")
+        history = run(dataset, tmp_path, *settings, resume=True).history
+
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert history[-1]["ce"] < history[0]["ce"] / 2
+
+
+@pytest.mark.gpu
+def test_tensor_cores_are_used_in_training_only(dataset, tmp_path):
+    """And not where they may not be used for convolutions either."""
+    need("cuda")
+    for allowed in (True, False):
+        with torch.backends.cudnn.flags(allow_tf32=allowed), tensor_cores(torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_training_works_on_a_gpu(dataset, tmp_path, precision):
     """The same recipe learns there, in full and in mixed precision."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+    need("cuda")
     recipe = load_recipe("digits", ["training.accelerator=cuda", f"training.precision={precision}"])
 
     assert train(recipe, dataset, tmp_path, progress=False).history[-1]["test_accuracy"] >= 0.97

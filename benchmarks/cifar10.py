@@ -1,0 +1,88 @@
+"""The figures of docs/paper.md for CIFAR-10: ResNet-18 with and without entanglement, over seeds.
+
+    python benchmarks/cifar10.py --cifar10 FILE --outliers NAME=FILE [--outliers ...] [--out DIR]
+
+Five minutes on one H100 with 16 cores; stopped, it goes on where it was. Needs the extra `augmentation`. Writes
+results/cifar10_<machine>_<date>.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import paper_claims
+import paper_tables
+from machine import describe_machine, machine_name
+from softkin_training.ablate import ablate
+from softkin_training.ablation_plan import load_plan
+from softkin_training.ablation_table import summarise
+
+HERE = Path(__file__).parent
+NAME = "cifar10"
+PLAN = HERE / "cifar10_plan.toml"
+ROWS = 10_000
+"""Test rows, and at most as many of each outlier set, that a detector is measured on."""
+
+
+def main() -> None:
+    """Run what is not done yet, one process for each network, then write the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar10", type=Path, required=True, metavar="FILE", help="npz: x_train, y_train, ...")
+    parser.add_argument("--outliers", action="append", required=True, metavar="NAME=FILE", help="npz with x_test")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10"), metavar="DIR", help="networks and reports")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N-1 (default 5)")
+    parser.add_argument("--processes", type=int, default=10, metavar="N", help="networks at a time (default 10)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda", help="where to train (default cuda)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every network")
+    a = parser.parse_args()
+    overrides = [
+        "data.source=npz",
+        f"data.path={a.cifar10}",
+        *(f"data.outliers.{pair}" for pair in a.outliers),
+        f"training.accelerator={a.device}",
+        "training.epochs=20",
+        "training.precision=bf16-mixed",
+        *a.set,
+    ]
+    seeds, plan = list(range(a.seeds)), load_plan(PLAN)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(a.processes, mp_context=spawn) as pool:
+        for done in [pool.submit(run_one, n, seed, a.out, overrides) for seed in seeds for n in plan.train]:
+            done.result()
+    cells = ablate(NAME, plan, a.out / NAME, overrides=overrides, seeds=seeds, rows=ROWS)
+    write(
+        {
+            "machine": describe_machine(a.device),
+            "seeds": {NAME: seeds},
+            "near_seeds": {NAME: []},
+            NAME: summarise(cells) | {"claims": paper_claims.claims(cells, a.out / NAME)},
+        }
+    )
+
+
+def run_one(network: str, seed: int, out: Path, overrides: list[str]) -> None:
+    """Train one network, and build and evaluate its detectors."""
+    plan, started = load_plan(PLAN), time.perf_counter()
+    plan = dataclasses.replace(plan, train={network: plan.train[network]})
+    ablate(NAME, plan, out / NAME, overrides=overrides, seeds=[seed], rows=ROWS)
+    print(f"{network}, seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def write(found: dict[str, Any]) -> None:
+    """Numbers and tables."""
+    m = found["machine"]
+    stem = HERE / "results" / f"{NAME}_{machine_name(m)}_{m['date']}"
+    stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text("\n".join(paper_tables.markdown(found)) + "\n", encoding="utf-8")
+    print(stem.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The soft nearest neighbor losses of several layers of a batch, from rows to gradients in one step.
+
+Shapes: L layers, B rows of a batch, D activations of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from softkin_training.distances import (
+    centred_rows,
+    distances_of_products,
+    gradients_of_rows,
+    products_of,
+    row_weights,
+)
+from softkin_training.snnl_math import Kernel, Neighbours, known
+from softkin_training.snnl_temperature import follow
+
+
+class Settled(NamedTuple):
+    """What a batch says."""
+
+    loss: Tensor
+    """`[L]`."""
+    temperature: Tensor
+    """`[L]`, at which it was taken."""
+    weights: Tensor
+    """`[L, B, rows]`: combined with a layer's rows they are its gradient; see `distances.row_weights`."""
+
+
+def settle(
+    products_LBB: Tensor,
+    inverse_LB: Tensor | None,
+    temperature_L: Tensor,
+    y: Tensor,
+    *,
+    newton_steps: int,
+    neighbours: Neighbours | None = None,
+) -> Settled:
+    """Losses and gradients from the products of rows; T is a constant in the gradient. Never waits for a GPU.
+
+    Args:
+        products_LBB: see `distances.products_of`.
+        inverse_LB: see `distances.centred_rows`.
+        temperature_L: of the last batch, > 0 unless nobody has a partner.
+        y: `[B]` integer labels.
+        newton_steps: towards the minimisers of this batch, before the losses are taken there.
+        neighbours: of `y`, where they are at hand.
+    """
+    neighbours = neighbours or Neighbours.of(y)
+    distances_LBB = distances_of_products(products_LBB, inverse_LB)
+    loss_L, grad_LBB = products_LBB.new_zeros(len(products_LBB)), torch.zeros_like(distances_LBB)
+    if len(y) > 1:
+        if newton_steps:
+            temperature_L = follow(distances_LBB, neighbours, temperature_L, newton_steps)
+        known_L = known(temperature_L.to(distances_LBB.dtype), neighbours)
+        kernel = Kernel.of(distances_LBB, neighbours, known_L)
+        loss_L, grad_LBB = kernel.loss(), kernel.weights() / (known_L * -neighbours.divisor)[:, None, None]
+    return Settled(loss_L, temperature_L, row_weights(grad_LBB, distances_LBB, inverse_LB))
+
+
+def layer_losses(rows: Sequence[Tensor], cosine: bool, settled: Callable[[Tensor, Tensor | None], Settled]) -> Tensor:
+    """Losses `[L]` of layers, differentiable once in the rows.
+
+    Args:
+        rows: of L >= 1 layers, `[B, D]` with a D for each; float32 or float64.
+        cosine: the metric; else squared Euclidean.
+        settled: of products and factors, see `settle`; called once.
+    """
+    return _LayerLosses.apply(cosine, settled, *rows)  # type: ignore[no-untyped-call]
+
+
+class _LayerLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cosine: bool, settled: Callable[[Tensor, Tensor | None], Settled], *rows: Tensor) -> Tensor:
+        with torch.autocast(rows[0].device.type, enabled=False):
+            layers, inverse_LB = centred_rows(rows, cosine)
+            loss_L, _, weights = settled(products_of(layers, len(rows[0])), inverse_LB)
+        ctx.save_for_backward(weights, *layers)
+        return loss_L
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_L: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *layers = ctx.saved_tensors
+        with torch.autocast(grad_L.device.type, enabled=False):
+            return None, None, *gradients_of_rows(weights * grad_L[:, None, None], layers)
