@@ -19,7 +19,7 @@ from softkin_training.distances import (
     products_of,
     row_weights,
 )
-from softkin_training.snnl_math import Kernel, Neighbours, known
+from softkin_training.snnl_math import Neighbours, loss_and_weights
 from softkin_training.snnl_temperature import follow
 
 
@@ -48,20 +48,21 @@ def settle(
     Args:
         products_LBB: see `distances.products_of`.
         inverse_LB: see `distances.centred_rows`.
-        temperature_L: of the last batch, > 0 unless nobody has a partner.
+        temperature_L: > 0, of the last batch.
         y: `[B]` integer labels.
         newton_steps: towards the minimisers of this batch, before the losses are taken there.
         neighbours: of `y`, where they are at hand.
     """
     neighbours = neighbours or Neighbours.of(y)
     distances_LBB = distances_of_products(products_LBB, inverse_LB)
-    loss_L, grad_LBB = products_LBB.new_zeros(len(products_LBB)), torch.zeros_like(distances_LBB)
-    if len(y) > 1:
-        if newton_steps:
-            temperature_L = follow(distances_LBB, neighbours, temperature_L, newton_steps)
-        known_L = known(temperature_L.to(distances_LBB.dtype), neighbours)
-        kernel = Kernel.of(distances_LBB, neighbours, known_L)
-        loss_L, grad_LBB = kernel.loss(), kernel.weights() / (known_L * -neighbours.divisor)[:, None, None]
+    if len(y) == 1:
+        nothing = torch.zeros_like(distances_LBB)
+        return Settled(nothing.sum(dim=(1, 2)), temperature_L, row_weights(nothing, distances_LBB, inverse_LB))
+    if newton_steps:
+        temperature_L = follow(distances_LBB, neighbours, temperature_L, newton_steps)
+    factor_L = temperature_L.to(distances_LBB.dtype)
+    loss_L, weights_LBB = loss_and_weights(distances_LBB, neighbours, factor_L)
+    grad_LBB = weights_LBB.div_((factor_L * -neighbours.divisor)[:, None, None])
     return Settled(loss_L, temperature_L, row_weights(grad_LBB, distances_LBB, inverse_LB))
 
 

@@ -167,23 +167,24 @@ class LayeredSnnl(nn.Module):
     def _settled(
         self, part: slice, y: Tensor, neighbours: Neighbours | None, products_LBB: Tensor, inverse_LB: Tensor | None
     ) -> Settled:
+        temperature_L, steps = self.temperature[part], self._newton_steps
         if neighbours is None:
-            settled = Settled(*self._replayed(products_LBB, inverse_LB, self.temperature[part], y))
+            settled = Settled(*self._replayed(products_LBB, inverse_LB, temperature_L, y))
         else:
-            steps = self._newton_steps
             if not self._known:
-                self._search(part, distances_of_products(products_LBB, inverse_LB), neighbours)
-                steps = 0
-            settled = settle(
-                products_LBB, inverse_LB, self.temperature[part], y, newton_steps=steps, neighbours=neighbours
-            )
-        self.temperature[part] = settled.temperature
+                distances_LBB = distances_of_products(products_LBB, inverse_LB)
+                temperature_L, steps = self._search(part, distances_LBB, neighbours), 0
+            settled = settle(products_LBB, inverse_LB, temperature_L, y, newton_steps=steps, neighbours=neighbours)
+        if self._known and self._newton_steps:
+            self.temperature[part] = settled.temperature
         return settled
 
-    def _search(self, part: slice, distances_LBB: Tensor, neighbours: Neighbours) -> None:
-        if bool(neighbours.num_valid > 0):
-            found = [search(d_BB.double(), neighbours).temperature for d_BB in distances_LBB]
-            self.temperature[part] = self.temperature.new_tensor(found)
+    def _search(self, part: slice, distances_LBB: Tensor, neighbours: Neighbours) -> Tensor:
+        if not bool(neighbours.num_valid > 0):
+            return torch.ones_like(self.temperature[part])  # nothing to learn; the loss is 0 at any temperature
+        found = [search(d_BB.double(), neighbours).temperature for d_BB in distances_LBB]
+        self.temperature[part] = self.temperature.new_tensor(found)
+        return self.temperature[part]
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)

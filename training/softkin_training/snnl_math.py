@@ -17,24 +17,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 HIDDEN = -1e30
-"""The logit of a row's distance to itself; finite, or products with its kernel of 0 would be NaN."""
-SMALLEST_SUM = 1e-25
-"""Below it the same-class part of a float32 sum may have lost terms to underflow."""
+"""The logit of what cannot be picked; finite, or its product with its probability of 0 would be NaN."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
     """What the labels of a batch say, shared by all layers."""
 
-    same: Tensor
-    """float32 `[B, B]`, 1 for pairs of one class, else 0; 0 on the diagonal. The row of an invalid row has 1 for all
-    others: its loss and its weights become exactly 0, without a special case anywhere."""
     apart: Tensor
-    """bool `[B, B]`, where `same` is 0."""
+    """bool `[B, B]`, True for pairs of two classes and on the diagonal. The row of an invalid row is False for all
+    others: its loss and its weights become exactly 0, without a special case anywhere."""
     num_valid: Tensor
     """int64 scalar: rows with a partner of their class; only they count."""
     divisor: Tensor
@@ -48,7 +44,7 @@ class Neighbours:
         apart_BB &= valid_B.unsqueeze(1)
         apart_BB.fill_diagonal_(True)
         num_valid = valid_B.sum()
-        return Neighbours((~apart_BB).to(torch.float32), apart_BB, num_valid, num_valid.clamp_min(1))
+        return Neighbours(apart_BB, num_valid, num_valid.clamp_min(1))
 
 
 class Derivatives(NamedTuple):
@@ -60,85 +56,62 @@ class Derivatives(NamedTuple):
     """d2l / d log T2."""
 
 
-class Kernel(NamedTuple):
-    """exp(-d / T), each row relative to its nearest neighbour, and what follows from it; of B >= 2 rows."""
-
-    neighbours: Neighbours
-    logits: Tensor
-    """`[L, B, B]`, at most 0."""
-    all: Tensor
-    """`[L, B, B]`, exp(logits); 0 on the diagonal."""
-    total: Tensor
-    """`[L, B, 1]`, its sums."""
-    same: Tensor
-    """`[L, B, B]`, exp(logits - lead) for pairs of one class, else 0."""
-    own: Tensor
-    """`[L, B, 1]`, its sums."""
-    lead: Tensor | None
-    """`[L, B, 1]`, largest logit of the class where exp(logits) alone would underflow; else None, for 0."""
-
-    @staticmethod
-    def of(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Kernel:
-        """At a temperature of each layer."""
-        logits_LBB = distances_LBB / -temperature_L[:, None, None]
-        logits_LBB.diagonal(dim1=1, dim2=2).fill_(HIDDEN)
-        logits_LBB -= logits_LBB.amax(dim=2, keepdim=True)
-        if distances_LBB.device.type == "cpu":
-            # exp takes ten times as long where it underflows, which it does for most pairs at low temperature.
-            floored_LBB = logits_LBB.clamp_min(math.log(torch.finfo(logits_LBB.dtype).tiny) + 1)
-            all_LBB = floored_LBB.exp()
-            all_LBB.diagonal(dim1=1, dim2=2).zero_()
-            same_LBB = all_LBB * neighbours.same
-            own_LB1 = same_LBB.sum(dim=2, keepdim=True)
-            if bool(own_LB1.min() > SMALLEST_SUM):
-                total_LB1 = all_LBB.sum(dim=2, keepdim=True)
-                return Kernel(neighbours, floored_LBB, all_LBB, total_LB1, same_LBB, own_LB1, None)
-        all_LBB = logits_LBB.exp()
-        apart_LBB = logits_LBB.masked_fill(neighbours.apart, -math.inf)
-        lead_LB1 = apart_LBB.amax(dim=2, keepdim=True)
-        same_LBB = (apart_LBB - lead_LB1).exp_()
-        total_LB1, own_LB1 = all_LBB.sum(dim=2, keepdim=True), same_LBB.sum(dim=2, keepdim=True)
-        return Kernel(neighbours, logits_LBB, all_LBB, total_LB1, same_LBB, own_LB1, lead_LB1)
-
-    def loss(self) -> Tensor:
-        """`[L]`, means over valid rows."""
-        terms_LB1 = self.total.log() - self.own.log()
-        terms_LB1 = terms_LB1 if self.lead is None else terms_LB1 - self.lead
-        return terms_LB1.sum(dim=(1, 2)) / self.neighbours.divisor
-
-    def weights(self) -> Tensor:
-        """`[L, B, B]`, W times the divisor; exactly 0 in invalid rows. Uses the kernel up."""
-        return self.all.div_(self.total).sub_(self.same.div_(self.own))
-
-    def derivatives(self) -> Derivatives:
-        """In log T."""
-        mean_all_LB, var_all_LB = _moments(self.all, self.logits, self.total)
-        logits_LBB = self.logits if self.lead is None else self.logits - self.lead
-        mean_same_LB, var_same_LB = _moments(self.same, logits_LBB, self.own)
-        if self.lead is not None:
-            mean_same_LB = mean_same_LB + self.lead.squeeze(2)
-        divisor = self.neighbours.divisor
-        slope_L = (mean_same_LB - mean_all_LB).sum(dim=1) / divisor  # logits are -e but for a constant
-        return Derivatives(slope_L, (var_all_LB - var_same_LB).sum(dim=1) / divisor - slope_L)
+def derivatives(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Derivatives:
+    """In log T, of B >= 2 rows."""
+    logits_LBB = _logits(distances_LBB, temperature_L)
+    all_LBB = logits_LBB.softmax(dim=2)
+    same_LBB = logits_LBB.masked_fill(neighbours.apart, HIDDEN).softmax(dim=2)
+    # Moments about the mean, or their difference would have no digits left where T is high and logits are alike.
+    logits_LBB -= (all_LBB * logits_LBB).sum(dim=2, keepdim=True)
+    var_all_LB = all_LBB.mul_(logits_LBB).mul_(logits_LBB).sum(dim=2)
+    mean_same_LB1 = (same_LBB * logits_LBB).sum(dim=2, keepdim=True)
+    logits_LBB -= mean_same_LB1
+    var_same_LB = same_LBB.mul_(logits_LBB).mul_(logits_LBB).sum(dim=2)
+    slope_L = mean_same_LB1.sum(dim=(1, 2)) / neighbours.divisor  # logits are -e
+    return Derivatives(slope_L, (var_all_LB - var_same_LB).sum(dim=1) / neighbours.divisor - slope_L)
 
 
-def _moments(kernel_LBB: Tensor, logits_LBB: Tensor, sum_LB1: Tensor) -> tuple[Tensor, Tensor]:
-    # Where the kernel is not 0 logits are near 0, so that squares lose no digits.
-    first_LBB, sum_LB = kernel_LBB * logits_LBB, sum_LB1.squeeze(2)
-    mean_LB = first_LBB.sum(dim=2) / sum_LB
-    return mean_LB, first_LBB.mul_(logits_LBB).sum(dim=2) / sum_LB - mean_LB.square()
+def loss(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:
+    """`[L]`, means over valid rows, of B >= 2 rows."""
+    return _parts(distances_LBB, neighbours, temperature_L)[0]
+
+
+def loss_and_weights(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and `[L, B, B]` W times the divisor, which is exactly 0 in invalid rows."""
+    loss_L, log_all_LBB, same_LBB = _parts(distances_LBB, neighbours, temperature_L)
+    return loss_L, _exp(log_all_LBB).sub_(same_LBB)
+
+
+def _parts(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, log p_all and p_same."""
+    logits_LBB = _logits(distances_LBB, temperature_L)
+    log_all_LBB = logits_LBB.log_softmax(dim=2)
+    log_same_LBB = logits_LBB.masked_fill_(neighbours.apart, HIDDEN).log_softmax(dim=2)
+    same_LBB = _exp(log_same_LBB)
+    # The difference is the term of eq. 1, whichever neighbour it is taken of: the likely ones have most digits.
+    terms_LBB = log_same_LBB.sub_(log_all_LBB).mul_(same_LBB)
+    return terms_LBB.sum(dim=(1, 2)) / neighbours.divisor, log_all_LBB, same_LBB
+
+
+def _logits(distances_LBB: Tensor, temperature_L: Tensor) -> Tensor:
+    logits_LBB = distances_LBB / -temperature_L[:, None, None]
+    logits_LBB.diagonal(dim1=1, dim2=2).fill_(HIDDEN)
+    return logits_LBB
+
+
+def _exp(log_probability: Tensor) -> Tensor:
+    if log_probability.device.type != "cpu":
+        return log_probability.exp()
+    # There, exp takes ten times as long where it underflows, which it does for most pairs at low temperature.
+    least = math.log(torch.finfo(log_probability.dtype).tiny) + 1
+    return nn.functional.threshold(log_probability.clamp_min(least).exp_(), 2 * math.exp(least), 0.0, inplace=True)
 
 
 def loss_of_distances(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:
     """The losses `[L]`, differentiable once in distances and temperatures; 0 where no row has a partner."""
     if distances_LBB.shape[1] < 2:
-        return (distances_LBB * 0).sum(dim=(1, 2)) + temperature_L.nan_to_num() * 0
-    return _Snnl.apply(distances_LBB, known(temperature_L, neighbours), neighbours)  # type: ignore[no-untyped-call]
-
-
-def known(temperature_L: Tensor, neighbours: Neighbours) -> Tensor:
-    """The temperatures; 1 where no row has a partner: none may be known yet, and the loss is 0 at any."""
-    return torch.where(neighbours.num_valid > 0, temperature_L, 1.0)
+        return (distances_LBB * 0).sum(dim=(1, 2)) + temperature_L * 0
+    return _Snnl.apply(distances_LBB, temperature_L, neighbours)  # type: ignore[no-untyped-call]
 
 
 class _Snnl(torch.autograd.Function):
@@ -146,8 +119,7 @@ class _Snnl(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, distances_LBB: Tensor, temperature_L: Tensor, neighbours: Neighbours) -> Tensor:
-        kernel = Kernel.of(distances_LBB, neighbours, temperature_L)
-        loss_L, weight_LBB = kernel.loss(), kernel.weights()
+        loss_L, weight_LBB = loss_and_weights(distances_LBB, neighbours, temperature_L)
         slope_L = None  # dl/dT
         if ctx.needs_input_grad[1]:
             slope_L = (weight_LBB * distances_LBB).sum(dim=(1, 2)) / neighbours.divisor / temperature_L.square()

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softkin_training.snnl_math import Kernel, Neighbours
+from softkin_training.snnl_math import Neighbours, derivatives, loss
 
 LOG_TEMPERATURE_SPAN = math.log(1e3)
 """Temperatures from 1e-3 to 1e3 times the typical distance are searched."""
 GRID_POINTS = 31
+ROUNDING = 1e-12
+"""A smaller loss is 0: the classes are fully apart."""
 MAX_NEWTON_STEP = 0.7
 """Largest change of log T per step: a factor of two."""
 
@@ -39,22 +41,25 @@ def search(distances_BB: Tensor, neighbours: Neighbours) -> TemperatureMinimum:
     if typical == 0 and num_rows > 1:  # more than half the pairs coincide: the others set the scale
         typical = float(off_diagonal.mean())
 
-    def at(log_t: float) -> Kernel:
-        return Kernel.of(distances_BB.unsqueeze(0), neighbours, distances_BB.new_tensor([math.exp(log_t)]))
+    def at(log_t: float) -> tuple[Tensor, Neighbours, Tensor]:
+        return distances_BB.unsqueeze(0), neighbours, distances_BB.new_tensor([math.exp(log_t)])
+
+    def value_at(log_t: float) -> float:
+        value = float(loss(*at(log_t)))
+        return 0.0 if abs(value) < ROUNDING else value
 
     if not any_valid or not typical > 0:
-        value = float(at(0.0).loss()) if any_valid else 0.0
+        value = value_at(0.0) if any_valid else 0.0
         return TemperatureMinimum(1.0, value, at_bound=False)
 
     centre, spacing = math.log(typical), 2 * LOG_TEMPERATURE_SPAN / (GRID_POINTS - 1)
     grid = [centre - LOG_TEMPERATURE_SPAN + i * spacing for i in range(GRID_POINTS)]
-    best_value, best = min((float(at(u).loss()), u) for u in grid)
+    best_value, best = min((value_at(u), u) for u in grid)
     low, high = max(best - spacing, grid[0]), min(best + spacing, grid[-1])
     log_t = best
     for _ in range(40):
-        kernel = at(log_t)
-        value, slope, curvature = (float(v) for v in (kernel.loss(), *kernel.derivatives()))
-        if value <= best_value:
+        value, (slope, curvature) = value_at(log_t), (float(v) for v in derivatives(*at(log_t)))
+        if value < best_value:
             best_value, best = value, log_t
         low, high = (log_t, high) if slope < 0 else (low, log_t)
         newton = log_t - slope / curvature if curvature > 0 else math.nan
@@ -83,7 +88,7 @@ def follow(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor,
     typical_L = distances_LBB.mean(dim=(1, 2)).clamp_min(smallest).log()
     low_L, high_L = typical_L - LOG_TEMPERATURE_SPAN, typical_L + LOG_TEMPERATURE_SPAN
     for _ in range(steps):
-        slope_L, curvature_L = Kernel.of(distances_LBB, neighbours, log_t_L.exp()).derivatives()
+        slope_L, curvature_L = derivatives(distances_LBB, neighbours, log_t_L.exp())
         # |curvature| makes every step a descent; on the plateaus at both ends the quotient tends to +-1.
         step_L = -slope_L / curvature_L.abs().clamp_min(smallest)
         log_t_L = log_t_L + step_L.nan_to_num(0.0).clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP)
