@@ -7,7 +7,8 @@ Low = classes apart, high = classes entangled; chance (labels tell nothing) is t
     temperature   searched, followed, or learned as published                 (snnl_temperature, published_snnl)
     analysis      entanglement, entanglement_between, chance_level, minimize_temperature       (entanglement)
 
-Everything is computed in float32 at least, also under autocast; float64 stays float64.
+Everything is computed in float32 at least, also under autocast; float64 stays float64. Products of float32 follow
+torch.set_float32_matmul_precision.
 """
 
 from __future__ import annotations
