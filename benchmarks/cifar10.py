@@ -33,7 +33,7 @@ ROWS = 10_000
 
 
 def main() -> None:
-    """Run what is not done yet, one process for each network, then write the numbers."""
+    """Run what is not done yet, some networks at a time, then write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, required=True, metavar="FILE", help="npz: x_train, y_train, ...")
     parser.add_argument("--outliers", action="append", required=True, metavar="NAME=FILE", help="npz with x_test")

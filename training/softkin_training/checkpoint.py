@@ -90,6 +90,8 @@ class Checkpoint:
             these = f"{len(rng_of_processes)} processes wrote it and these are {num_processes()}"
             raise RecipeError(f"{self.path}: cannot resume, {these}; start as many, or do not resume")
         self.model.load_state_dict(state["model"])
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = self.optimizer.defaults["fused"]  # a matter of the device, which may have been another
         self.optimizer.load_state_dict(state["optimizer"])
         self.snnl.load_state_dict(state["temperatures"])
         self.shuffle.set_state(rng["shuffle"])

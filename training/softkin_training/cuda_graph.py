@@ -19,8 +19,8 @@ class Replayed:
     Launching a kernel takes the host longer than a small kernel takes the device. Elsewhere it only calls.
 
     Args:
-        function: of tensors, None among them allowed, to a tuple of tensors. Must not wait for the device, keep state,
-            or read anything but its arguments.
+        function: of tensors of one device, None among them allowed, to a tuple of tensors. Must not wait for the
+            device, keep state, or read anything but its arguments. What it returns carries no gradient.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -31,6 +31,7 @@ class Replayed:
     def __reduce__(self) -> tuple[Any, ...]:
         return Replayed, (self.function,)  # a copy records afresh: graphs belong to a process and its device
 
+    @torch.no_grad()
     def __call__(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """The function's result, in tensors of its own."""
         if not all(t is None or t.is_cuda for t in tensors) or torch.cuda.is_current_stream_capturing():
@@ -46,15 +47,21 @@ class Replayed:
 
 class _Graph:
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor | None, ...]) -> None:
-        self.inputs = [None if t is None else t.detach().clone() for t in tensors]
-        self.graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do on the device meanwhile is none of our business.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.outputs = function(*self.inputs)
+        self.device = next(t.device for t in tensors if t is not None)
+        # Tensors made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(self.device):
+            self.inputs = [None if t is None else t.clone() for t in tensors]
+            self.graph = torch.cuda.CUDAGraph()
+            # A stream of its own: torch's default one belongs to whatever device was the first to record anything.
+            # thread_local: what other threads do on the device meanwhile is none of our business.
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                self.outputs = function(*self.inputs)
 
     def __call__(self, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-        for kept, t in zip(self.inputs, tensors, strict=True):
-            if kept is not None and t is not None:
-                kept.copy_(t)
-        self.graph.replay()
-        return tuple(t.clone() for t in self.outputs)
+        with torch.cuda.device(self.device):
+            for kept, t in zip(self.inputs, tensors, strict=True):
+                if kept is not None and t is not None:
+                    kept.copy_(t)
+            self.graph.replay()
+            return tuple(t.clone() for t in self.outputs)

@@ -17,17 +17,18 @@ from softkin_training.processes import summed
 class EpochSums:
     """Sums over the rows of an epoch, the same in every process.
 
-    A batch is read, and refused, when it is settled: at once on a CPU, with the next batch elsewhere. A GPU that had to
-    be waited for in every batch would stand idle while Python prepares what comes next.
+    A batch is read, and refused, when it is settled: at once, or with the next batch. A GPU that had to be waited for
+    in every batch would stand idle while Python prepares what comes next.
 
     Args:
         weights: SNNL layer -> its weight in the objective.
         epoch: which, for messages.
         checkpoint: where the last good weights are kept, for messages.
+        wait: settle every batch at once.
     """
 
-    def __init__(self, weights: Mapping[str, float], epoch: int, checkpoint: Path) -> None:
-        self.weights, self.epoch, self.checkpoint = dict(weights), epoch, checkpoint
+    def __init__(self, weights: Mapping[str, float], epoch: int, checkpoint: Path, *, wait: bool) -> None:
+        self.weights, self.epoch, self.checkpoint, self.wait = dict(weights), epoch, checkpoint, wait
         self.rows = self.correct = 0
         self.cross_entropy = 0.0
         self.snnl = dict.fromkeys(weights, 0.0)
@@ -54,7 +55,7 @@ class EpochSums:
         own = summed(torch.stack([share.detach().double(), correct.double()]))
         layers = [value.detach().double().reshape(1) for value in snnl.values()]
         self._pending = _Batch(step, num_rows, torch.cat([own, *layers]))
-        if not y.is_cuda:
+        if self.wait:
             self.settle()
 
     def settle(self) -> None:

@@ -55,9 +55,6 @@ def settle(
     """
     neighbours = neighbours or Neighbours.of(y)
     distances_LBB = distances_of_products(products_LBB, inverse_LB)
-    if len(y) == 1:
-        nothing = torch.zeros_like(distances_LBB)
-        return Settled(nothing.sum(dim=(1, 2)), temperature_L, row_weights(nothing, distances_LBB, inverse_LB))
     if newton_steps:
         temperature_L = follow(distances_LBB, neighbours, temperature_L, newton_steps)
     factor_L = temperature_L.to(distances_LBB.dtype)

@@ -57,22 +57,22 @@ class Derivatives(NamedTuple):
 
 
 def derivatives(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Derivatives:
-    """In log T, of B >= 2 rows."""
-    logits_LBB = _logits(distances_LBB, temperature_L)
+    """In log T."""
+    logits_LBB = _logits(distances_LBB, temperature_L)  # -e
     all_LBB = logits_LBB.softmax(dim=2)
-    same_LBB = logits_LBB.masked_fill(neighbours.apart, HIDDEN).softmax(dim=2)
+    # Exactly 0 where both agree: a slope of mere rounding would move T by whole steps where the loss is flat in it.
+    pull_LBB = all_LBB - logits_LBB.masked_fill(neighbours.apart, HIDDEN).softmax(dim=2)
     # Moments about the mean, or their difference would have no digits left where T is high and logits are alike.
     logits_LBB -= (all_LBB * logits_LBB).sum(dim=2, keepdim=True)
-    var_all_LB = all_LBB.mul_(logits_LBB).mul_(logits_LBB).sum(dim=2)
-    mean_same_LB1 = (same_LBB * logits_LBB).sum(dim=2, keepdim=True)
-    logits_LBB -= mean_same_LB1
-    var_same_LB = same_LBB.mul_(logits_LBB).mul_(logits_LBB).sum(dim=2)
-    slope_L = mean_same_LB1.sum(dim=(1, 2)) / neighbours.divisor  # logits are -e
-    return Derivatives(slope_L, (var_all_LB - var_same_LB).sum(dim=1) / neighbours.divisor - slope_L)
+    pull_LBB *= logits_LBB
+    mean_same_LB = -pull_LBB.sum(dim=2)
+    variance_LB = pull_LBB.mul_(logits_LBB).sum(dim=2) + mean_same_LB.square()  # of all, less that of the class
+    slope_L = mean_same_LB.sum(dim=1) / neighbours.divisor
+    return Derivatives(slope_L, variance_LB.sum(dim=1) / neighbours.divisor - slope_L)
 
 
 def loss(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:
-    """`[L]`, means over valid rows, of B >= 2 rows."""
+    """`[L]`, means over valid rows."""
     return _parts(distances_LBB, neighbours, temperature_L)[0]
 
 
@@ -109,8 +109,6 @@ def _exp(log_probability: Tensor) -> Tensor:
 
 def loss_of_distances(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:
     """The losses `[L]`, differentiable once in distances and temperatures; 0 where no row has a partner."""
-    if distances_LBB.shape[1] < 2:
-        return (distances_LBB * 0).sum(dim=(1, 2)) + temperature_L * 0
     return _Snnl.apply(distances_LBB, temperature_L, neighbours)  # type: ignore[no-untyped-call]
 
 

@@ -13,8 +13,6 @@ from softkin_training.snnl_math import Neighbours, derivatives, loss
 LOG_TEMPERATURE_SPAN = math.log(1e3)
 """Temperatures from 1e-3 to 1e3 times the typical distance are searched."""
 GRID_POINTS = 31
-ROUNDING = 1e-12
-"""A smaller loss is 0: the classes are fully apart."""
 MAX_NEWTON_STEP = 0.7
 """Largest change of log T per step: a factor of two."""
 
@@ -44,21 +42,17 @@ def search(distances_BB: Tensor, neighbours: Neighbours) -> TemperatureMinimum:
     def at(log_t: float) -> tuple[Tensor, Neighbours, Tensor]:
         return distances_BB.unsqueeze(0), neighbours, distances_BB.new_tensor([math.exp(log_t)])
 
-    def value_at(log_t: float) -> float:
-        value = float(loss(*at(log_t)))
-        return 0.0 if abs(value) < ROUNDING else value
-
     if not any_valid or not typical > 0:
-        value = value_at(0.0) if any_valid else 0.0
+        value = float(loss(*at(0.0))) if any_valid else 0.0
         return TemperatureMinimum(1.0, value, at_bound=False)
 
     centre, spacing = math.log(typical), 2 * LOG_TEMPERATURE_SPAN / (GRID_POINTS - 1)
     grid = [centre - LOG_TEMPERATURE_SPAN + i * spacing for i in range(GRID_POINTS)]
-    best_value, best = min((value_at(u), u) for u in grid)
+    best_value, best = min((float(loss(*at(u))), u) for u in grid)
     low, high = max(best - spacing, grid[0]), min(best + spacing, grid[-1])
     log_t = best
     for _ in range(40):
-        value, (slope, curvature) = value_at(log_t), (float(v) for v in derivatives(*at(log_t)))
+        value, slope, curvature = (float(v) for v in (loss(*at(log_t)), *derivatives(*at(log_t))))
         if value < best_value:
             best_value, best = value, log_t
         low, high = (log_t, high) if slope < 0 else (low, log_t)
@@ -77,7 +71,7 @@ def follow(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor,
 
     Args:
         distances_LBB: of the batch, layer by layer.
-        neighbours: of the batch; without a valid row nothing moves.
+        neighbours: of the batch; without a valid row nothing moves, nor where all distances are 0.
         temperature_L: > 0, the last batch's.
         steps: how many.
     """
@@ -85,7 +79,8 @@ def follow(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor,
     before_L = temperature_L.to(distances_LBB.dtype)
     log_t_L = before_L.log()
     # Bounds follow the batch, so a run cannot drift into temperatures where the kernel is flat or 0 everywhere.
-    typical_L = distances_LBB.mean(dim=(1, 2)).clamp_min(smallest).log()
+    mean_L = distances_LBB.mean(dim=(1, 2))
+    typical_L = mean_L.clamp_min(smallest).log()
     low_L, high_L = typical_L - LOG_TEMPERATURE_SPAN, typical_L + LOG_TEMPERATURE_SPAN
     for _ in range(steps):
         slope_L, curvature_L = derivatives(distances_LBB, neighbours, log_t_L.exp())
@@ -93,4 +88,4 @@ def follow(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor,
         step_L = -slope_L / curvature_L.abs().clamp_min(smallest)
         log_t_L = log_t_L + step_L.nan_to_num(0.0).clamp(-MAX_NEWTON_STEP, MAX_NEWTON_STEP)
         log_t_L = log_t_L.clamp(low_L, high_L)
-    return torch.where(neighbours.num_valid > 0, log_t_L.exp(), before_L)
+    return torch.where((neighbours.num_valid > 0) & (mean_L > 0), log_t_L.exp(), before_L)

@@ -135,7 +135,7 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
         for epoch in range(len(history) + 1, settings.epochs + 1):
             started = time.perf_counter()
             fabric_model.train()
-            sums = EpochSums(weights, epoch, path)
+            sums = EpochSums(weights, epoch, path, wait=fabric.device.type == "cpu")
             for i, batch in enumerate(balanced_batches(y, settings.batch_size, shuffle)):
                 step = (epoch - 1) * steps_per_epoch + i
                 rate = learning_rate_at(step, settings.epochs * steps_per_epoch, settings.learning_rate)
@@ -285,14 +285,25 @@ def _cpu_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def tensor_cores(device: torch.device) -> Iterator[None]:
-    """Inside, a GPU's float32 products may use TF32, as torch lets convolutions; not where those may not either."""
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        torch.set_float32_matmul_precision("high")
+    """Inside, a GPU's float32 products may use TF32, as torch lets convolutions; not where those may not either.
+
+    A precision that the caller has chosen, other than torch's default, stays.
+    """
+    if device.type != "cuda" or not torch.backends.cudnn.allow_tf32 or not _default_precision():
+        yield
+        return
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("highest")
+
+
+def _default_precision() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # torch's newer switches were used, beside which it refuses to answer
+        return False
 
 
 def _progress_bar(shown: bool) -> Progress:

@@ -63,6 +63,41 @@ def test_temperatures_that_were_loaded_are_looked_at_again():
     assert float(snnl({"a": z}, y)["a"]) == float(fresh({"a": z}, y)["a"])
 
 
+def apart(order):
+    """Two classes far from each other, rows in some order."""
+    y = torch.arange(24) % 2
+    z = batch(seed=1)[0].float() * 0.01 + torch.stack([y, 1 - y, y, y, y], dim=1) * 100.0
+    return z[order], y[order]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_temperature_stays_where_the_loss_is_flat_in_it(metric):
+    """Classes fully apart, a single class, or nobody with a partner: no rounding moves it."""
+    snnl = LayeredSnnl(["a"], metric=metric)
+    z, y = apart(torch.arange(24))
+    snnl({"a": z}, y)
+    found = snnl.temperatures()["a"]
+    for labels in (y, torch.zeros(24, dtype=torch.int64), torch.arange(24)):
+        for order in (torch.arange(24), torch.arange(24).flip(0), torch.randperm(24)):
+            snnl({"a": z[order]}, labels[order])
+            assert snnl.temperatures()["a"] == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_that_are_all_equal_leave_the_temperature_and_get_no_gradient(metric):
+    """A layer may die for a batch."""
+    snnl = LayeredSnnl(["a"], metric=metric)
+    z, y = batch(dtype=torch.float32)
+    for _ in range(2):
+        snnl({"a": z}, y)
+    found = snnl.temperatures()["a"]
+    dead = torch.full_like(z, 0.3).requires_grad_()
+    snnl({"a": dead}, y)["a"].backward()
+
+    assert snnl.temperatures()["a"] == found
+    assert float(dead.grad.abs().max()) < 1e-4
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("mode", ["minimized", "fixed"])

@@ -364,7 +364,22 @@ def test_training_on_a_gpu_can_be_resumed(dataset, tmp_path, monkeypatch):
     interrupted_after(2, monkeypatch, dataset, tmp_path / "cut", gpu)
     resumed = run(dataset, tmp_path / "cut", gpu, resume=True)
 
-    assert [e["ce"] for e in resumed.history] == pytest.approx([e["ce"] for e in whole.history], rel=0.05)
+    for key in ("ce", "temperature"):
+        for found, expected in zip(resumed.history, whole.history, strict=True):
+            assert found[key] == pytest.approx(expected[key], rel=0.05)
+
+
+def test_a_precision_that_the_caller_chose_stays():
+    """torch's older and newer switches exclude each other, and neither hinders training."""
+    before = torch.get_float32_matmul_precision()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        for device in ("cpu", "cuda"):
+            with tensor_cores(torch.device(device)):
+                assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,61 @@
+"""Means of an epoch, and when a batch that is not finite is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from softkin.errors import DataError
+from softkin_training.epoch_sums import EpochSums
+
+pytestmark = pytest.mark.training
+
+NO_CHECKPOINT = Path("there is none")
+
+
+def add(sums, step, cross_entropy=1.0, snnl=2.0):
+    """A batch of 4 rows, 3 of them classified right."""
+    logits, y = torch.eye(4), torch.tensor([0, 1, 2, 0])
+    sums.add(step, torch.tensor(cross_entropy), {"a": torch.tensor(snnl)}, logits, y, 4)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_every_batch_counts_once_it_is_settled(wait):
+    """Means are per row, whether batches are settled at once or one later."""
+    sums = EpochSums({"a": -0.5}, 1, NO_CHECKPOINT, wait=wait)
+    assert sums.note() == ""
+    add(sums, 0, 1.0, 2.0)
+    add(sums, 1, 3.0, 4.0)
+    assert sums.rows == (8 if wait else 4)
+    sums.settle()
+    sums.settle()
+
+    assert sums.means() == {"loss": 2.0 - 0.5 * 3.0, "ce": 2.0, "snnl": {"a": 3.0}, "train_accuracy": 0.75}
+    assert "acc 0.750" in sums.note()
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize(
+    ("what", "values"),
+    [("cross-entropy is nan", (math.nan, 2.0)), ("SNNL of a is inf", (1.0, math.inf))],
+    ids=["cross-entropy", "SNNL"],
+)
+def test_a_batch_that_is_not_finite_is_refused_with_its_own_step(wait, what, values):
+    """At once, or with the next batch; the message says where it was, not where it was noticed."""
+    sums = EpochSums({"a": -0.5}, 2, NO_CHECKPOINT, wait=wait)
+    add(sums, 7)
+    if not wait:
+        add(sums, 8, *values)
+    with pytest.raises(DataError, match=f"{what} in epoch 2, step 8; no checkpoint was written yet"):
+        add(sums, 9) if not wait else add(sums, 8, *values)
+
+
+def test_the_last_batch_is_refused_too():
+    """When the epoch settles it."""
+    sums = EpochSums({"a": -0.5}, 1, NO_CHECKPOINT, wait=False)
+    add(sums, 3, math.nan)
+    with pytest.raises(DataError, match="step 3"):
+        sums.settle()
