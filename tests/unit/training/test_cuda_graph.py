@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 
+from small_runs import need
 from snnl_reference import batch
 from softkin_training.cuda_graph import CALLS_BEFORE, GRAPHS, Replayed
 from softkin_training.losses import LayeredSnnl
@@ -60,8 +61,7 @@ def test_a_loss_can_be_copied_and_pickled(copied):
 @pytest.mark.gpu
 def test_a_gpu_replays_what_the_function_gives():
     """Shape by shape, also more shapes than graphs are kept for; an argument may be None."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+    need("cuda")
     replayed, kept = Replayed(mix), []
     for i in range(CALLS_BEFORE + 3):
         for rows in range(1, GRAPHS + 3):
@@ -77,8 +77,7 @@ def test_a_gpu_replays_what_the_function_gives():
 @pytest.mark.gpu
 def test_what_inference_mode_recorded_serves_training():
     """And results carry no gradient, recorded or not."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+    need("cuda")
     replayed, (a, b) = Replayed(mix), numbers(0, device="cuda")
     for _ in range(CALLS_BEFORE + 1):
         with torch.inference_mode():
@@ -92,8 +91,7 @@ def test_what_inference_mode_recorded_serves_training():
 @pytest.mark.gpu
 def test_a_graph_takes_part_in_a_graph_of_the_callers():
     """Whoever records us records our kernels."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+    need("cuda")
     replayed, (a, b) = Replayed(mix), numbers(0, device="cuda")
     for _ in range(CALLS_BEFORE + 1):
         replayed(a, b)

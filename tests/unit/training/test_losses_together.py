@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from small_runs import need
 from snnl_reference import METRICS, batch
 from softkin_training import distances, losses
 from softkin_training.losses import LayeredSnnl
@@ -103,8 +104,7 @@ def test_rows_that_are_all_equal_leave_the_temperature_and_get_no_gradient(metri
 @pytest.mark.parametrize("mode", ["minimized", "fixed"])
 def test_cuda_gives_the_losses_and_gradients_of_the_cpu(metric, mode):
     """To float32's rounding, before and after the kernels of a batch became a CUDA graph."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+    need("cuda")
     expected = trace(metric, mode, batches=8)
 
     found = trace(metric, mode, "cuda", batches=8, dtype=torch.float32)

@@ -10,43 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from small_runs import interrupted_after, need, run
 from softkin.errors import DataError, InvalidInputError, RecipeError
 from softkin_training import train as train_module
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
-from softkin_training.train import accuracy, learning_rate_at, tensor_cores, train
+from softkin_training.train import accuracy, learning_rate_at, train
 
 pytestmark = pytest.mark.training
-
-SMALL = ["model.channels=[4, 8]", "model.dense=16", "training.epochs=4", "training.accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
 def dataset():
     """The embedded digits."""
     return load_dataset(load_recipe("digits"))
-
-
-def run(dataset, out_dir, *overrides, resume=False):
-    """Train the small variant of the digits recipe."""
-    return train(load_recipe("digits", [*SMALL, *overrides]), dataset, out_dir, resume=resume, progress=False)
-
-
-def interrupted_after(epochs, monkeypatch, *arguments):
-    """Run until the first batches of a later epoch are asked for, then stop as Ctrl-C would."""
-    started = []
-
-    def batches(labels, batch_size, generator):
-        started.append(1)
-        if len(started) > epochs + 1:  # the loop counts the batches of one epoch before the first
-            raise KeyboardInterrupt
-        return original(labels, batch_size, generator)
-
-    original = train_module.balanced_batches
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module, "balanced_batches", batches)
-        with pytest.raises(KeyboardInterrupt):
-            run(*arguments)
 
 
 def weights(result):
@@ -57,12 +34,6 @@ def weights(result):
 def same(a, b):
     """Whether two state dicts agree bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def need(accelerator):
-    """Skip where there is no such device."""
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
 
 
 def test_the_digits_recipe_learns_its_digits(dataset, tmp_path):
@@ -353,50 +324,3 @@ def test_learning_rate_rises_then_falls_to_zero():
 def test_a_run_of_one_step_has_a_learning_rate():
     """The shortest run trains at the peak."""
     assert learning_rate_at(0, 1, 0.1) == 0.1
-
-
-@pytest.mark.gpu
-def test_training_on_a_gpu_can_be_resumed(dataset, tmp_path, monkeypatch):
-    """It goes on where it was, but for the order of a GPU's sums."""
-    need("cuda")
-    gpu = "training.accelerator=cuda"
-    whole = run(dataset, tmp_path / "whole", gpu)
-    interrupted_after(2, monkeypatch, dataset, tmp_path / "cut", gpu)
-    resumed = run(dataset, tmp_path / "cut", gpu, resume=True)
-
-    for key in ("ce", "temperature"):
-        for found, expected in zip(resumed.history, whole.history, strict=True):
-            assert found[key] == pytest.approx(expected[key], rel=0.05)
-
-
-def test_a_precision_that_the_caller_chose_stays():
-    """torch's older and newer switches exclude each other, and neither hinders training."""
-    before = torch.get_float32_matmul_precision()
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        for device in ("cpu", "cuda"):
-            with tensor_cores(torch.device(device)):
-                assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = "none"
-        torch.set_float32_matmul_precision(before)
-
-
-@pytest.mark.gpu
-def test_tensor_cores_are_not_used_where_convolutions_may_not():
-    """The switch is torch's own, and as it was afterwards."""
-    need("cuda")
-    for allowed in (True, False):
-        with torch.backends.cudnn.flags(allow_tf32=allowed), tensor_cores(torch.device("cuda")):
-            assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
-        assert torch.get_float32_matmul_precision() == "highest"
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_training_works_on_a_gpu(dataset, tmp_path, precision):
-    """The same recipe learns there, in full and in mixed precision."""
-    need("cuda")
-    recipe = load_recipe("digits", ["training.accelerator=cuda", f"training.precision={precision}"])
-
-    assert train(recipe, dataset, tmp_path, progress=False).history[-1]["test_accuracy"] >= 0.97
