@@ -162,7 +162,9 @@ def inside(root: Path | None, path: str) -> Path:
         InvalidInputError: the path is empty, or it leaves the root, directly or by a link.
     """
     if root is None:
-        raise PreconditionError("this server loads no bundles: it runs without bundle_root")
+        raise PreconditionError(
+            "this server loads no bundles: it runs without bundle_root; start it with --bundle-root DIR"
+        )
     if not path or "\0" in path:
         raise InvalidInputError("path", f"got {path[:80]!r}; give a bundle directory, relative to the bundle root")
     real_root = os.path.realpath(root)

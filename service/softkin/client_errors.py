@@ -28,6 +28,15 @@ _OWN_WORDS: dict[grpc.StatusCode, type[SoftkinError]] = {
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
+_UNREACHED = {
+    "Hostname Verification": "; give the name that is in the server's certificate (tls_server_name)",
+    "CERTIFICATE_VERIFY_FAILED": "; give the authority that signed the server's certificate (tls_ca)",
+    "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
+    "errors resolving": "; give HOST:PORT",
+}
+"""Words of gRPC for a server that was not reached, and what may help."""
+
+
 def call_error(e: Any, target: str) -> SoftkinError:
     """The error for a call that failed; `e` is the RpcError of grpc or of grpc.aio."""
     # Pairs, whichever it is: that of grpc.aio looks like a mapping to dict, and in some versions is none.
@@ -60,7 +69,8 @@ def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | Non
         assert retry_after_seconds is not None
         return OverloadedError(f"{target}: {details}", retry_after_seconds)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return UnavailableError(f"{target}: {details}", retry_after_seconds)
+        remedy = next((remedy for words, remedy in _UNREACHED.items() if words in details), "")
+        return UnavailableError(f"{target}: {details}{remedy}", retry_after_seconds)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnavailableError(f"{target}: {details}; allow more time (timeout_seconds)")
     remedy = "; is it the port of a softkin server that scores, as new as this client?"

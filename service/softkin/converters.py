@@ -179,15 +179,15 @@ def check_rows(shape: Sequence[int], limits: Limits, field: str) -> None:
 
 
 def check_num_neighbors(num_neighbors: int, limits: Limits) -> None:
-    """Refuse more neighbours than a row may get.
+    """Refuse more neighbours than a row may get, and fewer than none.
 
     Raises:
-        InvalidInputError: there are more.
+        InvalidInputError: there are.
     """
-    if num_neighbors > limits.max_neighbors:
+    if not 0 <= num_neighbors <= limits.max_neighbors:
         raise InvalidInputError(
             "num_neighbors",
-            f"got {num_neighbors}; this server gives at most max_neighbors = {limits.max_neighbors}",
+            f"got {num_neighbors}; this server gives 0 to max_neighbors = {limits.max_neighbors}",
         )
 
 

@@ -27,6 +27,19 @@ def _quoted(text: str) -> str:
     return json.dumps(text) if " " in text or not text.isprintable() else text
 
 
+class TextFormatter(logging.Formatter):
+    """Pairs of time, level and the fields, or `message` for lines that have none; a traceback follows its line."""
+
+    def __init__(self) -> None:
+        super().__init__("time=%(asctime)s level=%(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, logging's own name
+        """The line, without its traceback."""
+        if not isinstance(record.msg, LogLine):
+            record.message = f"message={_quoted(record.message)}"
+        return super().formatMessage(record)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: time, level, and the fields; `message` for lines that have none."""
 
@@ -42,6 +55,5 @@ class JsonFormatter(logging.Formatter):
 def configure(level: str, form: Literal["text", "json"]) -> None:
     """Send the process's log lines of at least this level to standard error, in this form."""
     handler = logging.StreamHandler()
-    text = logging.Formatter("time=%(asctime)s level=%(levelname)s %(message)s")
-    handler.setFormatter(JsonFormatter() if form == "json" else text)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -83,7 +83,11 @@ def _number(name: str, parameter: pb.InferParameter) -> float:
 
 
 def _integer(name: str, parameter: pb.InferParameter) -> int:
-    value = _read(name, parameter, int, ("int64_param", "uint64_param", "string_param"))
+    return _read(name, parameter, int, ("int64_param", "uint64_param", "string_param"))
+
+
+def _seed(name: str, parameter: pb.InferParameter) -> int:
+    value = _integer(name, parameter)
     if not 0 <= value <= MAX_INTEGER:
         raise InvalidInputError(name, f"got {value}; it must lie between 0 and {MAX_INTEGER}")
     return value
@@ -113,7 +117,7 @@ OPTIONS: dict[str, Callable[[str, pb.InferParameter], object]] = {
     "alpha": _number,
     "guarantee": _guarantee,
     "confidence": _number,
-    "smoothing_seed": _integer,
+    "smoothing_seed": _seed,
     "num_neighbors": _integer,
 }
 """What a request can ask for beside its rows, and how each is read."""

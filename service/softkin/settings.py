@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import DirectoryPath, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -136,7 +136,7 @@ class ServerSettings(BaseSettings):
         default="127.0.0.1",
         description="Address of the admin service; one that others can reach needs a token_file or a tls_client_ca.",
     )
-    bundle_root: Path | None = Field(
+    bundle_root: DirectoryPath | None = Field(
         default=None,
         description="Directory that bundles are loaded from by the admin service; it loads none when not set.",
     )

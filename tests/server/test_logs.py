@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from softkin.converters import array_to_tensor
-from softkin.logs import JsonFormatter, LogLine, log, log_line
+from softkin.logs import JsonFormatter, LogLine, TextFormatter, log, log_line
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
 
@@ -92,3 +92,13 @@ def test_no_value_begins_a_line_of_its_own():
     assert log_line("reload_failed", path="a\nevent=serving", error="b\tc") == (
         r'event=reload_failed path="a\nevent=serving" error="b\tc"'
     )
+
+
+def test_in_text_lines_of_other_libraries_are_a_message():
+    """So that every line is pairs."""
+    formatter = TextFormatter()
+    for text, expected in {"one": "message=one", "two words": 'message="two words"'}.items():
+        record = logging.LogRecord("grpc", logging.WARNING, "", 0, text, (), None)
+        assert formatter.format(record).endswith(f"level=WARNING {expected}")
+    record = logging.LogRecord("softkin", logging.INFO, "", 0, log_line("stopped", abandoned_requests=0), (), None)
+    assert formatter.format(record).endswith("level=INFO event=stopped abandoned_requests=0")

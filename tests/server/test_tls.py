@@ -105,13 +105,16 @@ def test_a_server_of_another_authority_is_not_trusted(start, other_ca, server_fi
     found = reach(start(StandIn(), **server_files), tls_ca=other_ca.file)
 
     assert "CERTIFICATE_VERIFY_FAILED" in found
+    assert found.endswith("; give the authority that signed the server's certificate (tls_ca)")
 
 
 def test_a_server_of_another_name_is_not_trusted_unless_that_name_is_asked_for(start, ca):
     """As for a probe that reaches softkin.example at 127.0.0.1."""
     running = start(StandIn(), **ca.issue("server", "softkin.example"))
 
-    assert "127.0.0.1" in reach(running, tls_ca=ca.file)
+    found = reach(running, tls_ca=ca.file)
+    assert "127.0.0.1" in found
+    assert found.endswith("; give the name that is in the server's certificate (tls_server_name)")
     assert reach(running, tls_ca=ca.file, tls_server_name="softkin.example") is True
 
 
@@ -121,7 +124,7 @@ def test_a_plaintext_client_gets_nothing_from_a_tls_port(start, server_files):
 
     with running.client(timeout_seconds=5) as client:
         assert not client.healthy()
-    assert isinstance(reach(running), str)
+    assert "; if the server speaks TLS, give tls_ca" in reach(running)
 
 
 def test_a_tls_client_gets_nothing_from_a_plaintext_port(start, ca):

@@ -256,6 +256,19 @@ def test_the_command_prints_what_is_promised_now(tiny, tmp_path, capsys):
     assert load(out).score(tiny.inliers).is_outlier.mean() < 0.2
 
 
+def test_vectors_without_labels_recalibrate_without_labels(tmp_path):
+    """As they were fitted."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "v.npz", x_train=rng.normal(size=(300, 6)).astype(np.float32))
+    np.savez(tmp_path / "c.npz", x_test=rng.normal(size=(100, 6)).astype(np.float32))
+    assert main(["fit", "--embeddings", str(tmp_path / "v.npz"), "--out", str(tmp_path / "e")]) == 0
+
+    bundle, out = str(tmp_path / "e" / "bundle"), str(tmp_path / "r")
+    assert main(["recalibrate", bundle, "--data", str(tmp_path / "c.npz"), "--out", out]) == 0
+
+    assert load(out).manifest.calibration_size == 100
+
+
 def test_the_command_takes_version_and_alpha(tiny, tmp_path, capsys):
     """And replaces the calibration when it is not told to grow; labels of any integer dtype will do."""
     rows = inliers(tiny, 100, seed=18)

@@ -106,7 +106,7 @@ VALUES = {
     "drain_grace_seconds": "2.5",
     "admin_port": "13",
     "admin_host": "::2",
-    "bundle_root": "/bundles",
+    "bundle_root": "/",
     "reload_policy": "resource",
     "shadow_share": "0.375",
     "shadow_min_rows": "14",
@@ -183,6 +183,7 @@ def test_no_bundle_is_an_error_that_names_both_ways():
         ("--keepalive-seconds", "0.5", "allowed: 1 to 7200"),
         ("--min-ping-interval-seconds", "-1", "allowed: 0 to 7200"),
         ("--device", "gpu", "must be auto, cpu, cuda, cuda:N, or several of cpu and cuda:N separated by commas"),
+        ("--bundle-root", "/there/is/none", "it must be a directory"),
         ("--log-level", "loud", "allowed: debug, info, warning, error"),
     ],
 )

@@ -131,9 +131,10 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="npz with x_test, y_test: a plain sample of inliers, unseen by the network, none picked by verdict",
+        help="npz with x_test, and y_test where there are classes: a plain sample of inliers, unseen by the network, "
+        "none picked by verdict",
     )
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="bundle directory to write")
+    sub.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="bundle directory to write")
     sub.add_argument("--grow", action="store_true", help="add the rows to the bundle's own instead of replacing those")
     sub.add_argument(
         "--version", metavar="V", help="of the new bundle; when left out the old one with -r1, then -r2 ..."
@@ -280,16 +281,20 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
+    from softkin_training.fit_rows import ONE_CLASS
     from softkin_training.npz import checked_labels, read_npz
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
 
-    data = read_npz(arguments.data, ("x_test", "y_test"))
-    y = checked_labels(data, "test", len(read_manifest(arguments.bundle).classes), arguments.data)
+    classes = read_manifest(arguments.bundle).classes
+    unlabelled = classes == (ONE_CLASS,)
+    data = read_npz(arguments.data, ("x_test",) if unlabelled else ("x_test", "y_test"))
+    x = data["x_test"]
+    y = np.zeros(len(x), np.int64) if unlabelled else checked_labels(data, "test", len(classes), arguments.data)
     m = recalibrate(
         arguments.bundle,
         arguments.out,
-        Rows(data["x_test"], y, np.arange(len(y))),
+        Rows(x, y, np.arange(len(y))),
         grow=arguments.grow,
         version=arguments.version,
         alpha=arguments.alpha,

@@ -7,6 +7,7 @@ Values are strict: a string never becomes a number, an unknown key is an error, 
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from softkin.bank import Precision
 from softkin.errors import RecipeError
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
@@ -115,7 +115,7 @@ class DetectorConfig(Section):
     """Temperature of every layer, in units of the median distance between nearest bank rows."""
     condense: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     """How many training rows a bank row stands for; above 1 the bank holds weighted prototypes."""
-    precision: Precision | Literal["auto"] = "float32"
+    precision: Literal["float32", "float16", "int8", "auto"] = "float32"
     """What the bank is stored in; `auto`: the fewest bits that keep within max_p_value_change."""
     max_p_value_change: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Error budget of precision and condense: largest change of a calibration row's p-value; 1 = no limit."""
@@ -178,7 +178,8 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
 
     Args:
         path_or_builtin_name: a TOML file, or a bare name such as `digits` for a recipe that ships with softkin.
-        overrides: `section.key=value`; the value is read as TOML, and as a plain string where it is not TOML.
+        overrides: `section.key=value`; the value is read as TOML, and as plain text where it is not TOML or the key
+            holds text.
 
     Raises:
         RecipeError: no such recipe, not TOML, an unknown or missing key, a value of the wrong type or out of range, or
@@ -191,12 +192,22 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
         raise RecipeError(f"{path}: cannot be read ({e}); give a TOML file or one of {_builtin_names()}") from None
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"{path}: not valid TOML: {e}") from None
+    texts: dict[tuple[int | str, ...], str] = {}
     for override in overrides:
-        _apply(raw, override)
+        keys, text = _split_override(override)
+        _put(raw, keys, _toml_value(text), override)
+        texts[keys] = text
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
-        raise RecipeError("\n".join(_describe(fault, raw, path, overrides) for fault in e.errors())) from None
+        # A key of text, whose text reads like a number or a date.
+        misread = [fault["loc"] for fault in e.errors() if fault["type"] == "string_type" and fault["loc"] in texts]
+    for loc in misread:
+        _put(raw, loc, texts[loc], "")
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as e:
+        raise RecipeError("\n".join(_describe(fault, raw, path, texts) for fault in e.errors())) from None
 
 
 def _builtin_names() -> list[str]:
@@ -212,17 +223,21 @@ def _find(name: str | Path) -> Path:
     return path
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _split_override(override: str) -> tuple[tuple[str, ...], str]:
     dotted, equals, text = override.partition("=")
-    keys = [k.strip() for k in dotted.split(".")]
+    keys = tuple(k.strip() for k in dotted.split("."))
     if not equals or not all(keys):
         raise RecipeError(f"--set {override!r}: must read section.key=value, for instance training.epochs=5")
+    return keys, text.strip()
+
+
+def _put(raw: dict[str, Any], keys: Sequence[Any], value: Any, override: str) -> None:
     table = raw
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {override!r}: {key} is the value {table!r}, not a section")
-    table[keys[-1]] = _toml_value(text.strip())
+    table[keys[-1]] = value
 
 
 def _toml_value(text: str) -> Any:
@@ -233,19 +248,21 @@ def _toml_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _describe(fault: Any, raw: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> str:
+def _describe(fault: Any, raw: Mapping[str, Any], path: Path, texts: Mapping[tuple[int | str, ...], str]) -> str:
     loc, message = list(fault["loc"]), fault["msg"]
     if fault["type"] == "value_error":
         key, bar, allowed = str(fault["ctx"]["error"]).rpartition("|")
         loc, message = loc + (key.split(".") if bar else []), allowed
     dotted = "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in loc).lstrip(".")
     where = f"{path}: {dotted}"
-    if any(o.partition("=")[0].strip() == dotted for o in overrides):
+    if tuple(loc) in texts:
         where = f"{path} with --set {dotted}: {dotted}"
     if fault["type"] == "extra_forbidden":
         return f"{where} is unknown; allowed keys: {_allowed_keys(loc[:-1])}"
     if fault["type"] == "missing":
         return f"{where} is missing; it has no default"
+    if fault["type"] in ("list_type", "tuple_type") and isinstance(value := _value_at(raw, loc), str):
+        message += f"; write {dotted} = {json.dumps([value])}"
     return f"{where} is {_value_at(raw, loc)!r}: {message}"
 
 

@@ -125,7 +125,8 @@ def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator, beside: 
     if len(rows) <= wanted:
         asked = " + ".join(f"{k} = {n}" for k, n in sizes.items())
         raise DataError(
-            f"{asked} need {wanted} rows, and more to train on; there are {len(rows)} distinct ones{beside}"
+            f"{asked} need {wanted} rows, and more to train on; there are {len(rows)} distinct ones{beside}; lower "
+            f"{' or '.join(sizes)}"
         )
     order = rng.permutation(len(rows))
     return [rows.take(part) for part in np.split(order, np.cumsum(list(sizes.values())))]

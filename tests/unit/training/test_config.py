@@ -249,3 +249,24 @@ def test_a_file_that_is_not_toml_is_refused_by_name(recipe_file, content):
 
     with pytest.raises(RecipeError, match=r"tiny\.toml"):
         load_recipe(recipe_file)
+
+
+@pytest.mark.parametrize("text", ["2", "2026-11-26", "true", "1e3"])
+def test_a_key_of_text_takes_text_that_reads_like_something_else(text):
+    """No quotes within quotes for a version."""
+    assert load_recipe("digits", [f"version={text}"]).version == text
+
+
+def test_a_key_of_a_list_says_how_a_list_is_written():
+    """With the value that was given."""
+    with pytest.raises(RecipeError, match=r"loss\.layers is 'conv1'.*write loss\.layers = \[\"conv1\"\]"):
+        load_recipe("digits", ["loss.layers=conv1"])
+
+
+def test_a_precision_that_there_is_not_is_refused_in_one_line():
+    """With the value, and all that there are."""
+    with pytest.raises(RecipeError) as e:
+        load_recipe("digits", ["detector.precision=int4"])
+    assert str(e.value).count("\n") == 0
+    assert "'int4'" in str(e.value)
+    assert "'auto'" in str(e.value)
