@@ -96,7 +96,7 @@ BAD = {
         one_row(guarantee=pb.GUARANTEE_CLASS_CONDITIONAL, alpha=0.04),
         "alpha: got 0.04, but class 2 has only 19 calibration rows, which cannot give a p-value below 0.05",
     ),
-    "too many neighbours": (one_row(num_neighbors=6), "num_neighbors: got 6; this server gives at most"),
+    "too many neighbours": (one_row(num_neighbors=6), "num_neighbors: got 6; this server gives 0 to max"),
 }
 
 
