@@ -60,8 +60,6 @@ def from_flags(flags: argparse.Namespace) -> ServerSettings:
             raise InvalidInputError("settings", str(error["ctx"]["error"])) from None
         name = str(error["loc"][0])
         allowed = _allowed(ServerSettings.model_fields[name]) or str(error["msg"]).removeprefix("Value error, ")
-        if error["type"] == "path_not_directory":
-            allowed = "it must be a directory"
         raise InvalidInputError(
             origins(given, ServerSettings)[name].name, f"got {error['input']!r}; {allowed}"
         ) from None

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import DirectoryPath, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -136,7 +136,7 @@ class ServerSettings(BaseSettings):
         default="127.0.0.1",
         description="Address of the admin service; one that others can reach needs a token_file or a tls_client_ca.",
     )
-    bundle_root: DirectoryPath | None = Field(
+    bundle_root: Path | None = Field(
         default=None,
         description="Directory that bundles are loaded from by the admin service; it loads none when not set.",
     )
@@ -242,6 +242,13 @@ class ServerSettings(BaseSettings):
             parse_device(value)
         except InvalidInputError as e:
             raise ValueError(e.message.partition("; ")[2]) from None
+        return value
+
+    @field_validator("bundle_root")
+    @classmethod
+    def _check_bundle_root(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("it must be a directory")
         return value
 
     @field_validator("bundles", mode="before")
