@@ -151,7 +151,7 @@ class LayeredSnnl(nn.Module):
                 losses = [self._learned(i, pairwise_distances(r, self.metric), all_y) for i, r in enumerate(rows)]
             return dict(zip(self.layers, losses, strict=True))
         # A GPU is waited for until all temperatures are known, and never again.
-        self._known = self._known or self.mode == "fixed" or bool(torch.isfinite(self.temperature).all())
+        self._known = self._known or bool(torch.isfinite(self.temperature).all())
         at_once = max(1, len(rows)) if together(y.device) else 1
         neighbours = None if together(y.device) and self._known else Neighbours.of(all_y)
         losses = []
