@@ -281,16 +281,11 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
-    from softkin_training.fit_rows import ONE_CLASS
-    from softkin_training.npz import checked_labels, read_npz
+    from softkin_training.fit_rows import read_test_rows
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
 
-    classes = read_manifest(arguments.bundle).classes
-    unlabelled = classes == (ONE_CLASS,)
-    data = read_npz(arguments.data, ("x_test",) if unlabelled else ("x_test", "y_test"))
-    x = data["x_test"]
-    y = np.zeros(len(x), np.int64) if unlabelled else checked_labels(data, "test", len(classes), arguments.data)
+    x, y = read_test_rows(arguments.data, read_manifest(arguments.bundle).classes)
     m = recalibrate(
         arguments.bundle,
         arguments.out,

@@ -31,18 +31,33 @@ def read_calibration(path: str | Path, rows: Rows, classes: tuple[str, ...], dat
     Raises:
         DataError: unreadable, of another dtype or shape, labels out of range, not finite, or repeated.
     """
-    unlabelled = classes == (ONE_CLASS,)
-    arrays = read_npz(path, ("x_test",) if unlabelled else ("x_test", "y_test"))
-    x = checked_rows(arrays["x_test"], "x_test", path)
+    x, y = read_test_rows(path, classes)
     if x.dtype != rows.x.dtype or x.shape[1:] != rows.x.shape[1:]:
         raise DataError(
             f"{path}: x_test is {x.dtype} {axes_of(x)}, x_train of {data} is {rows.x.dtype} {axes_of(rows.x)}; prepare "
             "both in the same way"
         )
-    y = np.zeros(len(x), np.int64) if unlabelled else checked_labels(arrays, "test", len(classes), path)
     found = Rows(x, y, len(rows) + np.arange(len(x)))
     refuse_repeated(found)
     return found
+
+
+def read_test_rows(path: str | Path, classes: tuple[str, ...]) -> tuple[Array, NDArray[np.int64]]:
+    """`x_test` and `y_test` of a file; no labels are needed, nor read, where the only class is `ONE_CLASS`.
+
+    Args:
+        path: npz.
+        classes: names of the classes.
+
+    Raises:
+        DataError: unreadable, rows that are none or not finite, or labels that are none of `classes`.
+    """
+    if classes == (ONE_CLASS,):
+        x = checked_rows(read_npz(path, ("x_test",))["x_test"], "x_test", path)
+        return x, np.zeros(len(x), np.int64)
+    arrays = read_npz(path, ("x_test", "y_test"))
+    y = checked_labels(arrays, "test", len(classes), path)
+    return checked_rows(arrays["x_test"], "x_test", path), y
 
 
 def axes_of(x: Array) -> str:
