@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbors:
     """The bank rows that carry most of each row's class mass, per layer: the evidence for a verdict.
 
@@ -117,7 +117,7 @@ class ErrorBudget:
     """Whether ties and the p-values' steps were smoothed at random, from the caller's seed."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """One answer: B rows, C classes. Higher outlier score = more outlying."""
 

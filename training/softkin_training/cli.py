@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin_training.fit_command import add_fit_arguments, fit
+from softkin_training.interruption import INTERRUPTED, terminable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 ok, 1 failed, 2 usage."""
+    """Run the command line; 0 ok, 1 failed, 2 usage, 130 interrupted."""
     try:
         with flushed():
             return _run_command(_parser().parse_args(argv))
@@ -29,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_command(arguments: argparse.Namespace) -> int:
     command: Callable[[argparse.Namespace], None] = arguments.command
     try:
-        with _terminable():
+        with terminable():
             command(arguments)
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("softkin"):
@@ -44,30 +41,13 @@ def _run_command(arguments: argparse.Namespace) -> int:
         elif command is _ablate:
             remedy = "run it again: what is done stays"
         print(f"softkin-train: interrupted; {remedy}", file=sys.stderr)
-        return 1
+        return INTERRUPTED
     return 0
 
 
 def _fail(message: str) -> int:
     print(f"softkin-train: error: {message}", file=sys.stderr)
     return 1
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, by way of the code that takes half-written files away.
-
-    Under torchrun for the process that writes alone: the others are told to end when one of them fails, may be waiting
-    for it outside of Python, and would bury its error.
-    """
-    if threading.current_thread() is not threading.main_thread() or os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

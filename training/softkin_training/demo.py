@@ -25,6 +25,7 @@ from softkin import Client, Scores, SoftkinError, UnavailableError
 from softkin_training.config import load_recipe
 from softkin_training.data import Dataset, load_dataset
 from softkin_training.evaluate import Report
+from softkin_training.interruption import INTERRUPTED, terminable
 from softkin_training.run import run
 
 ROWS_SHOWN = 3
@@ -42,12 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         terminal = Console()
-        demo(arguments.out, terminal if terminal.is_terminal else Console(width=WIDTH))
+        with terminable():  # its server must not outlive it
+            demo(arguments.out, terminal if terminal.is_terminal else Console(width=WIDTH))
     except SoftkinError as e:
         print(f"demo: error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
 
 

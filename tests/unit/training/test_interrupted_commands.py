@@ -37,7 +37,7 @@ def test_a_stopped_command_cleans_up_and_says_how_to_go_on(name, number, capsys,
     monkeypatch.setattr(cli, f"_{name}", stopped)
     before = signal.getsignal(signal.SIGTERM)
 
-    assert cli.main([name, *arguments]) == 1
+    assert cli.main([name, *arguments]) == 130
     assert cleaned == [True]
     assert capsys.readouterr().err.endswith(f"softkin-train: interrupted; {remedy.strip()}\n")
     assert signal.getsignal(signal.SIGTERM) is before
