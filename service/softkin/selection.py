@@ -31,6 +31,6 @@ def selection_threshold(p_values: NDArray[np.float64], rate: float) -> float:
 def fewest_selectable(m: int, n: int, rate: float) -> int:
     """How many of m rows must have the smallest p-value that n calibration rows give before any can be selected."""
     smallest = 1 / (n + 1)
-    k = max(1, math.ceil(m * smallest / rate))
+    k = math.floor(m * smallest / rate)
     # As `selection_threshold` compares in floating point, not as this quotient rounds.
-    return k + int(smallest * m > rate * k) - int(k > 1 and smallest * m <= rate * (k - 1))
+    return k + int(smallest * m > rate * k)

@@ -72,6 +72,8 @@ def test_a_step_that_fails_is_skipped_when_a_larger_one_holds():
 @example(300, 9999, 0.01)
 @example(150, 4999, 0.01)
 @example(450, 4999, 0.01)
+@example(3, 4, 0.2)  # the quotient is a little above 3, and 3 rows are enough
+@example(189, 104, 0.05)  # it is 36, and 36 rows are one too few
 def test_the_fewest_selectable_rows_are_those_of_trying(m, n, rate):
     """Exactly as the threshold compares, where m / (rate (n + 1)) is whole too; more than m: nothing ever is."""
     smallest = 1.0 / (n + 1.0)
