@@ -30,7 +30,7 @@ def distances(z_BD: NDArray[np.floating], bank_ND: NDArray[np.floating], metric:
     """Distances between representations, in float64 and by differences, so that nothing cancels.
 
     Args:
-        z_BD: `[B, D]` query representations.
+        z_BD: `[B, D]` query representations, B >= 1.
         bank_ND: `[N, D]` bank representations.
         metric: `squared_euclidean`: ||z - b||^2; `cosine`: 1 - z.b / (|z| |b|), in [0, 2].
 
@@ -40,7 +40,7 @@ def distances(z_BD: NDArray[np.floating], bank_ND: NDArray[np.floating], metric:
     z, b = z_BD.astype(np.float64), bank_ND.astype(np.float64)
     if metric == "cosine":
         return np.maximum(1.0 - unit_rows(z) @ unit_rows(b).T, 0.0)
-    return np.stack([np.square(row - b).sum(axis=1) for row in z]) if len(z) else np.zeros((0, len(b)))
+    return np.stack([np.square(row - b).sum(axis=1) for row in z])
 
 
 def logsumexp(a: Floats, axis: int) -> Floats:
@@ -69,7 +69,7 @@ def class_mass(
     numerator of the soft nearest neighbour loss (Frosst, Papernot, Hinton 2019, eq. 1) if x had label j.
 
     Args:
-        z_BD: `[B, D]` query representations.
+        z_BD: `[B, D]` query representations, B >= 1.
         bank_ND: `[N, D]` bank representations.
         labels_N: `[N]` class indices in [0, num_classes).
         num_classes: C.

@@ -32,9 +32,9 @@ def loop_mass(z, bank, labels, weights, num_classes, temperature, metric):
 @pytest.mark.parametrize("metric", mass.METRICS)
 @pytest.mark.parametrize("temperature", [1e-3, 0.1, 100.0])
 def test_class_mass_is_the_definition(metric, temperature):
-    """logsumexp over the bank rows of the class of (log w - d / T)."""
+    """logsumexp over the bank rows of the class of (log w - d / T), in float64 whatever the representations are in."""
     rng = np.random.default_rng(0)
-    z, bank = rng.normal(size=(5, 7)), rng.normal(size=(23, 7))
+    z, bank = rng.normal(size=(5, 7)).astype(np.float32), rng.normal(size=(23, 7)).astype(np.float32)
     labels, weights = rng.integers(0, 3, 23), rng.uniform(0.1, 9, 23)
 
     found = mass.class_mass(z, bank, labels, num_classes=4, temperature=temperature, metric=metric, weights_N=weights)
@@ -54,6 +54,14 @@ def test_a_class_without_rows_has_no_mass():
 def test_a_zero_representation_is_at_distance_one_from_everything():
     """Dead units give a zero row; cosine treats it as orthogonal to all rows."""
     assert mass.distances(np.zeros((1, 3)), np.eye(3), "cosine").tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("metric", mass.METRICS)
+def test_no_row_is_nearer_than_itself(metric):
+    """Distances are at least 0 where rounding would make them less."""
+    z = np.random.default_rng(2).normal(size=(100, 7))
+
+    assert (mass.distances(z, z, metric) >= 0).all()
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 1000))
@@ -107,9 +115,10 @@ def test_energy_is_minus_logsumexp_of_the_logits():
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-19, 1.0, 1e19, 1e30, 2e38])
 def test_rows_of_any_size_get_unit_norm(size):
     """Their squares may lie outside the range of float32; a zero row stays zero, and none disturbs another."""
-    z = np.array([[size, -size, size], [0, 0, 0], [3, 4, 0]], np.float32)
+    z = np.array([[size, -size, size], [0, -size, -size], [0, 0, 0], [3, 4, 0]], np.float32)
 
     found = mass.unit_rows(z)
 
-    np.testing.assert_allclose(found, [[3**-0.5, -(3**-0.5), 3**-0.5], [0, 0, 0], [0.6, 0.8, 0]], rtol=1e-6)
+    expected = [[3**-0.5, -(3**-0.5), 3**-0.5], [0, -(0.5**0.5), -(0.5**0.5)], [0, 0, 0], [0.6, 0.8, 0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.dtype == np.float32
