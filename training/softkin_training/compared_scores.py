@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from softkin import mass
 from softkin.nonconformity import CLASS_PARTS, PARTS, Nonconformity, Part, fit_references, outlier_score
-from softkin_training import baselines
-from softkin_training.fitted_baselines import Mahalanobis, ViM, summed_distances, vim_origin
+from softkin_training import baselines, feature_baselines
+from softkin_training.feature_baselines import FDBD
+from softkin_training.fitted_baselines import RelativeMahalanobis, ViM, summed_distances, vim_origin
 from softkin_training.split import FEWEST_REFERENCES, reference_size
 from softkin_training.subject import Pass, Subject
 
@@ -50,22 +51,41 @@ def compared_scores(
         subject: the bundle.
         calibration: the calibration rows, None where they are not at hand.
         true_classes: `[n]` theirs, None where unknown.
-        seed: of the split that a joint score needs.
+        seed: of the split of the calibration rows that some scores need.
 
     Returns:
         Scores by short name, and what is left out and why.
     """
     notes: list[str] = []
-    scores = _parts(subject) | _joints(subject, calibration, seed, notes)
+    reference = _reference_rows(calibration, seed, notes)
+    scores = _parts(subject) | _joints(subject, calibration, reference)
+    golden = _golden_features(subject, notes)
     if subject.neighbors:
-        scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, notes)
+        scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, golden, notes)
     else:
         notes.append("The bank holds prototypes: what counts neighbours or fits Gaussians to rows is left out.")
     if subject.detector.has_logits:
-        scores |= _of_logits()
+        scores |= _reshaped(subject, golden, calibration, reference, notes) | _of_logits()
     else:
         notes.append("Bare embeddings have no logits: scores made of logits are left out.")
     return scores, notes
+
+
+def _reference_rows(calibration: Pass | None, seed: int, notes: list[str]) -> NDArray[np.bool_] | None:
+    """Which calibration rows some scores are fitted to, so that the others calibrate them."""
+    if calibration is None:
+        notes.append(
+            "Joint scores need calibration rows to put their parts on one scale, ReAct and fDBD to be fitted to: they "
+            "are left out."
+        )
+        return None
+    rows = len(calibration.outputs)
+    reference = np.zeros(rows, bool)
+    reference[np.random.default_rng(seed).permutation(rows)[: reference_size(rows)]] = True
+    if reference.sum() < FEWEST_REFERENCES:
+        notes.append(f"{rows} calibration rows are too few for joint scores, ReAct and fDBD, which need 8: left out.")
+        return None
+    return reference
 
 
 def _parts(subject: Subject) -> dict[str, Compared]:
@@ -86,15 +106,8 @@ def _parts(subject: Subject) -> dict[str, Compared]:
     }
 
 
-def _joints(subject: Subject, calibration: Pass | None, seed: int, notes: list[str]) -> dict[str, Compared]:
-    if calibration is None:
-        notes.append("Joint scores need calibration rows to put their parts on one scale: left out.")
-        return {}
-    rows = len(calibration.outputs)
-    reference = np.zeros(rows, bool)
-    reference[np.random.default_rng(seed).permutation(rows)[: reference_size(rows)]] = True
-    if reference.sum() < FEWEST_REFERENCES:
-        notes.append(f"{rows} calibration rows are too few for joint scores, which need 8: left out.")
+def _joints(subject: Subject, calibration: Pass | None, reference: NDArray[np.bool_] | None) -> dict[str, Compared]:
+    if calibration is None or reference is None:
         return {}
     plain, found = subject.nonconformity(), {}
     for parts in JOINTS:
@@ -159,36 +172,34 @@ def _typical_distance(rows: NDArray[np.float32]) -> float:
     return float(np.median(baselines.kth_neighbor(some, rows, baselines.KTH + 1)))
 
 
-def _fitted(subject: Subject, notes: list[str]) -> dict[str, Compared]:
+def _fitted(subject: Subject, golden: Pass | None, notes: list[str]) -> dict[str, Compared]:
     last = subject.layers[-1]
-    gaussians = Mahalanobis.fit(subject.neighbors[last], subject.labels, subject.loaded.bank.num_classes)
+    gaussians = RelativeMahalanobis.fit(subject.neighbors[last], subject.labels, subject.loaded.bank.num_classes)
     found = {
         "mahalanobis": Compared(
             title=f"Mahalanobis, {last}",
             source="Lee et al. 2018, on the bank's rows",
+            score=lambda p: gaussians.classes.score(p.z[last]),
+        ),
+        "relative_mahalanobis": Compared(
+            title=f"relative Mahalanobis, {last}",
+            source="Ren et al. 2021, on the bank's rows",
             score=lambda p: gaussians.score(p.z[last]),
-        )
+        ),
     }
-    vim = _vim(subject, notes)
+    vim = _vim(subject, golden, notes)
     if vim is not None:
-
-        def score(p: Pass) -> Floats:
-            assert p.features is not None
-            return vim.score(p.features, p.logits)
-
-        found["vim"] = Compared(title="ViM", source="Wang et al. 2022", score=score)
+        found["vim"] = _of_features("ViM", "Wang et al. 2022", vim.score)
     return found
 
 
-def _vim(subject: Subject, notes: list[str]) -> ViM | None:
+def _vim(subject: Subject, golden: Pass | None, notes: list[str]) -> ViM | None:
     """Fitted to the bank's rows of the layer that the logits are made of."""
-    if not subject.detector.has_logits:
-        return None
-    head, golden = subject.head, subject.golden
-    if head is None or golden is None or golden.features is None or golden.features.ndim != 2:
-        notes.append("ViM is left out: the network does not end in a linear layer that could be read.")
+    head = subject.head
+    if head is None or golden is None:
         return None
     h = golden.features
+    assert h is not None
     for name, rows in subject.neighbors.items():
         metric = subject.metric(name)
         seen = mass.unit_rows(h) if metric == "cosine" else h
@@ -203,6 +214,62 @@ def _vim(subject: Subject, notes: list[str]) -> ViM | None:
         "ViM is left out: the bank does not hold the layer that the logits are made of, or holds it projected."
     )
     return None
+
+
+def _golden_features(subject: Subject, notes: list[str]) -> Pass | None:
+    """The probe rows, where the features that a last linear layer reads can be seen of them."""
+    if not subject.detector.has_logits:
+        return None
+    golden = subject.golden
+    if subject.head is None or golden is None or golden.features is None or golden.features.ndim != 2:
+        notes.append(
+            "ViM, fDBD, ReAct and SCALE are left out: the network does not end in a linear layer that could be read."
+        )
+        return None
+    return golden
+
+
+def _reshaped(
+    subject: Subject,
+    golden: Pass | None,
+    calibration: Pass | None,
+    reference: NDArray[np.bool_] | None,
+    notes: list[str],
+) -> dict[str, Compared]:
+    head = subject.head
+    if head is None or golden is None or golden.features is None:
+        return {}
+    w, b, found = head.weight, head.bias, {}
+    if calibration is not None and reference is not None and (reference & calibration.outputs.finite).any():
+        assert calibration.features is not None
+        h = calibration.features[reference & calibration.outputs.finite]
+        clip = float(np.quantile(h, feature_baselines.REACT_QUANTILE))
+        if len(w) > 1:
+            fdbd = FDBD(mean=h.mean(axis=0, dtype=np.float64), weight=w, bias=b)
+            found["fdbd"] = _of_features("fDBD", "Liu & Qin 2024", lambda h, _: fdbd.score(h), ~reference)
+        found["react"] = _of_features(
+            "ReAct", "Sun, Guo & Li 2021", lambda h, _: feature_baselines.react(h, clip, w, b), ~reference
+        )
+    if golden.features.min() < 0:
+        notes.append("SCALE is left out: it takes features that a ReLU has passed, and these are negative in part.")
+    else:
+        found["scale"] = _of_features("SCALE", "Xu et al. 2024", lambda h, _: feature_baselines.scale(h, w, b))
+    return found
+
+
+def _of_features(
+    title: str,
+    source: str,
+    score: Callable[[NDArray[np.float32], NDArray[np.float32]], Floats],
+    calibrates: NDArray[np.bool_] | None = None,
+) -> Compared:
+    """A score of features and logits."""
+
+    def of(p: Pass) -> Floats:
+        assert p.features is not None
+        return score(p.features, p.logits)
+
+    return Compared(title=title, source=source, score=of, calibrates=calibrates)
 
 
 def _of_logits() -> dict[str, Compared]:

@@ -1,4 +1,4 @@
-"""The scores of others that fit a model to the bank's rows: Mahalanobis, ViM, and neighbours over several layers.
+"""The scores of others that fit a model to the bank's rows: Mahalanobis, relative too, ViM, and neighbours over layers.
 
 Higher = more outlying. Shapes: B rows, N bank rows, D width, C classes, L layers.
 """
@@ -43,6 +43,26 @@ class Mahalanobis:
             off = z_BD.astype(np.float64) - mean
             best = np.minimum(best, np.einsum("bd,bd->b", off @ self.precision, off))
         return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeMahalanobis:
+    """Mahalanobis distance to the nearest class less that to all rows as one Gaussian (Ren et al. 2021, eq. 3)."""
+
+    classes: Mahalanobis
+    background: Mahalanobis
+
+    @classmethod
+    def fit(cls, z_ND: NDArray[np.floating], labels_N: NDArray[np.integer], num_classes: int) -> RelativeMahalanobis:
+        """As `Mahalanobis.fit`."""
+        return cls(
+            classes=Mahalanobis.fit(z_ND, labels_N, num_classes),
+            background=Mahalanobis.fit(z_ND, np.zeros_like(labels_N), 1),
+        )
+
+    def score(self, z_BD: NDArray[np.floating]) -> Floats:
+        """`[B]`, of either sign."""
+        return self.classes.score(z_BD) - self.background.score(z_BD)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The last linear layer of an exported classifier, and the features that it reads: what ViM needs of a network."""
+"""The last linear layer of an exported classifier, and the features that it reads, which some scores want."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from scipy.stats import rankdata
 
 from softkin import mass
 from softkin_training import baselines, detection_metrics
-from softkin_training.fitted_baselines import Mahalanobis, ViM, vim_origin
+from softkin_training.feature_baselines import FDBD, react, scale
+from softkin_training.fitted_baselines import Mahalanobis, RelativeMahalanobis, ViM, vim_origin
 
 pytestmark = pytest.mark.training
 
@@ -89,6 +90,54 @@ def test_mahalanobis_agrees(peers, rows):
     ours = Mahalanobis.fit(bank, y, CLASSES).score(x)
     np.testing.assert_allclose(ours / (2 * len(bank)), theirs, rtol=1e-3)
     np.testing.assert_array_equal(rankdata(ours), rankdata(theirs))
+
+
+def test_relative_mahalanobis_agrees(peers, rows):
+    """Theirs is the distance under scatters, which are not divided by the number of rows."""
+    bank, y, x, _, _ = rows
+    peer = peers("detector.rmd").RMD(None).fit_features(torch.from_numpy(bank), torch.from_numpy(y))
+
+    theirs = peer.predict_features(torch.from_numpy(x)).numpy()
+    ours = RelativeMahalanobis.fit(bank, y, CLASSES).score(x)
+    np.testing.assert_allclose(ours / len(bank), theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_react_agrees(peers, rows):
+    """With the threshold that theirs takes from the bank's features."""
+    bank, y, x, w, b = rows
+    layer = linear(w, b)
+    peer = peers("detector.react").ReAct(None, layer).fit_feature_maps(torch.from_numpy(bank), torch.from_numpy(y))
+
+    theirs = peer.predict_feature_maps(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(react(x, float(np.quantile(bank, 0.9)), w, b), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_scale_agrees(peers, rows):
+    """Theirs takes maps; a feature is a map of one pixel."""
+    _, _, x, w, b = rows
+    layer = linear(w, b)
+    peer = peers("detector.scale").SCALE(None, lambda maps: layer(maps.flatten(1)), percentile=0.65)
+
+    theirs = peer.predict_feature_maps(torch.from_numpy(x)[:, :, None, None]).numpy()
+    np.testing.assert_allclose(scale(x, w, b, 0.65), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_fdbd_agrees(peers, rows):
+    """With the mean of the bank's features."""
+    bank, _, x, w, b = rows
+    peer = peers("detector.fdbd").fDBD(torch.nn.Identity(), linear(w, b)).fit_features(torch.from_numpy(bank))
+
+    theirs = peer.predict_features(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(FDBD(mean=bank.mean(axis=0), weight=w, bias=b).score(x), theirs, rtol=1e-4)
+
+
+def linear(w, b):
+    """A last layer."""
+    layer = torch.nn.Linear(WIDTH, CLASSES)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(w))
+        layer.bias.copy_(torch.from_numpy(b))
+    return layer.requires_grad_(requires_grad=False)
 
 
 def test_vim_agrees(peers, rows):

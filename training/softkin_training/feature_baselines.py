@@ -1,0 +1,85 @@
+"""The scores of others that look at or reshape the features before the last linear layer: ReAct, SCALE, fDBD.
+
+Higher = more outlying. Shapes: B rows, M fitting rows, D features, C classes; `logits = W h + b`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin import mass
+
+Floats = NDArray[np.float64]
+REACT_QUANTILE = 0.9
+"""Of the features, above which ReAct clips (Sun, Guo & Li 2021)."""
+SCALE_QUANTILE = 0.85
+"""Share of a row's features that SCALE leaves out of its divisor (Xu et al. 2024)."""
+
+
+def react(
+    features_BD: NDArray[np.floating], clip: float, weight_CD: NDArray[np.floating], bias_C: NDArray[np.floating]
+) -> Floats:
+    """Energy of the logits that clipped features make, ReAct (Sun, Guo & Li 2021, eq. 1 and 2). Returns `[B]`.
+
+    Args:
+        features_BD: h.
+        clip: the largest value a feature keeps: the paper's is the `REACT_QUANTILE` of all features of inliers.
+        weight_CD: W.
+        bias_C: b.
+    """
+    return mass.energy(np.minimum(features_BD.astype(np.float64), clip) @ weight_CD.T + bias_C)
+
+
+def scale(
+    features_BD: NDArray[np.floating],
+    weight_CD: NDArray[np.floating],
+    bias_C: NDArray[np.floating],
+    quantile: float = SCALE_QUANTILE,
+) -> Floats:
+    """Energy of the logits of features times `exp(sum / sum of the largest)`, SCALE (Xu et al. 2024, eq. 5 and 6).
+
+    Args:
+        features_BD: h >= 0, as a ReLU leaves them; a row of zeros keeps its logits.
+        weight_CD: W.
+        bias_C: b.
+        quantile: share of the features that are not among the largest, in [0, 1).
+
+    Returns:
+        `[B]`.
+    """
+    h = features_BD.astype(np.float64)
+    kept = h.shape[1] - round(h.shape[1] * quantile)
+    largest = np.partition(h, -kept, axis=1)[:, -kept:].sum(axis=1)
+    factor = np.exp(np.divide(h.sum(axis=1), largest, out=np.zeros(len(h)), where=largest > 0))
+    return mass.energy((h * factor[:, None]) @ weight_CD.T + bias_C)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FDBD:
+    """Distance to the decision boundaries over that to the mean of the features (Liu & Qin 2024, eq. 4 to 7).
+
+    `score = -mean_{c != f} (logit_f - logit_c) / |w_f - w_c| / |h - mean|` with f the predicted class.
+    """
+
+    mean: Floats
+    """`[D]`."""
+    weight: Floats
+    """W, `[C, D]`, C >= 2."""
+    bias: Floats
+    """b, `[C]`."""
+
+    def score(self, features_BD: NDArray[np.floating]) -> Floats:
+        """`[B]`."""
+        h = features_BD.astype(np.float64)
+        logits = h @ self.weight.T + self.bias
+        top = logits.argmax(axis=1)
+        between = np.linalg.norm(self.weight[:, None] - self.weight[None], axis=2)[top]
+        gaps = logits.max(axis=1, keepdims=True) - logits
+        # Classes of equal weights have no boundary between them; the predicted class itself is one of these.
+        distances = np.divide(gaps, between, out=np.zeros_like(gaps), where=between > 0)
+        off = np.linalg.norm(h - self.mean, axis=1)
+        total = distances.sum(axis=1) / (len(self.weight) - 1)
+        return -total / np.maximum(off, np.finfo(np.float64).tiny)
