@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from softkin.batch_times import BatchTimes
@@ -78,12 +78,13 @@ class Batcher:
 
     def expected_seconds(self, ticket: Ticket) -> float:
         """How long the ticket would take if it were submitted now: 0 while nothing is known or nothing is pending."""
-        times = self._times.get(ticket.detector, {}).get(ticket.num_neighbors)
-        ahead = self._queued_rows + self._running_rows
-        if times is None or not ahead:  # with nothing pending it is tried: a wrong guess must not refuse for ever
-            return 0.0
-        full, rest = divmod(ahead + len(ticket.x), self._max_rows)
-        return (full * times.predict(self._max_rows) + (times.predict(rest) if rest else 0.0)) / self._workers
+        with self._changed:
+            times = self._times.get(ticket.detector, {}).get(ticket.num_neighbors)
+            ahead = self._queued_rows + self._running_rows
+            if times is None or not ahead:  # with nothing pending it is tried: a wrong guess must not refuse for ever
+                return 0.0
+            full, rest = divmod(ahead + len(ticket.x), self._max_rows)
+            return (full * times.predict(self._max_rows) + (times.predict(rest) if rest else 0.0)) / self._workers
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a ticket; its `wait` gives the answer. One that is cancelled already is not queued.
@@ -123,9 +124,7 @@ class Batcher:
     def cancel(self, ticket: Ticket) -> None:
         """Drop a ticket wherever it is; a batch in which nobody is left stops within one chunk of the bank."""
         with self._changed:
-            abandoned = self._end(ticket, CancelledError())
-        for batch in abandoned:
-            batch.cancellation.cancel()
+            self._end(ticket, CancelledError())
 
     def close(self) -> None:
         """Run what is queued, take nothing more, and end the threads."""
@@ -157,7 +156,9 @@ class Batcher:
         with self._changed:
             self._running_rows -= batch.rows
             self._running -= 1
-            if self._queue:
+            if self._closed:
+                self._changed.notify_all()  # those who waited for it to run what has been cancelled meanwhile end too
+            elif self._queue:
                 self._changed.notify()
             for ticket, _ in batch.tickets:
                 ticket.batches.remove(batch)
@@ -307,12 +308,14 @@ class Batcher:
             return error
         return None
 
-    def _end(self, ticket: Ticket, error: BaseException) -> Iterable[Batch]:
-        """End a ticket without an answer; returns the running batches in which nobody is left. Holds the lock."""
+    def _end(self, ticket: Ticket, error: BaseException) -> None:
+        """End a ticket without an answer, and stop the running batches in which nobody is left. Holds the lock."""
         if not self._settle(ticket, error, None):
-            return ()
+            return
         ticket.latch.release()
-        return [b for b in ticket.batches if all(t.done for t, _ in b.tickets)]
+        for batch in ticket.batches:
+            if all(t.done for t, _ in batch.tickets):
+                batch.cancellation.cancel()
 
     def _settle(self, ticket: Ticket, error: BaseException | None, share: Share | None) -> bool:
         """Give the ticket its result, once, and leave waking to the caller; False if it has one. Holds the lock."""

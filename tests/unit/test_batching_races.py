@@ -1,0 +1,141 @@
+"""What happens at the same time in two threads, at the moments where it matters."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from softkin.errors import DeviceError, ExpiredError, UnavailableError
+from standin import StandIn
+from ticket_cases import rows, ticket
+
+WAIT_SECONDS = 20.0
+
+
+@pytest.fixture
+def threads_take_turns():
+    """The interpreter changes threads as often as it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def assert_ends(batcher):
+    """Nothing runs any more that nobody waits for."""
+    closing = threading.Thread(target=batcher.close, daemon=True)
+    closing.start()
+    closing.join(WAIT_SECONDS)
+    assert not closing.is_alive()
+
+
+def takes_more(batcher, detector):
+    """Whether the batcher is open."""
+    one = ticket(detector, rows(1))
+    try:
+        batcher.submit(one)
+    except UnavailableError:
+        return False
+    batcher.cancel(one)
+    return True
+
+
+def test_closing_does_not_wait_for_what_is_cancelled_meanwhile(make, gate):
+    """A worker waits for a free place, to run what is queued; then nothing is queued any more, and it must end."""
+    detector = StandIn(gate=gate)
+    batcher = make()
+    alone, queued = ticket(detector, rows(1)), ticket(detector, rows(1))
+    calling = threading.Thread(target=batcher.score, args=(alone,))
+    calling.start()
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    batcher.submit(queued)
+    closing = threading.Thread(target=batcher.close, daemon=True)
+    closing.start()
+    while takes_more(batcher, detector):
+        pass
+
+    batcher.cancel(queued)
+    gate.set()
+
+    calling.join(WAIT_SECONDS)
+    closing.join(WAIT_SECONDS)
+    assert not closing.is_alive()
+
+
+def test_the_pace_is_read_while_it_is_measured(make, gate, threads_take_turns):
+    """The first batch of its kind ends while another caller asks how long such a request would take."""
+    batcher, busy, detector = make(workers=2), StandIn("busy", gate=gate), StandIn()
+    batcher.submit(ticket(busy, rows(1)))
+    assert busy.entered.acquire(timeout=WAIT_SECONDS)
+    asked, faults, ended = [ticket(detector, rows(1))], [], threading.Event()
+
+    def ask():
+        while not ended.is_set():
+            try:
+                batcher.expected_seconds(asked[-1])
+            except ArithmeticError as e:
+                faults.append(e)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for k in range(1000):  # every number of neighbours has a pace of its own
+        asked.append(ticket(detector, rows(1), num_neighbors=k))
+        batcher.submit(asked[-1])
+        asked[-1].wait()
+    ended.set()
+    asking.join()
+
+    assert not faults
+
+
+class FailsOnOneRow(StandIn):
+    """Its device fails on batches of a single row, once it is told to."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.failing = threading.Event()
+
+    def score_rows(self, x, **options):
+        """As the stand-in, but for those."""
+        if len(x) > 1:
+            return super().score_rows(x, **options)
+        assert self.failing.wait(WAIT_SECONDS)
+        raise DeviceError("out of memory")
+
+
+def test_what_else_runs_of_a_request_stops_when_a_part_of_it_fails(make, gate):
+    """Two workers compute a slice each: nobody wants the one when the device has failed on the other."""
+    detector = FailsOnOneRow(gate=gate)
+    batcher = make(workers=2, max_batch_rows=4)
+    cut = ticket(detector, rows(5))
+    batcher.submit(cut)
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+
+    detector.failing.set()
+
+    with pytest.raises(DeviceError):
+        cut.wait()
+    assert_ends(batcher)
+    assert detector.rows_scored == 0
+
+
+def test_what_runs_of_a_request_stops_at_its_deadline_whoever_notices_first(make, gate):
+    """A worker drops what is queued of it before gRPC tells of the caller's end: the slice that runs must stop too."""
+    detector, other = StandIn(gate=gate), StandIn("other", gate=threading.Event())
+    batcher = make(workers=2, max_batch_rows=4)
+    batcher.submit(ticket(other, rows(1)))
+    assert other.entered.acquire(timeout=WAIT_SECONDS)
+    cut = ticket(detector, rows(8))
+    batcher.submit(cut)
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    cut.deadline = 0.0
+
+    other.gate.set()
+
+    with pytest.raises(ExpiredError):
+        cut.wait()
+    batcher.cancel(cut)
+    assert_ends(batcher)
+    assert detector.rows_scored == 0
