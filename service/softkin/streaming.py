@@ -192,18 +192,21 @@ class _Stream:
         return (response if response.answers else None), False
 
     def _answer(self, pending: _Pending) -> pb.StreamAnswer:
-        error = pending.error
-        if pending.ticket is not None:
-            try:
-                share = pending.ticket.wait()
-                return pb.StreamAnswer(response=self._path.encode(share, pending.decode_seconds))
-            except Exception as e:
-                error = e
-            finally:
-                with self._progress:
-                    self._tickets.popleft()
-                    self._progress.notify()
-        assert error is not None
+        if pending.ticket is None:
+            assert pending.error is not None
+            return self._refusal(pending.error)
+        try:
+            share = pending.ticket.wait()
+            return pb.StreamAnswer(response=self._path.encode(share, pending.decode_seconds))
+        except Exception as error:
+            # In a frame that the error does not know: with this one they would keep each other, and the detector.
+            return self._refusal(error)
+        finally:
+            with self._progress:
+                self._tickets.popleft()
+                self._progress.notify()
+
+    def _refusal(self, error: BaseException) -> pb.StreamAnswer:
         if isinstance(error, CancelledError):
             error = ended(self._context)
         found = failure(error, METHOD, request_id(self._context.invocation_metadata()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
 import weakref
 
@@ -11,6 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from softkin.converters import array_to_tensor, proto_to_scores
+from softkin.errors import DeviceError
 from softkin.streaming import _Stream
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
@@ -271,6 +274,39 @@ def test_a_drain_finishes_open_streams(start, rows, gate, feed):
 
     assert found == [1, 2]
     assert running.server.abandoned_requests == 0
+
+
+class Failing(StandIn):
+    """Its device fails on every batch, with an error of its own for each."""
+
+    def score_rows(self, x, **options):
+        """Fail."""
+        raise DeviceError("out of memory")
+
+
+def test_requests_that_failed_hold_no_version(start, rows, feed, caplog):
+    """What is unloaded gives its memory back though the stream stays open, without the garbage collector."""
+    caplog.set_level(logging.CRITICAL, "softkin.server")  # pytest would keep the error
+    detector = Failing()
+    running, held = start(detector, StandIn(version="2"), admin_port=0), weakref.ref(detector)
+    del detector
+    stream = running.stub.ScoreStream(feed, timeout=60)
+    gc.disable()
+    try:
+        for version in ("1", "2"):
+            feed.put(message(rows(1), version=version))
+            [answer] = next(stream).answers
+        with running.admin() as admin:
+            admin.set_label("standin", "2", "stable")
+            admin.unload("standin", "1")
+
+        running.until(lambda: held() is None)
+    finally:
+        gc.enable()
+
+    assert answer.HasField("response")
+    feed.put(None)
+    assert list(stream) == []
 
 
 def test_the_error_of_a_caller_who_has_gone_holds_nothing_of_the_stream():
