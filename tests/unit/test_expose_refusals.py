@@ -94,26 +94,29 @@ NOT_A_LAYER = {
     "no numbers": (
         classifier([node("Greater", ["hidden", "zero"], ["fires"])], initializers=[tensor(0.0, "zero")]),
         "fires",
-        "onnx: the model does not run: 'fires' holds bool where numbers are needed; check it with onnx.checker and "
-        "export it again",
+        "layers: 'fires' holds bool where numbers are needed; name another tensor or node",
     ),
     "no tensor": (
         classifier([node("SequenceConstruct", ["hidden"], ["list"])]),
         "list",
-        "onnx: the model does not run: 'list' holds list where numbers are needed; check it with onnx.checker and "
-        "export it again",
+        "layers: 'list' holds list where numbers are needed; name another tensor or node",
     ),
     "batch not first": (
         classifier([node("Transpose", ["hidden"], ["turned"], perm=[1, 0])]),
         "turned",
-        "onnx: the model cannot take batches of any size: 'turned' has shape [5, 7] for 7 rows, whose number must come "
-        "first" + REMEDY,
+        "layers: 'turned' has shape [5, 1] for a batch of 1, which must be its first axis; name another tensor or node",
     ),
     "constant": (
         classifier([node("Neg", ["w1"], ["constant"])]),
         "constant",
-        "onnx: the model cannot take batches of any size: 'constant' has shape [6, 5] for 7 rows, whose number must "
-        "come first" + REMEDY,
+        "layers: 'constant' has shape [6, 5] for a batch of 1, which must be its first axis; name another tensor or "
+        "node",
+    ),
+    "batch not first, but for one row": (
+        classifier([node("Unsqueeze", ["hidden", "axis"], ["time"])], initializers=[tensor(np.array([0]), "axis")]),
+        "time",
+        "layers: 'time' has shape [1, 7, 5] for a batch of 7, which must be its first axis; name another tensor or "
+        "node",
     ),
     "not finite": (
         classifier([node("Log", ["hidden"], ["log"])]),
@@ -151,9 +154,9 @@ UNFIT_MODELS = {
         classifier(start=[node("Neg", ["w1"], ["hidden"])], outputs=["hidden"], inputs=inputs("w1", axes=[6, WIDTH])),
         "onnx: the model has 0 inputs, []; a detector takes one array: fix the others as constants of the model",
     ),
-    "half input": (
-        classifier(inputs=inputs("x", elem_type=TensorProto.FLOAT16)),
-        "onnx: input 'x' is float16; a detector takes one of ('uint8', 'int32', 'int64', 'float32', 'float64'): export "
+    "narrow input": (
+        classifier(inputs=inputs("x", elem_type=TensorProto.INT8)),
+        "onnx: input 'x' is int8; a detector takes one of ('uint8', 'int32', 'int64', 'float32', 'float64'): export "
         "the model with such an input",
     ),
     "list input": (

@@ -91,6 +91,19 @@ def test_a_classifier_becomes_a_bundle_that_keeps_its_promise(files, capsys):
     assert re.fullmatch("\n".join(lines) + "\n", text), text
 
 
+def test_labels_that_the_classifier_never_gets_right_are_remarked_upon(files, capsys):
+    """Columns in another order than labels, or rows in another scale, leave p-values valid and detection poor."""
+    x, y = sample(200, 2)
+    np.savez(files / "shifted.npz", x_test=x, y_test=(y + 1) % CLASSES)
+
+    assert fit(files, "--calibration", files / "shifted.npz") == 0
+
+    text = capsys.readouterr().out
+    assert re.search(r"accuracy on them is 1\d\.\d%\n +always naming the largest class would reach 2\d\.\d%: ", text), (
+        text
+    )
+
+
 def test_the_bundle_says_what_it_was_made_from(files):
     """Model, tensors, output, its kind and the calibration, in the provenance."""
     onnx.save(good_classifier([SOFTMAX], ["p"]), files / "p.onnx")

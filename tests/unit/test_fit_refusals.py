@@ -123,8 +123,8 @@ DATA = {
     "no labels": (changed(y_train=None), r"d\.npz: lacks \['y_train'\]; it holds \['x_train'\]"),
     "labels beyond the output": (
         changed(y_train=Y + 1),
-        "d.npz: y_train[3] is 4, but output 'scores' of the model has 4 columns; labels must be the index of a column, "
-        "0 to 3 (50 labels are not)",
+        "d.npz: y_train[3] is 4, but output 'scores' of the model tells 4 classes apart; labels must be the index of "
+        "one, 0 to 3 (50 labels are not)",
     ),
     "labels not integer": (
         changed(y_train=Y.astype(float)),

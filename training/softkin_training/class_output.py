@@ -12,7 +12,7 @@ from onnx import TensorProto
 from softkin.errors import InvalidInputError
 from softkin_training.fit_rows import axes_of
 from softkin_training.onnx_graphs import find_tensor
-from softkin_training.trial import try_once
+from softkin_training.trial import TensorError, fixed_batch, try_once
 
 Array = NDArray[Any]
 
@@ -24,13 +24,14 @@ SUM_TOLERANCE = 1e-3
 
 
 def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None, output: str | None) -> str:
-    """Name of the tensor `[B, C]` that the logits come from.
+    """Name of the tensor that the logits come from, in one of the forms that `read_output` knows.
 
     Args:
         proto: the model.
         probe: `[n >= 1, ...]` raw inputs to run it on.
         num_classes: C, None: any from 2 on.
-        output: name of an output, tensor or node; None: the only output that fits.
+        output: name of an output, tensor or node; None: the only output that fits, `[B, C]` before `[B, C, 1, 1]` and
+            the like, and those before a single column.
 
     Raises:
         InvalidInputError: nothing fits, or several do; lists the outputs with their shapes.
@@ -43,16 +44,16 @@ def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None,
     else:
         floats = {o.name for o in proto.graph.output if o.type.tensor_type.elem_type in FLOATS} | set(zipped)
         declared = {k: v for k, v in declared.items() if k in floats}
-    values = try_once(proto, list(dict.fromkeys(declared.values())), probe)[0] if declared else {}
-    found = {
-        name: tensor
-        for name, tensor in declared.items()
-        if values[tensor].dtype.kind == "f"
-        and values[tensor].ndim == 2
-        and (values[tensor].shape[1] == num_classes if num_classes else values[tensor].shape[1] > 1)
-    }
+    try:
+        values = try_once(proto, list(dict.fromkeys(declared.values())), probe)[0] if declared else {}
+    except TensorError as e:
+        raise InvalidInputError("output", f"{e}; name another tensor or node") from None
+    rows = fixed_batch(proto) or 1
+    ranks = {name: _rank(values[tensor], rows, num_classes) for name, tensor in declared.items()}
+    best = min((rank for rank in ranks.values() if rank is not None), default=None)
+    found = [name for name, rank in ranks.items() if rank is not None and rank == best]
     if len(found) == 1:
-        return next(iter(found.values()))
+        return declared[found[0]]
     wanted = f"{num_classes} columns, one for each class name" if num_classes else "a column for each class"
     shapes = [f"{k!r} {values[v].dtype} {axes_of(values[v])}" for k, v in declared.items()]
     listed = "; ".join(shapes) or "none"
@@ -64,6 +65,38 @@ def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None,
         f"{which} 2-D float with {wanted}; the float outputs are {listed}: name the tensor or node to take by --output "
         "(a scikit-learn model converted with zipmap='columns': convert it with zipmap=False)",
     )
+
+
+def _rank(value: Array, rows: int, num_classes: int | None) -> int | None:
+    """How likely an output for so many rows tells the classes apart, 0 first; None: it cannot."""
+    long_axes = [n for n in value.shape[1:] if n != 1]
+    if value.dtype.kind != "f" or not value.ndim or len(value) != rows or len(long_axes) > 1:
+        return None
+    if not long_axes:
+        return 2 if num_classes in (None, 2) else None
+    return int(value.ndim > 2) if num_classes in (None, long_axes[0]) else None
+
+
+def read_output(value: Array, asked: str, source: str) -> tuple[NDArray[np.float32], OutputKind]:
+    """`[B, C]` of an output of shape `[B, C]`, `[B, C, 1, 1]` and the like, and what its rows are.
+
+    A single column, `[B, 1]` or `[B]`, is that of the second of two classes: a probability p becomes `1 - p, p`, a
+    logit z becomes `-z / 2, z / 2`, of which softmax makes what sigmoid makes of z.
+
+    Args:
+        value: of an output that `choose_output` takes.
+        asked: one of `OUTPUT_KINDS`; `auto`: probabilities where every row lies within [0, 1] and sums to 1.
+        source: name of the tensor, for the message.
+
+    Raises:
+        InvalidInputError: probabilities were asked for, and these are none.
+    """
+    y_BC = value.reshape(len(value), -1).astype(np.float32)
+    if y_BC.shape[1] > 1:
+        return y_BC, kind_of(y_BC, asked, source)
+    p_BC = np.concatenate([1 - y_BC, y_BC], axis=1)
+    kind = kind_of(p_BC, asked, source)
+    return (p_BC if kind == "probabilities" else np.concatenate([-y_BC, y_BC], axis=1) * np.float32(0.5)), kind
 
 
 def kind_of(y_BC: NDArray[np.float32], asked: str, source: str) -> OutputKind:

@@ -21,10 +21,11 @@ from softkin.graph_builder import GraphBuilder
 from softkin.mass import Metric
 from softkin.scorer import LOGITS, reducer_key
 from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
-from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, kind_of
-from softkin_training.foreign import adapt, the_input
+from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output
+from softkin_training.foreign import adapt, the_input, with_wide_input
 from softkin_training.onnx_graphs import find_tensor, rename
 from softkin_training.projection import SMALLEST_NORM, describe_reducer, projection_matrix
+from softkin_training.trial import TensorError
 
 Array = NDArray[Any]
 
@@ -89,7 +90,8 @@ def expose(
         max_dim: wider layers are projected to this many numbers.
         seed: of the projections: `seed + i` for layer i.
         num_classes: how many classes there are; None: as many as the output has columns.
-        output: tensor, node or output that gives a number per class; None: the only 2-D float output of that width.
+        output: tensor, node or output that gives a number per class, or one number for two classes; None: the only
+            float output that fits.
         output_kind: one of `OUTPUT_KINDS`; `auto`: probabilities where all rows of the probe lie within [0, 1] and sum
             to 1, whose log (of at least the smallest normal float32) becomes the logits.
 
@@ -100,26 +102,28 @@ def expose(
     if output_kind not in OUTPUT_KINDS:
         raise InvalidInputError("output_kind", f"got {output_kind!r}; must be one of {OUTPUT_KINDS}")
     tensors = _find_layers(proto, layers)
+    proto, widened = with_wide_input(proto)
     input_name = the_input(proto, probe).name
     source = choose_output(proto, probe, num_classes, output)
-    adapted = adapt(proto, list(dict.fromkeys([*tensors.values(), source])), probe)
+    try:
+        adapted = adapt(proto, list(dict.fromkeys([*tensors.values(), source])), probe)
+    except TensorError as e:
+        field = "layers" if e.tensor in tensors.values() else "output"
+        raise InvalidInputError(field, f"{e}; name another tensor or node") from None
     for name, tensor in tensors.items():
         _refuse_not_finite("layers", name, adapted.values[tensor])
     _refuse_not_finite("output", source, adapted.values[source])
-    y_BC = adapted.values[source].astype(np.float32)
-    kind = kind_of(y_BC, output_kind, source)
+    y_BC, kind = read_output(adapted.values[source], output_kind, source)
 
     g = GraphBuilder("expose")  # the bank comes with a builder of its own
     found = []
     for i, (name, tensor) in enumerate(tensors.items()):
         width = int(np.prod(adapted.values[tensor].shape[1:], dtype=np.int64))
+        _refuse_one_direction(name, width, metric)
         _add_representation(g, f"model/{tensor}", name, width, metric=metric, max_dim=max_dim, seed=seed + i)
         reducer = describe_reducer(width, max_dim, seed + i)
         found.append(ExposedLayer(name=name, tensor=tensor, width=width, reducer=reducer))
-    logits = g.op("Cast", [f"model/{source}"], to=TensorProto.FLOAT)
-    if kind == "probabilities":
-        logits = g.op("Log", [g.op("Max", [logits, g.constant(float(np.finfo(np.float32).tiny))])])
-    g.nodes.append(helper.make_node("Identity", [logits], [LOGITS], name=f"expose/{LOGITS}"))
+    _add_logits(g, f"model/{source}", kind, single=adapted.values[source].size == len(y_BC))
 
     network = adapted.proto
     # A tensor of the model may be called as one of ours is, `logits` above all.
@@ -132,7 +136,7 @@ def expose(
         output_kind=kind,
         num_classes=y_BC.shape[1],
         has_energy=kind == "logits" and bool(np.ptp(mass.energy(y_BC)) > ENERGY_TOLERANCE),
-        changes=adapted.changes,
+        changes=(*widened, *adapted.changes),
     )
 
 
@@ -150,6 +154,7 @@ def embedding_network(dim: int, dtype: np.dtype[Any], *, metric: Metric, max_dim
     graph = helper.make_graph([], "embedding", [helper.make_tensor_value_info("inputs", elem_type, ["batch", dim])], [])
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     g = GraphBuilder("expose")
+    _refuse_one_direction(EMBEDDING, dim, metric)
     _add_representation(g, "inputs", EMBEDDING, dim, metric=metric, max_dim=max_dim, seed=seed)
     reducer = describe_reducer(dim, max_dim, seed)
     layer = ExposedLayer(name=EMBEDDING, tensor="inputs", width=dim, reducer=reducer)
@@ -168,12 +173,31 @@ def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str
     return tensors
 
 
+def _refuse_one_direction(name: str, width: int, metric: Metric) -> None:
+    if width == 1 and metric == "cosine":
+        raise InvalidInputError(
+            "metric", f"got cosine for {name!r}, one number a row, which has no direction; choose squared_euclidean"
+        )
+
+
 def _refuse_not_finite(field: str, name: str, value: Array) -> None:
     bad = np.flatnonzero(~np.isfinite(value.astype(np.float32)).reshape(len(value), -1).all(axis=1))
     if len(bad):
         raise InvalidInputError(
             field, f"{name!r} has NaN or infinity on {len(bad)} of {len(value)} rows tried; name another tensor"
         )
+
+
+def _add_logits(g: GraphBuilder, source: str, kind: OutputKind, *, single: bool) -> None:
+    """Nodes from an output to float32 `logits` `[B, C]`: what `read_output` gives, as logits."""
+    logits = g.op("Flatten", [g.op("Cast", [source], to=TensorProto.FLOAT)], axis=1)
+    if single and kind == "probabilities":
+        logits = g.op("Concat", [g.op("Sub", [g.constant(1.0), logits]), logits], axis=1)
+    elif single:
+        logits = g.op("Mul", [g.op("Concat", [g.op("Neg", [logits]), logits], axis=1), g.constant(0.5)])
+    if kind == "probabilities":
+        logits = g.op("Log", [g.op("Max", [logits, g.constant(float(np.finfo(np.float32).tiny))])])
+    g.nodes.append(helper.make_node("Identity", [logits], [LOGITS], name=f"expose/{LOGITS}"))
 
 
 def _add_representation(

@@ -43,6 +43,8 @@ class Fitted:
     """Rows of x_train left out because their content came before."""
     accuracy: float | None
     """Share of the calibration rows that the classifier puts in their class; None for bare vectors."""
+    largest_class: float
+    """Share of the largest class among the calibration rows: the accuracy of whoever always names that."""
 
 
 def fit_onnx(
@@ -202,7 +204,13 @@ def _fit(
     if exposed.num_classes:
         predicted = Network(path / bundles.MODEL).run(calibration_rows.x)[LOGITS].argmax(axis=1)
         accuracy = float((predicted == calibration_rows.y).mean())
-    return Fitted(manifest=manifest, exposed=exposed, repeated_rows=len(rows) - len(distinct), accuracy=accuracy)
+    return Fitted(
+        manifest=manifest,
+        exposed=exposed,
+        repeated_rows=len(rows) - len(distinct),
+        accuracy=accuracy,
+        largest_class=float(np.bincount(calibration_rows.y).max() / len(calibration_rows)),
+    )
 
 
 def _numbered(num_classes: int) -> tuple[str, ...]:
@@ -220,8 +228,8 @@ def _refuse_labels(y: NDArray[Any], exposed: Exposed, data: str | Path) -> None:
     outside = np.flatnonzero((y < 0) | (y >= exposed.num_classes))
     if len(outside):
         raise DataError(
-            f"{data}: y_train[{outside[0]}] is {y[outside[0]]}, but output {exposed.output!r} of the model has "
-            f"{exposed.num_classes} columns; labels must be the index of a column, 0 to {exposed.num_classes - 1} "
+            f"{data}: y_train[{outside[0]}] is {y[outside[0]]}, but output {exposed.output!r} of the model tells "
+            f"{exposed.num_classes} classes apart; labels must be the index of one, 0 to {exposed.num_classes - 1} "
             f"({len(outside)} labels are not)"
         )
 

@@ -38,7 +38,11 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         help="without --calibration: this part of x_train calibrates (default %(default)s); the classifier must not "
         "have been trained on these rows either",
     )
-    sub.add_argument("--output", metavar="NAME", help="tensor or node with a number per class, if several could be it")
+    sub.add_argument(
+        "--output",
+        metavar="NAME",
+        help="tensor or node with a number per class, or one for two, if several could be it",
+    )
     sub.add_argument(
         "--output-kind",
         default="auto",
@@ -114,6 +118,11 @@ def fit(arguments: argparse.Namespace) -> None:
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
     accuracy = "" if fitted.accuracy is None else f"; the classifier's accuracy on them is {fitted.accuracy:.1%}"
     print(f"calibration: {m.calibration_size} rows {source}{accuracy}")
+    if fitted.accuracy is not None and fitted.accuracy <= fitted.largest_class:
+        print(
+            f"             always naming the largest class would reach {fitted.largest_class:.1%}: are labels the index"
+            "\n             of the model's column, and rows scaled as in its training? Where not, outliers are missed"
+        )
     if not a.calibration:
         print("             the promise holds if the model was not trained on these rows; else give --calibration FILE")
     c = m.certificate

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from softkin.errors import InvalidInputError
 
 NAMES_SHOWN = 20
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -84,6 +85,17 @@ def _inner_nodes(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]
             yield from inside(f"function {function.name!r}", node)
 
 
+def computes_in_half(proto: onnx.ModelProto) -> bool:
+    """Whether constants, casts or the inputs of a model have 16-bit floats."""
+    attributes = [
+        a for nodes in (proto.graph.node, (n for _, n in _inner_nodes(proto))) for node in nodes for a in node.attribute
+    ]
+    types = [t.data_type for t in proto.graph.initializer]
+    types += [i.type.tensor_type.elem_type for i in proto.graph.input]
+    types += [a.i if a.name == "to" else a.t.data_type for a in attributes]
+    return any(t in HALVES for t in types)
+
+
 def _reads(node: onnx.NodeProto) -> set[str]:
     """Names that a node reads, those that its subgraphs capture among them."""
     names = set(node.input)
@@ -97,7 +109,8 @@ def _reads(node: onnx.NodeProto) -> set[str]:
 def prune(graph: onnx.GraphProto, wanted: Sequence[str]) -> None:
     """Keep only what the tensors `wanted` need and the inputs that are none of the constants.
 
-    Shapes are forgotten: they may tell of another batch size.
+    Shapes are forgotten, those inside subgraphs too: they may tell of another batch size, and onnxruntime computes with
+    them.
     """
     producer = {o: i for i, n in enumerate(graph.node) for o in n.output if o}
     needed, kept, open_names = set(wanted), set(), list(wanted)
@@ -111,10 +124,18 @@ def prune(graph: onnx.GraphProto, wanted: Sequence[str]) -> None:
     nodes = [n for i, n in enumerate(graph.node) if i in kept]
     constants = [t for t in graph.initializer if t.name in needed]
     inputs = real_inputs(graph)
-    del graph.input[:], graph.node[:], graph.initializer[:], graph.value_info[:], graph.quantization_annotation[:]
+    del graph.input[:], graph.node[:], graph.initializer[:], graph.quantization_annotation[:]
     graph.input.extend(inputs)
     graph.node.extend(nodes)
     graph.initializer.extend(constants)
+    _forget_shapes(graph)
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    del graph.value_info[:]
+    for node in graph.node:
+        for inner in _subgraphs(node):
+            _forget_shapes(inner)
 
 
 def set_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> None:

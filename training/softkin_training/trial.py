@@ -12,18 +12,27 @@ from numpy.typing import NDArray
 from softkin.device import parse_device
 from softkin.errors import BundleError, InvalidInputError
 from softkin.session import start_session
-from softkin_training.onnx_graphs import real_inputs, set_outputs
+from softkin_training.onnx_graphs import computes_in_half, real_inputs, set_outputs
 
 Array = NDArray[Any]
 
 BATCH = 7
 """Rows that must give together what each gives alone."""
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
-"""Largest difference between two runs, relative to the largest value of the tensor; the second one for float16."""
+"""Largest difference between two runs, relative to the largest value of the tensor; the second one where a model
+computes in 16 bits, whatever it gives out."""
 
 
 class TrialError(Exception):
     """A model does not load or run; says why, without a remedy."""
+
+
+class TensorError(TrialError):
+    """A tensor of a model that runs is unfit; says which and why, without a remedy."""
+
+    def __init__(self, tensor: str, reason: str) -> None:
+        super().__init__(f"{tensor!r} {reason}")
+        self.tensor = tensor
 
 
 class Trial:
@@ -32,6 +41,9 @@ class Trial:
     Args:
         proto: the model; it is left as it is.
         tensors: names of the tensors to compute.
+
+    Attributes:
+        tolerance: how much two runs may differ, for `difference_of`.
 
     Raises:
         TrialError: onnxruntime cannot load the model.
@@ -42,6 +54,7 @@ class Trial:
         cut.CopyFrom(proto)
         set_outputs(cut, tensors)
         self._tensors, self._input = list(tensors), real_inputs(proto.graph)[0].name
+        self.tolerance = HALF_TOLERANCE if computes_in_half(proto) else TOLERANCE
         try:
             self._session, _ = start_session(cut, *parse_device("cpu"))
         except BundleError as e:
@@ -51,7 +64,8 @@ class Trial:
         """The tensors by name, for raw inputs `x`.
 
         Raises:
-            TrialError: onnxruntime fails, or a tensor does not hold numbers.
+            TensorError: a tensor does not hold numbers.
+            TrialError: onnxruntime fails.
         """
         import onnxruntime as ort  # only after softkin.session, which has it keep usage data to itself
 
@@ -64,7 +78,7 @@ class Trial:
         for name, value in zip(self._tensors, found, strict=True):
             kind = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
             if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
-                raise TrialError(f"{name!r} holds {kind} where numbers are needed")
+                raise TensorError(name, f"holds {kind} where numbers are needed")
         return dict(zip(self._tensors, found, strict=True))
 
 
@@ -73,16 +87,19 @@ def try_once(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> li
 
     Raises:
         InvalidInputError: it does not load or run, or gives other values when run again.
+        TensorError: a tensor does not hold numbers.
     """
     try:
         trial = Trial(proto, tensors)
         first, second = ([trial.run(x) for x in batches_of(proto, probe)] for _ in range(2))
+    except TensorError:
+        raise
     except TrialError as e:
         raise InvalidInputError(
             "onnx", f"the model does not run: {e}; check it with onnx.checker and export it again"
         ) from None
     for a, b in zip(first, second, strict=True):
-        if difference := difference_of(a, b):
+        if difference := difference_of(a, b, trial.tolerance):
             raise InvalidInputError(
                 "onnx",
                 f"run twice on the same rows, the model gives two answers: {difference}; it draws random numbers, as "
@@ -97,22 +114,32 @@ def refuse_mixing(trial: Trial, x: Array) -> None:
     A score that depended on the other rows of its batch would have no false-alarm rate of its own.
 
     Raises:
+        TensorError: a tensor does not have the rows on its first axis.
         TrialError: says which tensor, and by how much.
     """
     together = trial.run(x)
     alone = [trial.run(x[i : i + 1]) for i in range(len(x))]
     for values, rows in ((together, len(x)), (alone[0], 1)):
-        for name, value in values.items():
-            if not value.shape or value.shape[0] != rows:
-                raise TrialError(
-                    f"{name!r} has shape {list(value.shape)} for {rows} rows, whose number must come first"
-                )
+        refuse_other_axes(values, rows)
     joined = {name: np.concatenate([a[name] for a in alone]) for name in together}
-    if reason := difference_of(joined, together):
+    if reason := difference_of(joined, together, trial.tolerance):
         raise TrialError(
             f"alone and in a batch of {len(x)}, {reason}: rows influence each other, as in batch normalisation while "
             "training or in dynamic quantisation"
         )
+
+
+def refuse_other_axes(values: dict[str, Array], rows: int) -> None:
+    """Refuse tensors of a run on so many rows whose first axis is another.
+
+    Raises:
+        TensorError: the first of them.
+    """
+    for name, value in values.items():
+        if not value.shape or value.shape[0] != rows:
+            raise TensorError(
+                name, f"has shape {list(value.shape)} for a batch of {rows}, which must be its first axis"
+            )
 
 
 def rows_of(probe: Array, n: int) -> Array:
@@ -126,8 +153,8 @@ def batches_of(proto: onnx.ModelProto, probe: Array) -> list[Array]:
     return [rows_of(np.roll(probe, -i, axis=0), size) for i in range(0, BATCH, size)]
 
 
-def difference_of(found: dict[str, Array], expected: dict[str, Array]) -> str:
-    """Which tensor differs by how much, empty if none does."""
+def difference_of(found: dict[str, Array], expected: dict[str, Array], tolerance: float) -> str:
+    """Which tensor differs by how much, empty if none does by more than `tolerance` of its largest value."""
     for name, e in expected.items():
         f = found[name]
         if f.shape != e.shape:
@@ -136,7 +163,7 @@ def difference_of(found: dict[str, Array], expected: dict[str, Array]) -> str:
         with np.errstate(invalid="ignore"):
             off = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
         relative = float(off.max(initial=0.0)) / float(np.abs(b[np.isfinite(b)]).max(initial=1e-30))
-        if not relative <= (HALF_TOLERANCE if e.dtype == np.float16 else TOLERANCE):
+        if not relative <= tolerance:
             return f"{name!r} differs by {relative:.1e} of its largest value"
     return ""
 

@@ -1,0 +1,191 @@
+"""Classifiers in forms that other tools give them: one column for two classes, half floats, functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from foreign_models import CLASSES, SHAPE, WIDTH, body, classifier, reference, rows, tensor
+from softkin.errors import InvalidInputError
+from softkin.scorer import Network
+from softkin.scorer_graph import representation_output
+from softkin_training.expose import Exposed, embedding_network, expose
+
+node, value = helper.make_node, helper.make_tensor_value_info
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+
+
+def exposed(proto, x, **options) -> Exposed:
+    """`expose` with the hidden layer of `classifier` where nothing else is said."""
+    return expose(proto, x, **({"layers": ["hidden"], "metric": "cosine", "max_dim": 256, "seed": 0} | options))
+
+
+def run(found: Exposed, x, tmp_path) -> dict:
+    """Outputs of an exposed model."""
+    path = tmp_path / "exposed.onnx"
+    path.write_bytes(found.model)
+    return Network(path, device="cpu").run(x)
+
+
+def one_column(*, sigmoid, flat):
+    """A classifier of two classes with one number for both, and that number in NumPy."""
+    nodes = [node("ReduceMean", ["scores", "axis"], ["z"], keepdims=int(not flat))]
+    if sigmoid:
+        nodes.append(node("Sigmoid", ["z"], ["p"]))
+    output = value("p" if sigmoid else "z", FLOAT, ["batch"] if flat else ["batch", 1])
+    return classifier(nodes, [output], initializers=[tensor(np.array([1]), "axis")])
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_one_column_is_the_second_of_two_classes(tmp_path, flat, sigmoid, num_classes):
+    """Softmax of the logits gives what sigmoid gives, and the column's sign or half decides."""
+    x = rows(20)
+    z = reference(x)[1].mean(axis=1).astype(np.float64)
+
+    found = exposed(one_column(sigmoid=sigmoid, flat=flat), x, num_classes=num_classes)
+
+    assert (found.num_classes, found.output_kind) == (2, "probabilities" if sigmoid else "logits")
+    assert found.has_energy is not sigmoid
+    logits = run(found, x, tmp_path)["logits"].astype(np.float64)
+    assert logits.argmax(axis=1).tolist() == (z > 0).astype(int).tolist()
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(p[:, 1], 1 / (1 + np.exp(-z)), atol=1e-6)
+
+
+def test_whoever_knows_better_says_what_one_column_is(tmp_path):
+    """Values in [0, 1] may be logits; values outside are no probabilities."""
+    x = rows(20)
+    assert exposed(one_column(sigmoid=True, flat=False), x, output_kind="logits").output_kind == "logits"
+    with pytest.raises(InvalidInputError, match="output_kind: 'z' holds no probabilities"):
+        exposed(one_column(sigmoid=False, flat=False), x, output_kind="probabilities")
+
+
+def test_a_column_for_each_class_goes_before_one_for_two():
+    """A number beside the logits, as an uncertainty, is not taken for them."""
+    mean = node("ReduceMean", ["scores", "axis"], ["z"], keepdims=1)
+    proto = classifier([mean], ["z", "scores"], initializers=[tensor(np.array([1]), "axis")])
+
+    assert exposed(proto, rows(20)).output == "scores"
+    with pytest.raises(InvalidInputError, match="no output is 2-D float with 3 columns"):
+        exposed(proto, rows(20), num_classes=3)
+
+
+def test_an_output_that_holds_no_numbers_is_refused_by_name():
+    """The model runs: another tensor is the remedy, not another export."""
+    proto = classifier([node("SequenceConstruct", ["scores"], ["list"])])
+
+    with pytest.raises(InvalidInputError, match="output: 'list' holds list where numbers are needed; name another"):
+        exposed(proto, rows(20), output="list")
+
+
+@pytest.mark.parametrize("axes", [(-1, CLASSES, 1, 1), (-1, 1, CLASSES)], ids=str)
+def test_axes_of_length_one_around_the_classes_are_left_out(tmp_path, axes):
+    """As fully convolutional classifiers have them."""
+    x = rows(20)
+    shape = tensor(np.array(axes), "axes")
+    proto = classifier(
+        [node("Reshape", ["scores", "axes"], ["map"])], [value("map", FLOAT, None)], initializers=[shape]
+    )
+
+    found = exposed(proto, x)
+
+    assert (found.output, found.num_classes) == ("map", CLASSES)
+    np.testing.assert_allclose(run(found, x, tmp_path)["logits"], reference(x)[1], rtol=1e-5, atol=1e-5)
+
+
+def in_half(*, wide_output):
+    """The classifier of `foreign_models` in float16, with a float32 output where asked."""
+    proto = classifier(
+        start=[*body(), node("Cast", ["scores"], ["wide"], to=FLOAT)],
+        inputs=[value("x", HALF, ["batch", *SHAPE])],
+        outputs=["wide"] if wide_output else [value("scores", HALF, ["batch", CLASSES])],
+        opset=17,
+    )
+    for constant in proto.graph.initializer:
+        halved = np.frombuffer(constant.raw_data, np.float32).astype(np.float16)
+        constant.raw_data, constant.data_type = halved.tobytes(), HALF
+    return proto
+
+
+@pytest.mark.parametrize("wide_output", [True, False])
+def test_a_model_that_takes_float16_takes_float32_rows(tmp_path, wide_output):
+    """No detector takes float16; the cast is the model's first node, and the change is told."""
+    x = rows(20)
+
+    found = exposed(in_half(wide_output=wide_output), x, layers=["hidden", "before"])
+
+    assert found.changes[0] == "taking float32 rows where it took float16"
+    out = run(found, x, tmp_path)
+    np.testing.assert_allclose(out["logits"], reference(x)[1], atol=2e-2)
+    assert out[representation_output("hidden")].dtype == np.float32
+
+
+def test_rounding_to_half_floats_is_no_difference_whatever_comes_out(tmp_path):
+    """Converted, a model in float16 runs by other kernels; its outputs are often cast back to float32."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 300)).astype(np.float32)
+    nodes = [
+        node("Cast", ["x"], ["narrow"], to=HALF),
+        node("MatMul", ["narrow", "v1"], ["before"]),
+        node("Relu", ["before"], ["hidden"]),
+        node("Softmax", ["hidden"], ["soft"], axis=-1),
+        node("MatMul", ["soft", "v2"], ["scores"]),
+        node("Cast", ["scores"], ["wide"], to=FLOAT),
+    ]
+    constants = [tensor(rng.normal(size=s).astype(np.float16), n) for s, n in (((300, 50), "v1"), ((50, 4), "v2"))]
+    proto = classifier(
+        start=nodes, inputs=[value("x", FLOAT, ["batch", 300])], outputs=["wide"], opset=13, initializers=constants
+    )
+
+    found = exposed(proto, x)
+
+    assert run(found, x, tmp_path)["logits"].shape == (64, 4)
+
+
+def test_shapes_that_a_conversion_wrote_down_are_forgotten(tmp_path):
+    """They are those of the old batch size, and onnxruntime computes with them: of 7 rows 6 had no class token."""
+    start = body()
+    start[3:3] = [
+        node("Shape", ["before"], ["shape"]),
+        node("Slice", ["shape", "zero", "one"], ["length"]),
+        node("Concat", ["length", "one"], ["token_shape"], axis=0),
+        node("ConstantOfShape", ["token_shape"], ["token"]),
+        node("Concat", ["hidden", "token"], ["longer"], axis=1),
+    ]
+    extra = [tensor(np.array([0]), "zero"), tensor(np.array([1]), "one")]
+    x = rows(20)
+
+    found = exposed(classifier(start=start, batch=1, opset=17, initializers=extra), x, layers=["longer"])
+
+    assert len(found.changes) == 2
+    assert run(found, x, tmp_path)[representation_output("longer")].shape == (20, WIDTH + 1)
+
+
+def test_functions_of_an_old_opset_are_put_in_their_place(tmp_path):
+    """onnx's converter of opsets drops them."""
+    function = helper.make_function(
+        "my", "Twice", ["a"], ["c"], [node("Add", ["a", "a"], ["b"]), node("Identity", ["b"], ["c"])],
+        [helper.make_opsetid("", 13)],
+    )  # fmt: skip
+    twice = node("Twice", ["scores"], ["twice"], domain="my")
+    proto = classifier([twice], ["twice"], opset=13, domains=[("my", 1)], functions=[function])
+    x = rows(20)
+
+    found = exposed(proto, x)
+
+    np.testing.assert_allclose(run(found, x, tmp_path)["logits"], 2 * reference(x)[1], rtol=1e-5, atol=1e-5)
+
+
+def test_one_number_a_row_has_no_direction():
+    """By cosine all positive numbers are alike."""
+    proto = classifier([node("ReduceMax", ["hidden", "axis"], ["top"])], initializers=[tensor(np.array([1]), "axis")])
+    message = "metric: got cosine for 'top', one number a row, which has no direction; choose squared_euclidean"
+
+    with pytest.raises(InvalidInputError, match=message):
+        exposed(proto, rows(20), layers=["top"])
+    with pytest.raises(InvalidInputError, match="metric: got cosine for 'embedding'"):
+        embedding_network(1, np.dtype("float32"), metric="cosine", max_dim=4, seed=0)
+    assert exposed(proto, rows(20), layers=["top"], metric="squared_euclidean").layers[0].width == 1
