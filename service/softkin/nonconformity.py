@@ -73,12 +73,6 @@ class Outputs:
         """The rows where `rows` is true."""
         return Outputs(masses=self.masses[rows], logits=None if self.logits is None else self.logits[rows])
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Outputs]) -> Outputs:
-        """Join the outputs of consecutive slices of a batch."""
-        logits = [p.logits for p in parts if p.logits is not None]
-        return cls(masses=np.concatenate([p.masses for p in parts]), logits=np.concatenate(logits) if logits else None)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Nonconformity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,3 +134,22 @@ def test_references_do_not_look_at_labels():
 
     for part in found:
         np.testing.assert_array_equal(found[part], np.sort(plain().part_score(part, reference)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["masses", "logits", "masses, no network"])
+def test_one_number_that_is_not_finite_makes_its_row_the_strangest(where, value):
+    """Whichever number of the row it is; the rows beside it keep what they have, and all rows may be such."""
+    rows, name = outputs(8, 5), where.partition(",")[0]
+    if where == "masses, no network":
+        rows = replace(rows, logits=None)
+    expected = plain()(rows)
+    expected[2] = math.inf
+
+    for place in np.ndindex(getattr(rows, name).shape[1:]):
+        damaged = getattr(rows, name).copy()
+        damaged[2][place] = value
+        np.testing.assert_array_equal(plain()(replace(rows, **{name: damaged})), expected)
+
+    damaged[:] = value
+    assert (plain()(replace(rows, **{name: damaged})) == math.inf).all()
