@@ -61,12 +61,14 @@ def test_the_bundle_is_mounted_where_the_image_serves_it(compose):
 
 
 def test_the_files_it_names_exist(compose, root):
-    """Build context, Dockerfile and Prometheus' configuration."""
+    """Build context, Dockerfile, and what the others are configured by."""
     build = compose["services"]["softkin"]["build"]
     mount = compose["services"]["prometheus"]["volumes"][0]
+    others = [v for name, s in compose["services"].items() if name != "softkin" for v in s["volumes"]]
 
     assert (root / "deploy" / build["context"]).resolve() == root
     assert (root / build["dockerfile"]).is_file()
+    assert all((root / "deploy" / v["source"]).exists() for v in others if isinstance(v, dict))
     assert (root / "deploy" / mount["source"] / "prometheus.yml").is_file()
     assert f"--config.file={mount['target']}/prometheus.yml" in compose["services"]["prometheus"]["command"]
 
@@ -80,22 +82,45 @@ def test_prometheus_scrapes_the_service_on_its_metrics_port(compose, root):
     assert "softkin" in compose["services"]
 
 
-def test_prometheus_has_a_pinned_version(compose):
-    """Never `latest`: a new major version reads rules differently."""
+def test_grafana_finds_prometheus_and_the_dashboard(compose, root):
+    """The service by its name in compose, the file where it is mounted; and only where it is asked for."""
+    grafana = compose["services"]["grafana"]
+    mounts = {v["source"]: v["target"] for v in grafana["volumes"] if isinstance(v, dict)}
+    provisioning = root / "deploy/grafana/provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/softkin.yml").read_text())["providers"]
+    dashboard = mounts["./grafana/softkin.json"]
+
+    assert grafana["profiles"] == ["grafana"]
+    assert mounts["./grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert source["url"] == "http://prometheus:9090"
+    assert source["type"] == "prometheus"
+    assert dashboard == f"{provider['options']['path']}/softkin.json"
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == dashboard
+
+
+def test_nobody_can_change_anything_in_grafana(compose):
+    """A default password would be one that everybody knows."""
+    environment = compose["services"]["grafana"]["environment"]
+
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+
+
+def test_images_of_others_have_pinned_versions(compose):
+    """Never `latest`: a new major version reads rules and dashboards differently."""
     assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", compose["services"]["prometheus"]["image"])
+    assert re.fullmatch(r"grafana/grafana:\d+\.\d+\.\d+", compose["services"]["grafana"]["image"])
 
 
 def test_containers_get_longer_to_stop_than_the_server_needs(compose, root):
-    """Otherwise Docker kills what a graceful drain would have answered; so does Kubernetes in the page's example."""
+    """Otherwise Docker kills what a graceful drain would have answered."""
     fields = ServerSettings.model_fields
     page = (root / "docs/deploy.md").read_text()
-    delay = int(re.search(r'SOFTKIN_DRAIN_DELAY_SECONDS, value: "(\d+)"', page)[1])
-    kubernetes = int(re.search(r"terminationGracePeriodSeconds: (\d+)", page)[1])
 
     needed = fields["drain_delay_seconds"].default + fields["drain_grace_seconds"].default
     assert seconds(compose["services"]["softkin"]["stop_grace_period"]) > needed
     assert int(re.search(r"--stop-timeout (\d+)", page)[1]) > needed
-    assert kubernetes > delay + fields["drain_grace_seconds"].default
 
 
 def test_the_health_check_is_the_images(compose, root):
@@ -122,6 +147,17 @@ def test_the_cuda_file_refuses_the_cpu_and_asks_for_a_gpu(root):
 
     assert ServerSettings(device=service["environment"]["SOFTKIN_DEVICE"]).device == "cuda"
     assert service["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+
+
+def test_links_within_deploy_files_lead_into_the_page(root):
+    """Comments name sections of docs/deploy.md."""
+    headings = re.findall(r"^#+ (.+)$", (root / "docs/deploy.md").read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", h).replace(" ", "-").lower() for h in headings}
+    texts = [p.read_text() for p in (root / "deploy").rglob("*.y*ml")]
+    named = {name for text in texts for name in re.findall(r"docs/deploy\.md#([\w-]+)", text)}
+
+    assert named
+    assert named <= anchors
 
 
 def test_the_page_names_only_variables_that_exist(root):
