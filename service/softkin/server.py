@@ -34,6 +34,8 @@ from softkin.watched_health import WatchedHealth
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
+SCORING = (f"/{SERVICE}/Score", f"/{INFERENCE_SERVICE}/ModelInfer")
+"""Methods whose calls are refused unread while the gate is full."""
 UNWRAPPED = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 READY = SERVICE
 """Name under which the health service tells readiness; the empty name tells liveness."""
@@ -97,6 +99,8 @@ class Server:
                     UNWRAPPED,
                     traffic=self._traffic,
                     max_message_bytes=settings.max_message_bytes,
+                    gated=SCORING,
+                    gate=self._path.admission.refuse_full,
                 ),
                 *self._security.interceptors,
             ],
@@ -217,6 +221,7 @@ class Server:
         if not self._grpc.stop(grace + LONGER_THAN_GRACE_SECONDS).wait(grace):
             self._abandon()
         self._pool.shutdown(wait=False)
+        self._health.close()
         self._path.close()
         if self._tracing is not None:
             self._tracing.close()

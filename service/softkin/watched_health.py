@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2
+
+SENDERS = 256
+"""Threads at most that send to watchers, started when needed: one who does not read holds a thread until it goes."""
+LAST_WORDS_SECONDS = 1.0
+"""In which a watcher can take the end of its watch."""
 
 Send = Callable[[health_pb2.HealthCheckResponse | None], None]
 """Sends a status to a watcher; None ends the watch."""
@@ -19,57 +27,92 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
 
     def __init__(self) -> None:
         super().__init__()
-        self._watches: set[_Watch] = set()
-        self._watches_lock = threading.Lock()
+        self._open: dict[_Watch, grpc.ServicerContext] = {}
+        self._open_lock = threading.Lock()
         self._ending = False
-        self._outbox: SimpleQueue[tuple[Send, health_pb2.HealthCheckResponse | None]] = SimpleQueue()
-        threading.Thread(target=self._send, name="health", daemon=True).start()
+        self._cancelling: threading.Timer | None = None
+        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="health")
+        self._submit(lambda: None)  # later there may be no thread to be had
 
     def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send_response_callback: Send
     ) -> None:
         """Tell the status of a service, now and at every change."""
-        # Not sent where the base class holds its lock: a send waits for gRPC's own thread, and that one for the lock
-        # when a watcher leaves at the same time.
-        watch = _Watch(lambda response: self._outbox.put((send_response_callback, response)), self._forget)
-        with self._watches_lock:
-            self._watches.add(watch)
-        super().Watch(request, context, watch)
+        watch = _Watch(send_response_callback, self._submit)
+        with self._open_lock:
+            self._open[watch] = context
+        callbacks: list[Callable[[], None]] = []
+        super().Watch(request, SimpleNamespace(add_callback=callbacks.append), watch)
+
+        def left() -> None:
+            for callback in callbacks:
+                callback()
+            with self._open_lock:
+                del self._open[watch]
+
+        if not context.add_callback(left):
+            left()  # before it was told anything; the base class would keep it for ever
         if self._ending:
             watch(None)
 
     def end_watches(self) -> None:
         """End every watch in an orderly way, later ones at once, for a server that closes its port."""
         self._ending = True
-        with self._watches_lock:
-            watches = list(self._watches)
-        for watch in watches:
+        for watch in self._watches():
             watch(None)
+        self._cancelling = threading.Timer(LAST_WORDS_SECONDS, self._cancel_watches)
+        self._cancelling.daemon = True
+        self._cancelling.start()
 
-    def _send(self) -> None:
-        while True:
-            send, response = self._outbox.get()
-            with suppress(Exception):  # its watcher has gone
-                send(response)
+    def close(self) -> None:
+        """End the threads, once no watch is open any more."""
+        if self._cancelling is not None:
+            self._cancelling.cancel()
+        self._senders.shutdown(wait=False)
 
-    def _forget(self, watch: _Watch) -> None:
-        with self._watches_lock:
-            self._watches.discard(watch)
+    def _cancel_watches(self) -> None:
+        for context in self._watches().values():
+            context.cancel()
+
+    def _watches(self) -> dict[_Watch, Any]:
+        with self._open_lock:
+            return dict(self._open)
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # no further thread can be started: it waits for one of those that are there
+            self._senders.submit(work)
 
 
 class _Watch:
-    """Passes statuses on until it has ended, once: gRPC ends it too, when its call is over."""
+    """Passes statuses on, one after the other, until it has ended, once: gRPC ends it too, when its call is over.
 
-    def __init__(self, send: Send, ended: Callable[[_Watch], None]) -> None:
+    They are not sent where the base class holds its lock: a send waits for the watcher to take it, and for gRPC's own
+    thread, which waits for that lock when a watcher leaves at the same time.
+    """
+
+    def __init__(self, send: Send, submit: Callable[[Callable[[], None]], None]) -> None:
         self._send = send
-        self._ended = ended
+        self._submit = submit
         self._lock = threading.Lock()
-        self._open = True
+        self._ended = self._sending = False
+        self._waiting: deque[health_pb2.HealthCheckResponse | None] = deque()
 
     def __call__(self, response: health_pb2.HealthCheckResponse | None) -> None:
         with self._lock:
-            was_open, self._open = self._open, self._open and response is not None
-        if was_open:
-            self._send(response)
-        if response is None:
-            self._ended(self)
+            if self._ended:
+                return
+            self._ended = response is None
+            self._waiting.append(response)
+            sending, self._sending = self._sending, True
+        if not sending:
+            self._submit(self._send_waiting)
+
+    def _send_waiting(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._sending = False
+                    return
+                response = self._waiting.popleft()
+            with suppress(Exception):  # its watcher has gone
+                self._send(response)

@@ -1,0 +1,77 @@
+"""Watchers of the health service: what one of them does is nothing to the others."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from softkin.watched_health import _Watch
+from standin import StandIn
+
+Status = health_pb2.HealthCheckResponse
+ANY = health_pb2.HealthCheckRequest()
+
+
+def watchers():
+    """How many the process remembers."""
+    return sum(isinstance(found, _Watch) for found in gc.get_objects())
+
+
+@pytest.fixture
+def does_not_read():
+    """Opens a watch on a connection that takes five bytes, which no status fits into, and reads nothing."""
+    channels = []
+
+    def watch(target):
+        options = {"grpc.http2.lookahead_bytes": 5, "grpc.http2.bdp_probe": 0, "grpc.use_local_subchannel_pool": 1}
+        channels.append(grpc.insecure_channel(target, options=list(options.items())))
+        return health_pb2_grpc.HealthStub(channels[-1]).Watch(ANY, timeout=120)
+
+    yield watch
+    for channel in channels:
+        channel.close()
+
+
+def test_a_watcher_that_does_not_read_keeps_no_other_waiting(start, does_not_read):
+    """The others learn every change, and the end; and a drain does not wait for it."""
+    running = start(StandIn(), drain_grace_seconds=600)
+    silent = [does_not_read(running.target) for _ in range(20)]
+    running.until(lambda: watchers() == len(silent))
+
+    watch = running.health.Watch(ANY, timeout=20)
+    seen = [next(watch).status]
+    stopping = threading.Thread(target=running.server.stop, daemon=True)
+    stopping.start()
+    seen += [response.status for response in watch]
+
+    stopping.join(20)
+    assert seen == [Status.SERVING, Status.NOT_SERVING]
+    assert not stopping.is_alive()
+
+
+def test_watchers_that_leave_at_once_are_forgotten(start):
+    """Many have gone before their watch begins."""
+    running = start(StandIn())
+    before = watchers()
+
+    for _ in range(1000):
+        running.health.Watch(ANY).cancel()
+
+    last = running.health.Watch(ANY, timeout=20)
+    assert next(last).status == Status.SERVING
+    last.cancel()
+    running.until(lambda: watchers() == before)
+
+
+def test_the_threads_that_send_end_with_the_server(start):
+    """A process may have one server after another."""
+    running = start(StandIn())
+    assert next(running.health.Watch(ANY, timeout=20)).status == Status.SERVING
+
+    running.server.stop()
+
+    running.until(lambda: not [t for t in threading.enumerate() if t.name.startswith("health")])
