@@ -142,8 +142,7 @@ class Client(Connection):
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         limits = self._known_limits()
         exchange = Exchange(head, lambda x: split(x, head, limits), self._target)
-        self._refuse_if_unusable()
-        call = self._stub.ScoreStream(_send(batches, exchange), metadata=self._metadata)
+        call = self._start(self._stub.ScoreStream, _send(batches, exchange))
         try:
             for response in call:
                 yield from exchange.scores(response)

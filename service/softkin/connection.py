@@ -93,11 +93,18 @@ class Connection(Endpoint):
         self.close()
 
     def _call(self, method: Any, request: Message) -> Any:  # generated stubs carry no types
-        self._refuse_if_unusable()
         try:
-            return method(request, timeout=self._timeout_seconds, metadata=self._metadata)
+            return self._start(method, request, timeout=self._timeout_seconds)
         except grpc.RpcError as e:
             raise self._error(e) from None
+
+    def _start(self, method: Any, request: Any, **options: float) -> Any:
+        self._refuse_if_unusable()
+        try:
+            return method(request, metadata=self._metadata, **options)
+        except ValueError:  # what gRPC raises when another thread has closed the client since
+            self._refuse_if_unusable()
+            raise
 
 
 class AsyncConnection(Endpoint):

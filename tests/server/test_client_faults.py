@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +100,30 @@ def test_a_closed_client_says_so(shared_server, rows, use, used):
         use(client, rows(1))
     assert not client.healthy()
     client.close()
+
+
+def test_a_client_that_is_closed_while_others_use_it_raises_errors_of_softkin_alone(shared_server, rows):
+    """Whenever that is; and nobody waits for an answer that does not come."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def use(client, call):
+        with pytest.raises(SoftkinError):
+            while True:
+                call(client)
+
+    calls = [lambda c: c.score(rows(1)), lambda c: list(c.score_stream([rows(1)])), lambda c: c.check_health()]
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for _ in range(40):
+                client = shared_server.client()
+                client.score(rows(1))
+                using = [pool.submit(use, client, call) for call in calls * 2]
+                client.close()
+                for one in using:
+                    one.result(timeout=20)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_closed_asynchronous_client_says_so_too(shared_server, rows):
