@@ -192,6 +192,9 @@ class CallInterceptor(grpc.ServerInterceptor):
         scores: whether a call that fails is a request that was not scored, and counts as one.
         traffic: told of every call; refuses calls when the server stops.
         max_message_bytes: over which a message is refused.
+        gated: paths of unary methods that `gate` is asked about before a call's message is read: under overload most
+            calls are refused, and what that costs is not there for the others.
+        gate: raises the refusal.
     """
 
     def __init__(
@@ -203,8 +206,12 @@ class CallInterceptor(grpc.ServerInterceptor):
         scores: bool = True,
         traffic: Traffic | None = None,
         max_message_bytes: int,
+        gated: Collection[str] = (),
+        gate: Callable[[], None] = lambda: None,
     ) -> None:
         self._max_message_bytes = max_message_bytes
+        self._gated = frozenset(gated)
+        self._gate = gate
         self._traffic = traffic or Traffic()
         self._metrics = metrics
         self._rejected: Callable[[str], None] = metrics.rejected if scores else lambda reason: None
@@ -239,6 +246,14 @@ class CallInterceptor(grpc.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(
                 lambda requests, context: self._answer(call, method, handler.stream_unary, requests, context)
             )
+        if call.accepted and handler_call_details.method in self._gated:
+            try:
+                self._gate()
+            except SoftkinError as e:
+                refusal = e
+                return grpc.stream_unary_rpc_method_handler(
+                    lambda requests, context: self._fail(call, method, context, refusal)
+                )
         return grpc.unary_unary_rpc_method_handler(
             lambda request, context: self._answer(call, method, handler.unary_unary, request, context),
             deserialize,

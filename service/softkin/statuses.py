@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -127,10 +128,15 @@ def failure(error: BaseException, method: str, request_id: str = "") -> Failure:
         violation = BadRequest.FieldViolation(field=error.field, description=error.message[:_MAX_DETAIL_CHARS])
         return Failure(code, message, reason, (BadRequest(field_violations=[violation]),))
     if isinstance(error, errors.UnavailableError) and error.retry_after_seconds is not None:
-        delay = Duration()
-        delay.FromNanoseconds(round(error.retry_after_seconds * 1e9))
-        return Failure(code, message, reason, (RetryInfo(retry_delay=delay),), error.retry_after_seconds)
+        return Failure(code, message, reason, (_retry_info(error.retry_after_seconds),), error.retry_after_seconds)
     return Failure(code, message, reason)
+
+
+@lru_cache  # under overload it is the same thousands of times a second
+def _retry_info(seconds: float) -> RetryInfo:
+    delay = Duration()
+    delay.FromNanoseconds(round(seconds * 1e9))
+    return RetryInfo(retry_delay=delay)
 
 
 def _reason(error: BaseException, code: grpc.StatusCode) -> str:

@@ -53,6 +53,28 @@ def test_rows_over_the_limit_are_refused_while_health_stays_serving(start, rows,
     running.until(lambda: running.sample("softkin_pending_rows") == 0)
 
 
+@pytest.mark.parametrize("method", ["softkin.v1.OutlierService/Score", "inference.GRPCInferenceService/ModelInfer"])
+def test_a_full_gate_refuses_before_the_message_is_there(start, rows, gate, method):
+    """What is refused costs as little as can be: nothing is read, no thread waits for what is on its way."""
+    running = start(StandIn(gate=gate), max_pending_requests=1, workers=1)
+    admitted = in_background(running, rows(1), timeout=60)
+    running.until(lambda: running.server.pending_requests == 1)
+    left = threading.Event()
+
+    def silence():
+        left.wait(60)
+        yield from ()
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.channel.stream_unary(f"/{method}")(silence(), timeout=20)
+    left.set()
+    gate.set()
+
+    assert e.value.code() is Code.RESOURCE_EXHAUSTED
+    assert dict(e.value.trailing_metadata())["grpc-retry-pushback-ms"] == "500"
+    assert admitted.result(timeout=20)
+
+
 def test_requests_over_the_limit_are_refused_even_with_few_rows(start, rows, gate):
     """Every pending request holds a thread, so their number is bounded too."""
     detector = StandIn(gate=gate)
