@@ -103,8 +103,7 @@ class Nonconformity:
             return self._of_finite(outputs)
         finite = outputs.finite
         a_BC = np.full((len(outputs), outputs.masses.shape[2]), np.inf)
-        if finite.any():
-            a_BC[finite] = self._of_finite(outputs.take(finite))
+        a_BC[finite] = self._of_finite(outputs.take(finite))
         return a_BC
 
     def _of_finite(self, outputs: Outputs) -> Floats:

@@ -10,6 +10,7 @@ import pytest
 
 from softkin import conformal
 from softkin.nonconformity import (
+    CLASS_PARTS,
     PARTS,
     PRIOR_ROWS,
     Nonconformity,
@@ -96,34 +97,35 @@ def test_a_class_without_reference_rows_gets_the_units_of_all():
     assert (center.tolist(), scale.tolist()) == ([7.0, 7.0], [1.0, 1.0])
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_posterior_hidden_leaves_the_last_layer_out(layers):
-    """Of a single layer there is nothing to leave out."""
-    rows = outputs(5, 8, layers=layers)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("part", [part for part in PARTS if part not in CLASS_PARTS])
+def test_a_part_is_its_definition(part, layers):
+    """By loops over the layers that it looks at: all, all but the last one of several, or the last one alone."""
+    rows, (kind, _, which) = outputs(5, 8, layers=layers), part.partition("_")
+    looked_at = {"": range(layers), "hidden": range(max(1, layers - 1)), "last": [layers - 1]}[which]
 
-    found = plain(layers).part("posterior_hidden", rows)
-
-    for b in range(8):
-        for j in range(4):
-            expected = 0.0
-            for i in range(max(1, layers - 1)):
-                m = rows.masses[b, i].astype(float)
-                expected += WEIGHTS[i] * (math.log(sum(math.exp(x - m[j]) for x in m)))
-            assert found[b, j] == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("layers", [1, 3])
-def test_density_hidden_leaves_the_last_layer_out(layers):
-    """With the last layer's it makes up the density, where there are others."""
-    rows = outputs(7, 8, layers=layers)
-
-    found = plain(layers).part("density_hidden", rows)
+    found = plain(layers).part(part, rows)
 
     for b in range(8):
         for j, n in enumerate(plain().class_weights):
-            kept = range(max(1, layers - 1))
-            expected = -sum(WEIGHTS[i] * (float(rows.masses[b, i, j]) - math.log(n)) for i in kept)
+            expected = -math.log(sum(map(math.exp, rows.logits[b].tolist()))) if kind == "energy" else 0.0
+            for i in looked_at if kind != "energy" else ():
+                m = rows.masses[b, i].tolist()
+                most = math.log(sum(map(math.exp, m)) if kind == "posterior" else n)
+                expected += (1.0 if which == "last" else WEIGHTS[i]) * (most - m[j])
             assert found[b, j] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_predicted_class_is_the_networks_own():
+    """Or, without a network, the one in which the row is least strange."""
+    rows = outputs(7, 20)
+    a = plain()(rows)
+
+    found, alone = plain().predict(rows, a), plain().predict(replace(rows, logits=None), a)
+
+    assert found.tolist() == [max(range(4), key=row.__getitem__) for row in rows.logits.tolist()]
+    assert alone.tolist() == [min(range(4), key=row.__getitem__) for row in a.tolist()]
+    assert found.dtype == alone.dtype == np.int32
 
 
 def test_references_do_not_look_at_labels():
