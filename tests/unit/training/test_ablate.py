@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,23 @@ from softkin_training.ablate import Cell, ablate
 from softkin_training.ablation_plan import FAR, Plan, load_plan
 from softkin_training.cli import main
 
-QUICK = ["training.epochs=1", "data.known_classes=[]", "training.cpu_threads=1"]
+QUICK = [
+    *("training.epochs=1", "training.cpu_threads=1", "data.known_classes=[]"),
+    *("model.channels=[4, 8]", "model.dense=16", "detector.max_dim=8"),
+]
 PLAN = Plan(
     train={"plain": {"loss.weight": 0.0}, "entangled": {"loss.weight": -0.1}},
     detect={
         "density": {"detector.nonconformity": "density"},
-        "joint": {"detector.nonconformity": "joint", "detector.joint_parts": ["energy", "density"]},
+        "joint": {
+            "detector.nonconformity": "joint",
+            "detector.joint_parts": ["energy", "density"],
+            "detector.layers": ["conv2", "dense"],
+        },
     },
     families={FAR: (), "8 + 9": (8, 9)},
 )
+ONE = dataclasses.replace(PLAN, train={"plain": {"loss.weight": 0.0}}, families={FAR: ()})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,10 @@ def test_every_cell_is_run_once(done):
 
 
 def test_a_stopped_ablation_goes_on_where_it_was(done):
-    """Only the cell that is missing runs again, with the same figures; a done one is not touched, nor an older one."""
+    """Only the cell that is missing runs again, with the same figures; a done one is not touched, nor an older one.
+
+    The first detector says how layers are projected, also where only a later one, of fewer layers, is missing.
+    """
     out, cells, _ = done
     lost = out / "8-+-9" / "entangled" / "seed0" / "joint"
     kept = out / "8-+-9" / "entangled" / "seed0" / "density" / "report.json"
@@ -68,21 +80,6 @@ def test_a_stopped_ablation_goes_on_where_it_was(done):
     after = json.loads((lost / "report.json").read_text())
     assert after["scores"]["softkin"] == before["scores"]["softkin"]
     assert len(again) == len(cells)
-
-
-def test_a_cell_that_runs_later_sees_the_same_projections(tmp_path: Path):
-    """The first detector says what is exported, also where only a later one, of fewer layers, is missing."""
-    detect = {"both": {"detector.layers": ["conv1", "conv2"]}, "last": {"detector.layers": ["conv2"]}}
-    plan = Plan(train={"plain": {"loss.weight": 0.0}}, detect=detect, families={FAR: ()})
-    quick = [*QUICK, "detector.max_dim=8"]
-    ablate("digits", plan, tmp_path, overrides=quick, seeds=(0,), rows=50)
-    lost = tmp_path / "all-classes" / "plain" / "seed0" / "last"
-    before = json.loads((lost / "report.json").read_text())
-    (lost / "recipe.json").unlink()
-
-    ablate("digits", plan, tmp_path, overrides=quick, seeds=(0,), rows=50)
-
-    assert json.loads((lost / "report.json").read_text())["scores"]["softkin"] == before["scores"]["softkin"]
 
 
 def test_figures_are_means_deviations_and_paired_differences_over_seeds():
@@ -165,40 +162,42 @@ def test_a_plan_whose_cells_could_not_be_told_apart_is_refused(tmp_path: Path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_cells_are_evaluated_anew_on_another_number_of_rows(tmp_path: Path):
-    """Else a table would mix what was asked for with what was asked for before."""
-    plan = Plan(train={"plain": {}}, detect={"density": {"detector.nonconformity": "density"}}, families={FAR: ()})
+def test_cells_are_evaluated_anew_on_another_number_of_rows(done, tmp_path: Path):
+    """Else a table would mix what was asked for with what was asked for before; so is a cell that cannot be read."""
+    out = shutil.copytree(done[0] / "all-classes" / "plain", tmp_path / "all-classes" / "plain").parents[1]
+    files = {name: out / "all-classes" / "plain" / "seed0" / name / "recipe.json" for name in PLAN.detect}
+    older = json.loads(files["joint"].read_text())
+    del older["rows evaluated"]  # as before it was written down
+    files["joint"].write_text(json.dumps(older))
+    files["density"].write_text("[]")
+    said: list[str] = []
 
-    def rows_of(rows: int) -> int:
-        (cell,) = ablate("digits", plan, tmp_path, overrides=QUICK, seeds=(0,), rows=rows, say=lambda line: None)
-        return cell.report["inlier_rows"]
+    def rows_of(rows: int) -> list[int]:
+        cells = ablate("digits", ONE, out, overrides=QUICK, seeds=(0,), rows=rows, say=said.append)
+        return [cell.report["inlier_rows"] for cell in cells]
 
-    assert [rows_of(30), rows_of(40)] == [30, 40]
-    file = tmp_path / "all-classes" / "plain" / "seed0" / "density" / "recipe.json"
-    older = json.loads(file.read_text())
-    del older["rows evaluated"]
-    file.write_text(json.dumps(older))
-    assert rows_of(30) == 30
-    file.write_text("[]")
-    assert rows_of(30) == 30
-    assert json.loads(file.read_text())["rows evaluated"] == 30
+    assert [rows_of(50), rows_of(40)] == [[50, 50], [40, 40]]
+    assert said == [f"[1 of 1] all classes, plain, seed 0: {names}" for names in ("density", "density, joint")]
+    assert [json.loads(file.read_text())["rows evaluated"] for file in files.values()] == [40, 40]
 
 
-def test_a_recipe_need_not_be_valid_without_a_variant(tmp_path: Path):
+def test_a_recipe_need_not_be_valid_without_a_variant(done):
     """What it lacks may be what all variants bring; only where classes are held out is it read by itself."""
     lacking = [*QUICK, "detector.precision=auto"]
-    detect = {"float32": {"detector.precision": "float32"}}
-    (cell,) = ablate(
+    detect = {name: {**keys, "detector.precision": "float32"} for name, keys in PLAN.detect.items()}
+    said: list[str] = []
+
+    cells = ablate(
         "digits",
-        Plan(train={"plain": {}}, detect=detect, families={FAR: ()}),
-        tmp_path,
+        dataclasses.replace(ONE, detect=detect),
+        done[0],
         overrides=lacking,
         seeds=(0,),
-        rows=30,
-        say=lambda line: None,
+        rows=50,
+        say=said.append,
     )
 
-    assert cell.detect == "float32"
+    assert (len(cells), said) == (2, [])  # float32 is what the recipe has anyway: they are done
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
