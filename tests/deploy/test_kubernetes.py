@@ -205,9 +205,11 @@ def test_everything_that_selects_pods_selects_these(manifests):
     assert spec["HorizontalPodAutoscaler"]["minReplicas"] > spec["PodDisruptionBudget"]["maxUnavailable"]
 
 
-def test_names_are_resolved_to_every_pod(manifests):
-    """A Service with an address of its own would send all calls of a client to one pod."""
+def test_clients_reach_every_pod_and_new_ones_too(manifests, settings):
+    """A Service with an address of its own would send all calls of a client to one pod; no stream is cut for that."""
     assert manifests.by_kind["Service"]["spec"]["clusterIP"] == "None"
+    assert settings.max_connection_age_seconds is not None
+    assert settings.max_connection_age_grace_seconds >= 3600
 
 
 def test_a_pod_gets_longer_to_stop_than_the_server_needs(manifests, settings):
