@@ -125,6 +125,7 @@ class Batcher:
         """Drop a ticket wherever it is; a batch in which nobody is left stops within one chunk of the bank."""
         with self._changed:
             self._end(ticket, CancelledError())
+            ticket.error = None  # of a failure before, which nobody will take: it holds the ticket, and both would stay
 
     def close(self) -> None:
         """Run what is queued, take nothing more, and end the threads."""

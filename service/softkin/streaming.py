@@ -16,7 +16,7 @@ from softkin.interceptors import request_id
 from softkin.metrics import Metrics
 from softkin.registry import ScoringDetector
 from softkin.scoring import ScoringPath, ended
-from softkin.statuses import failure
+from softkin.statuses import Failure, failure
 from softkin.tickets import Ticket
 from softkin.v1 import outlier_pb2 as pb
 
@@ -72,13 +72,16 @@ class Streams:
 
 
 class _Pending:
-    """One request of a stream: a ticket, or why there is none."""
+    """One request of a stream: a ticket, or what its sender is told instead.
 
-    __slots__ = ("decode_seconds", "error", "ticket")
+    Not the error itself: it holds the stream and the detector, and would be held by the stream where nobody takes it.
+    """
 
-    def __init__(self, ticket: Ticket | None, error: BaseException | None, decode_seconds: float) -> None:
+    __slots__ = ("decode_seconds", "failure", "ticket")
+
+    def __init__(self, ticket: Ticket | None, failure: Failure | None, decode_seconds: float) -> None:
         self.ticket = ticket
-        self.error = error
+        self.failure = failure
         self.decode_seconds = decode_seconds
 
     @property
@@ -145,7 +148,7 @@ class _Stream:
             decoded = time.perf_counter() - started
             return _Pending(self._enter(detector, call), None, decoded)
         except Exception as error:
-            return _Pending(None, error, 0.0)
+            return _Pending(None, self._failure(error), 0.0)
 
     def _enter(self, detector: ScoringDetector, call: ScoreCall) -> Ticket:
         """Pass the gate; when it is full, wait for this stream's own requests first, and let the sender wait."""
@@ -192,26 +195,25 @@ class _Stream:
         return (response if response.answers else None), False
 
     def _answer(self, pending: _Pending) -> pb.StreamAnswer:
-        if pending.ticket is None:
-            assert pending.error is not None
-            return self._refusal(pending.error)
-        try:
-            share = pending.ticket.wait()
-            return pb.StreamAnswer(response=self._path.encode(share, pending.decode_seconds))
-        except Exception as error:
-            # In a frame that the error does not know: with this one they would keep each other, and the detector.
-            return self._refusal(error)
-        finally:
-            with self._progress:
-                self._tickets.popleft()
-                self._progress.notify()
-
-    def _refusal(self, error: BaseException) -> pb.StreamAnswer:
-        if isinstance(error, CancelledError):
-            error = ended(self._context)
-        found = failure(error, METHOD, request_id(self._context.invocation_metadata()))
+        found = pending.failure
+        if pending.ticket is not None:
+            try:
+                share = pending.ticket.wait()
+                return pb.StreamAnswer(response=self._path.encode(share, pending.decode_seconds))
+            except Exception as error:
+                found = self._failure(error)
+            finally:
+                with self._progress:
+                    self._tickets.popleft()
+                    self._progress.notify()
+        assert found is not None
         self._metrics.rejected(found.reason)
         return pb.StreamAnswer(error=found.to_proto())
+
+    def _failure(self, error: Exception) -> Failure:
+        if isinstance(error, CancelledError):
+            error = ended(self._context)
+        return failure(error, METHOD, request_id(self._context.invocation_metadata()))
 
 
 def _received(requests: Iterator[pb.ScoreStreamRequest]) -> pb.ScoreStreamRequest | SoftkinError | None:

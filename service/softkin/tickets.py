@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
+from softkin.errors import CancelledError
 from softkin.registry import ScoringDetector
 from softkin.scores import RowScores, Scores, Share
 from softkin.verdicts import Rule
@@ -90,15 +91,14 @@ class Ticket:
             UnavailableError: the batcher was closed.
         """
         self.latch.acquire()
-        if self.error is not None:
-            # Not kept: an error holds this frame, and with it the ticket and its rows, until the garbage is collected.
-            error, self.error = self.error, None
-            try:
-                raise error
-            finally:
-                del error
-        assert self.share is not None
-        return self.share
+        # Not kept: an error holds this frame, and with it the ticket and its rows, until the garbage is collected.
+        error, self.error = self.error, None
+        if self.share is not None:
+            return self.share
+        try:
+            raise error or CancelledError
+        finally:
+            del error
 
 
 class Batch:

@@ -16,6 +16,7 @@ from softkin.converters import array_to_tensor, proto_to_scores
 from softkin.errors import DeviceError
 from softkin.streaming import _Stream
 from softkin.v1 import outlier_pb2 as pb
+from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from standin import StandIn
 
 Code = grpc.StatusCode
@@ -284,29 +285,56 @@ class Failing(StandIn):
         raise DeviceError("out of memory")
 
 
-def test_requests_that_failed_hold_no_version(start, rows, feed, caplog):
-    """What is unloaded gives its memory back though the stream stays open, without the garbage collector."""
-    caplog.set_level(logging.CRITICAL, "softkin.server")  # pytest would keep the error
+@pytest.fixture
+def no_collector(caplog):
+    """Memory that nobody refers to comes back at once, or not at all."""
+    caplog.set_level(logging.CRITICAL, "softkin.server")  # pytest would keep the errors that are logged
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def unload_first(running):
+    """Let version 2 serve alone."""
+    with running.admin() as admin:
+        admin.set_label("standin", "2", "stable")
+        admin.unload("standin", "1")
+
+
+def test_requests_that_failed_hold_no_version(start, rows, feed, no_collector):
+    """What is unloaded gives its memory back though the stream stays open."""
     detector = Failing()
     running, held = start(detector, StandIn(version="2"), admin_port=0), weakref.ref(detector)
     del detector
     stream = running.stub.ScoreStream(feed, timeout=60)
-    gc.disable()
-    try:
-        for version in ("1", "2"):
-            feed.put(message(rows(1), version=version))
-            [answer] = next(stream).answers
-        with running.admin() as admin:
-            admin.set_label("standin", "2", "stable")
-            admin.unload("standin", "1")
+    for version in ("1", "2"):
+        feed.put(message(rows(1), version=version))
+        [answer] = next(stream).answers
+    unload_first(running)
 
-        running.until(lambda: held() is None)
-    finally:
-        gc.enable()
+    running.until(lambda: held() is None)
 
     assert answer.HasField("response")
     feed.put(None)
     assert list(stream) == []
+
+
+def test_refusals_that_nobody_takes_hold_no_version(start, rows, no_collector):
+    """They wait behind an answer that the caller does not read, and then it leaves."""
+    detector = StandIn()
+    running, held = start(detector, StandIn(version="2"), admin_port=0), weakref.ref(detector)
+    del detector
+    sent = [message(rows(1), version="1"), *[message(rows(1).astype(np.float64), version="1")] * 3]
+    labels = {"grpc_type": "BIDI_STREAM", "grpc_service": "softkin.v1.OutlierService", "grpc_method": "ScoreStream"}
+    options = {"grpc.http2.lookahead_bytes": 5, "grpc.http2.bdp_probe": 0, "grpc.use_local_subchannel_pool": 1}
+    with grpc.insecure_channel(running.target, options=list(options.items())) as channel:
+        stream = pb_grpc.OutlierServiceStub(channel).ScoreStream(iter(sent), timeout=60)
+        running.until(lambda: running.sample("grpc_server_msg_sent_total", **labels) == 1)
+        running.until(lambda: running.sample("grpc_server_msg_received_total", **labels) == 4)
+        stream.cancel()
+    unload_first(running)
+
+    running.until(lambda: held() is None)
 
 
 def test_the_error_of_a_caller_who_has_gone_holds_nothing_of_the_stream():

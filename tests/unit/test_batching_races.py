@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import time
+import weakref
 
 import pytest
 
@@ -139,3 +142,23 @@ def test_what_runs_of_a_request_stops_at_its_deadline_whoever_notices_first(make
     batcher.cancel(cut)
     assert_ends(batcher)
     assert detector.rows_scored == 0
+
+
+def test_a_failure_that_nobody_takes_keeps_nothing(make):
+    """Neither the request nor its detector, also without the garbage collector: streams end before all is answered."""
+    detector = FailsOnOneRow()
+    detector.failing.set()
+    batcher, gone = make(), ticket(detector, rows(1))
+    batcher.submit(gone)
+    while not gone.done:
+        time.sleep(0.001)
+    held = weakref.ref(detector)
+    gc.disable()
+    try:
+        batcher.cancel(gone)
+        del gone, detector
+        batcher.close()
+
+        assert held() is None
+    finally:
+        gc.enable()
