@@ -365,7 +365,7 @@ def test_vectors_are_a_network_of_their_own(tmp_path, dtype):
     """Normalised and reduced like a layer; no logits."""
     x = (10 * np.random.default_rng(0).normal(size=(7, 12))).astype(dtype)
 
-    found = embedding_network(12, x.dtype, metric="cosine", max_dim=8, seed=3)
+    found = embedding_network(x, metric="cosine", max_dim=8, seed=3)
 
     outputs = run(found, x, tmp_path)
     assert list(outputs) == [representation_output(EMBEDDING)]

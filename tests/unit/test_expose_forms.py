@@ -187,5 +187,5 @@ def test_one_number_a_row_has_no_direction():
     with pytest.raises(InvalidInputError, match=message):
         exposed(proto, rows(20), layers=["top"])
     with pytest.raises(InvalidInputError, match="metric: got cosine for 'embedding'"):
-        embedding_network(1, np.dtype("float32"), metric="cosine", max_dim=4, seed=0)
+        embedding_network(rows(5).reshape(-1, 1), metric="cosine", max_dim=4, seed=0)
     assert exposed(proto, rows(20), layers=["top"], metric="squared_euclidean").layers[0].width == 1

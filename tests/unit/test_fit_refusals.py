@@ -203,7 +203,8 @@ VECTORS = {
     "all alike": (
         {"x_train": np.ones((200, 6), np.float32) * np.arange(1, 201, dtype=np.float32)[:, None]},
         "",
-        "all representations of a layer are equal, so it cannot tell rows apart; leave the layer out",
+        "all representations of a layer are equal to within the rounding of float32, so it cannot tell rows apart; "
+        "leave the layer out, or subtract from the rows what they have in common",
     ),
 }
 

@@ -33,6 +33,8 @@ ENERGY_TOLERANCE = 1e-3
 """Energies of rows that differ by less are taken for constant."""
 LARGEST_MODEL_BYTES = 2**31 - 2**20
 """A protobuf ends at 2 GiB; what the bank adds to the graph is small."""
+FAR_OFF = 1000.0
+"""Squared distance of rows from the origin, in units of that from their median: beyond it float32 shows."""
 EMBEDDING = "embedding"
 """The only layer of a network made of bare vectors."""
 
@@ -118,9 +120,9 @@ def expose(
     g = GraphBuilder("expose")  # the bank comes with a builder of its own
     found = []
     for i, (name, tensor) in enumerate(tensors.items()):
-        width = int(np.prod(adapted.values[tensor].shape[1:], dtype=np.int64))
-        _refuse_one_direction(name, width, metric)
-        _add_representation(g, f"model/{tensor}", name, width, metric=metric, max_dim=max_dim, seed=seed + i)
+        z_ND = adapted.values[tensor].reshape(len(probe), -1)
+        width = z_ND.shape[1]
+        _add_representation(g, f"model/{tensor}", name, z_ND, metric=metric, max_dim=max_dim, seed=seed + i)
         reducer = describe_reducer(width, max_dim, seed + i)
         found.append(ExposedLayer(name=name, tensor=tensor, width=width, reducer=reducer))
     _add_logits(g, f"model/{source}", kind, single=adapted.values[source].size == len(y_BC))
@@ -140,22 +142,24 @@ def expose(
     )
 
 
-def embedding_network(dim: int, dtype: np.dtype[Any], *, metric: Metric, max_dim: int, seed: int) -> Exposed:
-    """A network without logits whose only representation, `EMBEDDING`, is its `[B, dim]` input, reduced.
+def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) -> Exposed:
+    """A network without logits whose only representation, `EMBEDDING`, is its `[B, D]` input, reduced.
 
     Args:
-        dim: width of the vectors.
-        dtype: of the vectors, one of `softkin.manifest.INPUT_DTYPES`; they are cast to float32.
+        probe: `[n >= 1, D]` vectors, of a dtype in `softkin.manifest.INPUT_DTYPES`; they are cast to float32.
         metric: of the representation.
         max_dim: wider vectors are projected to this many numbers.
         seed: of the projection.
+
+    Raises:
+        InvalidInputError: one number a row has no direction for cosine.
     """
-    elem_type = helper.np_dtype_to_tensor_dtype(dtype)
+    dim = probe.shape[1]
+    elem_type = helper.np_dtype_to_tensor_dtype(probe.dtype)
     graph = helper.make_graph([], "embedding", [helper.make_tensor_value_info("inputs", elem_type, ["batch", dim])], [])
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     g = GraphBuilder("expose")
-    _refuse_one_direction(EMBEDDING, dim, metric)
-    _add_representation(g, "inputs", EMBEDDING, dim, metric=metric, max_dim=max_dim, seed=seed)
+    _add_representation(g, "inputs", EMBEDDING, probe, metric=metric, max_dim=max_dim, seed=seed)
     reducer = describe_reducer(dim, max_dim, seed)
     layer = ExposedLayer(name=EMBEDDING, tensor="inputs", width=dim, reducer=reducer)
     return Exposed(model=_serialised(network, g, [layer], metric, max_dim), layers=(layer,))
@@ -171,13 +175,6 @@ def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str
             )
         tensors[name] = tensor
     return tensors
-
-
-def _refuse_one_direction(name: str, width: int, metric: Metric) -> None:
-    if width == 1 and metric == "cosine":
-        raise InvalidInputError(
-            "metric", f"got cosine for {name!r}, one number a row, which has no direction; choose squared_euclidean"
-        )
 
 
 def _refuse_not_finite(field: str, name: str, value: Array) -> None:
@@ -201,9 +198,18 @@ def _add_logits(g: GraphBuilder, source: str, kind: OutputKind, *, single: bool)
 
 
 def _add_representation(
-    g: GraphBuilder, source: str, layer: str, width: int, *, metric: Metric, max_dim: int, seed: int
+    g: GraphBuilder, source: str, layer: str, probe_ND: Array, *, metric: Metric, max_dim: int, seed: int
 ) -> None:
-    """Nodes from a tensor `[B, ...]` of any number type to the float32 output `[B, min(width, max_dim)]` of a layer."""
+    """Nodes from a tensor `[B, ...]` of any number type to the float32 output `[B, min(D, max_dim)]` of a layer.
+
+    `probe_ND` are values of the tensor, flattened. Where they lie far from the origin, their median becomes it for
+    squared distances, which do not change but for float32: |z - b|^2 is computed as |z|^2 + |b|^2 - 2 z.b.
+    """
+    width = probe_ND.shape[1]
+    if width == 1 and metric == "cosine":
+        raise InvalidInputError(
+            "metric", f"got cosine for {layer!r}, one number a row, which has no direction; choose squared_euclidean"
+        )
 
     def unit_rows(z_BD: str) -> str:
         norm = g.op("ReduceL2", [z_BD, g.constant(np.array([1], np.int64))], keepdims=1)
@@ -212,6 +218,8 @@ def _add_representation(
     z_BD = g.op("Flatten", [g.op("Cast", [source], to=TensorProto.FLOAT)], axis=1)
     if metric == "cosine":
         z_BD = unit_rows(z_BD)
+    elif _far_off(probe_ND, center := np.median(probe_ND.astype(np.float64), axis=0)):
+        z_BD = g.op("Sub", [z_BD, g.constant(center.astype(np.float32))])
     matrix = projection_matrix(width, max_dim, seed)
     if matrix is not None:
         z_BD = g.op("MatMul", [z_BD, g.constant(matrix)])
@@ -219,6 +227,11 @@ def _add_representation(
             z_BD = unit_rows(z_BD)
     name = representation_output(layer)
     g.nodes.append(helper.make_node("Identity", [z_BD], [name], name=f"expose/{name}"))
+
+
+def _far_off(z_ND: Array, center: Array) -> bool:
+    spread = np.square(z_ND - center).sum(axis=1).mean()
+    return bool(np.square(center).sum() > FAR_OFF * spread)
 
 
 def _serialised(

@@ -83,7 +83,7 @@ def fit_onnx(
     names = class_names(arrays)
     exposed = expose(
         proto,
-        x[:: max(1, len(x) // PROBE_ROWS)][:PROBE_ROWS],
+        _probe(x),
         layers=config.layers,
         metric=config.metric,
         max_dim=config.max_dim,
@@ -143,7 +143,7 @@ def fit_embeddings(
         raise DataError(f"{data}: has class_names but no y_train; add the labels, or leave class_names out")
     else:
         names, y = (ONE_CLASS,), np.zeros(len(x), np.int64)
-    exposed = embedding_network(x.shape[1], x.dtype, metric=config.metric, max_dim=config.max_dim, seed=config.seed)
+    exposed = embedding_network(_probe(x), metric=config.metric, max_dim=config.max_dim, seed=config.seed)
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}
     rows = Rows(x, y, np.arange(len(x)))
@@ -211,6 +211,10 @@ def _fit(
         accuracy=accuracy,
         largest_class=float(np.bincount(calibration_rows.y).max() / len(calibration_rows)),
     )
+
+
+def _probe(x: NDArray[Any]) -> NDArray[Any]:
+    return x[:: max(1, len(x) // PROBE_ROWS)][:PROBE_ROWS]
 
 
 def _numbered(num_classes: int) -> tuple[str, ...]:

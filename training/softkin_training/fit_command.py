@@ -8,6 +8,9 @@ from pathlib import Path
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import PARTS
 
+SHAKY_TEMPERATURE = 1e-5
+"""Rounding of a cosine distance, 1e-7, changes a logit by 1 % where the temperature is lower."""
+
 
 def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
@@ -125,6 +128,13 @@ def fit(arguments: argparse.Namespace) -> None:
         )
     if not a.calibration:
         print("             the promise holds if the model was not trained on these rows; else give --calibration FILE")
+    for used in m.layers:
+        if used.metric == "cosine" and used.temperature < SHAKY_TEMPERATURE:
+            print(
+                f"temperature: {used.temperature:.2g} for {used.name}, whose nearest rows are so alike that rounding "
+                "moves scores\n             by percents with batch size and processor; name an earlier layer, or raise "
+                "--temperature-scale"
+            )
     c = m.certificate
     print(
         f"{a.out / 'bundle'}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "

@@ -9,6 +9,8 @@ from softkin import mass
 from softkin.errors import DataError
 from softkin.mass import Metric
 
+EPSILON = float(np.finfo(np.float32).eps)
+
 
 def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], metric: Metric) -> float:
     """Median distance of bank rows to their nearest other bank row: the natural unit of temperature.
@@ -24,12 +26,12 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
         A positive distance; copies of a row do not count as neighbours.
 
     Raises:
-        DataError: all representations are equal, so the layer carries no information, or their numbers are so large or
-            so small that float32 cannot tell them apart.
+        DataError: all representations are equal, so the layer carries no information, or their numbers are so large, so
+            small or so nearly alike that float32 cannot tell them apart.
     """
     with np.errstate(over="ignore"):
-        rounding = _rounding(z_ND, metric)
-    if not (np.isfinite(z_ND).all() and np.isfinite(rounding)) or (rounding == 0 and z_ND.any()):
+        sizes = _sizes(z_ND, metric)
+    if not (np.isfinite(z_ND).all() and np.isfinite(sizes).all()) or (sizes.max() == 0 and z_ND.any()):
         largest = float(np.abs(z_ND).max())
         raise DataError(
             f"representations of up to {largest:.3g} are too {'small' if largest < 1 else 'large'} for distances in "
@@ -38,12 +40,16 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
     nearest = []
     for part in np.array_split(sample, max(1, len(sample) // 256)):
         d = _fast_distances(z_ND[part], z_ND, metric)
-        d[d <= rounding] = np.inf
+        # Up to rounding of the expanded form; pair by pair, lest one large row hide the distances of all others.
+        d[d <= 16 * EPSILON * np.maximum.outer(sizes[part], sizes)] = np.inf
         nearest.append(d.min(axis=1))
     found = np.concatenate(nearest)
     found = found[np.isfinite(found)]
     if not len(found):
-        raise DataError("all representations of a layer are equal, so it cannot tell rows apart; leave the layer out")
+        raise DataError(
+            "all representations of a layer are equal to within the rounding of float32, so it cannot tell rows apart; "
+            "leave the layer out, or subtract from the rows what they have in common"
+        )
     return float(np.median(found))
 
 
@@ -54,7 +60,6 @@ def _fast_distances(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], met
     return np.square(z_BD).sum(axis=1)[:, None] + squares[None] - 2.0 * z_BD @ bank_ND.T
 
 
-def _rounding(z_ND: NDArray[np.float32], metric: Metric) -> float:
-    """Distances up to this are zero: rounding of the expanded form."""
-    size = 1.0 if metric == "cosine" else float(np.square(z_ND).sum(axis=1).max())
-    return 16 * float(np.finfo(np.float32).eps) * size
+def _sizes(z_ND: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+    """`[N]` what distances of each row are differences of."""
+    return np.ones(len(z_ND), np.float32) if metric == "cosine" else np.square(z_ND).sum(axis=1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from softkin.detector import Detector
 from softkin.errors import DataError
 from softkin.scorer_graph import IR_VERSION, OPSET
 from softkin_training.build import DetectorSpec, LayerSpec, build
@@ -27,6 +28,15 @@ def test_distances_that_float32_cannot_hold_are_not_taken_for_equal_rows(scale, 
     with pytest.raises(DataError, match=f"{words} for distances in float32; scale the rows"):
         neighbor_distance(z, np.arange(50), "squared_euclidean")
     assert neighbor_distance(z, np.arange(50), "cosine") > 0
+
+
+def test_one_row_of_another_size_does_not_hide_the_distances_of_all_others():
+    """Rounding was taken from the largest row: T was its distance from the rest, and nothing was an outlier."""
+    z = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
+    plain = neighbor_distance(z, np.arange(500), "squared_euclidean")
+    z[7] = 1e5
+
+    assert neighbor_distance(z, np.arange(500), "squared_euclidean") == pytest.approx(plain, rel=0.02)
 
 
 def fit(tmp_path, x, *more):
@@ -54,8 +64,34 @@ def test_the_layer_that_tells_nothing_is_named(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     rows, more = (Rows(x[i], np.zeros(len(x[i]), np.int64), i) for i in np.split(np.arange(90), [60]))
 
-    with pytest.raises(DataError, match="layer 'dead': all representations of a layer are equal"):
+    with pytest.raises(
+        DataError, match="layer 'dead': all representations of a layer are equal to within the rounding"
+    ):
         build(tmp_path / "b", model.SerializeToString(), spec, bank_rows=rows, calibration_rows=more)
+
+
+@pytest.mark.parametrize("offset", [1000, 100_000])
+def test_vectors_far_from_the_origin_are_scored_as_those_around_it(tmp_path, offset):
+    """Squared distances know no origin; in float32 they were lost beyond a few hundred."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-64, 64, (600, 4)).astype(np.float32) / 16
+    far = rng.integers(-128, 128, (50, 4)).astype(np.float32) / 16
+
+    found = []
+    for shift in (0, offset):
+        assert fit(tmp_path, x + np.float32(shift), "--metric", "squared_euclidean") == 0
+        found.append(Detector.load(tmp_path / "out" / "bundle", device="cpu").score(far + np.float32(shift)))
+    np.testing.assert_allclose(found[1].outlier_score, found[0].outlier_score, rtol=1e-4)
+
+
+def test_a_temperature_within_rounding_is_remarked_upon(tmp_path, capsys):
+    """Scores then move with batch size and processor."""
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+
+    assert fit(tmp_path, x) == 0
+    assert "temperature:" not in capsys.readouterr().out
+    assert fit(tmp_path, 100 + x) == 0
+    assert "for embedding, whose nearest rows are so alike" in capsys.readouterr().out
 
 
 def test_no_calibration_rows_at_all_suggest_no_alpha(tmp_path, capsys):
