@@ -59,13 +59,13 @@ def compared_scores(
     notes: list[str] = []
     reference = _reference_rows(calibration, seed, notes)
     scores = _parts(subject) | _joints(subject, calibration, reference)
-    golden = _golden_features(subject, notes)
+    head = _readable_head(subject, notes)
     if subject.neighbors:
-        scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, golden, notes)
+        scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, head, notes)
     else:
         notes.append("The bank holds prototypes: what counts neighbours or fits Gaussians to rows is left out.")
     if subject.detector.has_logits:
-        scores |= _reshaped(subject, golden, calibration, reference, notes) | _of_logits()
+        scores |= _reshaped(head, calibration, reference, notes) | _of_logits()
     else:
         notes.append("Bare embeddings have no logits: scores made of logits are left out.")
     return scores, notes
@@ -172,7 +172,7 @@ def _typical_distance(rows: NDArray[np.float32]) -> float:
     return float(np.median(baselines.kth_neighbor(some, rows, baselines.KTH + 1)))
 
 
-def _fitted(subject: Subject, golden: Pass | None, notes: list[str]) -> dict[str, Compared]:
+def _fitted(subject: Subject, head: _ReadableHead | None, notes: list[str]) -> dict[str, Compared]:
     last = subject.layers[-1]
     gaussians = RelativeMahalanobis.fit(subject.neighbors[last], subject.labels, subject.loaded.bank.num_classes)
     found = {
@@ -187,19 +187,15 @@ def _fitted(subject: Subject, golden: Pass | None, notes: list[str]) -> dict[str
             score=lambda p: gaussians.score(p.z[last]),
         ),
     }
-    vim = _vim(subject, golden, notes)
+    vim = None if head is None else _vim(subject, head, notes)
     if vim is not None:
         found["vim"] = _of_features("ViM", "Wang et al. 2022", vim.score)
     return found
 
 
-def _vim(subject: Subject, golden: Pass | None, notes: list[str]) -> ViM | None:
+def _vim(subject: Subject, head: _ReadableHead, notes: list[str]) -> ViM | None:
     """Fitted to the bank's rows of the layer that the logits are made of."""
-    head = subject.head
-    if head is None or golden is None:
-        return None
-    h = golden.features
-    assert h is not None
+    h, golden = head.features, head.golden
     for name, rows in subject.neighbors.items():
         metric = subject.metric(name)
         seen = mass.unit_rows(h) if metric == "cosine" else h
@@ -216,28 +212,33 @@ def _vim(subject: Subject, golden: Pass | None, notes: list[str]) -> ViM | None:
     return None
 
 
-def _golden_features(subject: Subject, notes: list[str]) -> Pass | None:
-    """The probe rows, where the features that a last linear layer reads can be seen of them."""
+@dataclass(frozen=True, kw_only=True)
+class _ReadableHead:
+    """The network's last linear layer, with what it reads of the probe rows."""
+
+    weight: Floats
+    bias: Floats
+    golden: Pass
+    features: NDArray[np.float32]
+    """`[R, D]`, of the probe rows."""
+
+
+def _readable_head(subject: Subject, notes: list[str]) -> _ReadableHead | None:
     if not subject.detector.has_logits:
         return None
-    golden = subject.golden
-    if subject.head is None or golden is None or golden.features is None or golden.features.ndim != 2:
+    head, golden = subject.head, subject.golden
+    if head is None or golden is None or golden.features is None or golden.features.ndim != 2:
         notes.append(
             "ViM, fDBD, ReAct and SCALE are left out: the network does not end in a linear layer that could be read."
         )
         return None
-    return golden
+    return _ReadableHead(weight=head.weight, bias=head.bias, golden=golden, features=golden.features)
 
 
 def _reshaped(
-    subject: Subject,
-    golden: Pass | None,
-    calibration: Pass | None,
-    reference: NDArray[np.bool_] | None,
-    notes: list[str],
+    head: _ReadableHead | None, calibration: Pass | None, reference: NDArray[np.bool_] | None, notes: list[str]
 ) -> dict[str, Compared]:
-    head = subject.head
-    if head is None or golden is None or golden.features is None:
+    if head is None:
         return {}
     w, b, found = head.weight, head.bias, {}
     if calibration is not None and reference is not None and (reference & calibration.outputs.finite).any():
@@ -250,7 +251,7 @@ def _reshaped(
         found["react"] = _of_features(
             "ReAct", "Sun, Guo & Li 2021", lambda h, _: feature_baselines.react(h, clip, w, b), ~reference
         )
-    if golden.features.min() < 0:
+    if head.features.min() < 0:
         notes.append("SCALE is left out: it takes features that a ReLU has passed, and these are negative in part.")
     else:
         found["scale"] = _of_features("SCALE", "Xu et al. 2024", lambda h, _: feature_baselines.scale(h, w, b))
