@@ -56,8 +56,8 @@ def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
     with _signals() as signals:
         server = Server(settings, Registry(), Metrics(collectors, version=__version__), load)
         signal.signal(signal.SIGHUP, lambda number, _: server.reloader.request())
-        server.listen()
         try:
+            server.listen()
             log.info(log_line("starting", version=__version__, port=server.port, metrics_port=server.metrics_port))
             if server.make_ready(signals.empty):
                 settle()

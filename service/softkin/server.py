@@ -141,8 +141,8 @@ class Server:
         Raises:
             SoftkinError: a port is taken, a bundle does not load, or alpha is out of a detector's reach.
         """
-        self.listen()
         try:
+            self.listen()
             self.make_ready()
         except BaseException:
             self.stop_now()

@@ -198,6 +198,21 @@ def test_a_second_server_on_the_port_is_refused(start):
         Server(settings, Registry(), Metrics(CollectorRegistry(), version="0")).start()
 
 
+@pytest.mark.parametrize("taken", ["port", "metrics_port"])
+def test_a_start_that_fails_leaves_no_thread(start, taken):
+    """A program that embeds a server may try again."""
+    running = start(StandIn())
+    before = set(threading.enumerate())
+    settings = ServerSettings(
+        **{"host": "127.0.0.1", "port": 0, "metrics_port": 0, taken: getattr(running.server, taken)}
+    )
+
+    with pytest.raises(SoftkinError, match="cannot listen on port"):
+        Server(settings, Registry(), Metrics(CollectorRegistry(), version="0")).start()
+
+    running.until(lambda: not set(threading.enumerate()) - before)
+
+
 def test_a_port_that_is_taken_on_one_address_of_the_host_is_refused():
     """Where localhost is 127.0.0.1 and ::1, callers would find one server or the other."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
