@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from softkin.bank import PADDING_OFFSET, Bank, LayerBank, Precision
+from softkin.bank import Bank, LayerBank, Precision
 from softkin.errors import DataError
 
 BANK_LEVELS = 63
@@ -60,5 +60,4 @@ def _reduce(layer: LayerBank, precision: Precision) -> LayerBank:
     if not np.isfinite(offsets).all():
         largest = float(np.abs(layer.rows[:, :dim]).max())
         raise DataError(f"bank: a representation holds {largest:.4g}, too large for float16; use float32 or int8")
-    offsets[layer.rows[:, dim] == PADDING_OFFSET] = PADDING_OFFSET
     return replace(layer, rows=rows, offsets=offsets, scales=scales)
