@@ -102,11 +102,11 @@ def test_every_label_that_is_selected_exists_with_that_value(labels, root):
 
 
 def test_labels_that_are_aggregated_by_exist(labels, root):
-    """`by` and `on` name labels that softkin or Prometheus sets."""
+    """`by`, `on` and `group_left` name labels that softkin or Prometheus sets."""
     known = TARGET_LABELS.union(*labels.values())
 
     for expression in expressions(root):
-        for names in re.findall(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)", expression):
+        for names in re.findall(r"\b(?:by|on|without|ignoring|group_left)\s*\(([^)]+)\)", expression):
             assert {n.strip() for n in names.split(",")} <= known, expression
 
 
