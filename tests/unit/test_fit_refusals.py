@@ -183,7 +183,8 @@ VECTORS = {
     "absurd label": (
         {"x_train": V, "y_train": np.where(np.arange(200) == 5, 10**12, 0)},
         "",
-        "d.npz: y_train[5] is 1000000000000; labels index class_names, which allows 0 to 199 (1 labels lie outside)",
+        "d.npz: y_train[5] is 1000000000000; labels are indices of classes and must lie in 0 to 199 (1 labels "
+        "lie outside)",
     ),
     "text labels": (
         {"x_train": V, "y_train": np.array(["a"] * 200)},
@@ -226,7 +227,7 @@ CALIBRATION = {
     ),
     "labels": (
         {"x_test": C, "y_test": Y[:100] + 1},
-        "c.npz: y_test[3] is 4; labels index class_names, which allows 0 to 3 (25 labels lie outside)",
+        "c.npz: y_test[3] is 4; labels are indices of classes and must lie in 0 to 3 (25 labels lie outside)",
     ),
     "repeated": (
         {"x_test": np.concatenate([C, C[:2]]), "y_test": Y[:102]},

@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny, tmp_path):
         ({"y_test": np.zeros(40)}, r"rows\.npz: y_test is float64 \(40,\); it must be one integer per row"),
         ({"y_test": np.zeros(39, int)}, r"rows\.npz: x_test has 40 rows, y_test 39; they must be equal"),
         ({"x_test": np.float32(1)}, r"rows\.npz: x_test has 0 rows, y_test 40; they must be equal"),
-        ({"y_test": np.full(40, 3)}, r"rows\.npz: y_test\[0\] is 3; .* allows 0 to 2 \(40 labels lie outside\)"),
+        ({"y_test": np.full(40, 3)}, r"rows\.npz: y_test\[0\] is 3; .*must lie in 0 to 2 \(40 labels lie outside\)"),
         ({"x_test": np.ones((40, 12))}, r"inputs: dtype is float64, this detector takes float32"),
         ({"y_test": np.array([None] * 40)}, r"rows\.npz: cannot be read as an npz of plain arrays"),
     ],

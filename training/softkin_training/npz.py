@@ -61,7 +61,7 @@ def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, pa
     if len(outside):
         i = outside[0]
         raise DataError(
-            f"{path}: y_{split}[{i}] is {y[i]}; labels index class_names, which allows 0 to {num_classes - 1} "
+            f"{path}: y_{split}[{i}] is {y[i]}; labels are indices of classes and must lie in 0 to {num_classes - 1} "
             f"({len(outside)} labels lie outside)"
         )
     return y.astype(np.int64)

@@ -26,22 +26,26 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
         A positive distance; copies of a row do not count as neighbours.
 
     Raises:
-        DataError: all representations are equal, so the layer carries no information, or their numbers are so large, so
-            small or so nearly alike that float32 cannot tell them apart.
+        DataError: representations are not finite, or all are equal, so the layer carries no information, or their
+            numbers are so large, so small or so nearly alike that float32 cannot tell them apart.
     """
     with np.errstate(over="ignore"):
         sizes = _sizes(z_ND, metric)
-    if not (np.isfinite(z_ND).all() and np.isfinite(sizes).all()) or (sizes.max() == 0 and z_ND.any()):
+    if bad := int((~np.isfinite(z_ND)).any(axis=1).sum()):
+        raise DataError(f"{bad} of {len(z_ND)} rows become NaN or infinity in float32; scale the rows")
+    if not np.isfinite(sizes).all() or (sizes.max() == 0 and z_ND.any()):
         largest = float(np.abs(z_ND).max())
         raise DataError(
             f"representations of up to {largest:.3g} are too {'small' if largest < 1 else 'large'} for distances in "
             "float32; scale the rows, or choose metric cosine where only directions count"
         )
+    dead = (z_ND == 0).all(axis=1)
     nearest = []
     for part in np.array_split(sample, max(1, len(sample) // 256)):
         d = _fast_distances(z_ND[part], z_ND, metric)
         # Up to rounding of the expanded form; pair by pair, lest one large row hide the distances of all others.
         d[d <= 16 * EPSILON * np.maximum.outer(sizes[part], sizes)] = np.inf
+        d[np.logical_and.outer(dead[part], dead)] = np.inf  # equal, though by cosine 1 apart
         nearest.append(d.min(axis=1))
     found = np.concatenate(nearest)
     found = found[np.isfinite(found)]

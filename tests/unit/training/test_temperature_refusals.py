@@ -39,6 +39,20 @@ def test_one_row_of_another_size_does_not_hide_the_distances_of_all_others():
     assert neighbor_distance(z, np.arange(500), "squared_euclidean") == pytest.approx(plain, rel=0.02)
 
 
+def test_a_dead_layer_is_refused_by_cosine_too():
+    """Zeros have no direction, and so are 1 apart: a temperature came of that, and a detector that told nothing."""
+    with pytest.raises(DataError, match="all representations of a layer are equal"):
+        neighbor_distance(np.zeros((50, 4), np.float32), np.arange(50), "cosine")
+
+
+def test_rows_beyond_float32_are_called_that(tmp_path, capsys):
+    """Vectors in float64 may be; by cosine they become NaN."""
+    x = 1e200 * np.random.default_rng(0).normal(size=(100, 4))
+
+    assert fit(tmp_path, x) == 1
+    assert "80 of 80 rows become NaN or infinity in float32; scale the rows" in capsys.readouterr().err
+
+
 def fit(tmp_path, x, *more):
     """A bundle of bare vectors."""
     np.savez(tmp_path / "d.npz", x_train=x)
