@@ -130,9 +130,10 @@ def test_every_query_asks_the_chosen_data_source_job_and_instances(dashboard, pa
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(panels))) | {"datasource"}
 
     assert {name for name in used if not name.startswith("__")} == declared
+    variables = [v for v in dashboard["templating"]["list"] if v["type"] == "query"]
+    for asking in (*variables, *panels.values(), *(t for panel in panels.values() for t in panel["targets"])):
+        assert asking["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
     for panel in panels.values():
-        for target in (panel, *panel["targets"]):
-            assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         for target in panel["targets"]:
             for name, selector in re.findall(r"(\w+)\{([^}]*)\}", target["expr"]):
                 assert 'job="$job"' in selector
