@@ -113,7 +113,7 @@ class Detector:
             cancellation: stops the call within one chunk of the bank.
 
         Raises:
-            InvalidInputError: names the argument, the value and what is allowed.
+            InvalidInputError: names the argument, the value and what is allowed; or the model takes no such values.
             DeviceError: the device failed while running.
             CancelledError: `cancellation` was used.
         """

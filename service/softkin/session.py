@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
 from softkin.device import Target, available_threads
-from softkin.errors import BundleError, CancelledError, DeviceError
+from softkin.errors import BundleError, CancelledError, DeviceError, InvalidInputError
 
 # onnxruntime's official builds send usage data to their maker unless told not to before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 # Its default logger warns at every session on CUDA that no plugin device was found; none is meant to be there.
 ort.set_default_logger_severity(3)
@@ -101,10 +102,12 @@ def run_session(
         cancellation: stops the run at the end of the node that is being computed.
 
     Raises:
+        InvalidInputError: the model takes no such values, as a table of words takes no index beyond its end.
         DeviceError: the device failed.
         CancelledError: `cancellation` was used.
     """
     options = ort.RunOptions()
+    options.log_severity_level = 4  # the exception says the same; written past our own log it would be no line of it
 
     def stop() -> None:
         options.terminate = True
@@ -114,6 +117,9 @@ def run_session(
             return list(session.run(outputs, feeds, options))
     except CancelledError:
         raise
+    except InvalidArgument as e:
+        reason = str(e).rpartition("Status Message: ")[2].strip()
+        raise InvalidInputError("inputs", f"the model cannot take these values ({reason}); leave such rows out") from e
     except Exception as e:  # onnxruntime's exceptions share no base of their own
         if cancellation and cancellation.cancelled:
             raise CancelledError from None
