@@ -76,7 +76,7 @@ $(STAMP): pyproject.toml deploy/constraints.txt
 	@echo "Setting up $(VENV): a few minutes the first time, mostly torch and onnxruntime."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "pip>=25.1"
-	$(INSTALL) --group test --group peers --group check -e '.[training,datasets,augmentation,tracing]'
+	$(INSTALL) --group test --group deploy --group peers --group check -e '.[training,datasets,augmentation,tracing]'
 	$(INSTALL) --no-deps pytorch-ood  # it asks for torchvision, which its scores do without
 	@touch $@
 
