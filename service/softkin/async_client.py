@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any
 
 import grpc
 import numpy as np
+from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
@@ -25,6 +28,9 @@ from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from softkin.verdicts import Guarantee
 
 _END = object()
+SEND_FAILED = "Internal error from Core"
+"""What gRPC says of a call that the server has ended, when it sends more; even if it has read the server's words."""
+STATUS_SECONDS = 1.0
 
 
 class AsyncClient(AsyncConnection):
@@ -148,6 +154,7 @@ class AsyncClient(AsyncConnection):
         source = batches if isinstance(batches, AsyncIterable) else _in_threads(batches)
         self._refuse_if_unusable()
         call = self._stub.ScoreStream(_send(source, exchange), metadata=self._metadata)
+        said = _said_by_server(call)
         try:
             async for response in call:
                 for scores in exchange.scores(response):
@@ -157,7 +164,7 @@ class AsyncClient(AsyncConnection):
         except InvalidInputError as e:
             raise self._learnt(e) from None
         except (grpc.RpcError, asyncio.CancelledError) as e:
-            raise self._learnt(self._failure(e, exchange.error)) from None
+            raise self._learnt(self._failure(await _own_words(e, said), exchange.error)) from None
         finally:
             call.cancel()
 
@@ -224,6 +231,37 @@ async def _send(source: AsyncIterable[NDArray[np.generic]], exchange: Exchange) 
         if task_is_cancelled():
             raise  # the call has ended, and this is not the source's doing
         exchange.error = e  # the stream ends here; what was sent is answered first
+
+
+def _said_by_server(call: Any) -> asyncio.Future[aio.AioRpcError]:
+    """The status that the server ends a call with, once there is one."""
+    said: asyncio.Future[aio.AioRpcError] = asyncio.get_running_loop().create_future()
+
+    def note(call: Any) -> None:
+        status = (call.code(), call.initial_metadata(), call.trailing_metadata(), call.details())
+        code, initial, trailing, details = map(_result, status)  # now: what they give may change before a task asks
+        if details != SEND_FAILED and not said.done():
+            said.set_result(aio.AioRpcError(code, initial, trailing, details))
+
+    call.add_done_callback(note)
+    return said
+
+
+def _result(known: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that need not wait."""
+    try:
+        known.send(None)
+    except StopIteration as e:
+        return e.value
+    raise AssertionError("it waits")
+
+
+async def _own_words(e: BaseException, said: asyncio.Future[aio.AioRpcError]) -> BaseException:
+    """The server's own status, where gRPC says only that it could not send any more."""
+    if isinstance(e, aio.AioRpcError) and e.details() == SEND_FAILED:
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(said, STATUS_SECONDS)
+    return e
 
 
 async def _in_threads(batches: Iterable[NDArray[np.generic]]) -> AsyncIterator[NDArray[np.generic]]:

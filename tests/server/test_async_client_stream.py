@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from event_loops import run
-from softkin.errors import InvalidInputError, NotFoundError
+from softkin.errors import InvalidInputError, NotFoundError, SoftkinError
 from softkin.settings import ServerSettings
 from standin import StandIn
 
@@ -51,6 +51,23 @@ def test_every_array_gets_the_answer_it_gets_alone(server, rows, kind):
         assert a.p_value.tobytes() == b.p_value.tobytes()
         assert a.is_outlier.tolist() == b.is_outlier.tolist()
         assert a.budget == b.budget
+
+
+def test_a_stream_that_the_server_refuses_says_why_while_arrays_are_still_sent(start, rows):
+    """gRPC for asyncio knows only that it cannot send any more, in half of the cases."""
+    running = start(StandIn(), max_streams=0)
+
+    async def refusals(client):
+        found = []
+        for _ in range(60):
+            try:
+                await anext(client.score_stream([rows(1)] * 5))
+            except SoftkinError as e:
+                found.append(str(e))
+        return found
+
+    said = "0 streams are open, max_streams = 0; retry after 1 s, or send unary calls"
+    assert run(running, refusals) == [f"{running.target}: {said}"] * 60
 
 
 def test_no_arrays_give_no_answers(server):
