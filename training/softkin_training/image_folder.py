@@ -1,11 +1,12 @@
 """Images in folders, one per class: FOLDER/CLASS/..., or FOLDER/train/CLASS/... and FOLDER/test/CLASS/...
 
-Any depth below the class; classes are sorted by name. Files whose names start with a dot, or do not end like an
-image's, are no images.
+Any depth below the class, through links too; classes are sorted by name. What starts with a dot, file or folder, is
+left out, and so is what does not end like an image.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from softkin_training.sources import Source
 from softkin_training.stored_rows import StoredRows
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"})
+"""Names of folders that hold classes and are none, where there are no others."""
 READ_AT_ONCE = 64
 
 
@@ -92,8 +95,20 @@ def _class_names(root: Path) -> list[str]:
         raise DataError(f"{root}: cannot be read as a folder ({e.strerror})") from None
     if len(names) < 2:
         raise DataError(f"{root}: has the class folders {names}; there must be at least 2, each with its images")
+    if SPLITS.issuperset(map(str.lower, names)):
+        raise DataError(
+            f"{root}: has the folders {names}, which are splits and no classes; call them train and test, or name one "
+            "of them as data.path and set rows aside by data.test_rows"
+        )
     return names
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        path = Path(place)
+        seen.add(path.resolve())
+        # A link to a folder above would lead round and round.
+        folders[:] = [f for f in folders if not f.startswith(".") and (path / f).resolve() not in seen]
+        found += [path / f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith(".")]
+    return sorted(found)

@@ -98,6 +98,21 @@ def test_a_folder_without_a_test_split_sets_rows_aside(folder, tmp_path):
     assert len(dataset.outliers["held-out classes"]) == 40
 
 
+def test_links_to_folders_are_followed_and_hidden_folders_left_out(folder, tmp_path):
+    """Images behind a link were silently missing, copies that Jupyter keeps silently there."""
+    (tmp_path / "elsewhere").mkdir()
+    hidden = folder / "train" / "red" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    for seed, file in enumerate((tmp_path / "elsewhere" / "x.png", tmp_path / "elsewhere" / "y.png", hidden / "x.png")):
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)).save(file)
+    (folder / "train" / "red" / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "train" / "red" / "round").symlink_to(folder / "train" / "red")
+
+    dataset = load_dataset(recipe(tmp_path, folder))
+
+    assert len(dataset.train) + len(dataset.calibration) == 122
+
+
 def test_images_are_decoded_once_and_again_when_they_change(folder, tmp_path, cache):
     """The cache is used as long as files and settings stay."""
     first = load_dataset(recipe(tmp_path, folder)).train
@@ -186,10 +201,16 @@ def test_a_cache_that_cannot_be_written_is_refused(folder, tmp_path, monkeypatch
         (lambda f: paint(f / "test" / "new", 1), [], DataError, r"test: has \['new'\].*classes of train"),
         (lambda f: [p.unlink() for p in f.glob("train/*/*.png")], [], DataError, "train: holds no images.*png"),
         (lambda f: (f / "test").rename(f / "validation"), [], RecipeError, "no folders train and test"),
+        (
+            lambda f: (f / "test").rename(f / "Val"),
+            ["data.test_rows=5"],
+            DataError,
+            r"\['Val', 'train'\], which are splits and no classes; call them train and test",
+        ),
         (lambda f: f.rename(f.parent / "moved"), ["data.test_rows=5"], DataError, "is no folder"),
         (lambda f: f.rename(f.parent / "moved"), [], DataError, "is no folder"),
     ],
-    ids=["both test", "unknown class", "no images", "no test", "no folder", "no folder, no test rows"],
+    ids=["both test", "unknown class", "no images", "no test", "other splits", "no folder", "no folder, no test rows"],
 )
 def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path, edit, overrides, error, words):
     """The message says what is there and what is needed."""
