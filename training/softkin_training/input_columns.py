@@ -92,6 +92,8 @@ class InputColumns:
                     f"{self._table}: column {name!r} has rows of {sorted(lengths, key=str)[:4]} numbers; all must "
                     "be as long"
                 )
+            if lengths == [0]:
+                raise DataError(f"{self._table}: column {name!r} has lists of no numbers; leave it out")
             shape.append(lengths[0])
             column = pc.list_flatten(column)
         if column.null_count:

@@ -24,6 +24,8 @@ from softkin_training.sources import Source
 from softkin_training.stored_rows import StoredRows
 
 READ_AT_ONCE = 256
+INDICES = ("Unnamed: 0", "__index_level_0__")
+"""What pandas' row numbers are called once they were written, with no name of their own, to CSV and Parquet."""
 
 
 def read_table(data: DataConfig) -> Source:
@@ -43,6 +45,11 @@ def read_table(data: DataConfig) -> Source:
             raise RecipeError(
                 f"{key}: {data.path} has no column {missing[0]!r} in {split}; it has {table.column_names}"
             )
+    if not data.input_columns and (numbered := [c for c in INDICES if c in inputs]):
+        raise RecipeError(
+            f"data.input_columns: {data.path} has a column {numbered[0]!r}, row numbers as pandas writes them, which tell"
+            f" nothing of new rows; name the inputs: data.input_columns = {[c for c in inputs if c not in INDICES]}"
+        )
     values, names = _classes(train, data)
     reader = ImageReader(data.image_mode, data.image_size)
 
@@ -140,7 +147,14 @@ def _classes(table: Any, data: DataConfig) -> tuple[list[Any], list[str]]:
             f"{data.path}: the label column {data.label_column!r} is {kind}; it must hold whole numbers or text"
         )
     values = sorted(v for v in column.unique().to_pylist() if v is not None)
-    return values, [str(v) for v in values]
+    names = [str(v) for v in values]
+    for name in names:
+        if not name.strip() or (name != name.strip() and name.strip() in names):
+            raise DataError(
+                f"{data.path}: the label column {data.label_column!r} has the label {name!r}, which is "
+                f"{'empty' if not name.strip() else f'{name.strip()!r} but for spaces'}; mend it, or drop those rows"
+            )
+    return values, names
 
 
 def _labels(table: Any, values: list[Any], label_column: str, name: str) -> NDArray[np.int64]:
@@ -156,5 +170,10 @@ def _labels(table: Any, values: list[Any], label_column: str, name: str) -> NDAr
     if len(missing):
         value = column[int(missing[0])].as_py()
         allowed = f"{len(values)} labels of train, {values[:10]}{' ...' if len(values) > 10 else ''}"
-        raise DataError(f"{name}: row {missing[0]} has the label {value!r}, which is none of the {allowed}")
+        none = (
+            ""
+            if value is not None
+            else "; drop the row, or rename a class that CSV takes for no value, such as NA or None"
+        )
+        raise DataError(f"{name}: row {missing[0]} has the label {value!r}, which is none of the {allowed}{none}")
     return found.to_numpy().astype(np.int64)
