@@ -47,8 +47,8 @@ def read_table(data: DataConfig) -> Source:
             )
     if not data.input_columns and (numbered := [c for c in INDICES if c in inputs]):
         raise RecipeError(
-            f"data.input_columns: {data.path} has a column {numbered[0]!r}, row numbers as pandas writes them, which tell"
-            f" nothing of new rows; name the inputs: data.input_columns = {[c for c in inputs if c not in INDICES]}"
+            f"data.input_columns: {data.path} has a column {numbered[0]!r}, row numbers as pandas writes them, which"
+            f" tell nothing of new rows; name the inputs: data.input_columns = {[c for c in inputs if c not in INDICES]}"
         )
     values, names = _classes(train, data)
     reader = ImageReader(data.image_mode, data.image_size)
