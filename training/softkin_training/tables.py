@@ -45,10 +45,11 @@ def read_table(data: DataConfig) -> Source:
             raise RecipeError(
                 f"{key}: {data.path} has no column {missing[0]!r} in {split}; it has {table.column_names}"
             )
-    if not data.input_columns and (numbered := [c for c in INDICES if c in inputs]):
+    if not data.input_columns and (numbered := [c for c in inputs if c in INDICES]):
+        remedy = f"data.input_columns = {[c for c in inputs if c not in INDICES]}"
         raise RecipeError(
-            f"data.input_columns: {data.path} has a column {numbered[0]!r}, row numbers as pandas writes them, which"
-            f" tell nothing of new rows; name the inputs: data.input_columns = {[c for c in inputs if c not in INDICES]}"
+            f"data.input_columns: {data.path} has a column {numbered[0]!r}, row numbers as pandas writes them, which "
+            f"tell nothing of new rows; name the inputs: {remedy}"
         )
     values, names = _classes(train, data)
     reader = ImageReader(data.image_mode, data.image_size)
