@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from foreign_models import CLASSES, SHAPE, WIDTH, body, classifier, reference, rows, tensor
+from foreign_models import CLASSES, SHAPE, WIDTH, body, classifier, reference, rows, tensor, weights
 from softkin.errors import InvalidInputError
 from softkin.scorer import Network
 from softkin.scorer_graph import representation_output
 from softkin_training.expose import Exposed, embedding_network, expose
+from softkin_training.network_head import find_head
 
 node, value = helper.make_node, helper.make_tensor_value_info
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -94,6 +96,14 @@ def test_axes_of_length_one_around_the_classes_are_left_out(tmp_path, axes):
 
     assert (found.output, found.num_classes) == ("map", CLASSES)
     np.testing.assert_allclose(run(found, x, tmp_path)["logits"], reference(x)[1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_last_linear_layer_of_an_exposed_model_can_still_be_read():
+    """By ViM and others, which a report compares: nothing that need not be stands between it and the logits."""
+    head = find_head(onnx.load_from_string(exposed(classifier(), rows(20)).model))
+
+    assert head is not None
+    np.testing.assert_allclose(head.weight, weights()["w2"].T, rtol=1e-6)
 
 
 def in_half(*, wide_output):

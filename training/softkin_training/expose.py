@@ -125,7 +125,7 @@ def expose(
         _add_representation(g, f"model/{tensor}", name, z_ND, metric=metric, max_dim=max_dim, seed=seed + i)
         reducer = describe_reducer(width, max_dim, seed + i)
         found.append(ExposedLayer(name=name, tensor=tensor, width=width, reducer=reducer))
-    _add_logits(g, f"model/{source}", kind, single=adapted.values[source].size == len(y_BC))
+    _add_logits(g, f"model/{source}", kind, adapted.values[source].shape[1:])
 
     network = adapted.proto
     # A tensor of the model may be called as one of ours is, `logits` above all.
@@ -185,9 +185,12 @@ def _refuse_not_finite(field: str, name: str, value: Array) -> None:
         )
 
 
-def _add_logits(g: GraphBuilder, source: str, kind: OutputKind, *, single: bool) -> None:
-    """Nodes from an output to float32 `logits` `[B, C]`: what `read_output` gives, as logits."""
-    logits = g.op("Flatten", [g.op("Cast", [source], to=TensorProto.FLOAT)], axis=1)
+def _add_logits(g: GraphBuilder, source: str, kind: OutputKind, axes: tuple[int, ...]) -> None:
+    """Nodes from an output `[B, *axes]` to float32 `logits` `[B, C]`: what `read_output` gives, as logits."""
+    logits = g.op("Cast", [source], to=TensorProto.FLOAT)
+    if len(axes) != 1:
+        logits = g.op("Flatten", [logits], axis=1)
+    single = np.prod(axes) == 1
     if single and kind == "probabilities":
         logits = g.op("Concat", [g.op("Sub", [g.constant(1.0), logits]), logits], axis=1)
     elif single:
