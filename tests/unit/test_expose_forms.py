@@ -11,6 +11,7 @@ from foreign_models import CLASSES, SHAPE, WIDTH, body, classifier, reference, r
 from softkin.errors import InvalidInputError
 from softkin.scorer import Network
 from softkin.scorer_graph import representation_output
+from softkin_training import expose as exposing
 from softkin_training.expose import Exposed, embedding_network, expose
 from softkin_training.network_head import find_head
 
@@ -104,6 +105,37 @@ def test_the_last_linear_layer_of_an_exposed_model_can_still_be_read():
 
     assert head is not None
     np.testing.assert_allclose(head.weight, weights()["w2"].T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["logits", "class_mass", "representation.hidden", "model/hidden", "p_value"])
+def test_an_input_called_as_one_of_our_tensors_is_called_otherwise(tmp_path, name):
+    """A graph with two of one name does not load; the export would have refused the bundle."""
+    start = body()
+    start[0].input[0] = name
+    x = rows(20)
+
+    found = exposed(classifier(start=start, inputs=[value(name, FLOAT, ["batch", *SHAPE])]), x)
+
+    assert found.changes == (f"calling its input {name!r} 'inputs'",)
+    np.testing.assert_allclose(run(found, x, tmp_path)["logits"], reference(x)[1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_that_tells_no_shape_gets_that_of_the_rows():
+    """ONNX's checker wants one, and with it the export of the detector."""
+    found = onnx.load_from_string(exposed(classifier(inputs=[value("x", FLOAT, None)]), rows(20)).model)
+
+    onnx.checker.check_model(found)
+    axes = found.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in axes] == ["batch", *SHAPE]
+
+
+def test_a_layer_too_wide_to_project_is_refused_before_its_projection_is_drawn(monkeypatch):
+    """Numbers in the millions are what a convolution's first layer gives for a photograph."""
+    monkeypatch.setattr(exposing, "LARGEST_MODEL_BYTES", 50)
+    message = r"max_dim: got 4 for 'hidden', 5 numbers a row, whose projection would take 0\.00 GiB; .* narrower layer"
+
+    with pytest.raises(InvalidInputError, match=message):
+        exposed(classifier(), rows(20), max_dim=4)
 
 
 def in_half(*, wide_output):

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from softkin import mass
+from softkin.detector_graph import OUTPUTS
 from softkin.errors import InvalidInputError
 from softkin.graph_builder import GraphBuilder
 from softkin.mass import Metric
-from softkin.scorer import LOGITS, reducer_key
+from softkin.scorer import LOGITS, MASSES, reducer_key
 from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
 from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output
 from softkin_training.foreign import adapt, the_input, with_wide_input
@@ -35,6 +36,10 @@ LARGEST_MODEL_BYTES = 2**31 - 2**20
 """A protobuf ends at 2 GiB; what the bank adds to the graph is small."""
 FAR_OFF = 1000.0
 """Squared distance of rows from the origin, in units of that from their median: beyond it float32 shows."""
+OUR_PREFIXES = ("representation.", "contribution.", "row.", "model/", "expose/", "softkin")
+"""Of tensors that are added to a model, here and where a detector is composed of it."""
+INPUTS = "inputs"
+"""The input of a network made of bare vectors, and of one whose own name for it is taken."""
 EMBEDDING = "embedding"
 """The only layer of a network made of bare vectors."""
 
@@ -130,7 +135,14 @@ def expose(
     network = adapted.proto
     # A tensor of the model may be called as one of ours is, `logits` above all.
     produced = [o for n in network.graph.node for o in n.output] + [t.name for t in network.graph.initializer]
-    rename(network.graph, {n: f"model/{n}" for n in produced if n and n != input_name})
+    names = {n: f"model/{n}" for n in produced if n and n != input_name}
+    if _is_ours(input_name):
+        names[input_name] = INPUTS
+        widened += (f"calling its input {input_name!r} {INPUTS!r}",)
+    rename(network.graph, names)
+    shape = network.graph.input[0].type.tensor_type.shape.dim
+    for length in ["batch", *probe.shape[1:]] if not shape else ():
+        shape.add(**{"dim_param" if isinstance(length, str) else "dim_value": length})
     return Exposed(
         model=_serialised(network, g, found, metric, max_dim, num_logits=y_BC.shape[1]),
         layers=tuple(found),
@@ -156,12 +168,12 @@ def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) 
     """
     dim = probe.shape[1]
     elem_type = helper.np_dtype_to_tensor_dtype(probe.dtype)
-    graph = helper.make_graph([], "embedding", [helper.make_tensor_value_info("inputs", elem_type, ["batch", dim])], [])
+    graph = helper.make_graph([], "embedding", [helper.make_tensor_value_info(INPUTS, elem_type, ["batch", dim])], [])
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     g = GraphBuilder("expose")
-    _add_representation(g, "inputs", EMBEDDING, probe, metric=metric, max_dim=max_dim, seed=seed)
+    _add_representation(g, INPUTS, EMBEDDING, probe, metric=metric, max_dim=max_dim, seed=seed)
     reducer = describe_reducer(dim, max_dim, seed)
-    layer = ExposedLayer(name=EMBEDDING, tensor="inputs", width=dim, reducer=reducer)
+    layer = ExposedLayer(name=EMBEDDING, tensor=INPUTS, width=dim, reducer=reducer)
     return Exposed(model=_serialised(network, g, [layer], metric, max_dim), layers=(layer,))
 
 
@@ -175,6 +187,11 @@ def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str
             )
         tensors[name] = tensor
     return tensors
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a tensor of this name is, or may be, added to the model."""
+    return name in (LOGITS, MASSES, *OUTPUTS) or name.startswith(OUR_PREFIXES)
 
 
 def _refuse_not_finite(field: str, name: str, value: Array) -> None:
@@ -223,6 +240,13 @@ def _add_representation(
         z_BD = unit_rows(z_BD)
     elif _far_off(probe_ND, center := np.median(probe_ND.astype(np.float64), axis=0)):
         z_BD = g.op("Sub", [z_BD, g.constant(center.astype(np.float32))])
+    if width > max_dim and 4 * width * max_dim > LARGEST_MODEL_BYTES:
+        raise InvalidInputError(
+            "max_dim",
+            f"got {max_dim} for {layer!r}, {width} numbers a row, whose projection would take "
+            f"{4 * width * max_dim / 2**30:.2f} GiB; a bundle's network holds at most "
+            f"{LARGEST_MODEL_BYTES / 2**30:.2f} GiB: lower it, or name a narrower layer",
+        )
     matrix = projection_matrix(width, max_dim, seed)
     if matrix is not None:
         z_BD = g.op("MatMul", [z_BD, g.constant(matrix)])
