@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -26,6 +26,16 @@ from softkin.scores import ErrorBudget, Scores
 
 STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
+
+
+def spelled(text: str) -> str:
+    """Text on one line that neither moves a cursor nor colours a terminal: names come from other people's files."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def escape(text: str) -> str:
+    """`spelled` for rich, which takes brackets for markup."""
+    return markup.escape(spelled(text))
 
 
 def table(*headers: str) -> Table:

@@ -192,10 +192,10 @@ def test_names_are_shown_letter_by_letter(capsys, monkeypatch):
     """Classes and layers may be called what a terminal library takes for a picture, or for a colour."""
     monkeypatch.setenv("COLUMNS", "160")
     scores = StandIn().score(np.zeros((1, 2, 3), np.float32), num_neighbors=1)
-    n = dataclasses.replace(scores.neighbors, layers=("conv", "[red]dense"))
+    n = dataclasses.replace(scores.neighbors, layers=("conv", "[red]dense\x1b[2J\n"))
 
     display.print_table(dataclasses.replace(scores, neighbors=n), [":dog:", "[bold]", "c"])
 
     out = capsys.readouterr().out
-    assert "nearest training rows ([red]dense)" in out
+    assert r"nearest training rows ([red]dense\x1b[2J\n)" in out
     assert out.count(":dog:") == 2

@@ -23,6 +23,7 @@ from softkin_training.cli import main
 from softkin_training.config import DetectorConfig
 from softkin_training.fit import fit_embeddings
 from softkin_training.fit_config import default_name, fit_config
+from softkin_training.onnx_graphs import rename
 from softkin_training.rows import Rows, digests64
 from softkin_training.split import choose_bank_rows, first_of_each, split
 
@@ -102,6 +103,20 @@ def test_labels_that_the_classifier_never_gets_right_are_remarked_upon(files, ca
     assert re.search(r"accuracy on them is 1\d\.\d%\n +always naming the largest class would reach 2\d\.\d%: ", text), (
         text
     )
+
+
+def test_names_of_the_model_are_spelled_out(files, capsys):
+    """They come from somebody else's file, and could clear a terminal."""
+    proto = good_classifier()
+    rename(proto.graph, {"hidden": "a\x1b[2J\nb", "scores": "s\r"})
+    onnx.save(proto, files / "odd.onnx")
+
+    assert fit(files, model="odd.onnx", layers="act") == 0
+    assert fit(files, model="odd.onnx", layers="a\x1b[2J\nb") == 0
+
+    out = capsys.readouterr().out
+    assert "output:      s\\r, 4 logits" in out
+    assert "layer:       a\\x1b[2J\\nb, 5 numbers" in out
 
 
 def test_the_bundle_says_what_it_was_made_from(files):

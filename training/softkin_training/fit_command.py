@@ -80,7 +80,7 @@ def fit(arguments: argparse.Namespace) -> None:
     Raises:
         SoftkinError: as `fit_onnx` and `fit_embeddings` do, and for options that do not go together.
     """
-    from softkin.display import describe_bank
+    from softkin.display import describe_bank, spelled
     from softkin_training.expose import EMBEDDING
     from softkin_training.fit import fit_embeddings, fit_onnx
     from softkin_training.fit_config import default_name, fit_config
@@ -111,11 +111,11 @@ def fit(arguments: argparse.Namespace) -> None:
     for change in e.changes:
         print(f"model:       values unchanged by {change}")
     for layer in e.layers:
-        print(f"layer:       {layer.name}, {layer.width} numbers, reducer {layer.reducer}")
+        print(f"layer:       {spelled(layer.name)}, {layer.width} numbers, reducer {layer.reducer}")
     if e.output:
         as_logits = ", their log serves as logits" if e.output_kind == "probabilities" else ""
-        print(f"output:      {e.output}, {e.num_classes} {e.output_kind}{as_logits}")
-    print(f"classes:     {', '.join(m.classes[:10])}{', ...' if len(m.classes) > 10 else ''}")
+        print(f"output:      {spelled(e.output)}, {e.num_classes} {e.output_kind}{as_logits}")
+    print(f"classes:     {spelled(', '.join(m.classes[:10]))}{', ...' if len(m.classes) > 10 else ''}")
     left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
     print(f"bank:        {describe_bank(m)}{left_out}")
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
@@ -131,9 +131,9 @@ def fit(arguments: argparse.Namespace) -> None:
     for used in m.layers:
         if used.metric == "cosine" and used.temperature < SHAKY_TEMPERATURE:
             print(
-                f"temperature: {used.temperature:.2g} for {used.name}, whose nearest rows are so alike that rounding "
-                "moves scores\n             by percents with batch size and processor; name an earlier layer, or raise "
-                "--temperature-scale"
+                f"temperature: {used.temperature:.2g} for {spelled(used.name)}, whose nearest rows are so alike that "
+                "rounding moves\n             scores by percents with batch size and processor; name an earlier layer, "
+                "or raise --temperature-scale"
             )
     c = m.certificate
     print(
