@@ -65,3 +65,11 @@ def in_two_processes(folder):
     """What each of two processes found."""
     mp.spawn(_work, args=(2, folder / "store", folder), nprocs=2)
     return [pickle.loads(folder.joinpath(f"{rank}.pickle").read_bytes()) for rank in range(2)]
+
+
+def train_in_turn(fabric, runs):
+    """Trainings, each `(recipe, dataset, folder)`, in the processes of one start, which takes longer than they do."""
+    from softkin_training.train import _train  # the other workers start faster without it
+
+    for recipe, dataset, folder in runs:
+        _train(fabric, recipe, dataset, folder, False, False)

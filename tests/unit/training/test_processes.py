@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import pickle
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from gloo_workers import MODES, in_two_processes, steps
+from gloo_workers import MODES, in_two_processes, steps, train_in_turn
 from snnl_reference import METRICS
 from softkin.errors import DataError, InvalidInputError, RecipeError
 from softkin_training.config import load_recipe
@@ -41,6 +42,10 @@ TEMPERATURES = {
     "fixed": ["loss.temperature=fixed", "loss.fixed_temperature=0.1"],
     "learned": ["loss.temperature=learned", "loss.initial_temperature=0.1"],
 }
+WITHOUT_DROPOUT = {
+    mode: [*settings, "model.dropout=0", 'loss.layers=["conv1", "conv2", "dense"]']
+    for mode, settings in TEMPERATURES.items()
+}
 
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--no-python", "--standalone", "--nproc-per-node", "2"]
 
@@ -49,6 +54,21 @@ TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--no-python", "--s
 def dataset():
     """The embedded digits."""
     return load_dataset(load_recipe("digits"))
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """Folder of two processes' runs, recipes by run, and the error of the last run, which has a bad row."""
+    folder = tmp_path_factory.mktemp("trained")
+    x = dataset.train.x.astype(np.float32)
+    x[5] = np.nan
+    bad = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, x=x))
+    recipes = {name: small(2, *settings) for name, settings in {**WITHOUT_DROPOUT, "as it is": []}.items()}
+    runs = [*((recipe, dataset, folder / name) for name, recipe in recipes.items()), (small(2), bad, folder / "bad")]
+
+    with pytest.raises(DataError) as e:
+        launch(make_fabric(small(2).training), train_in_turn, runs)
+    return folder, recipes, str(e.value)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +96,7 @@ def test_a_command_that_is_stopped_ends_its_processes(tmp_path):
     finally:
         process.kill()
 
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert printed.endswith("softkin-train: interrupted; run again with --resume to go on from the last checkpoint\n")
 
 
@@ -119,10 +139,9 @@ def test_an_interrupt_lets_spawned_processes_clean_up(tmp_path, monkeypatch, pyt
         other.join()
 
 
-def run(dataset, out, *overrides, devices=2, resume=False):
-    """Train a small digits network."""
-    recipe = load_recipe("digits", [*SMALL, f"training.devices={devices}", *overrides])
-    return train(recipe, dataset, out, resume=resume, progress=False)
+def small(devices, *overrides):
+    """A recipe of a small digits network."""
+    return load_recipe("digits", [*SMALL, f"training.devices={devices}", *overrides])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -160,47 +179,46 @@ def test_an_error_survives_the_way_to_another_process():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", TEMPERATURES)
-def test_training_in_two_processes_gives_the_weights_of_one(dataset, tmp_path, mode):
+def test_training_in_two_processes_gives_the_weights_of_one(dataset, trained, tmp_path, mode):
     """Without dropout, which each process draws for itself: the same losses, temperatures and weights."""
-    settings = [*TEMPERATURES[mode], "model.dropout=0", 'loss.layers=["conv1", "conv2", "dense"]']
-    one, two = (run(dataset, tmp_path / str(n), *settings, devices=n) for n in (1, 2))
+    folder, recipes, _ = trained
+    one = train(small(1, *WITHOUT_DROPOUT[mode]), dataset, tmp_path, progress=False)
+    history = [json.loads(line) for line in (folder / mode / "history.jsonl").read_text().splitlines()]
 
-    for a, b in zip(one.history, two.history, strict=True):
+    for a, b in zip(one.history, history, strict=True):
         for key in ("loss", "ce", "train_accuracy", "test_accuracy"):
             assert b[key] == pytest.approx(a[key], rel=1e-5)
         assert b["snnl"] == pytest.approx(a["snnl"], rel=1e-5)
         assert b["temperature"] == pytest.approx(a["temperature"], rel=1e-4)
-    weights = two.model.state_dict()
+    weights = load_checkpoint(recipes[mode], dataset, folder / mode).state_dict()
     for name, value in one.model.state_dict().items():
         assert torch.allclose(weights[name], value, rtol=1e-4, atol=1e-5), name
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_every_process_with_our_error(dataset, tmp_path):
+def test_a_loss_that_is_not_finite_stops_every_process_with_our_error(trained):
     """Only one process sees the bad row at first; the message is that of one process alone."""
-    x = dataset.train.x.astype(np.float32)
-    x[5] = np.nan
-    bad = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, x=x))
+    folder, _, message = trained
 
-    with pytest.raises(DataError, match=r"cross-entropy is nan in epoch 1, step 0; no checkpoint was written yet"):
-        run(bad, tmp_path)
+    assert message.startswith("cross-entropy is nan in epoch 1, step 0; no checkpoint was written yet")
+    assert not (folder / "bad" / "checkpoint.pt").exists()
 
 
 @pytest.mark.slow
-def test_under_torchrun_one_process_writes_and_reports(tmp_path):
+def test_under_torchrun_one_process_writes_and_reports(dataset, trained, tmp_path):
     """The weights of spawned processes, one line of output, and no file of the other process."""
     settings = [argument for s in (*SMALL, "training.devices=2") for argument in ("--set", s)]
-    command = [*TORCHRUN, "softkin-train", "train", "digits", "--out", str(tmp_path / "run"), "--quiet", *settings]
+    command = [*TORCHRUN, "softkin-train", "train", "digits", "--out", str(tmp_path), "--quiet", *settings]
 
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
-    files = sorted(p.name for p in (tmp_path / "run").iterdir())
+    files = sorted(p.name for p in tmp_path.iterdir())
     assert [f for f in files if f != "tensorboard"] == ["checkpoint.pt", "history.jsonl"]
-    recipe = load_recipe("digits", [*SMALL, "training.devices=2"])
-    spawned = train(recipe, load_dataset(recipe), tmp_path / "spawned", progress=False).model.state_dict()
-    torchrun = load_checkpoint(recipe, load_dataset(recipe), tmp_path / "run").state_dict()
+    folder, recipes, _ = trained
+    recipe = recipes["as it is"]
+    spawned, torchrun = (load_checkpoint(recipe, dataset, run).state_dict() for run in (folder / "as it is", tmp_path))
     assert all(torch.equal(spawned[name], torchrun[name]) for name in spawned)
 
 
