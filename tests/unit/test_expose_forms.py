@@ -206,6 +206,31 @@ def test_shapes_that_a_conversion_wrote_down_are_forgotten(tmp_path):
     assert run(found, x, tmp_path)[representation_output("longer")].shape == (20, WIDTH + 1)
 
 
+@pytest.mark.parametrize(
+    ("operator", "remedy"),
+    [
+        (node("Mystery", ["x"], ["image"], domain="my"), "check it with onnx.checker and export it again"),
+        (node("Conv", ["wide", "kernel"], ["image"]), "export it in float32, which onnxruntime computes everything in"),
+    ],
+)
+def test_a_model_that_does_not_load_is_refused(operator, remedy):
+    """An operator that onnxruntime does not know, or not in float64."""
+    start = [
+        node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),
+        operator,
+        node("Cast", ["image"], ["y"], to=FLOAT),
+        *body(),
+    ]
+    start[3].input[0] = "y"
+    kernel = helper.make_tensor("kernel", TensorProto.DOUBLE, [2, 2, 1], [1.0] * 4)
+    proto = classifier(start=start, initializers=[kernel], domains=[("my", 1)])
+
+    with pytest.raises(InvalidInputError) as refusal:
+        exposed(proto, rows(9))
+    assert str(refusal.value).startswith("onnx: the model does not run: onnxruntime cannot load it (")
+    assert str(refusal.value).endswith(f"); {remedy}")
+
+
 def test_functions_of_an_old_opset_are_put_in_their_place(tmp_path):
     """onnx's converter of opsets drops them."""
     function = helper.make_function(

@@ -268,15 +268,6 @@ def test_operators_too_old_to_convert_are_refused(lengths, message):
     refused(proto, message + re.escape(REMEDY))
 
 
-def test_a_model_that_does_not_load_is_refused():
-    """An operator that onnxruntime does not know."""
-    refused(
-        with_op("Mystery", {"domain": "my"}, domains=[("my", 1)]),
-        r"onnx: the model does not run: onnxruntime cannot load it \(.*my:Mystery.*\); check it with onnx\.checker and "
-        r"export it again",
-    )
-
-
 UNFIT_OUTPUTS = {
     "none fits": (
         classifier(),

@@ -95,8 +95,11 @@ def try_once(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> li
     except TensorError:
         raise
     except TrialError as e:
+        known = "Could not find an implementation" in str(e)  # but not for this type of numbers
+        remedy = "export it in float32, which onnxruntime computes everything in"
         raise InvalidInputError(
-            "onnx", f"the model does not run: {e}; check it with onnx.checker and export it again"
+            "onnx",
+            f"the model does not run: {e}; {remedy if known else 'check it with onnx.checker and export it again'}",
         ) from None
     for a, b in zip(first, second, strict=True):
         if difference := difference_of(a, b, trial.tolerance):
