@@ -219,7 +219,12 @@ class AdminListener:
             reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), self.server)
 
     def start(self) -> None:
-        """Answer on the ports that `server` has been given."""
+        """Answer on the ports that `server` has been given.
+
+        Raises:
+            SoftkinError: as `CountingPool.start_all`.
+        """
+        self._pool.start_all()  # where no thread can be started later, the one that takes all calls would end
         self.server.start()
 
     def stop(self) -> None:

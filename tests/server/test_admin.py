@@ -383,3 +383,16 @@ def test_the_admin_port_is_guarded_like_that_of_the_scores(start, tmp_path):
     with operated.admin(tls_ca=ca.file, token="right") as admin:
         admin.set_label("standin", "1", "x")
         assert listed(admin) == {"1": ("x",)}
+
+
+def test_where_no_further_thread_can_be_started_the_admin_service_answers(admin, loading, monkeypatch):
+    """Its threads are there from the start: a call that needs one more would end the thread that takes all calls."""
+    loading.gate = threading.Event()
+    changing = threading.Thread(target=admin.load, args=("v2",))
+    changing.start()
+    assert loading.entered.acquire(timeout=20)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("no")))
+
+    assert listed(admin) == {"1": ()}
+    loading.gate.set()
+    changing.join(timeout=20)
