@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import numpy as np
@@ -248,6 +249,22 @@ def test_unfit_calibration_rows_are_refused(folder, capsys, monkeypatch, arrays,
     np.savez(folder / "c.npz", **arrays)
 
     refused(folder, capsys, monkeypatch, f"{ONNX} --calibration c.npz", message)
+
+
+@pytest.mark.parametrize("file", ["one array", "objects", "pickle"])
+def test_a_file_that_is_no_npz_of_numbers_is_refused_with_the_way_to_write_one(folder, capsys, monkeypatch, file):
+    """What NumPy says of it, allow_pickle among it, is no remedy."""
+    if file == "one array":
+        np.save(folder / "d.npy", X)
+        (folder / "d.npy").rename(folder / "d.npz")
+    elif file == "objects":
+        np.savez(folder / "d.npz", x_train=np.array([None, 1]), y_train=Y)
+    else:
+        (folder / "d.npz").write_bytes(pickle.dumps({"x_train": X}))
+
+    remedy = r"write it by np\.savez with x_train, y_train as arrays of numbers"
+    message = rf"d\.npz: cannot be read as an npz of plain arrays \(.*\); {remedy}"
+    refused(folder, capsys, monkeypatch, "--onnx m.onnx --layers hidden --data d.npz", message)
 
 
 def test_training_rows_outside_the_bank_do_not_calibrate_either(folder, capsys, monkeypatch):

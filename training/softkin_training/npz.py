@@ -36,7 +36,8 @@ def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()
             found = {k: file[k] for k in [*keys, *(k for k in optional if k in file)]}
             return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e:
-        raise DataError(f"{path}: cannot be read as an npz of plain arrays ({e})") from None
+        remedy = "" if isinstance(e, OSError) else f"; write it by np.savez with {', '.join(keys)} as arrays of numbers"
+        raise DataError(f"{path}: cannot be read as an npz of plain arrays ({e}){remedy}") from None
 
 
 def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, path: str | Path) -> NDArray[np.int64]:

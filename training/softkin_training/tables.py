@@ -107,6 +107,11 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     if data.source != "hub":
         files = " and ".join(filter(None, (data.path, data.test_path)))
         return f"{files}: cannot be read as {data.source} ({text}); mend the file, nothing of it was kept"
+    if Path(data.path).is_dir() or Path(data.path).is_absolute():
+        return (
+            f"{data.path}: is no folder in the layout of the hub ({text}); it holds data/train-*.parquet, for example, "
+            "and data/test-*.parquet where there are test rows"
+        )
     if any(isinstance(e, library.exceptions.DatasetNotFoundError) for e in chain) and not _unreachable(chain):
         return (
             f"{data.path}: the hub has no such data set, or it is private ({text}); check data.path, data.subset and "
