@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from fractions import Fraction
 
 import numpy as np
@@ -231,6 +233,34 @@ def test_tail_surprise_is_monotone_finite_and_not_negative(reference, tested):
     assert np.isfinite(found).all()
     assert (found >= 0).all()
     assert (np.diff(found) >= -1e-15).all()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=40, unique=True), st.lists(st.floats(-60, 60), min_size=1))
+def test_tail_surprise_is_the_log_p_value_joined_by_lines_with_an_exponential_tail(reference, tested):
+    """By loops: at reference scores, between, below all of them, and above by the mean excess of the top tenth."""
+    r, n = sorted(map(float, reference)), len(reference)
+    at_reference = [-math.log(sum(v >= score for v in r) / (n + 1)) for score in r]
+    top = r[int(0.9 * (n - 1)) :]
+    excess = sum(v - top[0] for v in top) / len(top)
+
+    found = conformal.tail_surprise(np.array(tested + r), np.array(r))
+
+    for score, value in zip(tested + r, found, strict=True):
+        if score < r[0]:
+            expected = 0.0
+        elif score >= r[-1]:
+            expected = at_reference[-1] + (score - r[-1]) / excess
+        else:
+            i = bisect_right(r, score) - 1
+            share = (score - r[i]) / (r[i + 1] - r[i])
+            expected = (1 - share) * at_reference[i] + share * at_reference[i + 1]
+        assert value == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_tail_surprise_past_equal_reference_scores_grows_by_the_score_itself():
+    """They have no excess to measure by."""
+    assert conformal.tail_surprise(np.array([3.0]), np.ones(9)).item() == pytest.approx(math.log(10) + 2)
 
 
 def test_tail_surprise_is_standard_exponential_for_inliers_and_orders_far_outliers():
