@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -75,10 +75,14 @@ class ShardedScorer:
             return [call(self._shards[0])]
         # Every shard is waited for, also after one has failed: no run goes on behind the caller's back.
         running = [self._pool.submit(call, shard) for shard in self._shards]
-        errors = [e for future in running if (e := future.exception()) is not None]
-        if errors:
-            raise errors[0]
-        return [future.result() for future in running]
+        wait(running)
+        error = next(filter(None, (future.exception() for future in running)), None)
+        if error is None:
+            return [future.result() for future in running]
+        try:
+            raise error
+        finally:
+            del error, running  # it holds this frame, and both would keep the shards until the garbage is collected
 
 
 def shard_rows(bank: Bank, count: int) -> list[slice]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,9 @@ from hypothesis import strategies as st
 
 from softkin import Detector, InvalidInputError
 from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, TILE_ROWS, pack
+from softkin.cancellation import Cancellation
 from softkin.device import parse_device
+from softkin.errors import CancelledError
 from softkin.shards import shard_rows
 
 
@@ -63,6 +68,22 @@ def test_a_sharded_detector_scores_like_a_whole_one(tiny, device):
     np.testing.assert_array_equal(found.is_outlier, expected.is_outlier)
     np.testing.assert_array_equal(found.neighbors.ids[:, :, :3], expected.neighbors.ids[:, :, :3])
     np.testing.assert_allclose(found.neighbors.shares, expected.neighbors.shares, atol=1e-5)
+
+
+def test_a_request_that_is_stopped_does_not_keep_a_sharded_detector(tiny):
+    """What is unloaded gives its memory back at once, without the garbage collector."""
+    detector, cancellation = Detector.load(tiny.path, device="cpu,cpu"), Cancellation()
+    held = weakref.ref(detector._scorer)
+    gc.disable()
+    try:
+        cancellation.cancel()
+        with pytest.raises(CancelledError):
+            detector.score_rows(tiny.inliers[:5], cancellation=cancellation)
+        del detector
+
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_more_shards_than_tiles_are_refused(tiny):
