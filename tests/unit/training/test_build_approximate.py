@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from softkin import Detector
 from softkin.bundle import read_bundle
@@ -46,6 +47,29 @@ def test_approximate_banks_are_calibrated_by_their_own_scorer(tiny, tmp_path, fo
     assert 0 < a.mean_p_value_change < a.max_p_value_change
     assert 0 <= a.verdict_changes <= 0.1
     assert abs(a.auroc_changes["far"]) < 0.02
+
+
+def test_what_the_manifest_says_of_an_approximation_is_what_it_changes(tiny, tmp_path):
+    """By the scores of both bundles: calibration rows' p-values, verdicts at default alpha; scikit-learn's AUROC."""
+    plain = {"nonconformity": "density", "parts": (), "outliers": {"far": tiny.outliers, "near": 0.4 * tiny.outliers}}
+    paths = rebuild(tiny, tmp_path / "a", **plain), rebuild(tiny, tmp_path / "b", **plain, condense=20.0)
+    alpha = read_bundle(paths[0]).manifest.default_alpha
+    p, areas = [], {name: [] for name in plain["outliers"]}
+    for detector in (Detector.load(path, device="cpu") for path in paths):
+        s = detector.score(tiny.calibration.x).outlier_score
+        p.append((1 + (s >= s[:, None]).sum(axis=1)) / (len(s) + 1))
+        for name, x in plain["outliers"].items():
+            truth = np.repeat([0, 1], [len(s), len(x)])
+            areas[name].append(roc_auc_score(truth, np.concatenate([s, detector.score(x).outlier_score])))
+
+    found = read_bundle(paths[1]).manifest.approximation
+
+    changes = np.abs(p[1] - p[0])
+    assert found.max_p_value_change == pytest.approx(changes.max())
+    assert found.mean_p_value_change == pytest.approx(changes.mean())
+    assert found.verdict_changes == ((p[1] <= alpha) != (p[0] <= alpha)).mean() > 0
+    assert found.auroc_changes == pytest.approx({name: after - before for name, (before, after) in areas.items()})
+    assert max(map(abs, found.auroc_changes.values())) > 0
 
 
 def test_a_condensed_bank_still_names_training_rows(tiny, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from scipy.stats import betabinom
 
 from softkin import DataError, Detector, InvalidInputError, conformal, mass
 from softkin.certificate import certify
@@ -155,15 +156,16 @@ def test_means_are_over_all_near_and_far_sets(report):
 
 def test_p_value_figures_are_of_the_served_p_values(report, tiny):
     """Histogram, shares at every alpha, and the chance of so many false alarms."""
-    p = Detector.load(tiny.path).score(tiny.inliers).p_value
-    found = report.p_values
+    detector, found = Detector.load(tiny.path), report.p_values
+    p, n = detector.score(tiny.inliers).p_value, detector.manifest.calibration_size
+    k = int(0.05 * (n + 1))
 
     assert sum(found.inlier_histogram) == 500
     assert found.inlier_histogram[0] == (p < 0.05).sum()
     for alpha, share in zip(found.alphas, found.inliers_flagged, strict=True):
         assert share == (p <= alpha).mean()
     assert found.outliers_flagged["far"][-1] == 1.0
-    assert 0.001 < found.chance_of_false_alarms <= 1.0
+    assert found.chance_of_false_alarms == pytest.approx(betabinom.sf((p <= 0.05).sum() - 1, 500, k, n + 1 - k))
     assert sum(report.histogram.outliers["far"]) == 50
 
 
