@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -162,6 +163,7 @@ class Reloader:
         if before is not None and origin is not None:
             bundle.verify_files(path)  # what can be refused without memory costs nobody an answer
             self._withdraw(before)
+        new = None
         try:
             new = self._loader.build(path)
             if new.digest != digest:
@@ -169,8 +171,10 @@ class Reloader:
             if origin is None:
                 self._loader.go_on()
             self._loader.describe(new, before)
-        except BaseException:
+        except BaseException as e:
             if before is not None and origin is not None:
+                new = None
+                _clear_frames(e)  # they hold what has failed, and there is no room for both
                 self._restore(before, origin)
             raise
         self._registry.exchange(version, new, labels=moved)
@@ -215,3 +219,10 @@ class Reloader:
             self._loader.forget(before)
         else:
             self._registry.exchange(before.version, old)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go what the functions hold that an error, or what it comes from, has left."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -12,6 +12,7 @@ from google.rpc.status_pb2 import Status
 
 import standin_bundles
 from softkin.converters import array_to_tensor
+from softkin.errors import DeviceError
 from softkin.statuses import RETRY_AFTER, STATUS_DETAILS
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
@@ -138,6 +139,43 @@ def test_the_old_version_is_loaded_again_when_the_new_one_fails(running, loading
     assert running.sample("softkin_reloads_total", result="failed") == 1
     assert running.series("softkin_detector", "softkin_drift", "softkin_alpha") == before
     assert running.score(rows(1), detector="standin").budget.version == "1"
+
+
+@pytest.mark.parametrize("when", ["built", "warmed up"])
+def test_the_memory_of_a_version_that_fails_is_free_before_the_old_one_is_loaded_again(
+    start, loading, tmp_path, rows, when
+):
+    """There is no room for both: what failed for want of memory would take it from the old one too."""
+    old, new, link = tmp_path / "v1", tmp_path / "v2", tmp_path / "bundle"
+    alive, made = [], []
+
+    def fails(*arguments):
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise DeviceError("out of memory") from None
+
+    def load(path, **options):
+        alive.append([m() is not None for m in made])
+        detector = loading(path, **options)
+        made.append(weakref.ref(detector))
+        if path == new:
+            detector.warm_up = fails
+            if when == "built":
+                detector.warm_up(1)
+        return detector
+
+    write(old, 1)
+    write(new, 2)
+    link.symlink_to(old)
+    running = start(load=load, bundles=(link,), reload_policy="resource")
+    link.unlink()
+    link.symlink_to(new)
+
+    running.server.reloader.reload()
+
+    assert alive == [[], [False], [False, False]]
+    assert running.score(rows(1)).budget.version == "1"
 
 
 def test_a_bundle_that_does_not_verify_costs_nobody_an_answer(running, loading, tmp_path, rows):
