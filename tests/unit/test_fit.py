@@ -105,6 +105,15 @@ def test_labels_that_the_classifier_never_gets_right_are_remarked_upon(files, ca
     )
 
 
+def test_calibration_rows_of_one_class_are_no_ground_for_that_remark(files, capsys):
+    """All of them are the largest class."""
+    x, y = sample(400, 2)
+    np.savez(files / "one.npz", x_test=x[y == 2], y_test=y[y == 2])
+
+    assert fit(files, "--calibration", files / "one.npz") == 0
+    assert "largest class" not in capsys.readouterr().out
+
+
 def test_names_of_the_model_are_spelled_out(files, capsys):
     """They come from somebody else's file, and could clear a terminal."""
     proto = good_classifier()

@@ -121,7 +121,7 @@ def fit(arguments: argparse.Namespace) -> None:
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
     accuracy = "" if fitted.accuracy is None else f"; the classifier's accuracy on them is {fitted.accuracy:.1%}"
     print(f"calibration: {m.calibration_size} rows {source}{accuracy}")
-    if fitted.accuracy is not None and fitted.accuracy <= fitted.largest_class:
+    if fitted.accuracy is not None and fitted.accuracy <= fitted.largest_class < 1:
         print(
             f"             always naming the largest class would reach {fitted.largest_class:.1%}: are labels the index"
             "\n             of the model's column, and rows scaled as in its training? Where not, outliers are missed"
