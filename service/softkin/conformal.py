@@ -94,7 +94,9 @@ def smallest_p_value(n: int) -> float:
 
 def rows_needed(alpha: float) -> int:
     """The fewest calibration rows that can give a p-value of alpha or less; never told to be more than 10^18."""
-    return math.ceil(1.0 / max(alpha, 1e-18) - 1e-9) - 1
+    values = math.floor(1.0 / max(alpha, 1e-18))
+    # As floating-point p-values compare, not as this quotient rounds.
+    return values - 1 + int(1.0 / values > alpha)
 
 
 def rank(alpha: float, n: int) -> int:

@@ -198,6 +198,22 @@ def test_alpha_is_honoured_from_the_smallest_p_value_on(n):
     assert Fraction(remedy) <= Fraction(least) * (1 + Fraction(1, 10**4))
 
 
+@settings(deadline=None)
+@given(st.one_of(st.integers(2, 10**9).map(lambda values: 1 / values), st.floats(1e-9, 0.999)), st.integers(-2, 2))
+@example(1 / 49, 0)  # 1 / (1 / 49) rounds to more than 49
+@example(1 / 10**7, -1)  # the float below needs one row more
+def test_the_rows_needed_for_alpha_are_enough_and_one_fewer_is_not(alpha, steps):
+    """The fewest rows that `check_alpha` accepts, also one or two floats beside 1 / (n + 1)."""
+    for _ in range(abs(steps)):
+        alpha = float(np.nextafter(alpha, np.sign(steps)))
+
+    n = conformal.rows_needed(alpha)
+
+    assert conformal.check_alpha(alpha, n) == alpha
+    with pytest.raises(InvalidInputError, match=rf"or at least {n} calibration rows"):
+        conformal.check_alpha(alpha, n - 1)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0, 2.0, float("nan")])
 def test_alpha_outside_the_open_unit_interval_is_refused(alpha):
     """The message has the value and the range."""
