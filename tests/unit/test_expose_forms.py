@@ -231,6 +231,23 @@ def test_a_model_that_does_not_load_is_refused(operator, remedy):
     assert str(refusal.value).endswith(f"); {remedy}")
 
 
+def test_dynamic_quantisation_has_a_remedy_of_its_own():
+    """One scale for a whole batch makes rows depend on each other, however the model is exported."""
+    start = body()
+    start[2].output[0] = "raw"
+    start[3:3] = [
+        node("DynamicQuantizeLinear", ["raw"], ["q", "scale", "zero"]),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["hidden"]),
+    ]
+
+    with pytest.raises(InvalidInputError) as refusal:
+        exposed(classifier(start=start), rows(20))
+    assert "rows influence each other" in str(refusal.value)
+    assert str(refusal.value).endswith(
+        "; it is quantised dynamically: quantise it statically, or give it as it was before"
+    )
+
+
 def test_functions_of_an_old_opset_are_put_in_their_place(tmp_path):
     """onnx's converter of opsets drops them."""
     function = helper.make_function(

@@ -158,7 +158,11 @@ def adapt(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> Adapt
                 raise  # of one row the batch only seemed to come first
             reasons.append(str(e))
     done = f"after {' and '.join(changes)} " if changes else ""
-    raise InvalidInputError("onnx", f"{done}the model cannot take batches of any size: {reasons[0]}; {_REMEDY}")
+    quantised = any(n.op_type.startswith("DynamicQuantize") for n in proto.graph.node)
+    remedy = (
+        "it is quantised dynamically: quantise it statically, or give it as it was before" if quantised else _REMEDY
+    )
+    raise InvalidInputError("onnx", f"{done}the model cannot take batches of any size: {reasons[0]}; {remedy}")
 
 
 def _modern(proto: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
