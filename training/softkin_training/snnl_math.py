@@ -29,8 +29,8 @@ class Neighbours:
     """What the labels of a batch say, shared by all layers."""
 
     apart: Tensor
-    """bool `[B, B]`, True for pairs of two classes and on the diagonal. The row of an invalid row is False for all
-    others: its loss and its weights become exactly 0, without a special case anywhere."""
+    """bool `[B, B]`, True for pairs of two classes. The row of an invalid row is False: its loss and its weights become
+    exactly 0, without a special case anywhere."""
     num_valid: Tensor
     """int64 scalar: rows with a partner of their class; only they count."""
     divisor: Tensor
@@ -42,7 +42,6 @@ class Neighbours:
         apart_BB = y.unsqueeze(0) != y.unsqueeze(1)
         valid_B = apart_BB.sum(dim=1) < len(y) - 1
         apart_BB &= valid_B.unsqueeze(1)
-        apart_BB.fill_diagonal_(True)
         num_valid = valid_B.sum()
         return Neighbours(apart_BB, num_valid, num_valid.clamp_min(1))
 
