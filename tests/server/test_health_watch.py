@@ -18,6 +18,7 @@ ANY = health_pb2.HealthCheckRequest()
 
 def watchers():
     """How many the process remembers."""
+    gc.collect()  # those of servers before
     return sum(isinstance(found, _Watch) for found in gc.get_objects())
 
 
@@ -40,7 +41,7 @@ def test_a_watcher_that_does_not_read_keeps_no_other_waiting(start, does_not_rea
     """The others learn every change, and the end; and a drain does not wait for it."""
     running = start(StandIn(), drain_grace_seconds=600)
     silent = [does_not_read(running.target) for _ in range(20)]
-    running.until(lambda: watchers() == len(silent))
+    running.until(lambda: watchers() >= len(silent))
 
     watch = running.health.Watch(ANY, timeout=20)
     seen = [next(watch).status]
@@ -64,7 +65,7 @@ def test_watchers_that_leave_at_once_are_forgotten(start):
     last = running.health.Watch(ANY, timeout=20)
     assert next(last).status == Status.SERVING
     last.cancel()
-    running.until(lambda: watchers() == before)
+    running.until(lambda: watchers() <= before)
 
 
 def test_the_threads_that_send_end_with_the_server(start):
