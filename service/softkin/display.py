@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import zipfile
@@ -26,6 +27,10 @@ from softkin.scores import ErrorBudget, Scores
 
 STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
+LONGEST_TABLE = 1000
+"""Rows up to which a table gets lines and colours, which take longer than scoring."""
+OUTLIER = "outlier"
+"""The verdict."""
 
 
 def spelled(text: str) -> str:
@@ -130,24 +135,20 @@ def print_json(scores: Scores, classes: Sequence[str]) -> None:
 
 def print_table(scores: Scores, classes: Sequence[str]) -> None:
     """Print a table of rows and a line that puts the share flagged beside the false-alarm rate."""
-    n = scores.neighbors
-    nearest = [] if n is None else [f"nearest training rows ({escape(n.layers[-1])})"]
-    rows = table("row", "verdict", "predicted class", "p-value", "credibility", *nearest)
-    for i in range(len(scores)):
-        cells = [
-            str(i),
-            "[red]outlier[/red]" if scores.is_outlier[i] else "inlier",
-            escape(_class_name(classes, int(scores.predicted_class[i]))),
-            f"{scores.p_value[i]:.4g}",
-            f"{scores.credibility[i]:.4g}",
-        ]
-        if n is not None:
-            counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1] if label >= 0)
-            names = [f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()]
-            cells.append(escape(", ".join(names) or "none"))
-        rows.add_row(*cells)
+    headers = ["row", "verdict", "predicted class", "p-value", "credibility"]
+    if scores.neighbors is not None:
+        headers.append(f"nearest training rows ({spelled(scores.neighbors.layers[-1])})")
+    cells = (_cells(scores, i, classes) for i in range(len(scores)))
     console = Console(emoji=False)
-    console.print(rows)
+    if len(scores) > LONGEST_TABLE:
+        names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
+        _print_columns(headers, cells, [len(str(len(scores))), 7, max(map(len, names)), 9, 9])
+    else:
+        rows = table(*map(markup.escape, headers))
+        for row in cells:
+            verdict = f"[red]{row[1]}[/red]" if row[1] == OUTLIER else row[1]
+            rows.add_row(row[0], verdict, *map(markup.escape, row[2:]))
+        console.print(rows)
     b, flagged = scores.budget, int(scores.is_outlier.sum())
     console.print(
         f"{len(scores)} rows, {flagged} flagged: {flagged / len(scores):.2%}; {promise(b)} ({b.calibration_size} "
@@ -155,6 +156,28 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:
+    cells = [
+        str(i),
+        OUTLIER if scores.is_outlier[i] else "inlier",
+        spelled(_class_name(classes, int(scores.predicted_class[i]))),
+        f"{scores.p_value[i]:.4g}",
+        f"{scores.credibility[i]:.4g}",
+    ]
+    if (n := scores.neighbors) is not None:
+        counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1] if label >= 0)
+        names = [f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()]
+        cells.append(spelled(", ".join(names) or "none"))
+    return cells
+
+
+def _print_columns(headers: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]) -> None:
+    """A table without lines, row by row; whatever is beyond the widths given stands last and takes what it takes."""
+    padded = [max(len(h), w) for h, w in zip(headers, widths, strict=False)]
+    for row in itertools.chain([headers], rows):
+        print("  ".join([*map(str.ljust, row, padded), *row[len(padded) :]]).rstrip())
 
 
 def promise(b: ErrorBudget) -> str:

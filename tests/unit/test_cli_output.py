@@ -188,6 +188,22 @@ def test_a_row_without_neighbors_has_none_in_the_table(capsys):
     ]
 
 
+def test_a_long_table_says_the_same_in_plain_columns(capsys, monkeypatch):
+    """Of very many rows the drawing of a table takes longer than their scores."""
+    scores = StandIn().score(np.arange(18, dtype=np.float32).reshape(3, 2, 3), num_neighbors=2)
+    display.print_table(scores, ["a", "[b]", "c"])
+    drawn = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(display, "LONGEST_TABLE", 2)
+    display.print_table(scores, ["a", "[b]", "c"])
+    plain = capsys.readouterr().out.splitlines()
+
+    words = [[cell.split() for cell in line.split("│")[1:-1]] for line in drawn if "│" in line]
+    assert [line.split() for line in plain[1:-1]] == [[w for cell in row for w in cell] for row in words]
+    assert len({line.index("inlier" if "inlier" in line else "outlier") for line in plain[1:-1]}) == 1
+    assert plain[0].split()[:4] == ["row", "verdict", "predicted", "class"]
+    assert plain[-1] == drawn[-1]
+
+
 def test_names_are_shown_letter_by_letter(capsys, monkeypatch):
     """Classes and layers may be called what a terminal library takes for a picture, or for a colour."""
     monkeypatch.setenv("COLUMNS", "160")
