@@ -172,6 +172,19 @@ def test_the_budget_says_all_of_it(guarantee):
     }
 
 
+def test_a_budget_is_that_of_its_batch_and_its_detector():
+    """A selection's threshold is another for every batch; what is the same for every request is kept by detector."""
+    selecting, fixed = rule("false_discovery_rate"), rule("marginal")
+    batches = [selecting.decide(np.full(10, p)) for p in (1 / 301, 0.5)]
+    same = fixed.decide(every_p(N))
+
+    budgets = [selecting.budget(b, detector="d", version="v", digest="x", device="cpu") for b in batches]
+    named = [fixed.budget(same, detector=d, version="v", digest=d, device="cpu") for d in ("a", "b", "a")]
+
+    assert [b.p_value_threshold for b in budgets] == [1 / 301, 0.0]
+    assert [b.detector for b in named] == ["a", "b", "a"]
+
+
 REFUSED = {
     "unknown guarantee": (
         ("most", {}),
