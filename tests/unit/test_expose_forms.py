@@ -107,6 +107,17 @@ def test_the_last_linear_layer_of_an_exposed_model_can_still_be_read():
     np.testing.assert_allclose(head.weight, weights()["w2"].T, rtol=1e-6)
 
 
+def test_the_network_of_a_bundle_is_a_classifier_like_any_other(tmp_path):
+    """Its nodes are called as ours are, some of them."""
+    x = rows(20)
+    once = exposed(classifier(), x)
+
+    again = exposed(onnx.load_from_string(once.model), x, layers=["model/before"], output="logits")
+
+    np.testing.assert_allclose(run(again, x, tmp_path)["logits"], reference(x)[1], rtol=1e-5, atol=1e-5)
+    assert exposed(onnx.load_from_string(again.model), x, layers=["act"], output="logits").layers[0].width == WIDTH
+
+
 @pytest.mark.parametrize("name", ["logits", "class_mass", "representation.hidden", "model/hidden", "p_value"])
 def test_an_input_called_as_one_of_our_tensors_is_called_otherwise(tmp_path, name):
     """A graph with two of one name does not load; the export would have refused the bundle."""

@@ -267,6 +267,17 @@ def test_a_file_that_is_no_npz_of_numbers_is_refused_with_the_way_to_write_one(f
     refused(folder, capsys, monkeypatch, "--onnx m.onnx --layers hidden --data d.npz", message)
 
 
+@pytest.mark.parametrize("command", ["run digits", "evaluate b --inliers d", "recalibrate b --data d", "ablate digits"])
+def test_an_empty_folder_is_a_usage_error(folder, capsys, monkeypatch, command):
+    """It would be the current directory, where a bundle of that name would be replaced."""
+    monkeypatch.chdir(folder)
+    for arguments in (command.split(), ["fit", "--embeddings", "d.npz"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, "--out", ""])
+        assert stop.value.code == 2
+        assert "argument --out: it is empty; name a directory" in capsys.readouterr().err
+
+
 def test_training_rows_outside_the_bank_do_not_calibrate_either(folder, capsys, monkeypatch):
     """The classifier has seen all of x_train, though the bank holds a few."""
     np.savez(folder / "c.npz", x_test=np.concatenate([C, X]), y_test=np.concatenate([Y[:100], Y]))

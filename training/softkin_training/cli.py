@@ -11,7 +11,7 @@ from typing import Any
 
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
-from softkin_training.fit_command import add_fit_arguments, fit
+from softkin_training.fit_command import add_fit_arguments, fit, folder
 from softkin_training.interruption import INTERRUPTED, terminable
 
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (function, text) in steps.items():
         sub = add(name, function, text)
         sub.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a built-in recipe")
-        sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory for all results")
+        sub.add_argument("--out", required=True, type=folder, metavar="DIR", help="directory for all results")
         sub.add_argument(
             "--set",
             action="append",
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--corrupt", type=int, default=1000, metavar="ROWS", help="inliers to corrupt, where they are images; 0: none"
     )
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--out", required=True, type=folder, metavar="DIR")
 
     add_fit_arguments(add("fit", fit, "a bundle without training, from an ONNX classifier or from vectors: DIR/bundle"))
 
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         help="npz with x_test, and y_test where there are classes: a plain sample of inliers, unseen by the network, "
         "none picked by verdict",
     )
-    sub.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="bundle directory to write")
+    sub.add_argument("--out", required=True, type=folder, metavar="BUNDLE", help="bundle directory to write")
     sub.add_argument("--grow", action="store_true", help="add the rows to the bundle's own instead of replacing those")
     sub.add_argument(
         "--version", metavar="V", help="of the new bundle; when left out the old one with -r1, then -r2 ..."
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("ablate", _ablate, "train, build and evaluate every variant of a plan: DIR/ablation.md; resumable")
     sub.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a built-in recipe")
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR", help="directory for all results")
+    sub.add_argument("--out", required=True, type=folder, metavar="DIR", help="directory for all results")
     sub.add_argument("--plan", type=Path, metavar="FILE", help="TOML file of variants (default: the built-in plan)")
     sub.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
     sub.add_argument(

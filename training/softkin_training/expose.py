@@ -140,6 +140,9 @@ def expose(
         names[input_name] = INPUTS
         widened += (f"calling its input {input_name!r} {INPUTS!r}",)
     rename(network.graph, names)
+    for node in network.graph.node:
+        if _is_ours(node.name):  # of a bundle's own network; onnxruntime takes no two of one name
+            node.name = f"model/{node.name}"
     shape = network.graph.input[0].type.tensor_type.shape.dim
     for length in ["batch", *probe.shape[1:]] if not shape else ():
         shape.add(**{"dim_param" if isinstance(length, str) else "dim_value": length})

@@ -12,6 +12,17 @@ SHAKY_TEMPERATURE = 1e-5
 """Rounding of a cosine distance, 1e-7, changes a logit by 1 % where the temperature is lower."""
 
 
+def folder(text: str) -> Path:
+    """A path that a command writes to; an empty one, as an unset variable gives, would be the current directory.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a directory")
+    return Path(text)
+
+
 def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     source = sub.add_mutually_exclusive_group(required=True)
@@ -25,7 +36,7 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--data", metavar="FILE", help="npz with x_train as the model takes it, y_train, and class_names if known"
     )
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--out", required=True, type=folder, metavar="DIR")
     calibration = sub.add_mutually_exclusive_group()
     calibration.add_argument(
         "--calibration",
