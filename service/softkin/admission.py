@@ -21,6 +21,10 @@ class Admission:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
+        self._departure = threading.Condition(self._lock)
+        self._awaiting = 0
+        self.departures = 0
+        """How many shares have been given back, ever."""
         self.pending_rows = 0
         """Rows waiting or being scored."""
         self.pending_bytes = 0
@@ -57,6 +61,16 @@ class Admission:
             self.pending_rows -= rows
             self.pending_bytes -= nbytes
             self.pending_requests -= 1
+            self.departures += 1
+            if self._awaiting:
+                self._departure.notify_all()
+
+    def await_departure(self, since: int, seconds: float) -> None:
+        """Wait for a share to be given back, where none has been since `departures` was `since`; so long at most."""
+        with self._lock:
+            self._awaiting += 1
+            self._departure.wait_for(lambda: self.departures != since, seconds)
+            self._awaiting -= 1
 
     def _check(self, rows: int, nbytes: int) -> None:
         s = self._settings

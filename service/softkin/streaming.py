@@ -11,7 +11,7 @@ from queue import SimpleQueue
 import grpc
 
 from softkin.converters import ScoreCall
-from softkin.errors import CancelledError, InvalidInputError, OverloadedError, SoftkinError
+from softkin.errors import CancelledError, InvalidInputError, OverloadedError, SoftkinError, UnmeetableError
 from softkin.interceptors import request_id
 from softkin.metrics import Metrics
 from softkin.registry import ScoringDetector
@@ -23,6 +23,11 @@ from softkin.v1 import outlier_pb2 as pb
 METHOD = "ScoreStream"
 LABELS = ("BIDI_STREAM", pb.DESCRIPTOR.services_by_name["OutlierService"].full_name, METHOD)
 RETRY_AFTER_SECONDS = 1.0
+PATIENCE_SECONDS = 10.0
+"""In which others must leave room for a request of a stream that has none pending: they who may wait must not be lost
+between those who take every place that gets free."""
+LOOK_UP_SECONDS = 0.1
+"""After which one who waits for others looks whether its caller has gone."""
 MAX_ANSWER_BYTES = 1 << 20
 """An answer message is sent once it holds so much, also when more answers are ready."""
 
@@ -151,20 +156,25 @@ class _Stream:
             return _Pending(None, self._failure(error), 0.0)
 
     def _enter(self, detector: ScoringDetector, call: ScoreCall) -> Ticket:
-        """Pass the gate; when it is full, wait for this stream's own requests first, and let the sender wait."""
+        """Pass the gate. While it is full let the sender wait: for this stream's own requests, or a while for others."""
+        end = time.monotonic() + PATIENCE_SECONDS
         while True:
-            waiting = len(self._tickets)
+            waiting, departures = len(self._tickets), self._path.admission.departures
             try:
                 ticket = self._path.submit(detector, call, self._context)
-            except OverloadedError:
-                if not waiting or self._ended:
+            except OverloadedError as e:
+                lost = not waiting and (isinstance(e, UnmeetableError) or time.monotonic() >= end)
+                if lost or self._ended:
                     raise
             else:
                 self._tickets.append(ticket)
                 return ticket
-            with self._progress:
-                while len(self._tickets) >= waiting and not self._ended:
-                    self._progress.wait()
+            if waiting:
+                with self._progress:
+                    while len(self._tickets) >= waiting and not self._ended:
+                        self._progress.wait()
+            else:
+                self._path.admission.await_departure(departures, LOOK_UP_SECONDS)
 
     def _end(self) -> None:
         """Nobody waits for this stream any more: free the device, and both threads."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from softkin import streaming
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, UnavailableError
 from softkin.joining import join
 from softkin.verdicts import GUARANTEES
@@ -109,8 +110,9 @@ def test_what_the_source_raises_comes_out(server, rows):
             next(answers)
 
 
-def test_refusals_have_softkins_own_errors(start, rows, gate):
-    """Unknown detector, a full server with its delay, a server that is not there."""
+def test_refusals_have_softkins_own_errors(start, rows, gate, monkeypatch):
+    """Unknown detector, a server that stays full with its delay, a server that is not there."""
+    monkeypatch.setattr(streaming, "PATIENCE_SECONDS", 0.2)
     detector = StandIn(gate=gate)
     running = start(detector, max_rows=4, max_pending_rows=4, workers=1)
     first = running.client()

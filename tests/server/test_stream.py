@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 
+from softkin import streaming
 from softkin.converters import array_to_tensor, proto_to_scores
 from softkin.errors import DeviceError
 from softkin.streaming import _Stream
@@ -145,8 +146,9 @@ LABELS = {
 }
 
 
-def test_a_full_gate_is_an_answer_to_whom_has_nothing_pending(start, rows, gate):
+def test_a_gate_that_stays_full_is_an_answer_to_whom_has_nothing_pending(start, rows, gate, monkeypatch):
     """The gate is the same for all calls; the refusal carries the time to wait, and the stream survives it."""
+    monkeypatch.setattr(streaming, "PATIENCE_SECONDS", 0.2)
     detector = StandIn(gate=gate)
     running = start(detector, max_rows=4, max_pending_rows=4, workers=1)
     other = running.stub.Score.future(message(rows(4)).request, timeout=60)
@@ -161,6 +163,41 @@ def test_a_full_gate_is_an_answer_to_whom_has_nothing_pending(start, rows, gate)
     assert refused.error.details[0].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 500
     assert running.sample("softkin_rejected_total", reason="queue_full") == 1
+
+
+def test_a_stream_waits_a_while_for_the_requests_of_others(start, rows, gate):
+    """Its sender can wait, so several that fill the gate together are all served."""
+    detector = StandIn(gate=gate)
+    running = start(detector, max_rows=4, max_pending_rows=4, workers=1)
+    other = running.stub.Score.future(message(rows(4)).request, timeout=60)
+    assert detector.entered.acquire(timeout=20)
+    stream = running.stub.ScoreStream(iter([message(rows(4, i)) for i in range(3)]), timeout=60)
+    running.until(lambda: running.sample("grpc_server_msg_received_total", **LABELS) == 1)
+
+    gate.set()
+    found = [a.response.outlier_score[0] for r in stream for a in r.answers]
+
+    assert found == [float(rows(4, i)[0].sum()) for i in range(3)]
+    assert other.result(timeout=20)
+    assert running.sample("softkin_rejected_total", reason="queue_full") == 0
+
+
+def test_a_stream_that_is_left_while_it_waits_for_others_ends(start, rows, gate):
+    """Nothing holds its place or its threads until the others are done."""
+    detector = StandIn(gate=gate)
+    running = start(detector, max_rows=4, max_pending_rows=4, workers=1)
+    other = running.stub.Score.future(message(rows(4)).request, timeout=60)
+    assert detector.entered.acquire(timeout=20)
+    stream = running.stub.ScoreStream(iter([message(rows(1))]), timeout=60)
+    running.until(lambda: running.sample("grpc_server_msg_received_total", **LABELS) == 1)
+
+    stream.cancel()
+    running.until(lambda: running.sample("softkin_streams") == 0)
+    running.until(lambda: not [t for t in threading.enumerate() if t.name == "stream"])
+    gate.set()
+
+    assert other.result(timeout=20)
+    running.until(lambda: running.sample("softkin_pending_rows") == 0)
 
 
 def test_a_stream_does_not_overload_the_server_by_itself(start, rows, gate):
