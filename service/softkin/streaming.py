@@ -156,7 +156,7 @@ class _Stream:
             return _Pending(None, self._failure(error), 0.0)
 
     def _enter(self, detector: ScoringDetector, call: ScoreCall) -> Ticket:
-        """Pass the gate. While it is full let the sender wait: for this stream's own requests, or a while for others."""
+        """Pass the gate. While it is full let the sender wait: for this stream's own requests, a while for others."""
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
             waiting, departures = len(self._tickets), self._path.admission.departures
