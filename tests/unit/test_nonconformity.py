@@ -87,7 +87,7 @@ def test_class_density_is_density_in_units_of_the_class():
 def test_a_class_without_reference_rows_gets_the_units_of_all():
     """And equal scores, which have no spread, keep their own scale."""
     rng = np.random.default_rng(4)
-    scores, classes = rng.normal(3, 2, 50), rng.integers(0, 2, 50)
+    scores, classes = rng.normal(3, 0.2, 50), rng.integers(0, 2, 50)
 
     center, scale = class_units(scores, classes.astype(np.int32), 3)
 
@@ -142,16 +142,17 @@ def test_references_do_not_look_at_labels():
 @pytest.mark.parametrize("where", ["masses", "logits", "masses, no network"])
 def test_one_number_that_is_not_finite_makes_its_row_the_strangest(where, value):
     """Whichever number of the row it is; the rows beside it keep what they have, and all rows may be such."""
-    rows, name = outputs(8, 5), where.partition(",")[0]
+    rows, name, parts = outputs(8, 5), where.partition(",")[0], ("density", "energy")
     if where == "masses, no network":
-        rows = replace(rows, logits=None)
-    expected = plain()(rows)
+        rows, parts = replace(rows, logits=None), ("density",)
+    joint = replace(plain(), form="joint", parts=parts, references=fit_references(plain(), parts, rows))
+    expected = joint(rows)
     expected[2] = math.inf
 
     for place in np.ndindex(getattr(rows, name).shape[1:]):
         damaged = getattr(rows, name).copy()
         damaged[2][place] = value
-        np.testing.assert_array_equal(plain()(replace(rows, **{name: damaged})), expected)
+        np.testing.assert_array_equal(joint(replace(rows, **{name: damaged})), expected)
 
     damaged[:] = value
-    assert (plain()(replace(rows, **{name: damaged})) == math.inf).all()
+    assert (joint(replace(rows, **{name: damaged})) == math.inf).all()
