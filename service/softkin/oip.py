@@ -86,6 +86,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:  # noqa: N802
         """Score a batch of rows."""
         started = time.perf_counter()
+        self._path.admission.refuse_full()
         detector = self._find(request.model_name, request.model_version, "model_name")
         call = oip_converters.decode_infer_request(request, detector.manifest, self._path.limits)
         decoded = time.perf_counter() - started

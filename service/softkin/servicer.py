@@ -34,6 +34,7 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreResponse:  # noqa: N802
         """Score a batch of rows."""
         started = time.perf_counter()
+        self._path.admission.refuse_full()
         detector, call = self._path.decode(request)
         decoded = time.perf_counter() - started
         try:
