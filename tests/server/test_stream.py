@@ -146,13 +146,19 @@ LABELS = {
 }
 
 
-def test_a_gate_that_stays_full_is_an_answer_to_whom_has_nothing_pending(start, rows, gate, monkeypatch):
-    """The gate is the same for all calls; the refusal carries the time to wait, and the stream survives it."""
-    monkeypatch.setattr(streaming, "PATIENCE_SECONDS", 0.2)
+def filled_by_another(start, rows, gate):
+    """A server whose gate is full of a call's rows, and the call."""
     detector = StandIn(gate=gate)
     running = start(detector, max_rows=4, max_pending_rows=4, workers=1)
     other = running.stub.Score.future(message(rows(4)).request, timeout=60)
     assert detector.entered.acquire(timeout=20)
+    return running, other
+
+
+def test_a_gate_that_stays_full_is_an_answer_to_whom_has_nothing_pending(start, rows, gate, monkeypatch):
+    """The gate is the same for all calls; the refusal carries the time to wait, and the stream survives it."""
+    monkeypatch.setattr(streaming, "PATIENCE_SECONDS", 0.2)
+    running, other = filled_by_another(start, rows, gate)
 
     (refused,) = answers(running, [message(rows(1))])
     gate.set()
@@ -167,10 +173,7 @@ def test_a_gate_that_stays_full_is_an_answer_to_whom_has_nothing_pending(start, 
 
 def test_a_stream_waits_a_while_for_the_requests_of_others(start, rows, gate):
     """Its sender can wait, so several that fill the gate together are all served."""
-    detector = StandIn(gate=gate)
-    running = start(detector, max_rows=4, max_pending_rows=4, workers=1)
-    other = running.stub.Score.future(message(rows(4)).request, timeout=60)
-    assert detector.entered.acquire(timeout=20)
+    running, other = filled_by_another(start, rows, gate)
     stream = running.stub.ScoreStream(iter([message(rows(4, i)) for i in range(3)]), timeout=60)
     running.until(lambda: running.sample("grpc_server_msg_received_total", **LABELS) == 1)
 
@@ -184,10 +187,7 @@ def test_a_stream_waits_a_while_for_the_requests_of_others(start, rows, gate):
 
 def test_a_stream_that_is_left_while_it_waits_for_others_ends(start, rows, gate):
     """Nothing holds its place or its threads until the others are done."""
-    detector = StandIn(gate=gate)
-    running = start(detector, max_rows=4, max_pending_rows=4, workers=1)
-    other = running.stub.Score.future(message(rows(4)).request, timeout=60)
-    assert detector.entered.acquire(timeout=20)
+    running, other = filled_by_another(start, rows, gate)
     stream = running.stub.ScoreStream(iter([message(rows(1))]), timeout=60)
     running.until(lambda: running.sample("grpc_server_msg_received_total", **LABELS) == 1)
 
