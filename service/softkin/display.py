@@ -31,6 +31,8 @@ LONGEST_TABLE = 1000
 """Rows up to which a table gets lines and colours, which take longer than scoring."""
 OUTLIER = "outlier"
 """The verdict."""
+P_VALUE_WIDTH = len("1.234e-05")
+"""Letters of the longest p-value in four digits."""
 
 
 def spelled(text: str) -> str:
@@ -142,7 +144,8 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
     console = Console(emoji=False)
     if len(scores) > LONGEST_TABLE:
         names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
-        _print_columns(headers, cells, [len(str(len(scores))), 7, max(map(len, names)), 9, 9])
+        widths = [len(str(len(scores))), len(OUTLIER), max(map(len, names)), P_VALUE_WIDTH, P_VALUE_WIDTH]
+        _print_columns(headers, cells, widths)
     else:
         rows = table(*map(markup.escape, headers))
         for row in cells:

@@ -11,7 +11,8 @@ from typing import Any
 
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
-from softkin_training.fit_command import add_fit_arguments, fit, folder
+from softkin_training.arguments import folder
+from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
 
 

@@ -243,10 +243,10 @@ def _reshaped(
     w, b, found = head.weight, head.bias, {}
     if calibration is not None and reference is not None and (reference & calibration.outputs.finite).any():
         assert calibration.features is not None
-        h = calibration.features[reference & calibration.outputs.finite]
-        clip = float(np.quantile(h, feature_baselines.REACT_QUANTILE))
+        fitting = calibration.features[reference & calibration.outputs.finite]
+        clip = float(np.quantile(fitting, feature_baselines.REACT_QUANTILE))
         if len(w) > 1:
-            fdbd = FDBD(mean=h.mean(axis=0, dtype=np.float64), weight=w, bias=b)
+            fdbd = FDBD(mean=fitting.mean(axis=0, dtype=np.float64), weight=w, bias=b)
             found["fdbd"] = _of_features("fDBD", "Liu & Qin 2024", lambda h, _: fdbd.score(h), ~reference)
         found["react"] = _of_features(
             "ReAct", "Sun, Guo & Li 2021", lambda h, _: feature_baselines.react(h, clip, w, b), ~reference

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import PARTS
+from softkin_training.arguments import folder
 
 SHAKY_TEMPERATURE = 1e-5
 """Rounding of a cosine distance, 1e-7, changes a logit by 1 % where the temperature is lower."""
-
-
-def folder(text: str) -> Path:
-    """A path that a command writes to; an empty one, as an unset variable gives, would be the current directory.
-
-    Raises:
-        argparse.ArgumentTypeError: it is empty.
-    """
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; name a directory")
-    return Path(text)
 
 
 def add_fit_arguments(sub: argparse.ArgumentParser) -> None:

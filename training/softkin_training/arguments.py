@@ -1,0 +1,17 @@
+"""Types of command-line arguments."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def folder(text: str) -> Path:
+    """A path that a command writes to; an empty one, as an unset variable gives, would be the current directory.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a directory")
+    return Path(text)
