@@ -138,7 +138,7 @@ class LayerGraph:
         scale = g.constant(float(layer.scale))
         if layer.precision != "int8" or not self.integer:
             ones = g.op("Pad", [z_BD, g.constant(np.array([0, 0, 0, 1], np.int64)), g.constant(1.0)])
-            return _Query(g.op("Mul", [ones, scale]), ""), shift
+            return _Query(g.op("Mul", [ones, scale])), shift
         # One scale per row: with one for the batch (DynamicQuantizeLinear) a score would depend on its batch mates.
         largest = g.op("Max", [g.op("ReduceMax", [g.op("Abs", [z_BD]), axis], keepdims=1), g.constant(SMALLEST_STEP)])
         levels = g.op("Round", [g.op("Mul", [g.op("Div", [z_BD, largest]), g.constant(float(QUERY_LEVELS))])])
@@ -146,7 +146,8 @@ class LayerGraph:
         # The step that keeps the norm, see precision.py.
         norm = g.op("ReduceL2", [z_BD, axis], keepdims=1)
         step = g.op("Div", [norm, g.op("Max", [g.op("ReduceL2", [levels, axis], keepdims=1), g.constant(1.0)])])
-        return _Query(values, g.op("Mul", [step, scale])), shift
+        size = g.op("Min", [g.op("Size", [values]), g.constant(np.array(1, np.int64))])
+        return _Query(values, g.op("Mul", [step, scale]), g.op("Cast", [size], to=TensorProto.FLOAT)), shift
 
     def _logits(self, query: _Query, i: int, chunk: Chunk) -> str:
         """`[B, chunk]` logits up to the query-only term."""
@@ -166,14 +167,14 @@ class LayerGraph:
     def _integer_logits(self, query: _Query, i: int, chunk: Chunk, rows: str) -> str:
         g, layer = self.graph, self.layer
         products = g.op("MatMulInteger", [query.values, g.op("Transpose", [rows], perm=[1, 0]), _zero_point(g)])
-        # In this form onnxruntime fuses what follows into the product.
-        steps = g.op("Mul", [query.steps, self._stored("scales", i, chunk)])
-        logits = g.op("Mul", [g.op("Cast", [products], to=TensorProto.FLOAT), steps])
+        # onnxruntime fuses a product of two scales into that of the matrices. One per query it would apply on a single
+        # thread, a constant it folds away before it looks: so the pair is the rows' scales and a one it cannot see.
+        scales = g.op("Mul", [query.one, self._stored("scales", i, chunk)])
+        products = g.op("Mul", [g.op("Cast", [products], to=TensorProto.FLOAT), scales])
+        logits = g.op("Mul", [products, query.steps])
         if not layer.row_offsets[chunk.start : chunk.stop].any():
             return logits
-        # Subtracted: an addition would be fused too, and onnxruntime 1.31 would then multiply the offsets by the steps.
-        less = g.op("Mul", [self._stored("offsets", i, chunk), g.constant(float(-layer.scale))])
-        return g.op("Sub", [logits, less])
+        return g.op("Add", [logits, g.op("Mul", [self._stored("offsets", i, chunk), g.constant(float(layer.scale))])])
 
     def _stored(self, what: str, i: int, chunk: Chunk) -> str:
         """Name of the initializer that holds a chunk of one of the layer's arrays in the file."""
@@ -252,8 +253,10 @@ class _Best(NamedTuple):
 class _Query(NamedTuple):
     values: str
     """`[B, D+1]` float32 with a column of ones for the offsets, or `[B, D]` uint8."""
-    steps: str
+    steps: str = ""
     """`[B, 1]`: what a uint8 step is worth; empty for float32."""
+    one: str = ""
+    """A float32 1 that is no constant; empty for float32."""
 
 
 def _zero_point(g: GraphBuilder) -> str:

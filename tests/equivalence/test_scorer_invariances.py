@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
+import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 from scorer_cases import RELATIVE, ROUNDING, make, packed, start, terms
 from softkin import mass
 from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, PRECISIONS
+from softkin.chunks import chunk_rows_for, cut_into_chunks
 from softkin.device import Target
 from softkin.precision import QUERY_LEVELS, reduce_precision
 from softkin.scorer import Scorer
@@ -123,6 +128,29 @@ def test_fewer_bits_give_the_masses_of_the_rounded_vectors(tmp_path, monkeypatch
         weights_N=bank.weights[0, real],
     )
     assert close(found, expected, bank, query)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_integer_product_scales_its_rows_and_no_queries(tmp_path, monkeypatch, form):
+    """onnxruntime fuses the rows' scales into it. A scale per query it would fuse too, and apply on one thread."""
+
+    class Profiled(ort.SessionOptions):
+        def __init__(self):
+            super().__init__()
+            self.enable_profiling, self.profile_file_prefix = True, str(tmp_path / "profile")
+
+    bank, *_, query = case(form, precision="int8")
+    monkeypatch.setattr(ort, "SessionOptions", Profiled)
+    scorer = start(tmp_path, bank, DIMS)
+    scorer.run(query)
+    events = json.loads(Path(scorer._session.end_profiling()).read_text())
+
+    ran = [e["args"] for e in events if e["name"].endswith("_kernel_time")]
+    products = [a["input_type_shape"] for a in ran if a["op_name"] == "MatMulIntegerToFloat"]
+    scales = [[shape["float"] for shape in shapes if "float" in shape] for shapes in products]
+    parts = cut_into_chunks(bank, chunk_rows_for("cpu"))
+    assert sorted(scales) == sorted([[], [len(part)]] for part in parts)
+    assert not any(a["op_name"] == "MatMulInteger" for a in ran)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
