@@ -99,9 +99,6 @@ class LayerGraph:
         best: list[_Best] = []
         for i, chunk in enumerate(self.chunks):
             logits = self._logits(query, i, chunk)
-            tiled = g.op("Reshape", [logits, g.constant(np.array([0, -1, chunk.tile_rows], np.int64))])
-            tiles.append(self._sum_exp(tiled) if self.bounded else self._log_sum_exp_of_tiles(tiled))
-            labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
             if at_most is not None:
                 top, where = g.ops("TopK", [logits, at_most(len(chunk))], 2, axis=1, sorted=0)
                 row = g.op("Add", [where, g.constant(np.array(chunk.start, np.int64))])
@@ -110,6 +107,11 @@ class LayerGraph:
                 # whatever order the runtime takes them in.
                 while len(best) >= MERGE_CHUNKS and best[-MERGE_CHUNKS].merges == best[-1].merges:
                     best[-MERGE_CHUNKS:] = [self._merge_best(best[-MERGE_CHUNKS:], at_most)]
+            # After TopK, and in a shape that is known: then the runtime writes log softmaxes over the logits.
+            shape = np.array([0, len(chunk) // chunk.tile_rows, chunk.tile_rows], np.int64)
+            tiled = g.op("Reshape", [logits, g.constant(shape)])
+            tiles.append(self._sum_exp(tiled) if self.bounded else self._log_sum_exp_of_tiles(tiled))
+            labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
         mass = self._merge(self._join(tiles), np.concatenate(labels), shift)
         if at_most is None:
             return mass, "", ""

@@ -1,0 +1,75 @@
+"""Denormal numbers count as zero while a session runs, on all of its threads, and for nobody else."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from softkin.denormals import _LIBRARY, flushed
+from softkin.device import Target
+from softkin.session import run_session, start_session
+
+DENORMAL = np.full(1 << 18, 1e-40, np.float32)
+
+pytestmark = pytest.mark.skipif(_LIBRARY is None, reason="denormal numbers stay where the C library is another")
+
+
+def survives():
+    """Whether denormal numbers are what they are to the calling thread."""
+    return bool((DENORMAL + DENORMAL).all())
+
+
+def in_thread(function):
+    """What it returns in a thread of its own."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def doubling(threads):
+    """A session that adds its input to itself."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "doubling",
+        [value("x", TensorProto.FLOAT, ["batch"])],
+        [value("y", TensorProto.FLOAT, ["batch"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return start_session(model, Target("cpu"), threads=threads)[0]
+
+
+def test_they_are_zero_within_and_themselves_again_after_it():
+    """Also within one another, and after an error."""
+
+    def failing():
+        with flushed():
+            with flushed():
+                assert not survives()
+            assert not survives()
+            raise KeyError
+
+    assert survives()
+    with pytest.raises(KeyError):
+        failing()
+    assert survives()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_session_counts_them_as_zero_and_leaves_its_caller_alone(threads):
+    """On every thread that computes; not in that which starts it, in later ones, or in those that call it."""
+    session = doubling(threads)
+    assert survives()
+    assert in_thread(survives)
+
+    def run():
+        (found,) = run_session(session, ["y"], {"x": DENORMAL}, "cpu")
+        return not found.any() and survives()
+
+    assert all(run() for _ in range(20))
+    assert in_thread(run)
