@@ -23,6 +23,8 @@ from softkin.tensor_file import TensorFile
 from workers import Call, Worker, in_own_process, interleave, resident_bytes
 
 BATCH = 256
+CALLS = (BATCH, 100, 1, BATCH)
+"""Rows of the calls that count: what the first one of a size takes, the next ones may take again."""
 PRECISIONS: tuple[Precision, ...] = tuple(p for p in get_args(Precision) if p != "float16")
 """float16 is for CUDA: on a CPU it unfolds to float32 at load, and takes as much memory."""
 
@@ -79,8 +81,8 @@ def _load(folder: Path, shape: Shape, empty: Shape, precision: Precision) -> dic
         "load_peak_mb": _mb(masses["load_peak"] - base["loaded"]),
         "load_peak_share": round((masses["load_peak"] - base["loaded"]) / file, 3),
         "own_peak_share": round((masses["own_peak"] - base["own"]) / file, 3),
-        "call_extra_mb": _mb(masses["call_extra"]),
-        "nearest_extra_mb": _mb(nearest["call_extra"]),
+        "calls_extra_mb": _mb(masses["calls_extra"]),
+        "nearest_extra_mb": _mb(nearest["calls_extra"]),
     }
 
 
@@ -100,12 +102,13 @@ def _after_load(folder: Path, neighbors: int) -> dict[str, int]:
     loading.set()
     sampler.join()
     _reset_peak()
-    if neighbors:
-        scorer.run_with_nearest(x, neighbors)
-    else:
-        scorer.run(x)
+    for rows in CALLS:
+        if neighbors:
+            scorer.run_with_nearest(x[:rows], neighbors)
+        else:
+            scorer.run(x[:rows])
     extra = _status_bytes("VmHWM") - loaded
-    return {"loaded": loaded, "load_peak": load_peak, "own": own[-1], "own_peak": max(own), "call_extra": extra}
+    return {"loaded": loaded, "load_peak": load_peak, "own": own[-1], "own_peak": max(own), "calls_extra": extra}
 
 
 def _second(folder: Path) -> dict[str, Any]:

@@ -153,8 +153,8 @@ def _memory(memory: dict[str, Any]) -> Iterable[str]:
     yield ""
     yield "Each line is measured in processes of its own, less the same process with a bank of 64 rows. The aim:"
     yield "after load at most 1.1 times the bank file. The peak of the load counts pages of the file that are only"
-    yield "mapped, which the kernel may take back; the column after it does not. The last two columns: what the first"
-    yield f"call of {memory['batch']} rows needs more, without and with the nearest {memory['k']}. The session keeps"
+    yield "mapped, which the kernel may take back; the column after it does not. The last two columns: what calls of"
+    yield f"{memory['batch']} rows and fewer need more, without and with the nearest {memory['k']}. The session keeps"
     yield "it; it must not depend on the number of rows in the bank."
     head = ["bank", "precision", "file MB", "after load: MB", "of the file"]
     head += ["peak of the load: MB", "of the file", "without mapped pages"]
@@ -162,8 +162,8 @@ def _memory(memory: dict[str, Any]) -> Iterable[str]:
     for r in memory["loads"]:
         row = [r["title"], r["precision"], r["file_mb"], r["resident_mb"], f"{r['resident_share']:.2f}"]
         row += [r["load_peak_mb"], f"{r['load_peak_share']:.2f}", f"{r['own_peak_share']:.2f}"]
-        rows.append([*row, r["call_extra_mb"], r["nearest_extra_mb"]])
-    yield from table([*head, "a call more: MB", f"with top-{memory['k']}: MB"], rows)
+        rows.append([*row, r["calls_extra_mb"], r["nearest_extra_mb"]])
+    yield from table([*head, "calls more: MB", f"with top-{memory['k']}: MB"], rows)
     yield ""
     yield "A second scorer of the same files in the same process, as shares of the bank file; pages that several map"
     yield "count once. Prepacked, as the service runs: each session has its own copy of the bank, in the order of the"

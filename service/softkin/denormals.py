@@ -40,6 +40,11 @@ def _c_library() -> ctypes.PyDLL | None:
 _LIBRARY = _c_library()
 
 
+def can_flush() -> bool:
+    """Whether this system is one of those where it is known how."""
+    return _LIBRARY is not None
+
+
 @contextmanager
 def flushed() -> Iterator[None]:
     """Within it the calling thread reads denormal numbers as zero and writes zero for them; half a microsecond."""

@@ -6,8 +6,6 @@ import contextlib
 import io
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
-from softkin.denormals import flushed
+from softkin.denormals import can_flush, flushed
 from softkin.device import Target, available_threads
 from softkin.errors import BundleError, CancelledError, DeviceError, InvalidInputError
 
@@ -67,7 +65,8 @@ def start_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # on its threads, see denormals.py
+    if can_flush():
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # on the threads of its own
     if external_folder is not None:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(external_folder.resolve()))
@@ -80,11 +79,11 @@ def start_session(
             ort.preload_dlls()  # the CUDA libraries of pip packages are on no search path
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     disabled = ["ConstantFolding"] if keep_constants else []
-    start = partial(ort.InferenceSession, source, options, providers, disabled_optimizers=disabled, enable_fallback=0)
     try:
-        # In a thread that ends: the one that starts a session keeps counting denormal numbers as zero.
-        with ThreadPoolExecutor(1) as starter:
-            session = starter.submit(start).result()
+        with flushed():  # and as before after it: onnxruntime would leave the thread that starts a session changed
+            session = ort.InferenceSession(
+                source, options, providers=providers, disabled_optimizers=disabled, enable_fallback=0
+            )
     except Exception as e:
         what = f"model {model}" if isinstance(model, Path) else f"model and bank of {external_folder}"
         raise BundleError(f"onnxruntime cannot load the {what}: {e}") from e
