@@ -36,6 +36,7 @@ def softkin(
     precision: Precision = "float32",
     layers: int = 1,
     weighted: bool = False,
+    temperature_factor: float = 1.0,
 ) -> Call:
     """The scorer: class masses, with exact nearest rows on request.
 
@@ -49,6 +50,7 @@ def softkin(
         precision: of the bank.
         layers: how many layers, each with rows of its own.
         weighted: random weights for each row and layer, as condensed banks have them.
+        temperature_factor: what T is multiplied by.
     """
     from safetensors.numpy import save_file
 
@@ -67,7 +69,7 @@ def softkin(
         y,
         np.arange(len(y)),
         num_classes=int(y.max()) + 1,
-        temperatures=dict.fromkeys(names, temperature),
+        temperatures=dict.fromkeys(names, temperature_factor * temperature),
         metrics=dict.fromkeys(names, "cosine"),
         weights=weights,
     )

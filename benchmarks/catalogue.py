@@ -7,12 +7,15 @@ from functools import partial
 
 import candidates
 import peers
+from banks import TEMPERATURE
 from workers import Build
 
 SOFTKIN, ANY_TEMPERATURE = "softkin", "softkin, any temperature"
+COLD = "softkin, T = 0.001"
+"""Where most exponentials underflow."""
 INT8, FLOAT16 = "softkin, int8", "softkin, float16"
 NEAREST = "softkin + exact top-50"
-OURS = (SOFTKIN, ANY_TEMPERATURE, INT8, FLOAT16, NEAREST)
+OURS = (SOFTKIN, ANY_TEMPERATURE, COLD, INT8, FLOAT16, NEAREST)
 CEILING, READ = "MatMul of the same shape", "bank read once"
 FLAT, HNSW = "FAISS flat, k = 50", "FAISS HNSW, k = 50 (approximate)"
 BRUTE, KNN = "scikit-learn brute, k = 50", "pytorch-ood KNN, k = 50"
@@ -28,6 +31,7 @@ def builds(device: str) -> dict[str, Build]:
     found: dict[str, Build] = {
         SOFTKIN: softkin,
         ANY_TEMPERATURE: partial(softkin, bounded=False),
+        COLD: partial(softkin, temperature_factor=0.001 / TEMPERATURE),
         INT8: partial(softkin, precision="int8"),
         FLOAT16: partial(softkin, precision="float16"),
         NEAREST: partial(softkin, neighbors=candidates.K),
