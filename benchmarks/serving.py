@@ -134,18 +134,22 @@ def main() -> None:
 
 def _overload(server: Served, request: Path, callers: int, options: argparse.Namespace) -> dict[str, Any]:
     """The peak, by a closed loop of so many callers; then twice its rate, whatever comes back."""
-    peak = [server.load("score", callers, options.seconds, request)["rate"] for _ in range(options.rounds)]
+    loads = [server.load("score", callers, options.seconds, request) for _ in range(options.rounds)]
+    peak = [found["rate"] for found in loads]
     rate = 2 * median(peak)
     twice = []
     for _ in range(options.rounds):
+        before = server.cpu_seconds()
         found = _run("serving_overload.py", server.port, rate, options.seconds, DEADLINE_SECONDS, request)
         latencies = found.pop("latencies")
         found["goodput"] = len(latencies) / found["seconds"]
+        found["cores"] = (server.cpu_seconds() - before) / found["seconds"]
         for name, q in (("p50", 0.5), ("p99", 0.99)):
             found[name] = latencies[min(len(latencies) - 1, int(q * len(latencies)))]
         twice.append(found)
         print(f"overload: {found['goodput']:.0f} of {median(peak):.0f} per second", flush=True)
-    return {"callers": callers, "peak": peak, "rate": rate, "twice": twice}
+    cores = [found["rate"] * found["cpu"] for found in loads]
+    return {"callers": callers, "peak": peak, "cores": cores, "rate": rate, "twice": twice}
 
 
 def _run(script: str, *arguments: object) -> dict[str, Any]:

@@ -102,6 +102,10 @@ def _overload(name: str, found: dict[str, Any]) -> Iterable[str]:
             ["goodput, answers per second", f"{_median(twice, 'goodput'):.0f}"],
             ["to the peak (goal: >= 0.9)", f"{_median(twice, 'goodput') / peak:.2f}"],
             [
+                "cores that the server used: at the peak, at twice its rate",
+                f"{median(found['cores']):.2f}, {_median(twice, 'cores'):.2f}",
+            ],
+            [
                 "latency of accepted requests, ms: median, p99",
                 f"{_shown(twice, 'p50', 1e3, '.0f')}, {_shown(twice, 'p99', 1e3, '.0f')}",
             ],
