@@ -165,4 +165,6 @@ def _held(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StateError(f"{folder}: another server keeps its drift state here; give each its own") from None
+        for unfinished in folder.glob(".*.safetensors.*"):  # of a server that was killed while it saved
+            unfinished.unlink(missing_ok=True)
         yield

@@ -245,6 +245,16 @@ def test_a_folder_has_one_holder_at_a_time(tmp_path):
     assert str(e.value) == f"{tmp_path}: another server keeps its drift state here; give each its own"
 
 
+def test_what_a_killed_server_left_half_written_goes(tmp_path):
+    """The next holder of the folder removes it, and nothing else."""
+    kept = {".lock", "other.txt", ".hidden", "toy-1-0123456789abcdef.safetensors"}
+    for name in {*kept, ".toy-1-0123456789abcdef.safetensors.4711"}:
+        (tmp_path / name).touch()
+
+    with DriftWatches(folder=tmp_path).watching():
+        assert {file.name for file in tmp_path.iterdir()} == kept
+
+
 @pytest.mark.parametrize("below", ["", "deeper"])
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, below):
     """A file stands where a folder is needed."""
