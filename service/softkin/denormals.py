@@ -55,8 +55,8 @@ def flushed() -> Iterator[None]:
     _LIBRARY.fegetenv(before)
     within = _Environment.from_buffer_copy(before)
     within.mxcsr |= FLUSH_TO_ZERO | DENORMALS_ARE_ZERO
-    _LIBRARY.fesetenv(within)
     try:
+        _LIBRARY.fesetenv(within)
         yield
     finally:
         _LIBRARY.fesetenv(before)
