@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from fractions import Fraction
@@ -76,6 +77,12 @@ def test_a_score_that_is_no_number_is_a_fault_and_never_a_p_value(u):
         conformal.p_values(np.array([np.nan]), np.arange(9.0), u)
 
 
+def test_no_rows_have_no_p_values():
+    """Whatever shape holds none of them."""
+    for shape in ((0,), (0, 3)):
+        assert conformal.p_values(np.empty(shape), np.arange(3.0)).shape == shape
+
+
 @given(scores, scores)
 def test_p_value_falls_as_the_score_rises_and_stays_in_range(calibration, tested):
     """Monotone, and in [1/(n+1), 1]."""
@@ -143,6 +150,17 @@ def test_the_number_for_smoothing_depends_on_seed_and_row_alone():
     assert conformal.row_uniforms(np.int64(7), x).tolist() == u.tolist()
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
+def test_the_number_for_smoothing_is_the_same_from_every_server_and_version(seed):
+    """52 bits of a keyed hash, from the middle of their step: whoever gave a seed can have the verdict again."""
+    row = np.array([1.5, -2.0], "<f4")
+    digest = hashlib.blake2b(row.tobytes(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
+
+    expected = ((int.from_bytes(digest, "little") >> 12) + 0.5) / 2**52
+
+    assert conformal.row_uniforms(seed, row[None]).item() == expected
+
+
 def test_equal_bytes_get_equal_numbers_and_one_bit_more_another():
     """Copies of a row are smoothed alike; 0 and -0 differ in a bit."""
     x = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, -0.0]], np.float32)
@@ -165,6 +183,7 @@ def test_the_numbers_for_smoothing_are_uniform(rows, seeds):
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 3001), st.integers(-2, 2))
 @example(48, 1, 0)  # 1 / 49 * 49 rounds to less than 1
+@example(9, 9, -1)  # the float below 9 / 10 times 10 rounds to 9
 def test_rank_counts_the_p_values_at_most_alpha(n, k, steps):
     """As floating-point p-values compare: at k / (n + 1) exactly, and one or two floats beside it."""
     alpha = min(k, n + 1) / (n + 1)
@@ -180,6 +199,16 @@ def test_rank_counts_the_p_values_at_most_alpha(n, k, steps):
 def test_rank_counts_the_p_values_at_most_any_alpha(n, alpha):
     """The same for an alpha that has nothing to do with n."""
     assert conformal.rank(alpha, n) == sum(c / (n + 1) <= alpha for c in range(1, n + 2))
+
+
+@settings(deadline=None)
+@given(st.floats(1e-9, 1))
+@example(0.1234561)
+def test_a_rate_is_rounded_up_by_at_most_a_step_of_its_sixth_digit(rate):
+    """Never down: what a message names must be accepted."""
+    step = 10.0 ** (math.floor(math.log10(rate)) - 5)
+
+    assert 0 <= float(conformal.rounded_up(rate)) - rate <= step * (1 + 1e-6)
 
 
 @settings(deadline=None)
@@ -239,6 +268,8 @@ def test_confidence_is_one_minus_the_second_largest_p():
     assert conformal.credibility(p).tolist() == [0.9, 0.7]
     np.testing.assert_allclose(conformal.confidence(p), [0.5, 0.3])
     assert conformal.confidence(p[:, :1]).tolist() == [1.0, 1.0]
+    many = np.random.default_rng(0).random((50, 100))
+    np.testing.assert_allclose(conformal.confidence(many), [1 - sorted(row)[-2] for row in many.tolist()])
 
 
 @given(scores.filter(lambda s: len(s) >= 2), st.lists(st.floats(-20, 20), min_size=2, max_size=50))

@@ -1,0 +1,86 @@
+"""The gate: what fits gets in, what does not is refused and takes nothing, and every share comes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from softkin.admission import Admission
+from softkin.errors import OverloadedError
+from softkin.settings import ServerSettings
+
+
+@pytest.fixture
+def gate():
+    """For 10 rows, 1024 bytes and 3 requests."""
+    sizes = {"max_rows": 10, "max_message_bytes": 1024, "max_pending_bytes": 1024}
+    return Admission(ServerSettings(max_pending_rows=10, max_pending_requests=3, **sizes))
+
+
+def pending(gate):
+    """Rows, bytes and requests."""
+    return gate.pending_rows, gate.pending_bytes, gate.pending_requests
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ([(4, 1), (6, 1)], "10 rows are pending, 1 more would exceed max_pending_rows = 10"),
+        ([(1, 400), (1, 624)], "1024 bytes of inputs are pending, 1 more would exceed max_pending_bytes = 1024"),
+        ([(1, 1)] * 3, "3 requests are pending, max_pending_requests = 3"),
+    ],
+)
+def test_each_limit_can_be_reached_and_not_passed(gate, shares, message):
+    """To the row, the byte and the request; a refusal names the limit, tells how long to wait, and takes no share."""
+    for share in shares:
+        gate.enter(*share)
+
+    with pytest.raises(OverloadedError) as e:
+        gate.enter(1, 1)
+
+    assert (str(e.value), e.value.retry_after_seconds) == (f"{message}; retry after 0.5 s", 0.5)
+    assert pending(gate) == (*map(sum, zip(*shares, strict=True)), len(shares))
+    gate.leave(*shares[0])
+    gate.enter(1, 1)
+
+
+@pytest.mark.parametrize(("shares", "full"), [([(10, 1)], True), ([(1, 1)] * 3, True), ([(9, 1024), (0, 0)], False)])
+def test_the_full_gate_refuses_whatever_comes(gate, shares, full):
+    """Before its size is known: rows or requests are at their limit; bytes are counted when they are there."""
+    for share in shares:
+        gate.enter(*share)
+
+    if full:
+        with pytest.raises(OverloadedError, match="are pending"):
+            gate.refuse_full()
+    else:
+        gate.refuse_full()
+    assert pending(gate) == (*map(sum, zip(*shares, strict=True)), len(shares))
+
+
+def test_all_who_wait_for_a_departure_are_woken_by_it(gate):
+    """At once where one has been since they looked; and after their time where there is none."""
+    gate.enter(3, 30)
+    gate.await_departure(gate.departures, 0.01)
+    woken = []
+
+    def wait():
+        gate.await_departure(0, 60)
+        woken.append(gate.departures)
+
+    waiting = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    while gate._awaiting < 3:
+        time.sleep(0.001)
+    gate.leave(3, 30)
+    for thread in waiting:
+        thread.join(20)
+
+    assert woken == [1, 1, 1]
+    assert (*pending(gate), gate._awaiting) == (0, 0, 0, 0)
+    begun = time.monotonic()
+    gate.await_departure(0, 60)
+    assert time.monotonic() - begun < 20
