@@ -93,7 +93,7 @@ def expected_calibration_error(confidence_B: Floats, correct_B: NDArray[np.bool_
 
     Bins are equally wide parts of [0, 1]. Returns a value in [0, 1].
     """
-    found = [b for b in accuracy_by_bin(confidence_B, correct_B, bins) if b.rows]
+    found = accuracy_by_bin(confidence_B, correct_B, bins)
     return float(sum(b.rows * abs((b.accuracy or 0.0) - (b.mean or 0.0)) for b in found) / len(confidence_B))
 
 

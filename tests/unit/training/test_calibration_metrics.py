@@ -48,6 +48,17 @@ def test_accuracy_nll_and_brier_are_the_textbooks(logits, labels):
     assert brier_score(np.eye(4)[(labels + 1) % 4], labels) == 2.0
 
 
+def test_a_classifiers_errors_are_those_of_its_predicted_classes(logits, labels):
+    """Both errors and the diagram over 15 bins of the largest probability, in float64 though the logits are float32."""
+    found, p = classifier_calibration(logits, labels), softmax(logits)
+    confidence, correct = p.max(axis=1), logits.argmax(axis=1) == labels
+
+    assert found.ece == pytest.approx(expected_calibration_error(confidence, correct, 15), rel=1e-9)
+    assert found.adaptive_ece == pytest.approx(adaptive_calibration_error(confidence, correct, 15), rel=1e-9)
+    assert [b.rows for b in found.reliability] == [b.rows for b in accuracy_by_bin(confidence, correct, 15)]
+    assert found.ece != pytest.approx(found.adaptive_ece)
+
+
 def test_nll_stays_finite_where_a_probability_underflows():
     """exp(-2000) is zero, its logarithm is not."""
     found = classifier_calibration(np.array([[2000.0, 0.0]], np.float32), np.array([1]))

@@ -204,6 +204,15 @@ def test_opposite_rows_have_no_common_direction():
     assert found.weights.tolist() == [100]
 
 
+def test_rows_that_are_nearly_opposite_have_a_common_direction():
+    """However short their mean is, it is no rounding."""
+    z = np.array([[1.0, 1e-4], [-1.0, 1e-4]])
+
+    found = condense(z, np.zeros(2, int), np.arange(2), ratio=2, metric="cosine", seed=0)
+
+    np.testing.assert_allclose(found.rows, [[0.0, 1.0]], atol=1e-3)
+
+
 @pytest.mark.parametrize("metric", mass.METRICS)
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_the_size_of_the_numbers_does_not_matter(metric, size):

@@ -94,6 +94,13 @@ def test_roc_is_the_best_reachable_point_at_each_rate(kind):
     np.testing.assert_allclose(roc(inliers, outliers, rates), expected)
 
 
+def test_a_rate_of_so_many_inliers_allows_so_many():
+    """Though 0.29 of 100 rows comes out below 29: each more lets one more outlier through."""
+    rates = [k / 100 for k in range(101)]
+
+    assert roc(np.arange(100.0), np.arange(100.0) - 0.5, rates) == rates
+
+
 def test_infinite_scores_are_scores():
     """+inf stands for rows on which the network overflows: above everything else, and tied among each other."""
     inliers, outliers = np.array([0.0, 1.0, np.inf]), np.array([0.5, np.inf, np.inf])
@@ -146,6 +153,9 @@ def test_chance_of_false_alarms_is_the_beta_binomial_tail():
     assert chance_of_false_alarms(0, 50, 5, 99) == 1.0
     assert chance_of_false_alarms(3, 50, 100, 99) == 1.0
     assert chance_of_false_alarms(1, 50, 0, 99) == 0.0
+    assert chance_of_false_alarms(0, 50, 0, 99) == 1.0
+    assert chance_of_false_alarms(2, 2, 5, 9) == pytest.approx(betabinom.pmf(2, 2, 5, 5))
+    assert chance_of_false_alarms(1, 250, 95, 99) <= 1.0  # what is added up comes out above
 
     rng = np.random.default_rng(3)
     drawn = rng.random((20_000, 99 + 50))
