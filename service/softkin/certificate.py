@@ -72,8 +72,6 @@ def false_alarm_bound(k: int, n: int, confidence: float) -> float:
     low, high = k / (n + 1) / 1e6, 1.0
     while high - low > 1e-13 * high:
         middle = (low + high) / 2
-        if middle in (low, high):
-            break
         low, high = (middle, high) if binomial_cdf(k - 1, n, middle)[-1] > 1 - confidence else (low, middle)
     return high
 
@@ -126,7 +124,7 @@ def smoothed_certified(alpha: float, n: int, confidence: float) -> float:
     if most == 0:
         return 0.0
     below, step = most, 1  # the answer lies close by: every bound takes time that grows with n
-    while below > 0 and smoothed_bound(below, n, confidence) > alpha:
+    while smoothed_bound(below, n, confidence) > alpha:
         below, step = max(below - step, 0), 2 * step
     k = below + bisect_right(range(below + 1, most + 1), alpha, key=lambda k: smoothed_bound(k, n, confidence))
     low, high = (smoothed_bound(j, n, confidence) for j in (k, k + 1))

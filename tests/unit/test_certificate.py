@@ -97,6 +97,16 @@ def test_the_certified_rank_is_the_largest_whose_bound_is_at_most_alpha(n, alpha
     assert found <= rank(alpha, n) + 1
 
 
+@pytest.mark.parametrize(("n", "alpha", "confidence"), [(2000, 0.5, 0.45), (2000, 0.3, 0.05), (10, 0.5, 1e-13)])
+def test_below_confidence_one_half_more_is_certified_than_is_flagged_without(n, alpha, confidence):
+    """By the same brute force; never the rank that flags everything."""
+    k = np.arange(1, n + 1)
+
+    found = certified_rank(alpha, n, confidence)
+
+    assert found == (beta.ppf(confidence, k, n + 1 - k) <= alpha).sum() > rank(alpha, n) + 1
+
+
 @pytest.mark.parametrize(("n", "expected"), [(298, 0), (299, 1), (1000, 5), (5000, 39), (10_000, 84)])
 def test_known_ranks_at_one_percent_and_confidence_95(n, expected):
     """Figures that the page on guarantees states; 299 rows are the fewest that certify 1 %."""
@@ -148,6 +158,7 @@ def test_the_smoothed_bound_is_the_mean_of_the_beta_distribution_beyond_its_quan
             assert smoothed_bound(k, n, confidence) == pytest.approx(expected, rel=1e-6), (k, confidence)
     assert smoothed_bound(0, n, 0.95) == 0.0
     assert smoothed_bound(n + 1, n, 0.95) == 1.0
+    assert smoothed_bound(n, n, 1 - 1e-12) == pytest.approx(1.0, rel=1e-2)  # too close to 1 for a mean
 
 
 @settings(deadline=None)
