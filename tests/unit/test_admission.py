@@ -67,17 +67,17 @@ def test_all_who_wait_for_a_departure_are_woken_by_it(gate):
     woken = []
 
     def wait():
-        gate.await_departure(0, 60)
+        gate.await_departure(0, 600)
         woken.append(gate.departures)
 
-    waiting = [threading.Thread(target=wait) for _ in range(3)]
+    waiting = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
     for thread in waiting:
         thread.start()
     while gate._awaiting < 3:
         time.sleep(0.001)
     gate.leave(3, 30)
     for thread in waiting:
-        thread.join(20)
+        thread.join(10)
 
     assert woken == [1, 1, 1]
     assert (*pending(gate), gate._awaiting) == (0, 0, 0, 0)

@@ -201,8 +201,11 @@ def test_slices_carry_the_martingale_on(rows):
 
 @pytest.mark.parametrize("batch", [1, 7, 128, 400])
 def test_the_cusum_is_pages_loop(batch):
-    """S = max(0, S + log of the mean bet on strange rows), on p-values against the calibration rows alone."""
-    calibration, stream = drifting(np.random.default_rng(4))
+    """S = max(0, S + log of the mean bet on strange rows), on p-values against the calibration rows alone.
+
+    Of 99 rows, so that many p-values are just the width of a tail.
+    """
+    calibration, stream = drifting(np.random.default_rng(4), 99)
     p = conformal.p_values(stream, calibration)
     watch, expected = DriftWatch(calibration), 0.0
 

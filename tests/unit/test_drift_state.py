@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
 from softkin import conformal
-from softkin.drift import HISTOGRAM_BINS, WINDOW_ROWS, DriftReport, DriftWatch
+from softkin.drift import HISTOGRAM_BINS, SLICE_ROWS, WINDOW_ROWS, DriftReport, DriftWatch
 
 N = 99
 
@@ -49,6 +50,18 @@ def test_before_the_first_row_there_is_no_evidence_and_no_rate():
         )
     )
     assert not found.alarm
+    assert dataclasses.replace(found, alarm_row=1).alarm
+
+
+def test_rows_wait_for_their_slice_and_no_longer():
+    """What is watched is ranked as soon as a slice is full, so that memory does not grow where nobody asks."""
+    w, _, rng = watch()
+    none = np.zeros(0)
+
+    w.observe(rng.normal(size=SLICE_ROWS - 1))
+    assert w.note(none) == SLICE_ROWS - 1
+    w.observe(rng.normal(size=1))
+    assert w.note(none) == 0
 
 
 def test_the_histogram_has_bins_open_to_the_left_and_the_flag_rate_includes_alpha():
