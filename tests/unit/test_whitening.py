@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from softkin import Detector
 from softkin.bundle import read_bundle
@@ -94,6 +95,39 @@ def test_the_model_gives_whitened_representations_under_their_names(tiny):
     assert (layer, found.metric, others) == ("wide", "cosine", [])
     np.testing.assert_array_equal(found.matrix, whitening.matrix)
     assert whitenings_of(onnx.load_from_string(tiny.model)) == {}
+
+
+def test_what_else_reads_a_representation_reads_it_as_it_was(tiny):
+    """The rest of the network, and so its logits, know nothing of whitening. A metric is read back as it was given."""
+    model = onnx.load_from_string(tiny.model)
+    model.graph.node.append(helper.make_node("Identity", ["representation.wide"], ["read"]))
+    model.graph.output.append(helper.make_tensor_value_info("read", TensorProto.FLOAT, ["batch", 12]))
+    x = tiny.inliers[:40]
+    before = dict(zip(*_run(model.SerializeToString(), x), strict=True))
+    whitening = Whitening.fit(before["representation.wide"], np.zeros(40, int), "squared_euclidean")
+
+    whitened = with_whitening(model.SerializeToString(), {"wide": whitening})
+
+    after = dict(zip(*_run(whitened, x), strict=True))
+    np.testing.assert_array_equal(after["read"], before["read"])
+    assert not np.allclose(after["representation.wide"], before["representation.wide"])
+    assert whitenings_of(onnx.load_from_string(whitened))["wide"].metric == "squared_euclidean"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, DESCRIPTION), ("none", DESCRIPTION), ("pool", f"pool + {DESCRIPTION}")]
+)
+def test_whitening_is_told_beside_what_reduced_the_layer_before(tiny, before, after):
+    """In the model's metadata, where there was something."""
+    model = onnx.load_from_string(tiny.model)
+    del model.metadata_props[:]
+    if before is not None:
+        model.metadata_props.add(key=reducer_key("wide"), value=before)
+    whitening = Whitening(center=np.zeros(12, np.float32), matrix=np.eye(12, dtype=np.float32), metric="cosine")
+
+    whitened = onnx.load_from_string(with_whitening(model.SerializeToString(), {"wide": whitening}))
+
+    assert [p.value for p in whitened.metadata_props if p.key == reducer_key("wide")] == [after]
 
 
 def test_a_whitened_bundle_says_so_and_scores_by_whitened_distances(tiny, whitened):

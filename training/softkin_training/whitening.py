@@ -45,7 +45,6 @@ class Whitening:
         for label in np.unique(labels_N):
             centered[labels_N == label] -= z[labels_N == label].mean(axis=0)
         variances, directions = np.linalg.eigh(centered.T @ centered / len(z))
-        variances = np.maximum(variances, 0.0)
         typical = float(variances.mean()) or 1.0  # all rows equal their class mean: nothing to weigh directions by
         shrunk = (1.0 - SHRINKAGE) * variances + SHRINKAGE * typical
         return cls(
