@@ -164,7 +164,7 @@ def _split(rows: Rows, spec: DetectorSpec) -> tuple[Rows | None, Rows]:
     order = np.random.default_rng(spec.seed).permutation(len(rows))
     cut = reference_size(len(rows))
     if cut < FEWEST_REFERENCES:
-        raise DataError(f"calibration: {len(rows)} rows are too few for the joint form, which needs at least 8")
+        raise DataError(f"calibration: {len(rows)} rows are too few for the joint form, which needs at least 6")
     return rows.take(order[:cut]), rows.take(order[cut:])
 
 

@@ -11,11 +11,13 @@ from onnx import TensorProto, helper
 
 from softkin import bundle as bundles
 from softkin import conformal, mass
-from softkin_training import baselines
+from softkin.nonconformity import fit_references, outlier_score
+from softkin_training import baselines, feature_baselines
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.compared_scores import compared_scores
 from softkin_training.detection_metrics import auroc, fpr95, rate
 from softkin_training.evaluate import evaluate, write_report
+from softkin_training.fitted_baselines import RelativeMahalanobis, summed_distances
 from softkin_training.subject import Subject
 
 pytestmark = pytest.mark.training
@@ -123,3 +125,90 @@ def test_bare_embeddings_have_no_scores_of_logits(tiny, tmp_path):
     assert found.classifier is None
     assert len(found.credibility) == 10
     write_report(found, tmp_path / "out")
+
+
+def test_some_calibration_rows_are_fitted_to_and_the_others_calibrate(tiny):
+    """A quarter, by the seed, the same for all such scores; ReAct's limit is a quantile of those rows alone."""
+    subject = Subject(bundles.read_bundle(tiny.path))
+    calibration = subject.run(tiny.calibration.x)
+    scores, again, other = (compared_scores(subject, calibration, None, seed)[0] for seed in (7, 7, 8))
+
+    fitted = ~scores["react"].calibrates
+    assert (len(fitted), fitted.sum()) == (400, 100)
+    for name in ("joint_energy_density", "fdbd"):
+        assert (~scores[name].calibrates == fitted).all()
+    assert (again["react"].calibrates == scores["react"].calibrates).all()
+    assert (other["react"].calibrates != scores["react"].calibrates).any()
+    assert {name for name, s in scores.items() if s.calibrates is None} == scores.keys() - {
+        "joint_energy_density",
+        "fdbd",
+        "react",
+    }
+    head, x = subject.head, tiny.outliers * np.float32(3)
+    clip = np.quantile(tiny.calibration.x[fitted], feature_baselines.REACT_QUANTILE)
+    expected = mass.energy(np.minimum(x, clip) @ head.weight.T + head.bias)
+    np.testing.assert_allclose(scores["react"].score(subject.run(x)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "enough"), [(5, False), (6, True)])
+def test_the_fewest_calibration_rows_for_a_joint_score_are_those_that_are_told(tiny, rows, enough):
+    """Two to fit to, and the note names the number that would do."""
+    subject = Subject(bundles.read_bundle(tiny.path))
+
+    scores, notes = compared_scores(subject, subject.run(tiny.calibration.x[:rows]), None, 0)
+
+    assert ({"joint_energy_density", "react"} <= scores.keys()) == enough
+    assert any("5 calibration rows are too few" in note and "need 6" in note for note in notes) == (not enough)
+
+
+def test_parts_are_told_by_their_names_and_are_what_their_names_say(tiny):
+    """Of the last layer by its name."""
+    subject = Subject(bundles.read_bundle(tiny.path))
+    scores, _ = compared_scores(subject, None, None, 0)
+    seen = subject.run(tiny.outliers)
+
+    titles = {name: scores[name].title for name in ("posterior", "posterior_hidden", "density", "density_last")}
+    assert list(titles.values()) == ["posterior", "posterior hidden", "density", "density, narrow"]
+    for name in titles:
+        expected = subject.nonconformity().part_score(name, seen.outputs)
+        np.testing.assert_array_equal(scores[name].score(seen), expected)
+
+
+def test_joint_scores_put_their_parts_on_the_scale_of_the_reference_rows(tiny):
+    """Those that do not calibrate them; at the class that the network predicts."""
+    subject = Subject(bundles.read_bundle(tiny.path))
+    calibration, seen = subject.run(tiny.calibration.x), subject.run(tiny.outliers)
+    scores, _ = compared_scores(subject, calibration, None, 0)
+    joint, parts = scores["joint_energy_density"], ("energy", "density")
+
+    fitted = calibration.outputs.take(~joint.calibrates)
+    form = subject.nonconformity(parts, fit_references(subject.nonconformity(), parts, fitted))
+    expected = outlier_score(form(seen.outputs), seen.logits.argmax(axis=1))
+
+    assert set(subject.detector.manifest.parts) == {"posterior", "density", "density_last"}  # so that is no other score
+    assert joint.title == "joint: energy + density"
+    np.testing.assert_allclose(joint.score(seen), expected)
+
+
+def test_what_counts_neighbors_and_what_fits_gaussians_sees_the_layers_it_names(tiny):
+    """All layers in units of their own typical distance: the median one of a row to its k-th nearest other row."""
+    subject = Subject(bundles.read_bundle(tiny.path))
+    scores, _ = compared_scores(subject, None, None, 0)
+    seen = subject.run(tiny.outliers)
+
+    typical = [np.median(baselines.kth_neighbor(z, z, baselines.KTH + 1)) for z in subject.neighbors.values()]
+    each = np.stack([baselines.kth_neighbor(seen.z[n], z) for n, z in subject.neighbors.items()])
+    gaussians = RelativeMahalanobis.fit(subject.neighbors["narrow"], subject.labels, 3)
+    expected = {
+        "kth_neighbor": each[-1],
+        "kth_neighbor_all": summed_distances(each, np.array(typical)),
+        "dknn": seen.dknn_nonconformity().min(axis=1),
+        "mahalanobis": gaussians.classes.score(seen.z["narrow"]),
+        "relative_mahalanobis": gaussians.score(seen.z["narrow"]),
+        "max_logit": baselines.max_logit(seen.logits),
+        "gen": baselines.gen(seen.logits),
+        "max_softmax": baselines.max_softmax(seen.logits),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[name].score(seen), values, rtol=1e-5, err_msg=name)
+    assert (scores["dknn"].p_values, list(subject.neighbors)) == ("none", ["wide", "narrow"])
