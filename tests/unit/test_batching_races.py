@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import threading
@@ -158,6 +159,26 @@ def test_a_failure_that_nobody_takes_keeps_nothing(make):
         batcher.cancel(gone)
         del gone, detector
         batcher.close()
+
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_a_failure_that_was_handled_keeps_nothing(make):
+    """The error's traceback holds the frame that waited, and so the request: neither may hold the error."""
+    detector = FailsOnOneRow()
+    detector.failing.set()
+    batcher, failed = make(), ticket(detector, rows(1))
+    held = weakref.ref(detector)
+    gc.disable()
+    try:
+        batcher.submit(failed)
+        with contextlib.suppress(Exception):
+            failed.wait()
+        batcher.close()
+        assert failed.error is None
+        del failed, detector
 
         assert held() is None
     finally:
