@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from softkin import DataError, Detector
 from softkin.bundle import read_bundle
@@ -146,6 +147,23 @@ def test_neighbor_distance_is_the_median_of_nearest_distances(metric):
 
     nearest = [min(d for j in range(60) if (d := distance(z[i], z[j])) > 1e-5) for i in range(60)]
     assert found == pytest.approx(float(np.median(nearest)), rel=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "sqeuclidean"])
+def test_neighbor_distance_is_of_the_sample_among_all_rows(metric):
+    """More rows than fit one part, in any order, of sizes from 0.001 to 1000 and with zeros among their numbers."""
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(600, 4)) * 10 ** rng.uniform(-3, 3, (600, 1))).astype(np.float32)
+    z[::2, 0] = 0.0
+    if metric == "sqeuclidean":
+        z[17] = 0.0
+    sample = rng.permutation(600)[:530]
+
+    found = neighbor_distance(z, sample, "cosine" if metric == "cosine" else "squared_euclidean")
+
+    distances = cdist(z.astype(np.float64), z.astype(np.float64), metric)
+    np.fill_diagonal(distances, np.inf)
+    assert found == pytest.approx(float(np.median(distances.min(axis=1)[sample])), rel=1e-3)
 
 
 def test_a_collapsed_layer_is_refused():

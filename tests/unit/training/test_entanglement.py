@@ -70,6 +70,38 @@ def test_entanglement_is_near_one_for_random_labels_and_near_zero_for_clusters()
     assert apart.at_bound
 
 
+@pytest.mark.parametrize(("entangled", "end"), [(False, 1e-3), (True, 1e3)])
+def test_the_search_ends_a_thousand_times_below_and_above_the_median_distance(entangled, end):
+    """Where classes are fully apart, or every row is farther from its class than from the other."""
+    z = torch.tensor([[0.0], [0.1], [5.0], [5.1]], dtype=torch.float64)
+    least = minimize_temperature(z, torch.tensor([0, 1, 0, 1] if entangled else [0, 0, 1, 1]))
+
+    distances = [distance(a, b, "squared_euclidean") for i, a in enumerate(z.tolist()) for b in z.tolist()[:i]]
+    assert least.temperature == pytest.approx(end * np.quantile(distances, 0.5, method="lower"), rel=1e-9)
+    assert least.at_bound
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_at_the_minimizer_the_loss_is_flat_in_the_temperature(seed):
+    """To more digits than its value shows."""
+    z, y = batch(seed=seed)
+    least = minimize_temperature(z, y)
+    t = torch.tensor(least.temperature, dtype=torch.float64, requires_grad=True)
+    soft_nearest_neighbor_loss(z, y, temperature=t).backward()
+
+    assert not least.at_bound
+    assert abs(float(t.grad) * least.temperature) < 1e-7
+
+
+def test_copies_that_are_most_pairs_do_not_set_the_temperature():
+    """Their distance of 0 is the median; what scales with the other rows must still be found."""
+    z, y = batch(12)
+    z[3:] = z[3]
+    plain, scaled = minimize_temperature(z, y), minimize_temperature(z * 10, y)
+
+    assert scaled.temperature == pytest.approx(plain.temperature * 100, rel=1e-3)
+
+
 @pytest.mark.parametrize("case", ["nobody has a partner", "all rows equal"])
 def test_entanglement_is_defined_where_temperature_decides_nothing(case):
     """Without partners the value is 0, with equal rows it is chance; neither is NaN."""
@@ -92,6 +124,23 @@ def test_entanglement_between_tells_equal_sets_from_distant_ones():
 
     assert entanglement_between(a, b).ratio > 0.95
     assert entanglement_between(a, b + 10).ratio < 0.01
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_entanglement_between_is_that_of_the_rows_together(metric):
+    """In the metric asked for and in float64, of two sizes and shapes of images."""
+    a, b = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)), batch(9, 6, dtype=torch.float32)[0]
+    together = torch.cat([a.flatten(1), b]).double()
+
+    expected = entanglement(together, torch.tensor([0] * 5 + [1] * 9), metric=metric)
+    assert entanglement_between(a, b.unflatten(1, (3, 2)), metric=metric) == expected
+
+
+def test_one_class_has_no_ratio():
+    """Its value and its chance are both 0."""
+    z, y = CASES["one wide class"]
+
+    assert np.isnan(entanglement(z, y).ratio)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -137,14 +186,14 @@ def test_layers_have_their_own_temperatures_and_the_gradient_of_the_plain_loss()
 
 
 def test_a_fixed_temperature_does_not_move():
-    """The authors' setting: the same temperature on every batch."""
+    """The same one, and the one asked for, on every batch."""
     z, y = batch()
-    snnl = LayeredSnnl(["a"], temperature="fixed", fixed_temperature=100.0, metric="squared_euclidean")
+    snnl = LayeredSnnl(["a"], temperature="fixed", fixed_temperature=3.0, metric="squared_euclidean")
 
     value = snnl({"a": z}, y)["a"]
 
-    assert snnl.temperatures() == {"a": 100.0}
-    assert float(value) == pytest.approx(looped_loss(z, y, 100.0, "squared_euclidean"), rel=1e-9)
+    assert snnl.temperatures() == {"a": 3.0}
+    assert float(value) == pytest.approx(looped_loss(z, y, 3.0, "squared_euclidean"), rel=1e-9)
 
 
 def test_a_first_batch_without_partners_costs_nothing():

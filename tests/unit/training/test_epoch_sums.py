@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from softkin.errors import DataError
-from softkin_training.epoch_sums import EpochSums
+from softkin_training.epoch_sums import EpochSums, refuse_non_finite_weights
 
 pytestmark = pytest.mark.training
 
@@ -18,7 +18,7 @@ NO_CHECKPOINT = Path("there is none")
 
 def add(sums, step, cross_entropy=1.0, snnl=2.0):
     """A batch of 4 rows, 3 of them classified right."""
-    logits, y = torch.eye(4), torch.tensor([0, 1, 2, 0])
+    logits, y = torch.eye(4, 5), torch.tensor([0, 1, 2, 0])
     sums.add(step, torch.tensor(cross_entropy), {"a": torch.tensor(snnl)}, logits, y, 4)
 
 
@@ -34,7 +34,7 @@ def test_every_batch_counts_once_it_is_settled(wait):
     sums.settle()
 
     assert sums.means() == {"loss": 2.0 - 0.5 * 3.0, "ce": 2.0, "snnl": {"a": 3.0}, "train_accuracy": 0.75}
-    assert "acc 0.750" in sums.note()
+    assert sums.note() == "loss 0.500 acc 0.750 | SNNL a 3.000"
 
 
 @pytest.mark.parametrize("wait", [True, False])
@@ -59,3 +59,13 @@ def test_the_last_batch_is_refused_too():
     add(sums, 3, math.nan)
     with pytest.raises(DataError, match="step 3"):
         sums.settle()
+
+
+def test_one_number_of_a_buffer_that_is_not_finite_is_refused():
+    """Running statistics are not parameters, and would be saved with them."""
+    model = torch.nn.BatchNorm1d(3)
+    refuse_non_finite_weights(model, 2, NO_CHECKPOINT)
+    model.running_var[1] = math.inf
+
+    with pytest.raises(DataError, match="running_var is not finite after epoch 2; no checkpoint was written yet"):
+        refuse_non_finite_weights(model, 2, NO_CHECKPOINT)

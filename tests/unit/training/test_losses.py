@@ -300,3 +300,9 @@ def test_unfit_arguments_are_refused(change, word):
 
     with pytest.raises(InvalidInputError, match=word):
         soft_nearest_neighbor_loss(arguments.pop("z"), arguments.pop("y"), **arguments)
+
+
+def test_an_unknown_metric_is_refused_before_training():
+    """Not taken for squared Euclidean in every batch."""
+    with pytest.raises(InvalidInputError, match="manhattan"):
+        LayeredSnnl(["a"], metric="manhattan")
