@@ -112,6 +112,23 @@ def test_energy_is_minus_logsumexp_of_the_logits():
     np.testing.assert_allclose(mass.energy(np.array([[1000.0, 1000.0]])), [-1000.0 - math.log(2)])
 
 
+def test_what_the_scorer_gives_in_single_precision_is_computed_in_double():
+    """As the same numbers in float64, to the last digits: p-values hang on the order of scores."""
+    masses = np.random.default_rng(0).normal(-40, 20, (5, 3, 4)).astype(np.float32)
+    weights = np.array([1.0, 0.3, 0.7], np.float32)
+    share = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+
+    for function, *rest in (
+        (mass.merge_masses,),
+        (mass.posterior, weights),
+        (mass.density, share, weights),
+        (lambda m: mass.energy(m[:, 0]),),
+    ):
+        found, expected = (function(masses.astype(t), *(a.astype(t) for a in rest)) for t in (np.float32, np.float64))
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-19, 1.0, 1e19, 1e30, 2e38])
 def test_rows_of_any_size_get_unit_norm(size):
     """Their squares may lie outside the range of float32; a zero row stays zero, and none disturbs another."""

@@ -83,3 +83,17 @@ def test_rows_too_large_for_float16_are_refused():
 
     with pytest.raises(DataError, match=r"holds 2e\+06, too large for float16; use float32 or int8"):
         reduce_precision(bank, "float16")
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_bank_of_several_blocks_is_rounded_row_by_row(monkeypatch, precision):
+    """Blocks bound the memory of rounding and change nothing, the last and shorter one included."""
+    bank = packed(np.random.default_rng(0).normal(size=(150, 3)).astype(np.float32), "squared_euclidean")
+    whole = reduce_precision(bank, precision).layers["a"]
+    monkeypatch.setattr("softkin.precision.BLOCK_ROWS", 100)
+
+    found = reduce_precision(bank, precision).layers["a"]
+
+    assert len(found.rows) % 100
+    np.testing.assert_array_equal(found.representations(slice(None)), whole.representations(slice(None)))
+    np.testing.assert_array_equal(found.row_offsets, whole.row_offsets)
