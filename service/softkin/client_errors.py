@@ -33,6 +33,7 @@ _UNREACHED = {
     "CERTIFICATE_VERIFY_FAILED": "; give the authority that signed the server's certificate (tls_ca)",
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
     "errors resolving": "; give HOST:PORT",
+    "Connection refused": "; no server listens there: start one, or give its HOST:PORT",
 }
 """Words of gRPC for a server that was not reached, and what may help."""
 

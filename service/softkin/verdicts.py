@@ -158,17 +158,12 @@ def check_rule(
         raise InvalidInputError("guarantee", f"got {guarantee!r}; allowed: {', '.join(GUARANTEES)}")
     if not 0.0 < confidence < 1.0:
         raise InvalidInputError("confidence", f"got {confidence:g}; it must lie strictly in (0, 1)")
+    if 0.0 < alpha < 1.0:  # first what asks for most: its remedy does for the rest too
+        if guarantee == "certified":
+            _check_certified(alpha, calibration_size, confidence)
+        if guarantee == "class_conditional":
+            _check_class_sizes(alpha, class_sizes)
     check_alpha(alpha, calibration_size)
-    if guarantee == "certified" and not certificate.certified_rank(alpha, calibration_size, confidence):
-        needed = certificate.rows_to_certify(alpha, confidence)
-        least = rounded_up(certificate.smallest_certified(calibration_size, confidence))
-        raise InvalidInputError(
-            "alpha",
-            f"got {alpha:g}, but {calibration_size} calibration rows certify nothing below {least} at confidence "
-            f"{confidence:g}; use alpha >= {least}, a lower confidence, or at least {needed} calibration rows",
-        )
-    if guarantee == "class_conditional":
-        _check_class_sizes(alpha, class_sizes)
     return Rule(
         guarantee=guarantee,
         alpha=alpha,
@@ -177,6 +172,17 @@ def check_rule(
         class_sizes=tuple(class_sizes),
         smoothed=smoothed,
     )
+
+
+def _check_certified(alpha: float, n: int, confidence: float) -> None:
+    if not certificate.certified_rank(alpha, n, confidence):
+        least = rounded_up(certificate.smallest_certified(n, confidence))
+        raise InvalidInputError(
+            "alpha",
+            f"got {alpha:g}, but {n} calibration rows certify nothing below {least} at confidence {confidence:g}; use "
+            f"alpha >= {least}, a lower confidence, or at least {certificate.rows_to_certify(alpha, confidence)} "
+            "calibration rows",
+        )
 
 
 def _check_class_sizes(alpha: float, class_sizes: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -215,6 +216,18 @@ def test_a_target_that_leads_elsewhere_is_refused(target, message):
     """gRPC counts ports modulo 65536, and says nothing."""
     with pytest.raises(InvalidInputError, match=message):
         Client(target)
+
+
+def test_a_port_where_nobody_listens_names_the_remedy(rows):
+    """Taken by a socket that does not listen, so that nobody else can have it meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{taken.getsockname()[1]}"
+        with Client(target) as client, pytest.raises(UnavailableError) as e:
+            client.score(rows(1))
+
+    assert str(e.value).startswith(f"{target}: ")
+    assert str(e.value).endswith("; no server listens there: start one, or give its HOST:PORT")
 
 
 @pytest.mark.parametrize("target", ["::1", "[::1]:65535", "unix:/a:b", "ipv4:127.0.0.1:1,127.0.0.1:2", "localhost"])

@@ -198,9 +198,19 @@ REFUSED = {
         "alpha: got 0.005, but 300 calibration rows certify nothing below 0.00993609 at confidence 0.95; use "
         "alpha >= 0.00993609, a lower confidence, or at least 598 calibration rows",
     ),
+    "certified below the smallest p-value": (
+        ("certified", {"alpha": 0.003}),
+        "alpha: got 0.003, but 300 calibration rows certify nothing below 0.00993609 at confidence 0.95; use "
+        "alpha >= 0.00993609, a lower confidence, or at least 998 calibration rows",
+    ),
     "a class with too few rows": (
         ("class_conditional", {"alpha": 0.01}),
         "alpha: got 0.01, but class 2 has only 60 calibration rows, which cannot give a p-value below 0.0163935; use "
+        "alpha >= 0.0163935, guarantee marginal, or more calibration rows",
+    ),
+    "a class with too few rows, below the smallest p-value": (
+        ("class_conditional", {"alpha": 0.003}),
+        "alpha: got 0.003, but class 2 has only 60 calibration rows, which cannot give a p-value below 0.0163935; use "
         "alpha >= 0.0163935, guarantee marginal, or more calibration rows",
     ),
     "a class without rows": (
@@ -214,7 +224,7 @@ REFUSED = {
             "alpha: got 0.003, but 300 calibration rows cannot give a p-value below 0.00332226, so nothing could be "
             "flagged; use alpha >= 0.00332226 or at least 333 calibration rows",
         )
-        for guarantee in GUARANTEES
+        for guarantee in ("marginal", "false_discovery_rate")
     },
     **{
         f"alpha {alpha}": (
