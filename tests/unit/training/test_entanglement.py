@@ -168,18 +168,20 @@ def test_training_temperature_recovers_from_a_bad_start(factor):
     assert snnl.temperatures()["a"] == pytest.approx(best.temperature, rel=1e-3)
 
 
-def test_layers_have_their_own_temperatures_and_the_gradient_of_the_plain_loss():
-    """Each layer's term equals the plain loss at its own temperature, gradient included."""
+@pytest.mark.parametrize("metric", ["squared_euclidean", "cosine"])
+def test_layers_have_their_own_temperatures_and_the_gradient_of_the_plain_loss(metric):
+    """Each layer's term equals the plain loss at its own temperature, gradient included, whatever it weighs."""
     z, y = batch(48)
     hidden = {"a": z.clone().requires_grad_(), "b": (z[:, :3] * 7).requires_grad_()}
-    snnl = LayeredSnnl(["a", "b"], metric="squared_euclidean")
+    snnl = LayeredSnnl(["a", "b"], metric=metric)
     losses = snnl(hidden, y)
-    (losses["a"] + losses["b"]).backward()
+    weights = {"a": 1.0, "b": -2.0}
+    sum(weight * losses[name] for name, weight in weights.items()).backward()
 
     for name, rows in hidden.items():
         again = rows.detach().clone().requires_grad_()
-        expected = soft_nearest_neighbor_loss(again, y, temperature=snnl.temperatures()[name])
-        expected.backward()
+        expected = soft_nearest_neighbor_loss(again, y, temperature=snnl.temperatures()[name], metric=metric)
+        (weights[name] * expected).backward()
         assert float(losses[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
         assert torch.allclose(rows.grad, again.grad, rtol=1e-9)
     assert snnl.temperatures()["a"] != snnl.temperatures()["b"]
