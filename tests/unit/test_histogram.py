@@ -16,9 +16,7 @@ BOUNDS = (0.1, 0.5, 1.0, 2.5)
 def samples(metric):
     """Every sample but the time of creation, which ours leaves out."""
     (family,) = metric.collect()
-    return {
-        (s.name, *sorted(s.labels.items())): s.value for s in family.samples if not s.name.endswith("_created")
-    }
+    return {(s.name, *sorted(s.labels.items())): s.value for s in family.samples if not s.name.endswith("_created")}
 
 
 def theirs(labels=()):
