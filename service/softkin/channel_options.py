@@ -5,6 +5,8 @@ from __future__ import annotations
 from softkin.settings import ServerSettings
 
 KEEPALIVE_TIMEOUT_SECONDS = 20
+MOST_UNREAD_CALLS = 10_000
+"""Calls that have arrived and that no thread has looked at: seconds of them, where thousands a second arrive."""
 
 
 def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
@@ -14,6 +16,10 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
         # Up to twice the limit a message gets in, to be refused with an explanation and counted; over that gRPC cuts
         # the call off, and what it was cannot be told from a caller who left.
         "grpc.max_receive_message_length": min(2 * settings.max_message_bytes, (1 << 31) - 1),
+        # From a thousand such calls on gRPC would cut some off, without a word and uncounted, instead of leaving them
+        # to the gate, which explains.
+        "grpc.server.max_pending_requests": MOST_UNREAD_CALLS,
+        "grpc.server.max_pending_requests_hard_limit": MOST_UNREAD_CALLS,
         "grpc.keepalive_time_ms": _milliseconds(settings.keepalive_seconds),
         "grpc.keepalive_timeout_ms": _milliseconds(KEEPALIVE_TIMEOUT_SECONDS),
         # Idle connections too: a client that vanished between two calls holds one for ever. This also lets clients test

@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from softkin.admission import Admission
 from softkin.converters import array_to_tensor
 from softkin.server import SPARE_THREADS
 from softkin.v1 import outlier_pb2 as pb
@@ -29,6 +30,28 @@ def is_serving(running, service=READY):
 def in_background(running, rows, **options):
     """Start a Score call and return its future."""
     return running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows)), **options)
+
+
+def test_thousands_of_calls_that_nobody_has_looked_at_are_all_refused_with_words(start, rows, gate, monkeypatch):
+    """gRPC would cut off most of them, as cancelled: no caller could tell why, and none would be counted."""
+    looks, refuse = threading.Event(), Admission.refuse_full
+
+    def refuse_late(admission):
+        looks.wait()
+        refuse(admission)
+
+    monkeypatch.setattr(Admission, "refuse_full", refuse_late)
+    running = start(StandIn(gate=gate), max_rows=4, max_pending_rows=4, workers=1)
+    looks.set()
+    admitted = in_background(running, rows(4), timeout=60)
+    running.until(lambda: running.sample("softkin_pending_rows") == 4)
+    looks.clear()
+    calls = [in_background(running, rows(1), timeout=60) for _ in range(4000)]
+    looks.set()
+
+    assert {call.code() for call in calls} == {Code.RESOURCE_EXHAUSTED}
+    gate.set()
+    assert len(admitted.result().p_value) == 4
 
 
 def test_rows_over_the_limit_are_refused_while_health_stays_serving(start, rows, gate):

@@ -9,6 +9,8 @@ def test_connections_live_for_ever_unless_told_otherwise():
     assert dict(channel_options(ServerSettings())) == {
         "grpc.so_reuseport": 0,
         "grpc.max_receive_message_length": 2 * 64 * 1024 * 1024,
+        "grpc.server.max_pending_requests": 10_000,
+        "grpc.server.max_pending_requests_hard_limit": 10_000,
         "grpc.keepalive_time_ms": 60_000,
         "grpc.keepalive_timeout_ms": 20_000,
         "grpc.keepalive_permit_without_calls": 1,
