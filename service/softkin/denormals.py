@@ -46,7 +46,7 @@ def can_flush() -> bool:
 
 
 @contextmanager
-def flushed() -> Iterator[None]:
+def denormals_as_zero() -> Iterator[None]:
     """Within it the calling thread reads denormal numbers as zero and writes zero for them; half a microsecond."""
     if _LIBRARY is None:
         yield

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
-from softkin.denormals import can_flush, flushed
+from softkin.denormals import can_flush, denormals_as_zero
 from softkin.device import Target, available_threads
 from softkin.errors import BundleError, CancelledError, DeviceError, InvalidInputError
 
@@ -80,7 +80,8 @@ def start_session(
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     disabled = ["ConstantFolding"] if keep_constants else []
     try:
-        with flushed():  # and as before after it: onnxruntime would leave the thread that starts a session changed
+        # Left to itself onnxruntime would leave the thread that starts a session changed.
+        with denormals_as_zero():
             session = ort.InferenceSession(
                 source, options, providers=providers, disabled_optimizers=disabled, enable_fallback=0
             )
@@ -119,7 +120,7 @@ def run_session(
         options.terminate = True
 
     try:
-        with cancellation.stopping_by(stop) if cancellation else contextlib.nullcontext(), flushed():
+        with cancellation.stopping_by(stop) if cancellation else contextlib.nullcontext(), denormals_as_zero():
             return list(session.run(outputs, feeds, options))
     except CancelledError:
         raise

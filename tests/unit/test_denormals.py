@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from softkin.denormals import can_flush, flushed
+from softkin.denormals import can_flush, denormals_as_zero
 from softkin.device import Target
 from softkin.session import run_session, start_session
 
@@ -48,8 +48,8 @@ def test_they_are_zero_within_and_themselves_again_after_it():
     """Also within one another, and after an error."""
 
     def failing():
-        with flushed():
-            with flushed():
+        with denormals_as_zero():
+            with denormals_as_zero():
                 assert not survives()
             assert not survives()
             raise KeyError
