@@ -93,9 +93,19 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
     except UnicodeDecodeError:
         raise BundleError(f"{file}: not UTF-8 text; the bundle is damaged, copy or build it again") from None
     except (OSError, ValueError) as e:  # a path with a NUL in it is a ValueError
-        reason = getattr(e, "strerror", None) or str(e)
-        raise BundleError(f"{file}: cannot be read ({reason}); a bundle is a directory with a {MANIFEST}") from None
+        reason, near = getattr(e, "strerror", None) or str(e), _bundle_near(path)
+        one = f"a bundle is a directory with a {MANIFEST}" + (f", such as {near}" if near else "")
+        raise BundleError(f"{file}: cannot be read ({reason}); {one}") from None
     return parse_manifest(text, str(file)), hashlib.sha256(raw).hexdigest()
+
+
+def _bundle_near(path: Path) -> Path | None:
+    """A bundle that may have been meant by the path of what contains it, or of a file in it."""
+    try:
+        inside = sorted(file.parent for file in path.glob(f"*/{MANIFEST}"))
+        return next(near for near in [*inside, path.parent] if (near / MANIFEST).is_file())
+    except (OSError, ValueError, StopIteration):
+        return None
 
 
 def verify_files(path: str | os.PathLike[str]) -> tuple[Manifest, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from contextlib import nullcontext
 from functools import partial
 
@@ -49,6 +50,15 @@ def test_a_path_that_no_file_can_have_is_no_bundle(tmp_path, path):
     """Never the operating system's own exception."""
     with pytest.raises(BundleError, match=r"cannot be read \(.+\); a bundle is a directory"):
         bundles.read_bundle(tmp_path / path)
+
+
+@pytest.mark.parametrize("given", [".", "b/manifest.json"], ids=["its parent", "a file in it"])
+def test_a_path_beside_a_bundle_is_refused_with_the_bundle(tiny, tmp_path, given):
+    """Runs hold their bundle in a directory of their own."""
+    shutil.copytree(tiny.path, tmp_path / "b")
+
+    with pytest.raises(BundleError, match=rf"; a bundle is a directory with a manifest\.json, such as {tmp_path}/b$"):
+        bundles.read_manifest(tmp_path / given)
 
 
 def test_a_path_that_no_file_can_have_is_not_written(tiny, tmp_path):

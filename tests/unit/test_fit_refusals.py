@@ -263,7 +263,7 @@ def test_a_file_that_is_no_npz_of_numbers_is_refused_with_the_way_to_write_one(f
         (folder / "d.npz").write_bytes(pickle.dumps({"x_train": X}))
 
     remedy = r"write it by np\.savez with x_train, y_train as arrays of numbers"
-    message = rf"d\.npz: cannot be read as an npz of plain arrays \(.*\); {remedy}"
+    message = rf"d\.npz: not an npz of plain arrays \(.*\); {remedy}"
     refused(folder, capsys, monkeypatch, "--onnx m.onnx --layers hidden --data d.npz", message)
 
 

@@ -43,7 +43,8 @@ def load_plan(path: str | Path | None = None) -> Plan:
     try:
         raw = tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise RecipeError(f"{source}: cannot be read as a plan ({e})") from None
+        reason = getattr(e, "strerror", None) or str(e)
+        raise RecipeError(f"{source}: cannot be read as a plan ({reason})") from None
     if unknown := sorted(raw.keys() - {"train", "detect", "held_out"}):
         raise RecipeError(f"{source}: unknown table {unknown[0]!r}; allowed: train, detect, held_out")
     for table in ("train", "detect"):

@@ -189,7 +189,8 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
-        raise RecipeError(f"{path}: cannot be read ({e}); give a TOML file or one of {_builtin_names()}") from None
+        reason = getattr(e, "strerror", None) or str(e)
+        raise RecipeError(f"{path}: cannot be read ({reason}); give a TOML file or one of {_builtin_names()}") from None
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"{path}: not valid TOML: {e}") from None
     texts: dict[tuple[int | str, ...], str] = {}
@@ -261,12 +262,14 @@ def _describe(fault: Any, raw: Mapping[str, Any], path: Path, texts: Mapping[tup
         return f"{where} is unknown; allowed keys: {_allowed_keys(loc[:-1])}"
     if fault["type"] == "missing":
         return f"{where} is missing; it has no default"
-    if fault["type"] in ("list_type", "tuple_type") and isinstance(value := _value_at(raw, loc), str):
+    value = _value_at(raw, loc)
+    if fault["type"] in ("list_type", "tuple_type") and isinstance(value, str):
         message += f"; write {dotted} = {json.dumps([value])}"
-    return f"{where} is {_value_at(raw, loc)!r}: {message}"
+    return f"{where} is {'not set' if value is None else repr(value)}: {message}"
 
 
 def _value_at(raw: Any, loc: Sequence[Any]) -> Any:
+    """The value of a key; None where the recipe leaves it to its default, for TOML has no such value."""
     for key in loc:
         try:
             raw = raw[key]

@@ -35,9 +35,11 @@ def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()
                 raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}")
             found = {k: file[k] for k in [*keys, *(k for k in optional if k in file)]}
             return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e:
-        remedy = "" if isinstance(e, OSError) else f"; write it by np.savez with {', '.join(keys)} as arrays of numbers"
-        raise DataError(f"{path}: cannot be read as an npz of plain arrays ({e}){remedy}") from None
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror or e})") from None
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e:
+        remedy = f"write it by np.savez with {', '.join(keys)} as arrays of numbers"
+        raise DataError(f"{path}: not an npz of plain arrays ({e}); {remedy}") from None
 
 
 def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, path: str | Path) -> NDArray[np.int64]:

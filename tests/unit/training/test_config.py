@@ -158,7 +158,7 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
         ("model.hidden=[3]", ["model.hidden is [3]", "kind = 'mlp'"]),
         ("model.channels=[4, 0]", ["model.channels[1] is 0", "greater than or equal to 1"]),
         ("model.dropout=1", ["model.dropout is 1", "less than 1"]),
-        ("detector.nonconformity=joint", ["detector.joint_parts", "at least one part"]),
+        ("detector.nonconformity=joint", ["detector.joint_parts is not set: ", "at least one part"]),
         ("data.source=web", ["data.source is 'web'", "'digits', 'npz', 'folder'"]),
         ("data.source=npz", ["data.test_rows is 50", "its own x_test"]),
         ("data.test_rows=0", ["data.test_rows is 0", "at least 1"]),
