@@ -260,8 +260,10 @@ class Server:
         )
 
     def _abandon(self) -> None:
-        # Counted first: computations of cancelled requests stop at once.
-        self.abandoned_requests = max(self.abandoned_requests, self.pending_requests)
+        # Counted first: computations of cancelled requests stop at once. What is computed has left the gate, but its
+        # call waits for the answer until it is sent.
+        calls = self._traffic.accepted - self._traffic.streams
+        self.abandoned_requests = max(self.abandoned_requests, self.pending_requests, calls)
         self._grpc.stop(None).wait()
 
     def wait(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
 
+from softkin import converters
 from softkin.converters import array_to_tensor
 from softkin.errors import InvalidInputError, SoftkinError, StateError
 from softkin.interceptors import CountingPool
@@ -137,6 +138,30 @@ def test_the_grace_period_bounds_a_drain(start, rows, gate):
     assert running.server.abandoned_requests == 1
     assert detector.rows_scored == 0
     assert stuck.exception(timeout=20).code() in (Code.CANCELLED, Code.UNAVAILABLE)
+
+
+def test_an_answer_that_is_computed_and_not_sent_is_abandoned_too(start, rows, gate, monkeypatch):
+    """It has left the gate, whose rows are free for others."""
+    encode, encoding = converters.share_to_proto, threading.Semaphore(0)
+
+    def slow(share):
+        encoding.release()
+        gate.wait()
+        return encode(share)
+
+    monkeypatch.setattr(converters, "share_to_proto", slow)
+    running = start(StandIn())
+    stuck = running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows(1))), timeout=60)
+    assert encoding.acquire(timeout=20)
+    pending = running.server.pending_requests
+    stopping = threading.Thread(target=running.server.stop_now)
+    stopping.start()
+    failure = stuck.exception(timeout=20)
+    gate.set()
+    stopping.join(timeout=20)
+
+    assert (pending, running.server.abandoned_requests) == (0, 1)
+    assert failure.code() in (Code.CANCELLED, Code.UNAVAILABLE)
 
 
 def test_wait_returns_when_the_server_has_stopped(start):
