@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +14,7 @@ from pydantic.fields import FieldInfo
 from softkin import __version__
 from softkin.errors import InvalidInputError
 from softkin.settings import ServerSettings
-from softkin.sources import CONFIG, POSITIONAL, Origin, flag, origins, unknown_variables, variable
+from softkin.sources import CONFIG, POSITIONAL, Origin, flag, origin, unknown_variables, variable
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +59,8 @@ def from_flags(flags: argparse.Namespace) -> ServerSettings:
             raise InvalidInputError("settings", str(error["ctx"]["error"])) from None
         name = str(error["loc"][0])
         allowed = _allowed(ServerSettings.model_fields[name]) or str(error["msg"]).removeprefix("Value error, ")
-        raise InvalidInputError(
-            origins(given, ServerSettings)[name].name, f"got {error['input']!r}; {allowed}"
-        ) from None
+        where = origin(name, given, ServerSettings).name
+        raise InvalidInputError(where, f"got {error['input']!r}; {allowed}") from None
     if not settings.bundles and not flags.print_config:
         raise InvalidInputError(
             flag(POSITIONAL), f"none given; name at least one bundle directory, or set {variable(POSITIONAL)}"
@@ -78,11 +76,14 @@ def print_config(flags: argparse.Namespace) -> str:
     Raises:
         InvalidInputError: as from `from_flags`.
     """
-    settings, found = from_flags(flags), origins(_given(flags), ServerSettings)
+    settings, given = from_flags(flags), _given(flags)
     lines = [f"# softkin {__version__}; flag > environment > file > default"]
     if settings.config is not None:
         lines.append(f"# file: {_toml(settings.config)}")
-    lines += [_line(name, value, found) for name, value in settings if name != CONFIG]
+    for name, value in settings:
+        if name != CONFIG:
+            found = origin(name, given, ServerSettings) if name in settings.model_fields_set else None
+            lines.append(_line(name, value, found))
     return "\n".join(lines)
 
 
@@ -96,11 +97,10 @@ def _given(flags: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(flags, name) for name in ServerSettings.model_fields if name in flags}
 
 
-def _line(name: str, value: object, found: Mapping[str, Origin]) -> str:
+def _line(name: str, value: object, found: Origin | None) -> str:
     source = "default"
-    if name in found:
-        kind, where = found[name]
-        source = kind if kind == "file" else f"{kind} {where}"
+    if found is not None:
+        source = found.kind if found.kind == "file" else f"{found.kind} {found.name}"
     return f"# {name} is not set ({source})" if value is None else f"{name} = {_toml(value)}  # {source}"
 
 

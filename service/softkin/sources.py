@@ -42,23 +42,22 @@ class Origin(NamedTuple):
     """`--port`, `SOFTKIN_PORT`, or `softkin.toml: port`."""
 
 
-def origins(flags: Mapping[str, Any], settings: type[BaseSettings]) -> dict[str, Origin]:
-    """Where each option that is not left at its default comes from, whether its value is allowed or not.
+def origin(name: str, flags: Mapping[str, Any], settings: type[BaseSettings]) -> Origin:
+    """Where an option that is not left at its default comes from, whether its value is allowed or not.
+
+    The configuration file is not read again: some, such as pipes, can be read once.
 
     Args:
+        name: of the option.
         flags: values by name, as they are given to `settings`.
         settings: what the options are.
-
-    Raises:
-        InvalidInputError: the configuration file does not parse.
     """
+    if name in flags:
+        return Origin("flag", flag(name))
     environment = Environment(settings)()
-    path = config_path(flags, environment)
-    found: dict[str, Origin] = {}
-    if path is not None:
-        found |= {name: Origin("file", f"{path}: {name}") for name in read_config(path, settings)}
-    found |= {name: Origin("environment", variable(name)) for name in environment}
-    return found | {name: Origin("flag", flag(name)) for name in flags}
+    if name in environment:
+        return Origin("environment", variable(name))
+    return Origin("file", f"{config_path(flags, environment)}: {name}")
 
 
 def read_config(path: Path, settings: type[BaseSettings]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tomllib
 from pathlib import Path
 
@@ -140,6 +141,23 @@ def test_print_config_is_a_file_that_means_the_same(file):
     again = print_config(namespace("--config", str(path)))
     assert tomllib.loads(again) == tomllib.loads(path.read_text("utf-8"))
     assert "default" not in again.split("\n", 1)[1].replace("(default)", "")
+
+
+def test_a_file_that_can_be_read_once_is_enough():
+    """As a shell makes one of what another command prints."""
+
+    def piped(text):
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "w") as end:
+            end.write(text)
+        return reader
+
+    with os.fdopen(piped("workers = 7")) as end:
+        lines = print_config(namespace("--config", f"/dev/fd/{end.fileno()}")).splitlines()
+    with os.fdopen(piped("workers = -7")) as end, pytest.raises(InvalidInputError, match=r"/fd/\d+: workers: got -7; "):
+        from_flags(namespace("--config", f"/dev/fd/{end.fileno()}"))
+
+    assert "workers = 7  # file" in lines
 
 
 def test_print_config_prints_no_secret_and_starts_nothing(file, capsys):
