@@ -153,9 +153,9 @@ def test_a_file_that_can_be_read_once_is_enough():
         return reader
 
     with os.fdopen(piped("workers = 7")) as end:
-        lines = print_config(namespace("--config", f"/dev/fd/{end.fileno()}")).splitlines()
+        lines = print_config(namespace("b", "--config", f"/dev/fd/{end.fileno()}")).splitlines()
     with os.fdopen(piped("workers = -7")) as end, pytest.raises(InvalidInputError, match=r"/fd/\d+: workers: got -7; "):
-        from_flags(namespace("--config", f"/dev/fd/{end.fileno()}"))
+        from_flags(namespace("b", "--config", f"/dev/fd/{end.fileno()}"))
 
     assert "workers = 7  # file" in lines
 
