@@ -28,7 +28,7 @@ from softkin.errors import (
     StateError,
     UnavailableError,
 )
-from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.scores import ErrorBudget, Neighbors, Parts, Scores
 
 if TYPE_CHECKING:
     from softkin.async_client import AsyncClient
@@ -51,6 +51,7 @@ __all__ = [
     "Neighbors",
     "NotFoundError",
     "OverloadedError",
+    "Parts",
     "RecipeError",
     "Scores",
     "SoftkinError",

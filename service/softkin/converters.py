@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softkin.descriptions import GUARANTEE_NUMBERS, guarantee_number, guarantee_of
 from softkin.errors import InvalidInputError
-from softkin.scores import ErrorBudget, Neighbors, Scores, Share
+from softkin.scores import ErrorBudget, Neighbors, Parts, Scores, Share
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import Guarantee
 
@@ -202,11 +202,12 @@ def share_to_proto(share: Share) -> pb.ScoreResponse:
     """Encode one request's part of scores that were judged together, without its stage times."""
     scores, rows = share.scores, share.rows
     lists: dict[str, Any] = scores.lists()
-    class_p, neighbors = scores.class_p_values, scores.neighbors
+    class_p, neighbors, parts = scores.class_p_values, scores.neighbors, scores.parts
     if rows is not None:
         lists = {name: values[rows] for name, values in lists.items()}
         class_p = class_p[rows]
         neighbors = None if neighbors is None else neighbors.take(rows)
+        parts = None if parts is None else parts.take(rows)
     response = pb.ScoreResponse(
         **lists,
         class_p_values=pb.Tensor(
@@ -224,6 +225,8 @@ def share_to_proto(share: Share) -> pb.ScoreResponse:
                 shares=array_to_tensor(n.shares),
             )
         )
+    if parts is not None:
+        response.parts.CopyFrom(pb.Parts(names=parts.names, values=array_to_tensor(parts.values)))
     return response
 
 
@@ -260,6 +263,7 @@ def proto_to_scores(response: pb.ScoreResponse) -> Scores:
             smoothed=b.smoothed,
         ),
         neighbors=_neighbors(response.neighbors) if response.HasField("neighbors") else None,
+        parts=_parts(response.parts) if response.HasField("parts") else None,
         stage_seconds=dict(response.stage_seconds),
     )
 
@@ -272,6 +276,10 @@ def _neighbors(n: pb.Neighbors) -> Neighbors:
         distances=_owned(n.distances, "neighbors.distances", np.float32),
         shares=_owned(n.shares, "neighbors.shares", np.float32),
     )
+
+
+def _parts(p: pb.Parts) -> Parts:
+    return Parts(names=tuple(p.names), values=_owned(p.values, "parts.values", np.float64))
 
 
 def _owned(tensor: pb.Tensor, field: str, dtype: type[T]) -> NDArray[T]:

@@ -19,7 +19,7 @@ from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
 from softkin.scorer import Nearest
-from softkin.scores import Neighbors, RowScores, Scores
+from softkin.scores import Neighbors, Parts, RowScores, Scores
 from softkin.session import SLICE_ROWS
 from softkin.shards import ShardedScorer
 from softkin.verdicts import Guarantee, Rule
@@ -109,7 +109,8 @@ class Detector:
             confidence: of `certified`, and of the bound that the error budget states, in (0, 1).
             smoothing_seed: in [0, 2^64): p-values are smoothed at random, exact at ties too, and the same for the same
                 row and seed; None: deterministic p-values, conservative at ties.
-            num_neighbors: how many nearest training rows per row and layer to return as evidence; 0 for none.
+            num_neighbors: how many nearest training rows per row and layer to return as evidence, together with what
+                each outlier score is made of; 0 for neither.
             cancellation: stops the call within one chunk of the bank.
 
         Raises:
@@ -191,6 +192,7 @@ class Detector:
             predicted_class=predicted,
             outlier_score=outlier_score(a_BC, predicted),
             neighbors=neighbors,
+            parts=self._parts(outputs, predicted) if num_neighbors else None,
             infer_seconds=inferred,
         )
 
@@ -233,6 +235,7 @@ class Detector:
                 device=self.device,
             ),
             neighbors=found.neighbors,
+            parts=found.parts,
         )
 
     def warm_up(self, rows: int = SLICE_ROWS) -> None:
@@ -272,6 +275,10 @@ class Detector:
             distances=np.maximum(distances, 0.0).astype(np.float32),
             shares=np.minimum(np.exp(contributions - total_BL1), 1.0).astype(np.float32),
         )
+
+    def _parts(self, outputs: Outputs, predicted_B: NDArray[np.int32]) -> Parts:
+        names = self.manifest.parts or tuple(layer.name for layer in self.manifest.layers)
+        return Parts(names=names, values=self._nonconformity.terms(outputs, predicted_B))
 
     def _prove(self, bundle: Bundle) -> None:
         """Score the golden rows: a bundle that answers differently here than where it was built must not serve."""

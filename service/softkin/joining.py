@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from softkin.errors import UnavailableError
-from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.scores import ErrorBudget, Scores, evidence_of
 from softkin.verdicts import select
 
 _ARRAYS = (
@@ -41,10 +41,9 @@ def join(parts: Sequence[Scores]) -> Scores:
     if any(_without_selection(p.budget) != _without_selection(first.budget) for p in parts):
         raise UnavailableError("the detector was replaced between two requests for one array; score the array again")
     joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
-    neighbors = [p.neighbors for p in parts if p.neighbors is not None]
     return replace(
         _select_again(replace(first, **joined)),
-        neighbors=Neighbors.concatenate(neighbors) if neighbors else None,
+        **evidence_of(parts),
         stage_seconds={k: sum(p.stage_seconds.get(k, 0.0) for p in parts) for k in first.stage_seconds},
     )
 

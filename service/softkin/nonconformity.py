@@ -8,7 +8,7 @@ joint       several parts put on one scale, and the length of the vector that th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -112,6 +112,30 @@ class Nonconformity:
         surprises = [conformal.tail_surprise(self.part(p, outputs), self.references[p]) for p in self.parts]
         # A row that one part finds very strange outweighs one that several find a little strange, as a sum would not.
         return np.asarray(np.sqrt(sum(s * s for s in surprises)), np.float64)
+
+    def terms(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> Floats:
+        """`[B, P]`: what each row's nonconformity with its class is made of; see `Parts` for the meaning.
+
+        Args:
+            outputs: of B rows.
+            classes_B: `[B]` class of each row; the predicted one makes up the outlier score.
+        """
+        finite = outputs.finite
+        terms = self._terms_of_finite(outputs.take(finite), classes_B[finite])
+        terms_BP = np.full((len(outputs), len(terms)), np.inf)
+        terms_BP[finite] = np.stack(terms, axis=1)
+        return terms_BP
+
+    def _terms_of_finite(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> list[Floats]:
+        if self.form == "joint":
+            scores = {p: outlier_score(self.part(p, outputs), classes_B) for p in self.parts}
+            return [conformal.tail_surprise(score, self.references[p]) for p, score in scores.items()]
+        terms = []
+        for i in range(len(self.layer_weights)):
+            layer = replace(self, layer_weights=self.layer_weights[i : i + 1])
+            of_layer = Outputs(masses=outputs.masses[:, i : i + 1], logits=outputs.logits)
+            terms.append(outlier_score(layer.part(self.form, of_layer), classes_B))
+        return terms
 
     def part(self, part: Part, outputs: Outputs) -> Floats:
         """`[B, C]`: one part on its own scale."""

@@ -46,14 +46,15 @@ OUTPUTS = {
     "class_p_values": "FP64",
 }
 """Names and types of what every row gets: the arrays of `Scores`."""
-NEIGHBOR_OUTPUTS = {
+EVIDENCE_OUTPUTS = {
     "neighbors_ids": "INT64",
     "neighbors_labels": "INT32",
     "neighbors_distances": "FP32",
     "neighbors_shares": "FP32",
+    "parts_values": "FP64",
 }
-"""Likewise what it gets where neighbours are asked for: the arrays of `Neighbors`."""
-_ALL = {**OUTPUTS, **NEIGHBOR_OUTPUTS}
+"""Likewise what it gets where neighbours are asked for: the arrays of `Neighbors` and `Parts`."""
+_ALL = {**OUTPUTS, **EVIDENCE_OUTPUTS}
 
 
 def decode_infer_request(request: pb.ModelInferRequest, manifest: Manifest, limits: Limits) -> ScoreCall:
@@ -69,7 +70,7 @@ def decode_infer_request(request: pb.ModelInferRequest, manifest: Manifest, limi
             raise InvalidInputError(
                 f"outputs[{i}].name", f"got {reprlib.repr(output.name)}; allowed: {', '.join(_ALL)}"
             )
-        if output.name in NEIGHBOR_OUTPUTS and not options.num_neighbors:
+        if output.name in EVIDENCE_OUTPUTS and not options.num_neighbors:
             raise InvalidInputError(
                 f"outputs[{i}].name", f"got {output.name!r}, but no neighbours; set the parameter num_neighbors"
             )
@@ -135,10 +136,13 @@ def scores_to_response(scores: Scores, request: pb.ModelInferRequest) -> pb.Mode
     response = pb.ModelInferResponse()
     response.CopyFrom(_budget_to_response(scores.budget))
     response.id = request.id
-    arrays, n = vars(scores), scores.neighbors
+    arrays, n, parts = vars(scores), scores.neighbors, scores.parts
     if n is not None:
         response.parameters["neighbors_layers"].string_param = json.dumps(n.layers)
         arrays = {**arrays, **{f"neighbors_{name}": array for name, array in vars(n).items()}}
+    if parts is not None:
+        response.parameters["parts_names"].string_param = json.dumps(parts.names)
+        arrays = {**arrays, "parts_values": parts.values}
     for name in dict.fromkeys(output.name for output in request.outputs) or _ALL:
         if name in arrays:
             array, datatype = arrays[name], _ALL[name]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from softkin.inference import grpc_service_pb2 as pb
 from softkin.manifest import Manifest
-from softkin.oip_converters import NEIGHBOR_OUTPUTS, OUTPUTS, WORDS
+from softkin.oip_converters import EVIDENCE_OUTPUTS, OUTPUTS, WORDS
 from softkin.registry import ScoringDetector
 from softkin.settings import ServerSettings
 
@@ -46,7 +46,7 @@ def model_metadata(
             "layers": json.dumps([layer.name for layer in m.layers]),
             "default_alpha": repr(alpha),
             "default_guarantee": guarantee,
-            "neighbor_outputs": json.dumps(list(NEIGHBOR_OUTPUTS)),
+            "evidence_outputs": json.dumps(list(EVIDENCE_OUTPUTS)),
         },
     )
 

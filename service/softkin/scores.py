@@ -44,6 +44,33 @@ class Neighbors:
 _NEIGHBOR_ARRAYS = ("ids", "labels", "distances", "shares")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """What each row's outlier score is made of: in which respect it is strange.
+
+    Of a detector with nonconformity `joint` these are its parts, each as its surprise: minus the natural log of the
+    part's p-value against the detector's reference rows, at least 0, about 0.7 for half of all inliers and above 3 for
+    one in twenty. The outlier score is the length of that vector. Of all others they are the layers, each with its
+    weighted term in nats, and the outlier score is their sum.
+
+    A row on which the network overflows has +inf everywhere, as its outlier score is.
+    """
+
+    names: tuple[str, ...]
+    """Of the P parts, or layers."""
+    values: NDArray[np.float64]
+    """`[B, P]`, higher = stranger."""
+
+    def take(self, rows: slice) -> Parts:
+        """Those of some rows."""
+        return replace(self, values=self.values[rows])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Parts]) -> Parts:
+        """Join those of consecutive rows."""
+        return replace(parts[0], values=np.concatenate([p.values for p in parts]))
+
+
 @dataclass(kw_only=True)
 class RowScores:
     """What the device finds for B rows, the same whoever asks and at whatever alpha: verdicts come later."""
@@ -56,6 +83,8 @@ class RowScores:
     """`[B]`: nonconformity at the predicted class."""
     neighbors: Neighbors | None = None
     """Present when neighbours were asked for."""
+    parts: Parts | None = None
+    """Likewise."""
     infer_seconds: float = 0.0
     """Time that the device took."""
 
@@ -69,6 +98,7 @@ class RowScores:
             predicted_class=self.predicted_class[rows],
             outlier_score=self.outlier_score[rows],
             neighbors=None if self.neighbors is None else self.neighbors.take(rows),
+            parts=None if self.parts is None else self.parts.take(rows),
             infer_seconds=self.infer_seconds,
         )
 
@@ -77,12 +107,11 @@ class RowScores:
         """Join the scores of consecutive slices of one request; their times add up."""
         if len(parts) == 1:
             return parts[0]
-        neighbors = [p.neighbors for p in parts if p.neighbors is not None]
         return cls(
             nonconformity=np.concatenate([p.nonconformity for p in parts]),
             predicted_class=np.concatenate([p.predicted_class for p in parts]),
             outlier_score=np.concatenate([p.outlier_score for p in parts]),
-            neighbors=Neighbors.concatenate(neighbors) if neighbors else None,
+            **evidence_of(parts),
             infer_seconds=sum(p.infer_seconds for p in parts),
         )
 
@@ -140,6 +169,8 @@ class Scores:
     budget: ErrorBudget
     neighbors: Neighbors | None = None
     """Present when neighbours were asked for."""
+    parts: Parts | None = None
+    """Likewise."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     """Time spent per stage: `infer`, `calibrate`, and over the wire `decode`, `queue`, `encode`."""
 
@@ -169,6 +200,7 @@ class Scores:
             class_p_values=self.class_p_values[rows],
             budget=self.budget,
             neighbors=None if self.neighbors is None else self.neighbors.take(rows),
+            parts=None if self.parts is None else self.parts.take(rows),
         )
 
     def __repr__(self) -> str:
@@ -177,6 +209,16 @@ class Scores:
 
 
 _ROW_ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence")
+
+
+def evidence_of(answers: Sequence[RowScores] | Sequence[Scores]) -> dict[str, Any]:
+    """The evidence of consecutive rows, joined: `neighbors` and `parts`, None where they were not asked for."""
+    neighbors = [a.neighbors for a in answers if a.neighbors is not None]
+    parts = [a.parts for a in answers if a.parts is not None]
+    return {
+        "neighbors": Neighbors.concatenate(neighbors) if neighbors else None,
+        "parts": Parts.concatenate(parts) if parts else None,
+    }
 
 
 class Share:

@@ -23,7 +23,7 @@ from softkin.cancellation import Cancellation
 from softkin.certificate import DEFAULT_CONFIDENCE, certify
 from softkin.errors import CancelledError, InvalidInputError
 from softkin.manifest import Layer, Manifest
-from softkin.scores import Neighbors, RowScores, Scores
+from softkin.scores import Neighbors, Parts, RowScores, Scores
 from softkin.verdicts import Guarantee, Rule, check_rule
 
 CALIBRATION_SIZE = 99
@@ -131,6 +131,7 @@ class StandIn:
             predicted_class=(np.abs(score).astype(np.int64) % 3).astype(np.int32),
             outlier_score=score,
             neighbors=_neighbors(score, num_neighbors) if num_neighbors else None,
+            parts=_parts(score) if num_neighbors else None,
             infer_seconds=0.25,
         )
 
@@ -158,6 +159,7 @@ class StandIn:
                 device=self.device,
             ),
             neighbors=found.neighbors,
+            parts=found.parts,
         )
 
     @staticmethod
@@ -209,6 +211,10 @@ def _neighbors(score: NDArray[np.float64], k: int) -> Neighbors:
         distances=(np.arange(k, dtype=np.float32) / 3) + np.zeros(ids.shape, np.float32),
         shares=np.float32(0.1) + np.zeros(ids.shape, np.float32),
     )
+
+
+def _parts(score: NDArray[np.float64]) -> Parts:
+    return Parts(names=("one_part", "another"), values=np.stack([score / 3, score / 7], axis=1))
 
 
 def main() -> int:

@@ -30,3 +30,9 @@ def assert_same(found: Scores, expected: Scores):
     assert (found.neighbors is None) == (expected.neighbors is None)
     if found.neighbors is not None:
         assert found.neighbors.ids.tolist() == expected.neighbors.ids.tolist()
+    assert (found.parts is None) == (expected.parts is None)
+    if found.parts is not None:
+        assert (found.parts.names, found.parts.values.tolist()) == (
+            expected.parts.names,
+            expected.parts.values.tolist(),
+        )

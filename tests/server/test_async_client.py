@@ -46,6 +46,7 @@ def bits(scores):
     found = {f.name: plain(getattr(scores, f.name)) for f in fields(scores) if f.name != "stage_seconds"}
     if scores.neighbors is not None:
         found["neighbors"] = {f.name: plain(getattr(scores.neighbors, f.name)) for f in fields(scores.neighbors)}
+        found["parts"] = {f.name: plain(getattr(scores.parts, f.name)) for f in fields(scores.parts)}
     return found
 
 

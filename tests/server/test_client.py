@@ -32,6 +32,9 @@ def assert_same(a, b):
         for name in NEIGHBOR_ARRAYS:
             x, y = getattr(a.neighbors, name), getattr(b.neighbors, name)
             assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes()), name
+    assert (a.parts is None) == (b.parts is None) == (a.neighbors is None)
+    if a.parts is not None:
+        assert (a.parts.names, a.parts.values.tobytes()) == (b.parts.names, b.parts.values.tobytes())
 
 
 @pytest.mark.parametrize("num_neighbors", [0, 3])

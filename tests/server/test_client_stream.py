@@ -30,6 +30,7 @@ def test_every_array_gets_the_answer_it_gets_alone(server, rows, guarantee):
         assert a.is_outlier.tolist() == b.is_outlier.tolist()
         assert a.budget == b.budget
         assert a.neighbors.ids.tolist() == b.neighbors.ids.tolist()
+        assert a.parts.values.tolist() == b.parts.values.tolist()
 
 
 def test_a_stream_of_pieces_joins_to_the_answer_for_the_whole(server, rows):

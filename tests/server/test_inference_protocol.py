@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -158,7 +159,9 @@ def test_metadata_says_what_the_protocol_has_no_field_for(start):
         "layers": '["conv", "dense"]',
         "default_alpha": "0.2",
         "default_guarantee": "marginal",
-        "neighbor_outputs": '["neighbors_ids", "neighbors_labels", "neighbors_distances", "neighbors_shares"]',
+        "evidence_outputs": json.dumps(
+            ["neighbors_ids", "neighbors_labels", "neighbors_distances", "neighbors_shares", "parts_values"]
+        ),
     }
     assert config.dynamic_batching.max_queue_delay_microseconds == 1000
 

@@ -226,6 +226,7 @@ def test_every_kind_of_number_is_taken(shared_server):
     expected = StandIn().score(ONE, alpha=0.25, smoothing_seed=2**64 - 1, num_neighbors=2)
     assert seed["p_value"] == expected.p_value.tobytes()
     assert seed["neighbors_shares"] == expected.neighbors.shares.tobytes()
+    assert seed["parts_values"] == expected.parts.values.tobytes()
     assert response.parameters["smoothed"].bool_param
 
 

@@ -71,8 +71,10 @@ def test_scores_over_the_wire_equal_those_in_process_bit_for_bit(served, tiny, n
         for name in ("ids", "labels", "distances", "shares"):
             assert getattr(found.neighbors, name).tobytes() == getattr(expected.neighbors, name).tobytes(), name
         assert found.neighbors.layers == expected.neighbors.layers
+        assert found.parts.names == expected.parts.names
+        assert found.parts.values.tobytes() == expected.parts.values.tobytes()
     else:
-        assert found.neighbors is None
+        assert found.neighbors is found.parts is None
 
 
 @pytest.mark.parametrize("seed", [None, 41], ids=["plain", "smoothed"])

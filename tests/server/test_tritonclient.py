@@ -23,7 +23,11 @@ def assert_same(result, scores):
     budget = {k: v for k, v in vars(scores.budget).items() if v is not None}
     if scores.neighbors is not None:
         expected |= {f"neighbors_{name}": getattr(scores.neighbors, name) for name in NEIGHBOR_ARRAYS}
-        budget["neighbors_layers"] = json.dumps(scores.neighbors.layers)
+        expected["parts_values"] = scores.parts.values
+        budget |= {
+            "neighbors_layers": json.dumps(scores.neighbors.layers),
+            "parts_names": json.dumps(scores.parts.names),
+        }
     found = result["outputs"]
     assert list(found) == list(expected)
     for name, array in expected.items():

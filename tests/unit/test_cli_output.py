@@ -18,6 +18,7 @@ from softkin import cli, display
 from softkin.descriptions import DriftInfo
 from softkin.drift import DriftReport
 from softkin.errors import DataError
+from softkin.scores import Parts
 from standin import StandIn, manifest
 
 COMMAND = [sys.executable, "-m", "softkin.cli"]
@@ -186,6 +187,38 @@ def test_a_row_without_neighbors_has_none_in_the_table(capsys):
         False,
         True,
     ]
+
+
+def two_rows_of_a_joint_score():
+    """The first an outlier that `class_part` finds strangest, the second an inlier."""
+    scores = StandIn().score(np.zeros((2, 2, 3), np.float32), num_neighbors=1)
+    parts = Parts(names=("part", "class_part"), values=np.array([[2.0, 5.0], [0.5, np.inf]]))
+    return dataclasses.replace(scores, parts=parts, is_outlier=np.array([True, False]))
+
+
+def test_what_a_score_is_made_of_stands_in_json(capsys):
+    """By name; what is infinite is no number there."""
+    display.print_json(two_rows_of_a_joint_score(), ["a", "b", "c"])
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("parts") for line in lines] == [
+        {"part": 2.0, "class_part": 5.0},
+        {"part": 0.5, "class_part": None},
+        None,
+    ]
+
+
+def test_the_table_says_in_which_part_an_outlier_is_strangest(capsys):
+    """An inlier is strange in none; terms of layers are on scales of their own, of which none is the largest."""
+    joint = two_rows_of_a_joint_score()
+    layers = dataclasses.replace(joint, parts=dataclasses.replace(joint.parts, names=joint.neighbors.layers))
+    display.print_table(joint, ["a", "b", "c"])
+    display.print_table(layers, ["a", "b", "c"])
+
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert [row[5] for row in rows] == ["class part", "", "a", "a"]
+    assert out.count("strangest in") == 1
 
 
 def test_a_long_table_says_the_same_in_plain_columns(capsys, monkeypatch):

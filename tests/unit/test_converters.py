@@ -23,7 +23,7 @@ from softkin.converters import (
 )
 from softkin.drift import DriftReport
 from softkin.errors import InvalidInputError
-from softkin.scores import ErrorBudget, Neighbors, Scores
+from softkin.scores import ErrorBudget, Neighbors, Parts, Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import GUARANTEES
 from standin import StandIn
@@ -73,6 +73,7 @@ def scores(rng, b=5, c=3, k=2, neighbors=True, **budget):
         )
         if neighbors
         else None,
+        parts=Parts(names=("p", "q", "r"), values=f64(b, 3)) if neighbors else None,
         stage_seconds={"infer": 0.1, "calibrate": 1e-9},
     )
 
@@ -191,9 +192,9 @@ def test_received_scores_can_be_written_to_as_those_made_in_process():
     """No caller meets a read-only array only because the detector is remote."""
     after = converters.proto_to_scores(converters.scores_to_proto(scores(np.random.default_rng(0))))
 
-    arrays = [v for o in (after, after.neighbors) for v in vars(o).values() if isinstance(v, np.ndarray)]
+    arrays = [v for o in (after, after.neighbors, after.parts) for v in vars(o).values() if isinstance(v, np.ndarray)]
 
-    assert len(arrays) == 11
+    assert len(arrays) == 12
     assert all(a.flags.writeable for a in arrays)
 
 

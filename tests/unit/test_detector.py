@@ -124,6 +124,30 @@ def test_neighbors_are_the_nearest_bank_rows(detector, tiny):
     np.testing.assert_allclose(found.shares[:, 0], shares, rtol=1e-3)
 
 
+def test_the_evidence_says_what_each_score_is_made_of(detector, tiny):
+    """The parts of the joint form by name; nothing of it where no evidence is asked for."""
+    x = np.concatenate([tiny.inliers, tiny.inliers])[:600]
+
+    found = detector.score(x, num_neighbors=1)
+
+    assert found.parts is not None
+    assert found.parts.names == detector.manifest.parts
+    assert found.parts.values.shape == (600, len(detector.manifest.parts))
+    np.testing.assert_allclose(np.sqrt((found.parts.values**2).sum(axis=1)), found.outlier_score, rtol=1e-12)
+    assert detector.score(x[:1]).parts is None
+
+
+def test_the_score_of_a_sum_is_made_of_its_layers(tiny, tmp_path):
+    """By their names, in the order of the evidence."""
+    spec = replace(tiny.spec, nonconformity="density", parts=())
+    build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+
+    found = Detector.load(tmp_path / "b", device="cpu").score(tiny.inliers[:7], num_neighbors=1)
+
+    assert found.parts.names == found.neighbors.layers == ("wide", "narrow")
+    np.testing.assert_allclose(found.parts.values.sum(axis=1), found.outlier_score, rtol=1e-12)
+
+
 def test_more_neighbors_than_bank_rows_gives_all_rows(detector, tiny):
     """Padding never shows up as a neighbour."""
     found = detector.score(tiny.inliers[:1], num_neighbors=10_000).neighbors

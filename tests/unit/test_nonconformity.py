@@ -62,6 +62,51 @@ def test_the_joint_form_is_the_length_of_the_vector_of_surprises():
             assert found[b, j] == pytest.approx(math.sqrt(squares), rel=1e-12)
 
 
+def test_the_terms_of_a_joint_score_are_the_surprises_of_its_parts():
+    """At the class that is asked for; their length is the nonconformity."""
+    reference, rows = outputs(0, 200), outputs(1, 20)
+    joint = replace(plain(), form="joint", parts=PARTS, references=fit_references(plain(), PARTS, reference))
+    classes = np.random.default_rng(2).integers(0, 4, 20).astype(np.int32)
+
+    found = joint.terms(rows, classes)
+
+    assert found.shape == (20, len(PARTS))
+    for p, part in enumerate(PARTS):
+        values = [joint.part(part, rows)[b, j] for b, j in enumerate(classes)]
+        np.testing.assert_allclose(found[:, p], conformal.tail_surprise(values, joint.references[part]), rtol=1e-12)
+    np.testing.assert_allclose(np.sqrt((found**2).sum(axis=1)), outlier_score(joint(rows), classes), rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["density", "posterior"])
+def test_the_terms_of_other_scores_are_those_of_the_layers(form):
+    """Each with the layer's weight; they sum up to the nonconformity."""
+    rows, several = outputs(1, 20), replace(plain(), form=form)
+    classes = np.random.default_rng(2).integers(0, 4, 20).astype(np.int32)
+
+    found = several.terms(rows, classes)
+
+    for i, weight in enumerate(WEIGHTS):
+        layer = replace(rows, masses=rows.masses[:, [i]])
+        alone = replace(several, layer_weights=np.array([weight]))(layer)
+        np.testing.assert_allclose(found[:, i], outlier_score(alone, classes), rtol=1e-12)
+    np.testing.assert_allclose(found.sum(axis=1), outlier_score(several(rows), classes), rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["density", "joint"])
+def test_a_row_that_is_not_finite_is_strange_in_every_term(form):
+    """As its score is infinite; the rows beside it keep their terms, and there may be none beside it."""
+    rows, parts = outputs(8, 5), ("density", "energy")
+    scored = replace(plain(), form=form, parts=parts, references=fit_references(plain(), parts, rows))
+    classes = rows.logits.argmax(axis=1).astype(np.int32)
+    expected = scored.terms(rows, classes)
+    expected[2] = math.inf
+    rows.logits[2, 1] = math.nan
+
+    np.testing.assert_array_equal(scored.terms(rows, classes), expected)
+    alone = Outputs(masses=rows.masses[2:3], logits=rows.logits[2:3])
+    np.testing.assert_array_equal(scored.terms(alone, classes[2:3]), expected[2:3])
+
+
 def test_class_density_is_density_in_units_of_the_class():
     """Center and spread of the reference rows predicted to be of that class, drawn towards those of all."""
     reference, rows = outputs(2, 300), outputs(3, 10)

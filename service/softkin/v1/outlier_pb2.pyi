@@ -89,7 +89,7 @@ class StreamAnswer(_message.Message):
     def __init__(self, response: _Optional[_Union[ScoreResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values", "neighbors", "budget", "stage_seconds")
+    __slots__ = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values", "neighbors", "budget", "stage_seconds", "parts")
     class StageSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,7 @@ class ScoreResponse(_message.Message):
     NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
     STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     outlier_score: _containers.RepeatedScalarFieldContainer[float]
     p_value: _containers.RepeatedScalarFieldContainer[float]
     is_outlier: _containers.RepeatedScalarFieldContainer[bool]
@@ -117,7 +118,8 @@ class ScoreResponse(_message.Message):
     neighbors: Neighbors
     budget: ErrorBudget
     stage_seconds: _containers.ScalarMap[str, float]
-    def __init__(self, outlier_score: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ..., is_outlier: _Optional[_Iterable[bool]] = ..., predicted_class: _Optional[_Iterable[int]] = ..., credibility: _Optional[_Iterable[float]] = ..., confidence: _Optional[_Iterable[float]] = ..., class_p_values: _Optional[_Union[Tensor, _Mapping]] = ..., neighbors: _Optional[_Union[Neighbors, _Mapping]] = ..., budget: _Optional[_Union[ErrorBudget, _Mapping]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    parts: Parts
+    def __init__(self, outlier_score: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ..., is_outlier: _Optional[_Iterable[bool]] = ..., predicted_class: _Optional[_Iterable[int]] = ..., credibility: _Optional[_Iterable[float]] = ..., confidence: _Optional[_Iterable[float]] = ..., class_p_values: _Optional[_Union[Tensor, _Mapping]] = ..., neighbors: _Optional[_Union[Neighbors, _Mapping]] = ..., budget: _Optional[_Union[ErrorBudget, _Mapping]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., parts: _Optional[_Union[Parts, _Mapping]] = ...) -> None: ...
 
 class Neighbors(_message.Message):
     __slots__ = ("layers", "ids", "labels", "distances", "shares")
@@ -132,6 +134,14 @@ class Neighbors(_message.Message):
     distances: Tensor
     shares: Tensor
     def __init__(self, layers: _Optional[_Iterable[str]] = ..., ids: _Optional[_Union[Tensor, _Mapping]] = ..., labels: _Optional[_Union[Tensor, _Mapping]] = ..., distances: _Optional[_Union[Tensor, _Mapping]] = ..., shares: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class Parts(_message.Message):
+    __slots__ = ("names", "values")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    values: Tensor
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class ErrorBudget(_message.Message):
     __slots__ = ("detector", "version", "digest", "device", "alpha", "calibration_size", "smallest_p_value", "guarantee", "confidence", "p_value_threshold", "false_alarm_bound", "fewest_selectable", "smoothed")
