@@ -63,3 +63,18 @@ def test_thousands_of_equal_rows_at_the_edge_of_the_exponential_do_not_overflow(
 
     expected = mass.class_mass(z[:1], z, labels, num_classes=2, temperature=1 / inverse_temperature, metric="cosine")
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [1e-25, 1e25])
+def test_weights_near_the_ends_of_the_exponential_neither_overflow_nor_vanish(tmp_path, weight):
+    """1 / T alone is far from them; a weight moves every logit by its logarithm."""
+    z, labels, _ = make([5, 300], {"a": 8}, "cosine", 0.5, False)
+    query, weights = np.concatenate([z["a"][:3], -z["a"][:3]]), np.full(len(labels), weight, np.float32)
+    bank = packed(z, labels, {"a": 1 / 60}, "cosine", weights)
+
+    found = start(tmp_path, bank, {"a": 8}).run(query).masses[:, 0]
+
+    expected = mass.class_mass(
+        query, z["a"], labels, num_classes=2, temperature=1 / 60, metric="cosine", weights_N=weights
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scorer_cases import RELATIVE, ROUNDING, make, packed, start, terms
+from scorer_cases import RELATIVE, ROUNDING, kernels_run, make, packed, profile_sessions, start, terms
 from softkin import mass
 from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, PRECISIONS
 from softkin.chunks import chunk_rows_for, cut_into_chunks
@@ -99,6 +95,22 @@ def test_batch_mates_do_not_matter(tmp_path, form, precision):
     np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("exponent", [-40, 40])
+def test_the_unit_of_a_representation_does_not_matter(tmp_path, exponent, precision):
+    """Rows and queries of any size, by a temperature in their own unit: the same masses, to the last bit."""
+    z, labels, weights = make(COUNTS, DIMS, "squared_euclidean", 0.5, True)
+    query = np.concatenate([z["a"][:5], -z["a"][:3]])
+    found = []
+    for unit in (np.float32(1), np.float32(2.0**exponent)):
+        temperature = 3.0 * float(unit) ** 2
+        bank = packed({"a": unit * z["a"]}, labels, {"a": temperature}, "squared_euclidean", weights)
+        scorer = start(tmp_path, reduce_precision(bank, precision), DIMS)
+        found.append(scorer.run(unit * query).masses)
+
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("integer", [True, False], ids=["CPU", "elsewhere"])
@@ -133,19 +145,12 @@ def test_fewer_bits_give_the_masses_of_the_rounded_vectors(tmp_path, monkeypatch
 @pytest.mark.parametrize("form", FORMS)
 def test_an_integer_product_scales_its_rows_and_no_queries(tmp_path, monkeypatch, form):
     """onnxruntime fuses the rows' scales into it. A scale per query it would fuse too, and apply on one thread."""
-
-    class Profiled(ort.SessionOptions):
-        def __init__(self):
-            super().__init__()
-            self.enable_profiling, self.profile_file_prefix = True, str(tmp_path / "profile")
-
     bank, *_, query = case(form, precision="int8")
-    monkeypatch.setattr(ort, "SessionOptions", Profiled)
+    profile_sessions(monkeypatch, tmp_path)
     scorer = start(tmp_path, bank, DIMS)
     scorer.run(query)
-    events = json.loads(Path(scorer._session.end_profiling()).read_text())
 
-    ran = [e["args"] for e in events if e["name"].endswith("_kernel_time")]
+    ran = [kernel["args"] for kernel in kernels_run(scorer)]
     products = [a["input_type_shape"] for a in ran if a["op_name"] == "MatMulIntegerToFloat"]
     scales = [[shape["float"] for shape in shapes if "float" in shape] for shapes in products]
     parts = cut_into_chunks(bank, chunk_rows_for("cpu"))
@@ -178,8 +183,8 @@ def test_evidence_is_the_rows_with_the_largest_contributions(tmp_path, monkeypat
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("metric", mass.METRICS)
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
-def test_far_outliers_have_finite_masses(tmp_path, metric, factor, precision):
-    """A query thousands of median distances away is far, not NaN; a zero query too."""
+def test_far_outliers_have_their_masses(tmp_path, metric, factor, precision):
+    """A query thousands of median distances away is as far as it is, not NaN; a zero query too."""
     z, labels, _ = make(COUNTS, DIMS, metric, 0.5, False)
     temperature = factor * float(np.median(mass.distances(z["a"][:5], z["a"], metric)))
     bank = reduce_precision(packed(z, labels, {"a": temperature}, metric, None), precision)
@@ -187,7 +192,12 @@ def test_far_outliers_have_finite_masses(tmp_path, metric, factor, precision):
     if metric == "cosine":  # the network normalises; far means opposite
         query = np.stack([-z["a"][0], np.eye(9)[0], np.zeros(9)]).astype(np.float32)
 
-    assert np.isfinite(start(tmp_path, bank, DIMS).run(query).masses).all()
+    found = start(tmp_path, bank, DIMS).run(query).masses[:, 0]
+
+    expected = mass.class_mass(
+        query, z["a"], labels, num_classes=len(COUNTS), temperature=temperature, metric=metric, weights_N=None
+    )
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

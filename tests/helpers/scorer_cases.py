@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
@@ -50,6 +52,23 @@ def start(tmp_path: Path, bank: Bank, dims: dict[str, int], *, chunk_rows: int |
     onnx.save(identity_model(dims, normalize=False), tmp_path / "model.onnx")
     save_file(bank_tensors(bank), tmp_path / "bank.safetensors")
     return Scorer(tmp_path / "model.onnx", bank, tmp_path / "bank.safetensors", device="cpu", chunk_rows=chunk_rows)
+
+
+def profile_sessions(monkeypatch, folder: Path) -> None:
+    """Sessions that start from now on write down what they run."""
+
+    class Profiled(ort.SessionOptions):
+        def __init__(self):
+            super().__init__()
+            self.enable_profiling, self.profile_file_prefix = True, str(folder / "profile")
+
+    monkeypatch.setattr(ort, "SessionOptions", Profiled)
+
+
+def kernels_run(scorer: Scorer) -> list[dict]:
+    """Names and arguments of the kernels that a profiled scorer has run, in their order."""
+    events = json.loads(Path(scorer._session.end_profiling()).read_text())
+    return [event for event in events if event["name"].endswith("_kernel_time")]
 
 
 def make(counts: list[int], dims: dict[str, int], metric: str, spread: float, weighted: bool, seed: int = 0):

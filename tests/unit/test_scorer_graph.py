@@ -1,0 +1,77 @@
+"""What the scoring graph keeps in memory: a chunk's logits at a time, whatever the size of the bank."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from safetensors.numpy import save_file
+
+from scorer_cases import kernels_run, make, packed, profile_sessions, start
+from softkin.bank import LARGE_TILE_ROWS
+from softkin.bundle import bank_tensors
+from softkin.chunks import CHUNK_ROWS, cut_into_chunks
+from softkin.graph_builder import GraphBuilder
+from softkin.scorer import layer_graphs
+from softkin.tensor_file import TensorFile
+
+TEMPERATURES = {"bounded": 0.5, "any temperature": 0.002}
+
+
+def graph_of(folder, bank, chunk_rows):
+    """The graph of a bank of one layer with evidence, and the names of its outputs."""
+    save_file(bank_tensors(bank), folder / "bank.safetensors")
+    g = GraphBuilder()
+    (layer,) = layer_graphs(g, bank, TensorFile(folder / "bank.safetensors"), cut_into_chunks(bank, chunk_rows))
+    return g, layer.masses("z", lambda n: f"k_{n}")
+
+
+def most_alive(g, outputs, op_types):
+    """Outputs of such nodes that are still needed, at most, when the nodes run as they stand."""
+    last = {name: i for i, node in enumerate(g.nodes) for name in node.input} | dict.fromkeys(outputs, len(g.nodes))
+    alive, most = [], 0
+    for i, node in enumerate(g.nodes):
+        alive += [name for name in node.output if node.op_type in op_types]
+        most = max(most, len(alive))
+        alive = [name for name in alive if last[name] > i]
+    return most
+
+
+@pytest.mark.parametrize("form", TEMPERATURES)
+def test_evidence_waits_for_a_few_dozen_chunks_of_hundreds(tmp_path, form):
+    """It merges by sixteens of sixteens; and no two chunks' logits are needed at once."""
+    chunks = 600
+    z, labels, _ = make([LARGE_TILE_ROWS * chunks], {"a": 1}, "cosine", 0.5, False)
+    bank = packed(z, labels, {"a": TEMPERATURES[form]}, "cosine", None)
+
+    g, outputs = graph_of(tmp_path, bank, LARGE_TILE_ROWS)
+
+    assert sum(node.op_type == "Gemm" for node in g.nodes) == chunks
+    assert most_alive(g, outputs, {"Gemm"}) == 1
+    assert most_alive(g, outputs, {"TopK", "GatherElements", "Concat"}) <= 80
+
+
+@pytest.mark.parametrize("form", TEMPERATURES)
+def test_chunks_run_one_after_the_other(tmp_path, monkeypatch, form):
+    """As they stand in the graph: in the runtime's own order every chunk's logits wait for their nearest rows."""
+    z, labels, _ = make([6 * LARGE_TILE_ROWS, 300], {"a": 3}, "cosine", 0.5, False)
+    bank = packed(z, labels, {"a": TEMPERATURES[form]}, "cosine", None)
+    profile_sessions(monkeypatch, tmp_path)
+    scorer = start(tmp_path, bank, {"a": 3}, chunk_rows=LARGE_TILE_ROWS)
+    scorer.run_with_nearest(z["a"][:3], 3)
+
+    ran = [kernel["name"] for kernel in kernels_run(scorer)]
+    nodes = [int(found[1]) for found in (re.search(r"softkin/\w+?_(\d+)_\d_kernel", name) for name in ran) if found]
+    assert sum("Gemm" in name for name in ran) == 8
+    assert nodes == sorted(nodes)
+
+
+def test_thousands_of_classes_are_merged_without_a_matrix_of_them_all(tmp_path):
+    """Tiles x classes would be 400 MB; what the graph holds itself is in proportion to the bank."""
+    z, labels, _ = make([1] * 10_000, {"a": 2}, "cosine", 0.5, False)
+    bank = packed(z, labels, {"a": 0.5}, "cosine", None)
+
+    g, _ = graph_of(tmp_path, bank, CHUNK_ROWS)
+
+    assert not any(node.op_type in ("ReduceMax", "LogSoftmax") for node in g.nodes)  # bounded: a matrix could do it
+    assert sum(len(constant.raw_data) for constant in g.initializers) < 1e6
