@@ -31,20 +31,20 @@ def search(distances_BB: Tensor, neighbours: Neighbours) -> TemperatureMinimum:
     """Find the minimiser of one layer: a log grid of 1e-3 to 1e3 times the median distance, then Newton's method.
 
     The loss is not convex in T, so the grid finds the basin; Newton steps on log T refine inside it.
-    Where all distances are 0 every temperature is equal and 1 is returned.
+    Where no row is valid, or all distances are 0, every temperature is equal and 1 is returned.
     """
-    num_rows, any_valid = len(distances_BB), bool(neighbours.num_valid > 0)
-    off_diagonal = distances_BB[~torch.eye(num_rows, dtype=torch.bool, device=distances_BB.device)]
-    typical = float(off_diagonal.median()) if num_rows > 1 else 0.0
-    if typical == 0 and num_rows > 1:  # more than half the pairs coincide: the others set the scale
-        typical = float(off_diagonal.mean())
+    if not bool(neighbours.num_valid > 0):
+        return TemperatureMinimum(1.0, 0.0, at_bound=False)
 
     def at(log_t: float) -> tuple[Tensor, Neighbours, Tensor]:
         return distances_BB.unsqueeze(0), neighbours, distances_BB.new_tensor([math.exp(log_t)])
 
-    if not any_valid or not typical > 0:
-        value = float(loss(*at(0.0))) if any_valid else 0.0
-        return TemperatureMinimum(1.0, value, at_bound=False)
+    off_diagonal = distances_BB[~torch.eye(len(distances_BB), dtype=torch.bool, device=distances_BB.device)]
+    typical = float(off_diagonal.median())
+    if typical == 0:  # more than half the pairs coincide: the others set the scale
+        typical = float(off_diagonal.mean())
+    if not typical > 0:
+        return TemperatureMinimum(1.0, float(loss(*at(0.0))), at_bound=False)
 
     centre, spacing = math.log(typical), 2 * LOG_TEMPERATURE_SPAN / (GRID_POINTS - 1)
     grid = [centre - LOG_TEMPERATURE_SPAN + i * spacing for i in range(GRID_POINTS)]

@@ -111,6 +111,15 @@ def test_entanglement_is_defined_where_temperature_decides_nothing(case):
     assert (found.value, found.temperature, found.at_bound) == (pytest.approx(found.chance), 1.0, False)
 
 
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_fewer_than_two_rows_cannot_be_entangled(num_rows):
+    """Nothing to search a temperature among."""
+    z, y = batch()
+    found = entanglement(z[:num_rows], y[:num_rows])
+
+    assert (found.value, found.temperature, found.at_bound, found.valid_rows) == (0.0, 1.0, False, 0)
+
+
 def test_entanglement_counts_valid_rows():
     """Singletons are dropped and the count says so."""
     z, y = CASES["singletons among pairs"]

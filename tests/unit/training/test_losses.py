@@ -14,6 +14,7 @@ from snnl_reference import CASES, METRICS, batch, distance, looped_loss
 from softkin.errors import InvalidInputError
 from softkin_training.distances import pairwise_distances
 from softkin_training.losses import LayeredSnnl, chance_level, minimize_temperature, soft_nearest_neighbor_loss
+from softkin_training.snnl_math import Neighbours, loss_of_distances
 
 pytestmark = pytest.mark.training
 
@@ -106,6 +107,16 @@ def test_gradient_is_the_numerical_one(case, metric):
     unit = float(z.norm(dim=-1).max())
     start = (z / unit).requires_grad_(), (temperature / typical).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, t: loss(a * unit, t * typical), start, eps=1e-6, atol=1e-7)
+
+
+def test_gradients_of_layers_in_distances_and_temperatures_are_the_numerical_ones():
+    """Each layer has its own temperature; the row of the lone class gets nothing."""
+    z, _ = batch(6)
+    distances = torch.stack([pairwise_distances(scale * z, "squared_euclidean") for scale in (1.0, 2.0)])
+    neighbours = Neighbours.of(torch.tensor([0, 0, 1, 1, 1, 2]))
+    start = distances.requires_grad_(), torch.tensor([3.0, 5.0], dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(lambda d, t: loss_of_distances(d, neighbours, t), start)
 
 
 @pytest.mark.parametrize("metric", METRICS)

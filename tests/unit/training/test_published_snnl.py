@@ -57,6 +57,25 @@ def test_every_step_is_the_published_one(metric, initial_temperature, step):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_layers_step_apart_from_each_other(metric):
+    """Each from its own t, by its own rows; and each temperature is that of the layer it is named by."""
+    snnl = LayeredSnnl(["a", "b"], metric=metric, temperature="learned", initial_temperature=2.0, temperature_step=0.3)
+    t = {"a": 1.0, "b": 1.0}
+    for number in range(3):
+        z, y = batch(10, 4, seed=number)
+        hidden = {"b": z, "a": 2 * z[:, 1:]}
+        losses = snnl(hidden, y)
+        for name, rows in hidden.items():
+            expected, t[name], _ = published_step_by_loops(
+                rows.tolist(), y.tolist(), t[name], initial_temperature=2.0, step=0.3, metric=metric
+            )
+            assert float(losses[name]) == pytest.approx(expected, rel=1e-10)
+            assert snnl.temperatures()[name] == pytest.approx(2.0 / t[name], rel=1e-10)
+        assert snnl.inverse.tolist() == pytest.approx([t["a"], t["b"]], rel=1e-10)
+    assert t["a"] != pytest.approx(t["b"], rel=1e-3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_the_transcription_is_the_derivative_of_its_own_loss(metric):
     """The reference's gradients are finite differences of the reference's loss."""
     z, y = batch(7, 3)
