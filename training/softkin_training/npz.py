@@ -28,8 +28,8 @@ def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()
         DataError: the file cannot be read or lacks a key; says which it holds.
     """
     try:
-        # Opened here, because np.load leaves a file open that it cannot read.
-        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        # Not np.load, which takes any text for a pickle, and explains how to load that.
+        with Path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
             missing = [k for k in keys if k not in file]
             if missing:
                 raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}")
@@ -37,7 +37,7 @@ def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()
             return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror or e})") from None
-    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e:
+    except (ValueError, EOFError, AttributeError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
         remedy = f"write it by np.savez with {', '.join(keys)} as arrays of numbers"
         raise DataError(f"{path}: not an npz of plain arrays ({e}); {remedy}") from None
 
