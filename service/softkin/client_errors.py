@@ -34,6 +34,7 @@ _UNREACHED = {
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
     "errors resolving": "; give HOST:PORT",
     "Connection refused": "; no server listens there: start one, or give its HOST:PORT",
+    "Failed parsing HTTP/2": "; no gRPC server answers there: give the port of --port, not that of --metrics-port",
 }
 """Words of gRPC for a server that was not reached, and what may help."""
 
@@ -62,7 +63,9 @@ def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | Non
         return InvalidInputError(field, message)
     if code in _OWN_WORDS:
         return _OWN_WORDS[code](details)
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return AuthenticationError(f"{target}: {details}; give one that the server takes (token, or --token-file)")
+    if code is grpc.StatusCode.PERMISSION_DENIED:
         return AuthenticationError(f"{target}: {details}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_seconds is None:
         return InvalidInputError("message", f"{target}: {details}")  # too large: waiting does not help

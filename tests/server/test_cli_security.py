@@ -60,12 +60,14 @@ def test_every_command_passes_its_identity_on(start, identity, tokens, npz, caps
 
 
 def test_health_needs_no_token_and_scores_do(start, tokens, npz, capsys):
-    """The message says which metadata is missing."""
+    """The message says which metadata is missing, and which option sends it."""
     running = start(StandIn(), token_file=tokens)
 
     assert run("healthcheck", "--target", running.target) == 0
     assert run("score", "--target", running.target, npz) == 1
-    assert f"{running.target}: this call needs a valid token in its metadata" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{running.target}: this call needs a valid token in its metadata" in error
+    assert error.endswith("; give one that the server takes (token, or --token-file)\n")
 
 
 def test_a_probe_names_the_server_that_it_reaches_by_another_name(start, tmp_path, capsys):

@@ -230,6 +230,15 @@ def test_a_port_where_nobody_listens_names_the_remedy(rows):
     assert str(e.value).endswith("; no server listens there: start one, or give its HOST:PORT")
 
 
+def test_the_port_of_the_metrics_names_the_remedy(shared_server, rows):
+    """The two stand side by side in the log; gRPC speaks of frames."""
+    target = f"127.0.0.1:{shared_server.server.metrics_port}"
+    with Client(target) as client, pytest.raises(UnavailableError) as e:
+        client.score(rows(1))
+
+    assert str(e.value).endswith("; no gRPC server answers there: give the port of --port, not that of --metrics-port")
+
+
 @pytest.mark.parametrize("target", ["::1", "[::1]:65535", "unix:/a:b", "ipv4:127.0.0.1:1,127.0.0.1:2", "localhost"])
 def test_other_targets_are_grpcs_own(target):
     """An IPv6 address is no port; that nobody answers there is found by a call."""

@@ -79,7 +79,8 @@ def test_every_token_of_the_file_lets_in_and_no_other(guarded):
     found = [score(guarded, token) for token in (FIRST, SECOND, WRONG, None)]
 
     assert found[:2] == [3, 3]
-    assert [str(e) for e in found[2:]] == [f"{guarded.target}: {REFUSAL}"] * 2
+    remedy = "give one that the server takes (token, or --token-file)"
+    assert [str(e) for e in found[2:]] == [f"{guarded.target}: {REFUSAL}; {remedy}"] * 2
 
 
 REFUSED = {
