@@ -55,7 +55,9 @@ def _run(arguments: Sequence[str]) -> int:
     chosen = next((a for a in arguments if a in COMMANDS), None)
     try:
         parser, chosen_parser = build_parser(chosen)
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:  # said by the parser of all commands they would come with the usage of none
+            (chosen_parser or parser).error(f"unrecognized arguments: {' '.join(unknown)}; --help lists what there is")
         try:
             return COMMANDS[options.command].run(options)
         except UsageError as e:

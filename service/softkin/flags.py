@@ -19,6 +19,8 @@ from softkin.sources import CONFIG, POSITIONAL, Origin, flag, origin, unknown_va
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the bundles and one flag per option; values stay text until `from_flags` checks them."""
+    # Forty lines of flags would push what was wrong out of sight; --help has them below, each with its meaning.
+    parser.usage = f"{parser.prog} [-h] [--OPTION VALUE ...] [--print-config] [BUNDLE ...]"
     parser.epilog = (
         "An option is taken from its flag, else from its environment variable, else from the file that --config names, "
         "where its key is its name with underscores."
