@@ -7,13 +7,14 @@ import pytest
 
 from scorer_cases import RELATIVE, ROUNDING, make, packed, start, terms
 from softkin import mass
+from softkin.bank import LARGE_TILE_ROWS
 
 CASES = {
     "one-row classes": [1, 1],
     "very unequal": [1, 700, 3, 64, 65, 128],
     "tile-sized": [64, 64, 64],
     "many classes": [3] * 500,
-    "several folds": [5000, 10],
+    "several folds": [40 * LARGE_TILE_ROWS, 10],
 }
 
 

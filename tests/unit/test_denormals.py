@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import sys
 import threading
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from softkin import denormals
 from softkin.denormals import can_flush, denormals_as_zero
 from softkin.device import Target
 from softkin.session import run_session, start_session
@@ -20,6 +24,12 @@ pytestmark = pytest.mark.skipif(not can_flush(), reason="denormal numbers stay w
 def survives():
     """Whether denormal numbers are what they are to the calling thread."""
     return bool((DENORMAL + DENORMAL).all())
+
+
+def read_and_written():
+    """Products with a denormal number, and such that would be one. To be looked at where all numbers can be read."""
+    large, small = np.full(64, 1e30, np.float32), np.full(64, 1e-20, np.float32)
+    return np.concatenate([DENORMAL[:64] * large, small * small])
 
 
 def in_thread(function):
@@ -58,6 +68,61 @@ def test_they_are_zero_within_and_themselves_again_after_it():
     with pytest.raises(KeyError):
         failing()
     assert survives()
+
+
+def test_they_are_zero_where_they_are_read_and_where_they_are_written():
+    """One without the other leaves half of them slow."""
+    with denormals_as_zero():
+        within = read_and_written()
+
+    assert not within.any()
+    assert read_and_written().all()
+
+
+def test_an_interrupt_between_setting_and_computing_sets_the_thread_back(monkeypatch):
+    """Else it would flush for good."""
+    library = denormals._LIBRARY
+
+    class Interrupted:
+        fegetenv, left = library.fegetenv, 1
+
+        def fesetenv(self, environment):
+            library.fesetenv(environment)
+            if self.left:
+                self.left -= 1
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(denormals, "_LIBRARY", Interrupted())
+    with pytest.raises(KeyboardInterrupt), denormals_as_zero():
+        pass
+
+    assert survives()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"),
+    [("linux", "aarch64"), ("darwin", "x86_64"), ("linux", "x86_64")],
+    ids=["processor", "system", "C library"],
+)
+def test_elsewhere_they_stay_what_they_are(monkeypatch, system, machine):
+    """On other processors, on other systems, and where the C library goes by another name."""
+
+    def missing(name):
+        raise OSError(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "platform", system)
+        patched.setattr(platform, "machine", lambda: machine)
+        if (system, machine) == ("linux", "x86_64"):
+            patched.setattr(ctypes, "PyDLL", missing)
+        library = denormals._c_library()
+    monkeypatch.setattr(denormals, "_LIBRARY", library)
+
+    assert not can_flush()
+    with denormals_as_zero():
+        assert survives()
+    (found,) = run_session(doubling(2), ["y"], {"x": DENORMAL}, "cpu")
+    assert found.all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -66,12 +66,16 @@ def test_chunks_run_one_after_the_other(tmp_path, monkeypatch, form):
     assert nodes == sorted(nodes)
 
 
-def test_thousands_of_classes_are_merged_without_a_matrix_of_them_all(tmp_path):
-    """Tiles x classes would be 400 MB; what the graph holds itself is in proportion to the bank."""
-    z, labels, _ = make([1] * 10_000, {"a": 2}, "cosine", 0.5, False)
-    bank = packed(z, labels, {"a": 0.5}, "cosine", None)
+@pytest.mark.parametrize(
+    ("form", "counts"), [("bounded", [1] * 10_000), ("any temperature", [1000 * LARGE_TILE_ROWS, *[1] * 300])]
+)
+def test_merging_tiles_takes_no_table_of_all_tiles_by_all_classes(tmp_path, form, counts):
+    """Of 10,000 classes it would be 400 MB; nor does the largest class set the width for all."""
+    z, labels, _ = make(counts, {"a": 2}, "cosine", 0.5, False)
+    bank = packed(z, labels, {"a": TEMPERATURES[form]}, "cosine", None)
 
     g, _ = graph_of(tmp_path, bank, CHUNK_ROWS)
 
-    assert not any(node.op_type in ("ReduceMax", "LogSoftmax") for node in g.nodes)  # bounded: a matrix could do it
+    bounded = not any(node.op_type == "LogSoftmax" for node in g.nodes)
+    assert bounded == (form == "bounded")
     assert sum(len(constant.raw_data) for constant in g.initializers) < 1e6
