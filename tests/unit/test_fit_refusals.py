@@ -269,15 +269,21 @@ def test_a_file_that_is_no_npz_of_numbers_is_refused_with_the_way_to_write_one(f
     refused(folder, capsys, monkeypatch, "--onnx m.onnx --layers hidden --data d.npz", message)
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("", "it is empty; name a directory"), ("d.npz", "got 'd.npz', which is a file; name a directory")],
+    ids=["empty", "file"],
+)
 @pytest.mark.parametrize("command", ["run digits", "evaluate b --inliers d", "recalibrate b --data d", "ablate digits"])
-def test_an_empty_folder_is_a_usage_error(folder, capsys, monkeypatch, command):
-    """It would be the current directory, where a bundle of that name would be replaced."""
+def test_a_folder_that_is_none_is_a_usage_error(folder, capsys, monkeypatch, command, out, message):
+    """An empty one would be the current directory; a file would stop the command only after its work."""
     monkeypatch.chdir(folder)
+    (folder / "d.npz").touch()
     for arguments in (command.split(), ["fit", "--embeddings", "d.npz"]):
         with pytest.raises(SystemExit) as stop:
-            main([*arguments, "--out", ""])
+            main([*arguments, "--out", out])
         assert stop.value.code == 2
-        assert "argument --out: it is empty; name a directory" in capsys.readouterr().err
+        assert f"argument --out: {message}" in capsys.readouterr().err
 
 
 def test_training_rows_outside_the_bank_do_not_calibrate_either(folder, capsys, monkeypatch):
@@ -303,15 +309,15 @@ def test_training_rows_outside_the_bank_do_not_calibrate_either(folder, capsys, 
     )
 
 
-def test_a_file_where_the_bundle_should_go_is_named(folder, capsys, monkeypatch):
-    """Nothing is written in its place."""
-    (folder / "o").write_text("mine")
+def test_a_link_to_nowhere_where_the_bundle_should_go_is_named(folder, capsys, monkeypatch):
+    """It is no folder, and none can be made there; nothing is written in its place."""
+    (folder / "o").symlink_to("nowhere")
 
     refused(
         folder,
         capsys,
         monkeypatch,
         ONNX,
-        r"/.*/o/bundle: cannot write the bundle \(File exists\); nothing was changed there",
+        r"/.*/bundle: cannot write the bundle \(File exists\); nothing was changed there",
     )
-    assert (folder / "o").read_text() == "mine"
+    assert (folder / "o").readlink().name == "nowhere"

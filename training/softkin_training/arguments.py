@@ -10,8 +10,10 @@ def folder(text: str) -> Path:
     """A path that a command writes to; an empty one, as an unset variable gives, would be the current directory.
 
     Raises:
-        argparse.ArgumentTypeError: it is empty.
+        argparse.ArgumentTypeError: it is empty, or a file, which the command would find out after its work.
     """
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a directory")
-    return Path(text)
+    if (path := Path(text)).is_file():
+        raise argparse.ArgumentTypeError(f"got {text!r}, which is a file; name a directory")
+    return path
