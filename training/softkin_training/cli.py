@@ -157,13 +157,13 @@ def _run(arguments: argparse.Namespace) -> None:
     from softkin.display import describe_bank
     from softkin_training.config import load_recipe
     from softkin_training.data import load_dataset
-    from softkin_training.evaluate import summary
+    from softkin_training.report_terminal import print_summary
     from softkin_training.run import run
 
     _quieten(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     report = run(recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet)
-    print(summary(report), end="")
+    print_summary(report)
     manifest = read_manifest(arguments.out / "bundle")
     print(f"\nbank:   {describe_bank(manifest)}")
     print(f"bundle: {arguments.out / 'bundle'}\nreport: {arguments.out / 'report'}/report.html")
@@ -215,8 +215,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
-    from softkin_training.evaluate import evaluate, summary, write_report
+    from softkin_training.evaluate import evaluate, write_report
     from softkin_training.npz import checked_labels, read_npz
+    from softkin_training.report_terminal import print_summary
     from softkin_training.rows import Rows
 
     num_classes = len(read_manifest(arguments.bundle).classes)
@@ -255,7 +256,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         corruption_rows=arguments.corrupt,
     )
     write_report(report, arguments.out)
-    print(summary(report))
+    print_summary(report)
     print(f"report: {arguments.out / 'report.html'}")
 
 

@@ -29,11 +29,11 @@ from softkin_training.corruption_report import corruption_report
 from softkin_training.measure import INLIERS, ROC_RATES, histogram, key, p_value_report, score_report
 from softkin_training.report import Report, ScoreReport
 from softkin_training.report_html import html
-from softkin_training.report_markdown import markdown, summary
+from softkin_training.report_markdown import markdown
 from softkin_training.rows import Rows, check_labels, digests64, refuse_used
 from softkin_training.subject import Pass, Subject
 
-__all__ = ["Report", "evaluate", "markdown", "summary", "write_report"]
+__all__ = ["Report", "evaluate", "markdown", "write_report"]
 
 Floats = NDArray[np.float64]
 OWN = "softkin"

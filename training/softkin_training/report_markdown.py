@@ -14,9 +14,13 @@ def markdown(report: Report) -> str:
     return "\n".join([*_summary(report), *_details(report)])
 
 
-def summary(report: Report) -> str:
-    """The beginning of `markdown`: promise, notes, and the table that most readers want."""
-    return "\n".join(_summary(report))
+def opening(report: Report) -> str:
+    """What was measured, on how many rows."""
+    return (
+        f"{report.inlier_rows} inliers, {report.calibration_size} calibration rows, alpha = {report.alpha:g}"
+        + (f", accuracy {report.accuracy:.4f}" if report.accuracy is not None else "")
+        + ". Every score is computed on the same network, bank and rows; caught = share of outliers with p <= alpha."
+    )
 
 
 def promise(report: Report) -> str:
@@ -38,11 +42,7 @@ def promise(report: Report) -> str:
 def _summary(report: Report) -> Iterator[str]:
     yield f"# {plain(report.detector)} {plain(report.version)}"
     yield ""
-    yield (
-        f"{report.inlier_rows} inliers, {report.calibration_size} calibration rows, alpha = {report.alpha:g}"
-        + (f", accuracy {report.accuracy:.4f}" if report.accuracy is not None else "")
-        + ". Every score is computed on the same network, bank and rows; caught = share of outliers with p <= alpha."
-    )
+    yield opening(report)
     yield f"\n{promise(report)}\n"
     for note in report.notes:
         yield f"* {plain(note)}"

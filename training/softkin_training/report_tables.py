@@ -75,6 +75,15 @@ def overview(report: Report) -> Table:
     return _scores_table(report, "All scores", [*_aurocs(report), *_flagged(report)])
 
 
+def means(report: Report) -> Table:
+    """AUROC, false alarms and outliers caught, in the mean over the near and the far outlier sets, or over all."""
+    sets = report.outlier_sets
+    title = f"Against {sets[0]}" if len(sets) == 1 else f"Mean over {len(sets)} outlier sets"
+    apart = len(report.groups) > 1  # then that over all is between them
+    aurocs, caught = _mean_aurocs(report)[apart:], _mean_caught(report)[apart:]
+    return _scores_table(report, title, [*aurocs, _false_alarms(report), *caught])
+
+
 def separation(report: Report) -> Table:
     """AUROC per outlier set and in the mean."""
     return _scores_table(report, "AUROC", _aurocs(report))
@@ -88,20 +97,37 @@ def flagged(report: Report) -> Table:
 def _aurocs(report: Report) -> list[_Column]:
     scores = list(report.scores.values())
     columns = [_Column(f"AUROC {n}", [s.outliers[n].auroc for s in scores], True) for n in report.outlier_sets]
-    for group, names in report.groups.items():
-        columns.append(_Column(f"{group_title(group)} AUROC", [s.mean("auroc", names) for s in scores], True))
-    return columns
+    return [*columns, *_mean_aurocs(report)]
+
+
+def _mean_aurocs(report: Report) -> list[_Column]:
+    scores = report.scores.values()
+    return [
+        _Column(f"{group_title(group)} AUROC", [s.mean("auroc", names) for s in scores], True)
+        for group, names in report.groups.items()
+    ]
 
 
 def _flagged(report: Report) -> list[_Column]:
     scores = list(report.scores.values())
-    columns = [_Column("false alarms", [s.false_alarms.value if s.false_alarms else None for s in scores])]
+    columns = [_false_alarms(report)]
     for n in report.outlier_sets:
         caught = [s.outliers[n].caught for s in scores]
         columns.append(_Column(f"caught {n}", [c.value if c else None for c in caught], True))
-    for group, names in report.groups.items():
-        columns.append(_Column(f"{group_title(group)} caught", [s.caught(names) for s in scores], True))
-    return columns
+    return [*columns, *_mean_caught(report)]
+
+
+def _false_alarms(report: Report) -> _Column:
+    values = [s.false_alarms.value if s.false_alarms else None for s in report.scores.values()]
+    return _Column("false alarms", values)
+
+
+def _mean_caught(report: Report) -> list[_Column]:
+    scores = report.scores.values()
+    return [
+        _Column(f"{group_title(group)} caught", [s.caught(names) for s in scores], True)
+        for group, names in report.groups.items()
+    ]
 
 
 def metrics(report: Report, title: str, names: Sequence[str]) -> Table:
