@@ -52,7 +52,7 @@ def gen(logits_BC: NDArray[np.float32], gamma: float = GEN_GAMMA, classes: int =
     logits = logits_BC.astype(np.float64)
     p = np.exp(logits - mass.logsumexp(logits, axis=1)[:, None])
     # 1 - p from the other probabilities: next to 1 the difference would round to zero, and with it the whole term.
-    rest = np.maximum(1.0 - p, 0.0)
+    rest = 1.0 - p
     top = p.argmax(axis=1)[:, None]
     others = np.where(np.arange(p.shape[1]) == top, 0.0, p).sum(axis=1)
     np.put_along_axis(rest, top, others[:, None], axis=1)

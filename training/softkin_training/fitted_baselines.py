@@ -108,7 +108,7 @@ class ViM:
             principal_dim = default_principal_dim(width)
         x = directions_ND.astype(np.float64)
         origin = vim_origin(weight_CD, bias_C)
-        _, vectors = np.linalg.eigh(x.T @ x / len(x))  # ascending
+        _, vectors = np.linalg.eigh(x.T @ x)  # ascending
         residual = vectors[:, : width - principal_dim]
         off = np.linalg.norm((features_MD - origin) @ residual, axis=1).mean()
         # Rows without anything off the principal space give no scale; then nothing of the kind can count.

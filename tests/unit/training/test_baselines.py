@@ -39,6 +39,16 @@ def test_scores_of_logits_follow_their_equations(rng):
         assert baselines.gen(logits, classes=2)[i] == pytest.approx(sum((q * (1 - q)) ** 0.1 for q in sorted(p)[-2:]))
 
 
+def test_gen_counts_the_hundred_largest_probabilities(rng):
+    """Of more classes, as published, with its exponent of a tenth."""
+    logits = rng.normal(size=(3, 300)).astype(np.float32)
+
+    for i, row in enumerate(logits.astype(float)):
+        p = [math.exp(v) / sum(map(math.exp, row)) for v in row]
+        expected = sum((q * (1 - q)) ** 0.1 for q in sorted(p)[-100:])
+        assert baselines.gen(logits)[i] == pytest.approx(expected, rel=1e-9)
+
+
 def test_gen_still_tells_sure_rows_apart():
     """1 - p rounds to zero next to 1; taken from the other probabilities it does not."""
     found = baselines.gen(np.array([[40.0, 0.0, 0.0], [50.0, 0.0, 0.0], [90.0, 0.0, 0.0]], np.float32))
@@ -47,18 +57,36 @@ def test_gen_still_tells_sure_rows_apart():
     assert found[1] == pytest.approx((2 * math.exp(-50)) ** 0.1 + 2 * math.exp(-50) ** 0.1)
 
 
+def test_max_softmax_still_tells_sure_rows_apart():
+    """In single precision the probabilities of all of these are 1."""
+    logits = np.array([[18.0, 0.0], [22.0, 0.0], [26.0, 0.0]], np.float32)
+
+    np.testing.assert_allclose(1 + baselines.max_softmax(logits), np.exp([-18.0, -22.0, -26.0]), rtol=1e-2)
+
+
 def test_nearest_finds_the_nearest_rows_in_order(rng, monkeypatch):
-    """Against a sort; also in slices of one query, and with fewer rows than neighbours."""
-    z, bank = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
+    """Against a sort; also in slices of two queries and of one, and with fewer rows than neighbours."""
+    z, bank = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(500, 4)).astype(np.float32)
     all_distances = np.linalg.norm(unit(z)[:, None] - unit(bank)[None], axis=2)
 
-    for slices in (2**23, 30):
+    for slices in (7, 1000, 2**23):
         monkeypatch.setattr(baselines, "DISTANCES", slices)
         distances, rows = baselines.nearest(z, bank, 5)
         np.testing.assert_array_equal(rows, np.argsort(all_distances, axis=1)[:, :5])
         np.testing.assert_allclose(distances, np.sort(all_distances, axis=1)[:, :5], rtol=1e-4, atol=1e-6)
     assert baselines.nearest(z, bank[:3], 5)[0].shape == (6, 3)
-    np.testing.assert_allclose(baselines.kth_neighbor(z, bank, k=5), np.sort(all_distances, axis=1)[:, 4], rtol=1e-4)
+    for k in range(1, 501):  # a selection that is off by one seldom shows
+        expected = np.sort(all_distances, axis=1)[:, k - 1]
+        np.testing.assert_allclose(baselines.kth_neighbor(z, bank, k=k), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_row_of_the_bank_is_at_no_distance_from_itself(rng):
+    """Not at the root of a negative number, as rounding may have it."""
+    bank = rng.normal(size=(200, 64)).astype(np.float32)
+
+    distances, rows = baselines.nearest(bank, bank, 1)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(200))
+    np.testing.assert_allclose(distances, 0.0, atol=1e-3)
 
 
 def test_dknn_counts_neighbours_of_other_classes_over_layers(rng):
@@ -76,6 +104,35 @@ def test_dknn_counts_neighbours_of_other_classes_over_layers(rng):
                 cos = [z[n][i] @ b / np.linalg.norm(z[n][i]) / np.linalg.norm(b) for b in bank[n]]
                 count += sum(labels[r] != j for r in np.argsort(cos)[::-1][:7])
             assert found[i, j] == count
+
+
+def test_neighbours_of_the_last_row_need_not_be_of_the_last_class():
+    """Counts are for all rows and classes, seen or not."""
+    found = baselines.other_labels(np.array([[1, 2], [0, 0]]), 4)
+
+    np.testing.assert_array_equal(found, [[2, 1, 1, 2], [0, 2, 2, 2]])
+
+
+def test_dknn_asks_75_neighbours_of_each_layer(rng):
+    """As in the authors' code; of a smaller bank all rows."""
+    z, bank = ({n: rng.normal(size=(m, 3)).astype(np.float32) for n in "ab"} for m in (4, 90))
+    labels = rng.integers(0, 3, 90)
+
+    found = baselines.dknn_nonconformity(z, bank, labels, 3)
+    np.testing.assert_array_equal(found, baselines.dknn_nonconformity(z, bank, labels, 3, k=75))
+    np.testing.assert_array_equal(found.sum(axis=1), 2 * 2 * 75)
+    few = baselines.dknn_nonconformity(z, {n: rows[:10] for n, rows in bank.items()}, labels[:10], 3)
+    np.testing.assert_array_equal(few, np.tile([2 * (labels[:10] != j).sum() for j in range(3)], (4, 1)))
+
+
+def test_dknn_credibility_counts_calibration_rows_at_their_own_class(rng):
+    """One less the largest p-value of any class, among the calibration rows' counts, which come in any order."""
+    counts, true = rng.integers(0, 20, (6, 3)).astype(float), rng.integers(0, 20, 15).astype(float)
+
+    found = baselines.dknn_credibility(counts, true)
+    for i in range(6):
+        p = [(1 + sum(a >= counts[i, j] for a in true)) / (15 + 1) for j in range(3)]
+        assert found[i] == pytest.approx(1 - max(p))
 
 
 def test_distances_of_layers_are_summed_in_units_of_typical_ones():
@@ -96,6 +153,14 @@ def test_mahalanobis_is_the_distance_to_the_nearest_class(rng):
     np.testing.assert_allclose(Mahalanobis.fit(z, labels, 3).score(x), expected)
 
 
+def test_mahalanobis_of_single_precision_is_computed_in_double(rng):
+    """Rows far from the origin would lose the digits of their spread."""
+    z, labels = (1000 + rng.normal(size=(3000, 4))).astype(np.float32), rng.integers(0, 3, 3000)
+
+    expected = Mahalanobis.fit(z.astype(np.float64), labels, 3).score(z.astype(np.float64)[:5])
+    np.testing.assert_allclose(Mahalanobis.fit(z, labels, 3).score(z[:5]), expected, rtol=1e-9)
+
+
 def test_mahalanobis_leaves_dead_directions_out(rng):
     """A unit that is zero on all training rows has no variance to measure by."""
     z, labels = rng.normal(size=(60, 4)), rng.integers(0, 3, 60)
@@ -106,10 +171,11 @@ def test_mahalanobis_leaves_dead_directions_out(rng):
     np.testing.assert_allclose(found, Mahalanobis.fit(z[:, [0, 1, 3]], labels, 3).score(x[:, [0, 1, 3]]))
 
 
-def test_vim_is_the_virtual_logit_less_the_energy(rng):
-    """Step by step after the paper."""
-    h, w, b = rng.normal(size=(80, 6)), rng.normal(size=(3, 6)), rng.normal(size=3)
-    x = rng.normal(size=(5, 6))
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_vim_is_the_virtual_logit_less_the_energy(rng, size):
+    """Step by step after the paper, for features of any size."""
+    h, w, b = size * rng.normal(size=(80, 6)), rng.normal(size=(3, 6)) / size, rng.normal(size=3)
+    x = size * rng.normal(size=(5, 6))
 
     u = -np.linalg.pinv(w) @ b
     np.testing.assert_allclose(w @ vim_origin(w, b) + b, 0.0, atol=1e-12)
@@ -122,6 +188,17 @@ def test_vim_is_the_virtual_logit_less_the_energy(rng):
     ]
     vim = ViM.fit(h - u, h, h @ w.T + b, w, b, principal_dim=2)
     np.testing.assert_allclose(vim.score(x, (x @ w.T + b).astype(np.float32)), expected, rtol=1e-5)
+
+
+def test_vim_of_features_without_anything_off_the_principal_space_is_the_energy(rng):
+    """As where half of the units are dead: nothing gives the virtual logit a scale, so it counts for no row."""
+    h, w, b = rng.normal(size=(20, 6)), rng.normal(size=(3, 6)), rng.normal(size=3)
+    h[:, 3:] = w[:, 3:] = 0.0
+    logits = h @ w.T + b
+
+    vim = ViM.fit(h - vim_origin(w, b), h, logits, w, b)
+    for rows in (h, h + np.eye(6)[5]):
+        np.testing.assert_allclose(vim.score(rows, logits), -np.logaddexp.reduce(logits, axis=1))
 
 
 def test_vim_takes_half_of_a_narrow_layer_for_principal(rng):

@@ -56,6 +56,20 @@ def test_vim_is_fitted_to_the_layer_that_logits_are_made_of(tiny):
     assert auroc(scores["vim"].score(inliers), scores["vim"].score(far)) > 0.9
 
 
+def test_vim_of_a_cosine_bank_takes_directions_from_it_and_lengths_from_the_probe_rows(tiny):
+    """The bank has lost the lengths, which set the scale of the virtual logit."""
+    subject = Subject(bundles.read_bundle(tiny.path))
+    scores, _ = compared_scores(subject, None, None, 0)
+
+    unit, probe, x = subject.neighbors["wide"].astype(float), subject.golden.features, tiny.outliers
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1.0, rtol=1e-5)
+    weight = subject.head.weight  # there is no bias, and so the origin is 0
+    residual = np.linalg.eigh(unit.T @ unit)[1][:, :6]
+    alpha = (probe @ weight.T).max(axis=1).mean() / np.linalg.norm(probe @ residual, axis=1).mean()
+    expected = alpha * np.linalg.norm(x @ residual, axis=1) + mass.energy(x @ weight.T)
+    np.testing.assert_allclose(scores["vim"].score(subject.run(x)), expected, rtol=1e-3)
+
+
 def test_a_network_whose_head_cannot_be_read_is_told(tiny, tmp_path):
     """The rest of the report stays."""
     model = onnx.load_from_string(tiny.model)
@@ -145,9 +159,54 @@ def test_some_calibration_rows_are_fitted_to_and_the_others_calibrate(tiny):
         "react",
     }
     head, x = subject.head, tiny.outliers * np.float32(3)
-    clip = np.quantile(tiny.calibration.x[fitted], feature_baselines.REACT_QUANTILE)
+    clip = np.quantile(tiny.calibration.x[fitted], 0.9)
     expected = mass.energy(np.minimum(x, clip) @ head.weight.T + head.bias)
     np.testing.assert_allclose(scores["react"].score(subject.run(x)), expected, rtol=1e-5)
+
+
+def test_scores_of_features_are_those_of_what_the_last_layer_reads(tiny, tmp_path):
+    """Behind a ReLU: SCALE by the largest two of 12, fDBD from the mean of the rows that it is fitted to."""
+    model = onnx.load_from_string(tiny.model)
+    model.graph.node[0].input[0] = "h"
+    model.graph.node.insert(0, helper.make_node("Relu", ["inputs"], ["h"]))
+    path = tmp_path / "bundle"
+    build(path, model.SerializeToString(), tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    subject = Subject(bundles.read_bundle(path))
+    scores, notes = compared_scores(subject, subject.run(tiny.calibration.x), None, 0)
+
+    seen, w = subject.run(tiny.outliers), subject.head.weight
+    found = {name: scores[name].score(seen) for name in ("fdbd", "scale")}
+    mean = np.maximum(tiny.calibration.x[~scores["fdbd"].calibrates], 0).mean(axis=0)
+    for i, h in enumerate(np.maximum(tiny.outliers, 0).astype(float)):
+        logits = w @ h
+        f = logits.argmax()
+        boundaries = [(logits[f] - logits[c]) / np.linalg.norm(w[f] - w[c]) for c in range(3) if c != f]
+        fdbd = -np.mean(boundaries) / np.linalg.norm(h - mean)
+        assert found["fdbd"][i] == pytest.approx(fdbd, rel=1e-4)
+        scaled = logits * np.exp(h.sum() / np.sort(h)[-2:].sum())
+        assert found["scale"][i] == pytest.approx(-np.logaddexp.reduce(scaled), rel=1e-4)
+    assert not any("SCALE" in note for note in notes)
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_rows_on_which_the_network_overflows_are_not_fitted_to(tiny, all_of_them):
+    """One would make ReAct's limit and fDBD's mean infinite; without any other neither can be fitted."""
+    subject = Subject(bundles.read_bundle(tiny.path))
+    x = tiny.calibration.x.copy()
+    fitted = ~compared_scores(subject, subject.run(x), None, 0)[0]["react"].calibrates
+    x[fitted if all_of_them else fitted.nonzero()[0][:20]] = 3e38
+
+    scores, _ = compared_scores(subject, subject.run(x), None, 0)
+
+    assert ({"react", "fdbd"} & scores.keys() == set()) == all_of_them
+    if not all_of_them:
+        seen, w = subject.run(tiny.outliers), subject.head.weight
+        clip = np.quantile(x[fitted][20:], feature_baselines.REACT_QUANTILE)
+        np.testing.assert_allclose(
+            scores["react"].score(seen), feature_baselines.react(tiny.outliers, clip, w, np.zeros(3)), rtol=1e-5
+        )
+        fdbd = feature_baselines.FDBD(mean=x[fitted][20:].mean(axis=0), weight=w, bias=np.zeros(3))
+        np.testing.assert_allclose(scores["fdbd"].score(seen), fdbd.score(tiny.outliers), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("rows", "enough"), [(5, False), (6, True)])

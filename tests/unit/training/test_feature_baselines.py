@@ -32,9 +32,11 @@ def test_react_is_the_energy_of_clipped_features(rows):
     np.testing.assert_allclose(react(h, 0.7, w, b), expected)
 
 
-def test_scale_multiplies_by_the_share_of_the_largest(rows):
-    """Of ten features the largest two make the divisor."""
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_scale_multiplies_by_the_share_of_the_largest(rows, size):
+    """Of ten features the largest two make the divisor, however small they are."""
     h, w, b = rows
+    h = h * size
 
     expected = [energy(w @ row * math.exp(row.sum() / sum(sorted(row)[-2:])) + b) for row in h]
     np.testing.assert_allclose(scale(h, w, b, quantile=0.8), expected)
@@ -47,9 +49,11 @@ def test_scale_leaves_a_row_of_zeros_as_it_is(rows):
     np.testing.assert_allclose(scale(np.zeros((1, 10)), w, b), [energy(b)])
 
 
-def test_fdbd_is_the_mean_distance_to_boundaries_over_that_to_the_mean(rows):
-    """The predicted class has no boundary with itself."""
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_fdbd_is_the_mean_distance_to_boundaries_over_that_to_the_mean(rows, size):
+    """The predicted class has no boundary with itself. Classes whose weights are small have boundaries like others."""
     h, w, b = rows
+    w, b = w * size, b * size
     mean = h.mean(axis=0)
 
     expected = []
