@@ -70,14 +70,31 @@ def test_entanglement_is_near_one_for_random_labels_and_near_zero_for_clusters()
     assert apart.at_bound
 
 
-@pytest.mark.parametrize(("entangled", "end"), [(False, 1e-3), (True, 1e3)])
-def test_the_search_ends_a_thousand_times_below_and_above_the_median_distance(entangled, end):
-    """Where classes are fully apart, or every row is farther from its class than from the other."""
-    z = torch.tensor([[0.0], [0.1], [5.0], [5.1]], dtype=torch.float64)
-    least = minimize_temperature(z, torch.tensor([0, 1, 0, 1] if entangled else [0, 0, 1, 1]))
+@pytest.mark.parametrize(
+    ("places", "y", "end"),
+    [
+        pytest.param([0.0, 0.1, 5.0, 5.1], [0, 0, 1, 1], 1e-3, id="fully apart"),
+        pytest.param([0.0, 1.0, 2.0005, 3.0005], [0, 0, 1, 1], 1e-3, id="apart by less than can be told"),
+        pytest.param([0.0, 0.1, 5.0, 5.1], [0, 1, 0, 1], 1e3, id="every row is farther from its class than others"),
+    ],
+)
+def test_the_search_ends_a_thousand_times_below_and_above_the_median_distance(places, y, end):
+    """Where the loss has not yet come to 0, or to chance, it would go on falling beyond."""
+    z = torch.tensor(places, dtype=torch.float64).unsqueeze(1)
+    least = minimize_temperature(z, torch.tensor(y))
 
     distances = [distance(a, b, "squared_euclidean") for i, a in enumerate(z.tolist()) for b in z.tolist()[:i]]
-    assert least.temperature == pytest.approx(end * np.quantile(distances, 0.5, method="lower"), rel=1e-9)
+    expected = end * np.quantile(distances, 0.5, method="lower")
+    assert least.temperature == pytest.approx(expected, rel=1e-9)
+    assert least.value == pytest.approx(looped_loss(z, torch.tensor(y), expected, "squared_euclidean"), rel=1e-9)
+    assert least.at_bound
+
+
+def test_where_most_pairs_are_copies_the_search_ends_a_thousand_times_below_the_mean_distance():
+    """Five rows at 0 and two of another class at 1: 20 of the 42 pairs are 1 apart."""
+    least = minimize_temperature(torch.tensor([[0.0]] * 5 + [[1.0]] * 2), torch.tensor([0] * 5 + [1] * 2))
+
+    assert least.temperature == pytest.approx(1e-3 * 20 / 42, rel=1e-9)
     assert least.at_bound
 
 

@@ -65,10 +65,16 @@ def test_float32_loses_no_more_than_its_rounding(case, metric):
     assert float(found) == pytest.approx(looped_loss(z, y, temperature, metric), rel=1e-4, abs=1e-5)
 
 
-def test_rounding_makes_no_distance_negative():
-    """Duplicates far from the mean would otherwise come out closer than equal, by up to 1e-7 of their squared norm."""
+@pytest.mark.parametrize("metric", METRICS)
+def test_rounding_makes_no_distance_negative(metric):
+    """Rows next to others would otherwise come out closer than equal, by up to 1e-7 of their squared norm.
+
+    And every row is at 0 from itself, also a row of zeros, which by cosine is at 1 from others.
+    """
     z, _ = batch(20, 30, scale=1e4, dtype=torch.float32)
-    distances = pairwise_distances(z.repeat(3, 1), "squared_euclidean")
+    z[3] = 0.0
+    beside = z + torch.randn(z.shape, generator=torch.Generator().manual_seed(1)) * 0.1
+    distances = pairwise_distances(torch.cat([z, beside, z]), metric)
 
     assert distances.min().item() == 0.0
     assert distances.diagonal().abs().max().item() == 0.0
