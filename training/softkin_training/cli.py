@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from softkin import __version__
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin_training.arguments import folder
@@ -53,7 +54,10 @@ def _fail(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="softkin-train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="softkin-train", description="From a recipe, a classifier or a bundle to what can be served and shown."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
@@ -70,21 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     for name, (function, text) in steps.items():
         sub = add(name, function, text)
         sub.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a built-in recipe")
-        sub.add_argument("--out", required=True, type=folder, metavar="DIR", help="directory for all results")
+        results = "directory for all results; those of an earlier run are replaced"
+        sub.add_argument("--out", required=True, type=folder, metavar="DIR", help=results)
         sub.add_argument(
             "--set",
             action="append",
             default=[],
             dest="overrides",
             metavar="SECTION.KEY=VALUE",
-            help="override the recipe",
+            help="override the recipe; may be repeated",
         )
         if name in ("run", "train"):
             sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR, if there is one")
             sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     sub = add("evaluate", _evaluate, "measure a bundle beside other scores: DIR/report.html, report.md, report.json")
-    sub.add_argument("bundle", type=Path, metavar="BUNDLE")
+    sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     sub.add_argument("--inliers", required=True, type=Path, metavar="FILE", help="npz with x_test, and y_test if known")
     sub.add_argument(
         "--outliers", required=True, nargs="+", metavar="NAME=FILE", help="npz files with x_test that should be flagged"
@@ -98,16 +103,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--near", default="", metavar="NAME,NAME", help="outlier sets close to the known classes: means of their own"
     )
-    sub.add_argument("--alpha", type=float, help="false-alarm rate; the bundle's default when left out")
+    sub.add_argument("--alpha", type=float, metavar="A", help="false-alarm rate; the bundle's default when left out")
     sub.add_argument(
-        "--corrupt", type=int, default=1000, metavar="ROWS", help="inliers to corrupt, where they are images; 0: none"
+        "--corrupt",
+        type=int,
+        default=1000,
+        metavar="ROWS",
+        help="inliers to corrupt, where they are images; 0: none (default: %(default)s)",
     )
-    sub.add_argument("--out", required=True, type=folder, metavar="DIR")
+    sub.add_argument("--out", required=True, type=folder, metavar="DIR", help="directory for the report")
 
     add_fit_arguments(add("fit", fit, "a bundle without training, from an ONNX classifier or from vectors: DIR/bundle"))
 
     sub = add("recalibrate", _recalibrate, "a new version of a bundle from new calibration rows, without retraining")
-    sub.add_argument("bundle", type=Path, metavar="BUNDLE")
+    sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     sub.add_argument(
         "--data",
         required=True,
@@ -136,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sub = add("entanglement", _entanglement, "entanglement of a bundle's layers on labelled rows, beside chance")
-    sub.add_argument("bundle", type=Path, metavar="BUNDLE")
+    sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     sub.add_argument("--data", required=True, type=Path, metavar="FILE", help="npz with x_test and y_test")
     sub.add_argument(
         "--rows",
@@ -186,9 +195,8 @@ def _train(arguments: argparse.Namespace) -> None:
     history = train(
         recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet
     ).history
-    print(
-        f"test accuracy {history[-1]['test_accuracy']:.4f} after {len(history)} epochs: {arguments.out}/checkpoint.pt"
-    )
+    accuracy, epochs = history[-1]["test_accuracy"], f"{len(history)} epoch{'s' if len(history) > 1 else ''}"
+    print(f"test accuracy {accuracy:.4f} after {epochs}: {arguments.out}/checkpoint.pt")
 
 
 def _export(arguments: argparse.Namespace) -> None:

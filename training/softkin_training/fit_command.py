@@ -25,7 +25,9 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--data", metavar="FILE", help="npz with x_train as the model takes it, y_train, and class_names if known"
     )
-    sub.add_argument("--out", required=True, type=folder, metavar="DIR")
+    sub.add_argument(
+        "--out", required=True, type=folder, metavar="DIR", help="directory for the bundle; DIR/bundle is replaced"
+    )
     calibration = sub.add_mutually_exclusive_group()
     calibration.add_argument(
         "--calibration",

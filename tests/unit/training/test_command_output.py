@@ -1,12 +1,16 @@
-"""Where `softkin-train` prints to, and what it says where a package is missing."""
+"""Where `softkin-train` prints to, what it says of itself, and what it says where a package is missing."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 
 import pytest
+
+from softkin import __version__
+from softkin_training.cli import _parser, main
 
 pytestmark = pytest.mark.training
 
@@ -38,3 +42,27 @@ def test_a_missing_package_is_an_error_that_names_the_extra(tmp_path):
     assert done.stderr == (
         "softkin-train: error: this needs the Python package torch: pip install 'softkin[training]'\n"
     )
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    """As with `softkin --version`."""
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_every_argument_of_every_command_is_explained():
+    """A name alone, such as BUNDLE or DIR, does not say whether it is read or written."""
+    [commands] = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+
+    unexplained = [
+        f"{name} {action.dest}"
+        for name, command in commands.choices.items()
+        for action in command._actions
+        if not action.help
+    ]
+
+    assert len(commands.choices) == 9
+    assert unexplained == []
