@@ -55,10 +55,13 @@ OPTIONS = {
     ),
     "max-dim": (f"{ONNX} --max-dim 0", "max_dim: got 0: Input should be greater than or equal to 1"),
     "alpha": (f"{ONNX} --alpha 1.5", "alpha: got 1.5: Input should be less than 1"),
-    "name": (f"{ONNX} --name -", "name: got '-': String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'"),
+    "name": (
+        f"{ONNX} --name -",
+        "name: got '-': must be 1 to 63 letters, digits, '.', '_' or '-', the first a letter or a digit",
+    ),
     "no parts": (
         f"{ONNX} --nonconformity joint",
-        "parts: got None: must name at least one part for nonconformity = 'joint'",
+        "parts: is not set: must name at least one part for nonconformity = 'joint'",
     ),
     "parts of another form": (
         f"{ONNX} --parts density",
@@ -71,7 +74,7 @@ OPTIONS = {
     ),
     "auto without a budget": (
         f"{ONNX} --precision auto",
-        "max_p_value_change: got None: must be set, below 1, for precision = 'auto', which it decides",
+        "max_p_value_change: is not set: must be set, below 1, for precision = 'auto', which it decides",
     ),
     "share": (
         f"{ONNX} --calibration-share 1.0",

@@ -46,7 +46,10 @@ def fit_config(**options: Any) -> FitConfig:
         key, message = ".".join(map(str, fault["loc"][:1])), fault["msg"]
         if fault["type"] == "value_error":  # of two options that contradict each other, see config.py
             key, _, message = str(fault["ctx"]["error"]).rpartition("|")
-        raise InvalidInputError(OPTION_NAMES.get(key, key), f"got {options.get(key)!r}: {message}") from None
+        if fault["type"] == "string_pattern_mismatch":
+            message = "must be 1 to 63 letters, digits, '.', '_' or '-', the first a letter or a digit"
+        value = f"got {options[key]!r}" if key in options else "is not set"
+        raise InvalidInputError(OPTION_NAMES.get(key, key), f"{value}: {message}") from None
 
 
 def default_name(path: str | Path) -> str:
