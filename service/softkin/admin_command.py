@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, client: AdminClient) -> int:
             print(f"{options.label} is {options.name} {options.version}; before: {before or 'none'}")
         case "unlabel":
             before = client.remove_label(options.name, options.label)
-            print(f"{options.label} is none of {options.name}; before: {before}")
+            print(f"no version of {options.name} is {options.label}; before: {before}")
         case "list":
             _print(client.detectors(), as_json=options.json)
     return 0

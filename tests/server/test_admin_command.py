@@ -29,7 +29,7 @@ def test_the_command_does_what_the_service_does(command, operated, rows):
     assert out.endswith(", labels: blue, canary")
     assert command("label", "standin", "2", "stable") == (0, "stable is standin 2; before: 1", "")
     assert command("label", "standin", "1", "old") == (0, "old is standin 1; before: none", "")
-    assert command("unlabel", "standin", "old") == (0, "old is none of standin; before: 1", "")
+    assert command("unlabel", "standin", "old") == (0, "no version of standin is old; before: 1", "")
     assert command("unload", "standin", "1") == (0, "standin 1 is unloaded", "")
     assert operated.score(rows(1)).budget.version == "2"
 
