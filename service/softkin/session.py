@@ -122,8 +122,6 @@ def run_session(
     try:
         with cancellation.stopping_by(stop) if cancellation else contextlib.nullcontext(), denormals_as_zero():
             return list(session.run(outputs, feeds, options))
-    except CancelledError:
-        raise
     except InvalidArgument as e:
         reason = str(e).rpartition("Status Message: ")[2].strip()
         raise InvalidInputError("inputs", f"the model cannot take these values ({reason}); leave such rows out") from e

@@ -150,7 +150,7 @@ def test_an_integer_product_scales_its_rows_and_no_queries(tmp_path, monkeypatch
     scorer = start(tmp_path, bank, DIMS)
     scorer.run(query)
 
-    ran = [kernel["args"] for kernel in kernels_run(scorer)]
+    ran = [kernel["args"] for kernel in kernels_run(scorer._session)]
     products = [a["input_type_shape"] for a in ran if a["op_name"] == "MatMulIntegerToFloat"]
     scales = [[shape["float"] for shape in shapes if "float" in shape] for shapes in products]
     parts = cut_into_chunks(bank, chunk_rows_for("cpu"))

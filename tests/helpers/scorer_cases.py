@@ -65,9 +65,9 @@ def profile_sessions(monkeypatch, folder: Path) -> None:
     monkeypatch.setattr(ort, "SessionOptions", Profiled)
 
 
-def kernels_run(scorer: Scorer) -> list[dict]:
-    """Names and arguments of the kernels that a profiled scorer has run, in their order."""
-    events = json.loads(Path(scorer._session.end_profiling()).read_text())
+def kernels_run(session: ort.InferenceSession) -> list[dict]:
+    """Names and arguments of the kernels that a profiled session has run, in their order."""
+    events = json.loads(Path(session.end_profiling()).read_text())
     return [event for event in events if event["name"].endswith("_kernel_time")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -71,6 +72,21 @@ def test_a_run_ends_early_without_a_result_and_the_scorer_goes_on(scorer):
     assert not thread.is_alive()
     assert len(caught) == 1
     np.testing.assert_array_equal(scorer.run(x).masses, expected)
+
+
+def test_a_run_of_one_slice_is_stopped_where_it_is(scorer):
+    """At the end of a node, not of the slice: most calls have no other."""
+
+    class OnceUnderWay(Cancellation):
+        @contextmanager
+        def stopping_by(self, stop):
+            with super().stopping_by(stop):
+                self.cancel()
+                yield
+
+    with pytest.raises(CancelledError) as caught:
+        scorer.run(np.ones((1, 32), np.float32), OnceUnderWay())
+    assert caught.value.__cause__ is None  # what onnxruntime says of it is no news
 
 
 def test_a_call_that_is_cancelled_before_it_starts_does_not_run(tiny):

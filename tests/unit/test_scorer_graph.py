@@ -60,7 +60,7 @@ def test_chunks_run_one_after_the_other(tmp_path, monkeypatch, form):
     scorer = start(tmp_path, bank, {"a": 3}, chunk_rows=LARGE_TILE_ROWS)
     scorer.run_with_nearest(z["a"][:3], 3)
 
-    ran = [kernel["name"] for kernel in kernels_run(scorer)]
+    ran = [kernel["name"] for kernel in kernels_run(scorer._session)]
     nodes = [int(found[1]) for found in (re.search(r"softkin/\w+?_(\d+)_\d_kernel", name) for name in ran) if found]
     assert sum("Gemm" in name for name in ran) == 8
     assert nodes == sorted(nodes)
