@@ -142,6 +142,19 @@ def test_fewer_bits_give_the_masses_of_the_rounded_vectors(tmp_path, monkeypatch
     assert close(found, expected, bank, query)
 
 
+def test_int8_moves_masses_by_no_more_than_its_levels_do(tmp_path):
+    """Half the levels, of rows or of queries, would move a single row's mass by more than half as much again."""
+    z, labels, _ = make([1] * 60 + [600], {"a": 32}, "cosine", 0.5, False)
+    bank, query = packed(z, labels, {"a": 0.1}, "cosine", None), z["a"][:200]
+    exact, found = (
+        start(tmp_path, reduce_precision(bank, p), {"a": 32}).run(query).masses[:, 0] for p in ("float32", "int8")
+    )
+
+    error = (found - exact).std(axis=0)
+    assert np.sqrt(np.square(error[:60]).mean()) < 0.005  # 0.0040
+    assert error[60] < 0.002  # 0.0014: the errors of many rows average out, that of the query does not
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_integer_product_scales_its_rows_and_no_queries(tmp_path, monkeypatch, form):
     """onnxruntime fuses the rows' scales into it. A scale per query it would fuse too, and apply on one thread."""
