@@ -124,7 +124,10 @@ def changed(**arrays):
 with_nan = X.copy()
 with_nan[7, 0, 0] = np.nan
 DATA = {
-    "no labels": (changed(y_train=None), r"d\.npz: lacks \['y_train'\]; it holds \['x_train'\]"),
+    "no labels": (
+        changed(y_train=None),
+        r"d\.npz: lacks \['y_train'\]; it holds \['x_train'\]; write .* x_train, y_train",
+    ),
     "labels beyond the output": (
         changed(y_train=Y + 1),
         "d.npz: y_train[3] is 4, but output 'scores' of the model tells 4 classes apart; labels must be the index of "
@@ -224,7 +227,7 @@ def test_unfit_vectors_are_refused(folder, capsys, monkeypatch, arrays, options,
 
 C = rows(100, seed=2)
 CALIBRATION = {
-    "no labels": ({"x_test": C}, r"c\.npz: lacks \['y_test'\]; it holds \['x_test'\]"),
+    "no labels": ({"x_test": C}, r"c\.npz: lacks \['y_test'\]; it holds \['x_test'\]; write .* x_test, y_test"),
     "shape": (
         {"x_test": C[:, :1], "y_test": Y[:100]},
         "c.npz: x_test is float32 [rows, 1, 3], x_train of d.npz is float32 [rows, 2, 3]; prepare both in the same way",
@@ -267,7 +270,7 @@ def test_a_file_that_is_no_npz_of_numbers_is_refused_with_the_way_to_write_one(f
     else:
         (folder / "d.npz").write_text("1,2,3\n")
 
-    remedy = r"write it by np\.savez with x_train, y_train as arrays of numbers"
+    remedy = r"write it by np\.savez with x_train, y_train"
     message = rf"d\.npz: not an npz of plain arrays \((?!.*(pickled|unsafely)).*\); {remedy}"
     refused(folder, capsys, monkeypatch, "--onnx m.onnx --layers hidden --data d.npz", message)
 

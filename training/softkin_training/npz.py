@@ -25,20 +25,20 @@ def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()
         optional: arrays to take along where it holds them.
 
     Raises:
-        DataError: the file cannot be read or lacks a key; says which it holds.
+        DataError: the file cannot be read or lacks a key; says which it holds, and how to write one.
     """
+    remedy = f"write it by np.savez with {', '.join(keys)}"
     try:
         # Not np.load, which takes any text for a pickle, and explains how to load that.
         with Path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
             missing = [k for k in keys if k not in file]
             if missing:
-                raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}")
+                raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}; {remedy}")
             found = {k: file[k] for k in [*keys, *(k for k in optional if k in file)]}
             return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror or e})") from None
     except (ValueError, EOFError, AttributeError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-        remedy = f"write it by np.savez with {', '.join(keys)} as arrays of numbers"
         raise DataError(f"{path}: not an npz of plain arrays ({e}); {remedy}") from None
 
 

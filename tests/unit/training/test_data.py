@@ -204,7 +204,10 @@ def with_nan(x):
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda c: {k: v for k, v in c.items() if k != "y_test"}, ["lacks ['y_test']", "x_train"]),
+        (
+            lambda c: {k: v for k, v in c.items() if k != "y_test"},
+            ["lacks ['y_test']", "it holds ['class_names', 'x_", "; write it by"],
+        ),
         (change(y_train=lambda y: y[:-1]), ["60 rows", "59"]),
         (change(y_train=lambda y: y + 1), ["y_train[2] is 3", "0 to 2"]),
         (change(y_test=lambda y: y.astype(float)), ["y_test is float64", "integer"]),
@@ -218,7 +221,7 @@ def with_nan(x):
         (change(x_train=lambda x: x.astype(str), x_test=lambda x: x.astype(str)), ["must be one of", "uint8"]),
         (change(y_train=lambda y: np.where(np.arange(60) == 8, 2, y % 2)), ["'class 2'", "at least 2"]),
         (change(x_train=lambda x: x[:20], y_train=lambda y: y[:20]), ["data.calibration_rows = 20", "there are 20"]),
-        (change(class_names=lambda n: np.array(list(n), dtype=object)), ["cannot be read"]),
+        (change(class_names=lambda n: np.array(list(n), dtype=object)), ["not an npz of plain arrays", "class_names"]),
         (
             change(class_names=lambda n: n[:1], y_train=lambda y: 0 * y, y_test=lambda y: 0 * y),
             ["has the classes ['class 0']", "at least 2"],
