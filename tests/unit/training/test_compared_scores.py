@@ -7,13 +7,12 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from softkin import bundle as bundles
 from softkin import conformal, mass
 from softkin.nonconformity import fit_references, outlier_score
-from softkin_training import baselines, feature_baselines
-from softkin_training.build import DetectorSpec, LayerSpec, build
+from softkin_training import baselines
+from softkin_training.build import build
 from softkin_training.compared_scores import compared_scores
 from softkin_training.detection_metrics import auroc, fpr95, rate
 from softkin_training.evaluate import evaluate, write_report
@@ -45,69 +44,6 @@ def test_baselines_see_the_banks_rows(tiny):
     assert dknn.outliers["far"].fpr95 == fpr95(1 - credibility["i"], 1 - credibility["o"])
 
 
-def test_vim_is_fitted_to_the_layer_that_logits_are_made_of(tiny):
-    """In the tiny network that is its input, which the layer `wide` holds at unit norm."""
-    subject = Subject(bundles.read_bundle(tiny.path))
-    scores, _ = compared_scores(subject, None, None, 0)
-
-    assert subject.head.features == "inputs"
-    inliers, far = (subject.run(x) for x in (tiny.inliers, tiny.outliers))
-    np.testing.assert_allclose(inliers.features, tiny.inliers)
-    assert auroc(scores["vim"].score(inliers), scores["vim"].score(far)) > 0.9
-
-
-def test_vim_of_a_cosine_bank_takes_directions_from_it_and_lengths_from_the_probe_rows(tiny):
-    """The bank has lost the lengths, which set the scale of the virtual logit."""
-    subject = Subject(bundles.read_bundle(tiny.path))
-    scores, _ = compared_scores(subject, None, None, 0)
-
-    unit, probe, x = subject.neighbors["wide"].astype(float), subject.golden.features, tiny.outliers
-    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1.0, rtol=1e-5)
-    weight = subject.head.weight  # there is no bias, and so the origin is 0
-    residual = np.linalg.eigh(unit.T @ unit)[1][:, :6]
-    alpha = (probe @ weight.T).max(axis=1).mean() / np.linalg.norm(probe @ residual, axis=1).mean()
-    expected = alpha * np.linalg.norm(x @ residual, axis=1) + mass.energy(x @ weight.T)
-    np.testing.assert_allclose(scores["vim"].score(subject.run(x)), expected, rtol=1e-3)
-
-
-def test_a_network_whose_head_cannot_be_read_is_told(tiny, tmp_path):
-    """The rest of the report stays."""
-    model = onnx.load_from_string(tiny.model)
-    model.graph.node[0].output[0] = "raw"
-    model.graph.node.append(helper.make_node("LogSoftmax", ["raw"], ["logits"]))
-    path = tmp_path / "bundle"
-    build(path, model.SerializeToString(), tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
-
-    found = evaluate(path, inliers=tiny.inliers, labels=None, outliers={"far": tiny.outliers})
-    assert not {"vim", "fdbd", "react", "scale"} & found.scores.keys()
-    assert {"mahalanobis", "energy"} <= found.scores.keys()
-    assert any("ViM, fDBD, ReAct and SCALE are left out" in note for note in found.notes)
-
-
-def test_a_euclidean_bank_of_one_layer_gives_vim_as_published(tiny, tmp_path):
-    """Such a bank holds the features themselves. Scores that need several layers are left out, not repeated."""
-    model = onnx.load_from_string(tiny.model)
-    del model.graph.node[1:]
-    del model.graph.output[1:]
-    model.graph.node.append(helper.make_node("Identity", ["inputs"], ["representation.raw"]))
-    model.graph.output.append(helper.make_tensor_value_info("representation.raw", TensorProto.FLOAT, ["batch", 12]))
-    layers = (LayerSpec(name="raw", metric="squared_euclidean"),)
-    spec = DetectorSpec(name="raw", version="1", classes=("a", "b", "c"), layers=layers, nonconformity="density")
-    path = tmp_path / "bundle"
-    build(path, model.SerializeToString(), spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
-
-    subject = Subject(bundles.read_bundle(path))
-    scores, _ = compared_scores(subject, None, None, 0)
-    weight, bias = subject.head.weight, subject.head.bias
-    np.testing.assert_array_equal(bias, 0.0)
-    x, logits = tiny.bank.x.astype(np.float64), tiny.bank.x @ weight.T
-    _, vectors = np.linalg.eigh(x.T @ x)
-    off = np.linalg.norm(x @ vectors[:, :6], axis=1)
-    expected = logits.max(axis=1).mean() / off.mean() * off + mass.energy(logits)
-    np.testing.assert_allclose(scores["vim"].score(subject.run(tiny.bank.x)), expected, rtol=1e-3, atol=1e-3)
-    assert not {"density_last", "kth_neighbor_all", "density"} & scores.keys()
-
-
 def test_a_bank_of_prototypes_leaves_out_what_counts_or_fits_rows(tiny, tmp_path):
     """They are too few, and not all of equal weight."""
     spec = dataclasses.replace(tiny.spec, condense=5.0)
@@ -137,8 +73,28 @@ def test_bare_embeddings_have_no_scores_of_logits(tiny, tmp_path):
     assert not {"energy", "max_logit", "gen", "max_softmax", "vim", "joint_energy_density"} & found.scores.keys()
     assert found.accuracy > 0.9
     assert found.classifier is None
+    assert [note for note in found.notes if "left out" in note] == [
+        "Bare embeddings have no logits: scores made of logits are left out."
+    ]
     assert len(found.credibility) == 10
     write_report(found, tmp_path / "out")
+
+
+def test_joint_scores_without_logits_are_those_that_need_none(tiny, tmp_path):
+    """And none repeats the bundle's own."""
+    model = onnx.load_from_string(tiny.model)
+    del model.graph.node[0]
+    del model.graph.output[0]
+    for i, (form, parts) in enumerate((("density", ()), ("joint", ("density_last", "density", "posterior")))):
+        spec = dataclasses.replace(tiny.spec, nonconformity=form, parts=parts)
+        path = tmp_path / str(i)
+        build(path, model.SerializeToString(), spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+        subject = Subject(bundles.read_bundle(path))
+        scores, _ = compared_scores(subject, subject.run(tiny.calibration.x), None, 0)
+
+        joint = {name: s.title for name, s in scores.items() if name.startswith("joint")}
+        title = "joint: posterior + density + density last"
+        assert joint == ({"joint_posterior_density_density_last": title} if form == "density" else {})
 
 
 def test_some_calibration_rows_are_fitted_to_and_the_others_calibrate(tiny):
@@ -164,49 +120,13 @@ def test_some_calibration_rows_are_fitted_to_and_the_others_calibrate(tiny):
     np.testing.assert_allclose(scores["react"].score(subject.run(x)), expected, rtol=1e-5)
 
 
-def test_scores_of_features_are_those_of_what_the_last_layer_reads(tiny, tmp_path):
-    """Behind a ReLU: SCALE by the largest two of 12, fDBD from the mean of the rows that it is fitted to."""
-    model = onnx.load_from_string(tiny.model)
-    model.graph.node[0].input[0] = "h"
-    model.graph.node.insert(0, helper.make_node("Relu", ["inputs"], ["h"]))
-    path = tmp_path / "bundle"
-    build(path, model.SerializeToString(), tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
-    subject = Subject(bundles.read_bundle(path))
-    scores, notes = compared_scores(subject, subject.run(tiny.calibration.x), None, 0)
+def test_without_calibration_rows_what_is_fitted_to_them_is_left_out_and_told(tiny):
+    """The rest stays: it needs the bank alone."""
+    scores, notes = compared_scores(Subject(bundles.read_bundle(tiny.path)), None, None, 0)
 
-    seen, w = subject.run(tiny.outliers), subject.head.weight
-    found = {name: scores[name].score(seen) for name in ("fdbd", "scale")}
-    mean = np.maximum(tiny.calibration.x[~scores["fdbd"].calibrates], 0).mean(axis=0)
-    for i, h in enumerate(np.maximum(tiny.outliers, 0).astype(float)):
-        logits = w @ h
-        f = logits.argmax()
-        boundaries = [(logits[f] - logits[c]) / np.linalg.norm(w[f] - w[c]) for c in range(3) if c != f]
-        fdbd = -np.mean(boundaries) / np.linalg.norm(h - mean)
-        assert found["fdbd"][i] == pytest.approx(fdbd, rel=1e-4)
-        scaled = logits * np.exp(h.sum() / np.sort(h)[-2:].sum())
-        assert found["scale"][i] == pytest.approx(-np.logaddexp.reduce(scaled), rel=1e-4)
-    assert not any("SCALE" in note for note in notes)
-
-
-@pytest.mark.parametrize("all_of_them", [False, True])
-def test_rows_on_which_the_network_overflows_are_not_fitted_to(tiny, all_of_them):
-    """One would make ReAct's limit and fDBD's mean infinite; without any other neither can be fitted."""
-    subject = Subject(bundles.read_bundle(tiny.path))
-    x = tiny.calibration.x.copy()
-    fitted = ~compared_scores(subject, subject.run(x), None, 0)[0]["react"].calibrates
-    x[fitted if all_of_them else fitted.nonzero()[0][:20]] = 3e38
-
-    scores, _ = compared_scores(subject, subject.run(x), None, 0)
-
-    assert ({"react", "fdbd"} & scores.keys() == set()) == all_of_them
-    if not all_of_them:
-        seen, w = subject.run(tiny.outliers), subject.head.weight
-        clip = np.quantile(x[fitted][20:], feature_baselines.REACT_QUANTILE)
-        np.testing.assert_allclose(
-            scores["react"].score(seen), feature_baselines.react(tiny.outliers, clip, w, np.zeros(3)), rtol=1e-5
-        )
-        fdbd = feature_baselines.FDBD(mean=x[fitted][20:].mean(axis=0), weight=w, bias=np.zeros(3))
-        np.testing.assert_allclose(scores["fdbd"].score(seen), fdbd.score(tiny.outliers), rtol=1e-4)
+    assert not {"joint_energy_density", "react", "fdbd"} & scores.keys()
+    assert {"vim", "mahalanobis", "dknn", "energy"} <= scores.keys()
+    assert any("Joint scores need calibration rows" in note and "ReAct and fDBD" in note for note in notes)
 
 
 @pytest.mark.parametrize(("rows", "enough"), [(5, False), (6, True)])
@@ -271,3 +191,45 @@ def test_what_counts_neighbors_and_what_fits_gaussians_sees_the_layers_it_names(
     for name, values in expected.items():
         np.testing.assert_allclose(scores[name].score(seen), values, rtol=1e-5, err_msg=name)
     assert (scores["dknn"].p_values, list(subject.neighbors)) == ("none", ["wide", "narrow"])
+
+
+def test_the_typical_distance_of_a_large_bank_is_measured_on_rows_from_all_over_it(tiny, monkeypatch):
+    """Here every fourth of 300, of which the first 70 are enough."""
+    monkeypatch.setattr("softkin_training.compared_scores.TYPICAL_ROWS", 70)
+    subject = Subject(bundles.read_bundle(tiny.path))
+    scores, _ = compared_scores(subject, None, None, 0)
+    seen = subject.run(tiny.outliers)
+
+    expected = 0.0
+    for name, z in subject.neighbors.items():
+        some = z[[4 * i for i in range(70)]]
+        expected = expected + seen.kth(name) / np.median(baselines.kth_neighbor(some, z, 51))
+    np.testing.assert_allclose(scores["kth_neighbor_all"].score(seen), expected, rtol=1e-5)
+
+
+def test_every_score_tells_where_it_comes_from(tiny):
+    """And, where it sees one layer, which."""
+    subject = Subject(bundles.read_bundle(tiny.path))
+    scores, _ = compared_scores(subject, subject.run(tiny.calibration.x), tiny.calibration.y, 0)
+
+    ours = "softkin, same bank"
+    assert {name: (s.title, s.source) for name, s in scores.items()} == {
+        "posterior": ("posterior", ours),
+        "posterior_hidden": ("posterior hidden", ours),
+        "density": ("density", ours),
+        "density_last": ("density, narrow", ours),
+        "joint_energy_density": ("joint: energy + density", ours),
+        "kth_neighbor": ("k-th neighbour distance, narrow", "Sun et al. 2022"),
+        "kth_neighbor_all": ("k-th neighbour distance, all layers", "Sun et al. 2022, summed over layers"),
+        "dknn": ("DkNN credibility", "Papernot & McDaniel 2018"),
+        "mahalanobis": ("Mahalanobis, narrow", "Lee et al. 2018, on the bank's rows"),
+        "relative_mahalanobis": ("relative Mahalanobis, narrow", "Ren et al. 2021, on the bank's rows"),
+        "vim": ("ViM", "Wang et al. 2022"),
+        "fdbd": ("fDBD", "Liu & Qin 2024"),
+        "react": ("ReAct", "Sun, Guo & Li 2021"),
+        "energy": ("energy", "Liu et al. 2020"),
+        "max_logit": ("max logit", "Hendrycks et al. 2022"),
+        "gen": ("GEN", "Liu et al. 2023"),
+        "max_softmax": ("max softmax", "Hendrycks & Gimpel 2017"),
+    }
+    assert {name: s.p_values for name, s in scores.items() if s.p_values != "conformal"} == {"dknn": "complement"}
