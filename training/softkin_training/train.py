@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import nn
 
 from softkin.errors import InvalidInputError, RecipeError
@@ -129,8 +130,9 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
 
     untrained = on_first(measured) if probe and not history else {}
     weights = {layer: recipe.loss.weight_of(layer) for layer in recipe.loss.layers}
-    with _progress_bar(progress and rank() == 0) as bar:
-        task = bar.add_task(recipe.name, total=settings.epochs * steps_per_epoch, note="")
+    steps = settings.epochs * steps_per_epoch
+    with _progress_bar(recipe.name, steps, shown=progress and rank() == 0) as bar:
+        task = bar.add_task(recipe.name, total=steps, note="")
         bar.advance(task, len(history) * steps_per_epoch)
         for epoch in range(len(history) + 1, settings.epochs + 1):
             started = time.perf_counter()
@@ -306,9 +308,18 @@ def _default_precision() -> bool:
         return False
 
 
-def _progress_bar(shown: bool) -> Progress:
-    name, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
-    return Progress(name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note, disable=not shown)
+def _progress_bar(name: str, steps: int, *, shown: bool) -> Progress:
+    # On a narrow terminal the bar gives way, then the end of the note: how far it is and how long it takes stay.
+    widths = (len(name), len(f"{steps}/{steps}"), len("0:00:00"))
+    title, done, time = (Column(min_width=width, no_wrap=True) for width in widths)
+    return Progress(
+        TextColumn("{task.description}", table_column=title),
+        BarColumn(),
+        MofNCompleteColumn(table_column=done),
+        TimeRemainingColumn(table_column=time),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+        disable=not shown,
+    )
 
 
 def _refuse_unwritable(out_dir: Path) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import resource
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from small_runs import interrupted_after, need, run
 from softkin.errors import DataError, InvalidInputError, RecipeError
 from softkin_training import train as train_module
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
-from softkin_training.train import accuracy, learning_rate_at, train
+from softkin_training.train import _progress_bar, accuracy, learning_rate_at, train
 
 pytestmark = pytest.mark.training
 
@@ -325,3 +327,17 @@ def test_learning_rate_rises_then_falls_to_zero():
 def test_a_run_of_one_step_has_a_learning_rate():
     """The shortest run trains at the peak."""
     assert learning_rate_at(0, 1, 0.1) == 0.1
+
+
+def test_the_progress_bar_keeps_count_and_time_on_a_narrow_terminal():
+    """The figures of losses give way: they are in the history too."""
+    bar = _progress_bar("fashion_mnist", 2110, shown=True)
+    note = "loss 0.304 acc 0.889 | SNNL conv1 0.236 conv2 0.264 dense 0.123"
+    bar.add_task("fashion_mnist", total=2110, completed=39, note=note)
+    console = Console(width=80, file=io.StringIO())
+
+    console.print(bar.get_renderable())
+
+    [line] = console.file.getvalue().splitlines()
+    assert line.startswith("fashion_mnist ")
+    assert "   39/2110 -:--:-- loss 0.304 acc 0.889" in line
