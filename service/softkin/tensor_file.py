@@ -45,7 +45,6 @@ class TensorFile:
                 header = json.loads(f.read(length))
         except (OSError, SafetensorError) as e:
             raise BundleError(f"{file}: not a readable safetensors file ({e}); build the bundle again") from None
-        header.pop("__metadata__", None)
         self._entries = header
         self._start = 8 + length
 
@@ -75,7 +74,7 @@ class TensorFile:
             return np.zeros(found_shape, found_dtype)
         array = np.memmap(self.file, found_dtype, "r", self.offset(name), found_shape)
         if found_dtype.kind == "f":
-            rows = max(1, FINITE_CHECK_BYTES // max(1, array[:1].nbytes))
+            rows = max(1, FINITE_CHECK_BYTES // array[:1].nbytes)
             if not all(np.isfinite(array[i : i + rows]).all() for i in range(0, len(array), rows)):
                 raise BundleError(f"{self.file}: array {name!r} has values that are not finite")
         return np.array(array) if copy else array

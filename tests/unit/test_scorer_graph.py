@@ -8,10 +8,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from scorer_cases import kernels_run, make, packed, profile_sessions, start
-from softkin.bank import LARGE_TILE_ROWS
+from softkin.bank import LARGE_TILE_ROWS, PRECISIONS
 from softkin.bundle import bank_tensors
 from softkin.chunks import CHUNK_ROWS, cut_into_chunks
 from softkin.graph_builder import GraphBuilder
+from softkin.precision import reduce_precision
 from softkin.scorer import layer_graphs
 from softkin.tensor_file import TensorFile
 
@@ -79,3 +80,16 @@ def test_merging_tiles_takes_no_table_of_all_tiles_by_all_classes(tmp_path, form
     bounded = not any(node.op_type == "LogSoftmax" for node in g.nodes)
     assert bounded == (form == "bounded")
     assert sum(len(constant.raw_data) for constant in g.initializers) < 1e6
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_name_of_the_graph_can_be_one_of_the_networks(tmp_path, precision):
+    """Exporters name tensors as they like, `Gemm_0` and `constant_0` among others."""
+    z, labels, _ = make([3, 70], {"a": 2}, "cosine", 0.5, True)
+    bank = reduce_precision(packed(z, labels, {"a": 0.002}, "cosine", None), precision)
+
+    g, _ = graph_of(tmp_path, bank, CHUNK_ROWS)
+
+    names = [node.name for node in g.nodes] + [i.name for i in g.initializers] + [o for n in g.nodes for o in n.output]
+    assert all(name.startswith("softkin/") for name in names)
+    assert len(g.nodes) == len({node.name for node in g.nodes})
