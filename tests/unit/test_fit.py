@@ -179,8 +179,8 @@ def test_the_seed_decides_split_bank_and_projection(files):
     ]
 
 
-def test_all_options_reach_the_bundle(files):
-    """The joint form with the energy of the logits, in int8, Euclidean, at another rate."""
+def test_all_options_reach_the_bundle(files, capsys):
+    """The joint form with the energy of the logits, in int8, Euclidean, at another rate; it says what it set aside."""
     np.savez(
         files / "train.npz", **dict(zip(("x_train", "y_train"), sample(400, 1), strict=True)), class_names=list("abcd")
     )
@@ -206,6 +206,8 @@ def test_all_options_reach_the_bundle(files):
     assert {(layer.metric, layer.dim) for layer in m.layers} == {("squared_euclidean", 4)}
     assert m.classes == ("a", "b", "c", "d")
     assert m.approximation.budget == 0.9
+    aside = "calibration: 60 rows (0.2 of x_train), less the quarter that the joint form sets aside; "
+    assert aside in capsys.readouterr().out
 
 
 def test_whitening_reaches_the_bundle(files):

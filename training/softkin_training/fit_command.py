@@ -122,7 +122,8 @@ def fit(arguments: argparse.Namespace) -> None:
     print(f"bank:        {describe_bank(m)}{left_out}")
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
     accuracy = "" if fitted.accuracy is None else f"; the classifier's accuracy on them is {fitted.accuracy:.1%}"
-    print(f"calibration: {m.calibration_size} rows {source}{accuracy}")
+    aside = ", less the quarter that the joint form sets aside" if m.parts else ""
+    print(f"calibration: {m.calibration_size} rows {source}{aside}{accuracy}")
     if fitted.accuracy is not None and fitted.accuracy <= fitted.largest_class < 1:
         print(
             f"             always naming the largest class would reach {fitted.largest_class:.1%}: are labels the index"
