@@ -40,7 +40,7 @@ METRICS_SHOWN = ("softkin_rows_total", "softkin_detector_info", "softkin_alpha",
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 when every step worked, 1 when one failed, 130 when it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m softkin_training.demo", description=__doc__)
-    parser.add_argument("--out", type=folder, default=Path("runs/demo"), metavar="DIR", help="directory for all results")
+    parser.add_argument("--out", type=folder, default=Path("runs/demo"), metavar="DIR", help="for all results")
     arguments = parser.parse_args(argv)
     try:
         terminal = Console()
