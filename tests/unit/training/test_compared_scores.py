@@ -208,10 +208,11 @@ def test_the_typical_distance_of_a_large_bank_is_measured_on_rows_from_all_over_
 
 
 def test_every_score_tells_where_it_comes_from(tiny):
-    """And, where it sees one layer, which."""
+    """And, where it sees one layer, which; and what is left out is told."""
     subject = Subject(bundles.read_bundle(tiny.path))
-    scores, _ = compared_scores(subject, subject.run(tiny.calibration.x), tiny.calibration.y, 0)
+    scores, notes = compared_scores(subject, subject.run(tiny.calibration.x), tiny.calibration.y, 0)
 
+    assert notes == ["SCALE is left out: it takes features that a ReLU has passed, and these are negative in part."]
     ours = "softkin, same bank"
     assert {name: (s.title, s.source) for name, s in scores.items()} == {
         "posterior": ("posterior", ours),

@@ -115,6 +115,42 @@ def test_gradient_is_the_numerical_one(case, metric):
     assert torch.autograd.gradcheck(lambda a, t: loss(a * unit, t * typical), start, eps=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_images_may_lie_in_memory_channels_last(metric):
+    """As convolutions like it: the same loss, and the gradient of each pixel at its place."""
+    z, y = CASES["images"]
+    plain, last = z.clone().requires_grad_(), z.to(memory_format=torch.channels_last).requires_grad_()
+    losses = [soft_nearest_neighbor_loss(x, y, temperature=0.8, metric=metric) for x in (plain, last)]
+    for loss in losses:
+        loss.backward()
+
+    assert float(losses[1].detach()) == pytest.approx(float(losses[0].detach()), rel=1e-12)
+    torch.testing.assert_close(last.grad, plain.grad)
+
+
+@pytest.fixture
+def _unwritten_memory_is_nan():
+    """As torch fills it where it is asked for repeatable results."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_unwritten_memory_is_nan")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("num_rows", [66, 67, 68, 69])
+def test_nothing_is_read_that_was_not_written(num_rows, metric):
+    """Rows are padded, and wide products are made in blocks, in memory that may hold anything."""
+    assert torch.empty(1).isnan()
+    z, y = batch(num_rows, 1100)
+    z.requires_grad_()
+    loss = LayeredSnnl(["a"], metric=metric)({"a": z}, y)["a"]
+    loss.backward()
+
+    assert bool(torch.isfinite(loss))
+    assert bool(torch.isfinite(z.grad).all())
+
+
 def test_gradients_of_layers_in_distances_and_temperatures_are_the_numerical_ones():
     """Each layer has its own temperature; the row of the lone class gets nothing."""
     z, _ = batch(6)
@@ -266,6 +302,26 @@ def test_half_precision_input_is_computed_in_float32(dtype):
 
     assert found.dtype == torch.float32
     assert float(found) == float(expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("mode", ["minimized", "fixed", "learned", None])
+def test_autocast_takes_no_digits(mode, metric):
+    """Forward or backward: products of bfloat16 would leave two."""
+    found = []
+    for autocast, dtype in ((False, torch.float64), (False, torch.float32), (True, torch.float32)):
+        z, y = batch(32, 8, dtype=dtype)
+        z.requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            if mode:
+                loss = LayeredSnnl(["a"], metric=metric, temperature=mode)({"a": z}, y)["a"]
+            else:
+                loss = soft_nearest_neighbor_loss(z, y, temperature=0.5, metric=metric)
+            loss.backward()
+        found.append((loss.detach().double(), z.grad.double()))
+
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-4 * float(found[0][1].abs().max()))
 
 
 @given(st.integers(0, 999), st.sampled_from(METRICS))

@@ -56,6 +56,20 @@ def test_every_step_is_the_published_one(metric, initial_temperature, step):
     assert t != 1.0
 
 
+def test_unless_told_otherwise_it_starts_and_steps_as_the_authors_did():
+    """T0 = 100 and 0.1, where a fixed temperature is 100 too."""
+    z, y = batch(scale=5.0)
+    snnl = LayeredSnnl(["a"], metric="squared_euclidean", temperature="learned")
+    snnl({"a": z}, y)
+
+    expected = published_step_by_loops(
+        z.tolist(), y.tolist(), 1.0, initial_temperature=100.0, step=0.1, metric="squared_euclidean"
+    )
+    assert snnl.temperatures()["a"] == pytest.approx(100.0 / expected[1], rel=1e-9)
+    assert abs(expected[1] - 1) > 1e-4
+    assert LayeredSnnl(["a"], temperature="fixed").temperatures() == {"a": 100.0}
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_layers_step_apart_from_each_other(metric):
     """Each from its own t, by its own rows; and each temperature is that of the layer it is named by."""
