@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from softkin import bundle
-from softkin.errors import BundleError, PreconditionError, SoftkinError
+from softkin.errors import BundleError, ConflictError, PreconditionError, SoftkinError
 from softkin.loading import Loaded, Loader
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
@@ -64,12 +64,15 @@ class Reloader:
             False if `wanted` said no.
 
         Raises:
-            SoftkinError: as from `Loader.add`.
+            SoftkinError: as from `Loader.add`; two bundles of one name and version, by the path of the second.
         """
         for path in self._paths:
             if not wanted():
                 return False
-            self._held[path] = Loaded.of(self._loader.add(path))
+            try:
+                self._held[path] = Loaded.of(self._loader.add(path))
+            except ConflictError as e:
+                raise ConflictError(f"{path}: {e}") from None
         return True
 
     def start(self) -> None:
