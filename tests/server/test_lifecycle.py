@@ -12,9 +12,10 @@ import pytest
 from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
 
+import standin_bundles
 from softkin import converters
 from softkin.converters import array_to_tensor
-from softkin.errors import InvalidInputError, SoftkinError, StateError
+from softkin.errors import ConflictError, InvalidInputError, SoftkinError, StateError
 from softkin.interceptors import CountingPool
 from softkin.metrics import Metrics
 from softkin.registry import Registry
@@ -351,3 +352,14 @@ def test_a_detector_loaded_twice_is_refused():
 
     with pytest.raises(SoftkinError, match="detector 'standin' version '1' is loaded already"):
         registry.add(StandIn())
+
+
+def test_two_paths_of_one_version_end_the_start_with_the_second(start, tmp_path, loading):
+    """The message says which of many bundles it is."""
+    for name in ("a", "b"):
+        standin_bundles.write(tmp_path / name, "1")
+    running = start(ready=False, load=loading, bundles=(tmp_path / "a", tmp_path / "b"))
+
+    with pytest.raises(ConflictError, match=f"^{tmp_path / 'b'}: detector 'standin' version '1' is loaded already"):
+        running.server.make_ready()
+    running.server.stop_now()

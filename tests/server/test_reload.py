@@ -13,7 +13,6 @@ import pytest
 import standin_bundles
 from softkin import bundle
 from softkin.converters import array_to_tensor
-from softkin.errors import ConflictError
 from softkin.v1 import outlier_pb2 as pb
 
 RELOADS = 100
@@ -231,17 +230,6 @@ def test_without_labels_the_default_stays_with_its_path(start, tmp_path, loading
     running.server.reloader.reload()
 
     assert running.score(rows(1)).budget.version == served
-
-
-def test_two_paths_of_one_version_end_the_start_with_the_second(start, tmp_path, loading):
-    """The message says which of many bundles it is."""
-    for name in ("a", "b"):
-        write(tmp_path / name, 1)
-    running = start(ready=False, load=loading, bundles=(tmp_path / "a", tmp_path / "b"))
-
-    with pytest.raises(ConflictError, match=f"^{tmp_path / 'b'}: detector 'standin' version '1' is loaded already"):
-        running.server.make_ready()
-    running.server.stop_now()
 
 
 def test_a_bundle_of_another_name_comes_beside_the_old_one_which_goes_when_nothing_points_to_it(
