@@ -116,9 +116,13 @@ def _recipes(
                     keys = {**train_keys, **detect_keys, "seed": seed}
                     if held_out:
                         keys["data.known_classes"] = [c for c in range(num_classes) if c not in held_out]
-                    found[detect_name] = load_recipe(
-                        recipe, [*overrides, *(f"{k}={_toml(v)}" for k, v in keys.items())]
-                    )
+                    try:
+                        found[detect_name] = load_recipe(
+                            recipe, [*overrides, *(f"{k}={_toml(v)}" for k, v in keys.items())]
+                        )
+                    except RecipeError as e:  # speaks of --set, which is how the plan's keys reach the recipe
+                        where = f"train {train_name!r} with detect {detect_name!r} of the plan"
+                        raise RecipeError(f"{where}: {e}") from None
                 _refuse_another_network(found)
                 yield family, train_name, seed, found
 
@@ -157,7 +161,10 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
 
 def _num_classes(recipe: Recipe) -> int:
     if recipe.data.known_classes:
-        raise RecipeError("data.known_classes must be empty where a plan holds classes out")
+        raise RecipeError(
+            f"data.known_classes is {recipe.data.known_classes}; must be empty where a plan holds classes out: "
+            "--set 'data.known_classes=[]', or --plan FILE with one that has no [held_out]"
+        )
     match recipe.data.source:
         case "digits":
             return 10

@@ -250,14 +250,27 @@ def made_up(train: str, family: str, seed: int, auroc: float) -> Cell:
 
 
 def test_a_key_that_no_recipe_has_is_refused_before_anything_is_trained(tmp_path: Path, capsys):
-    """Through the command line: status 1, nothing written."""
+    """Through the command line: status 1, nothing written; it says that the key is the plan's."""
     plan = tmp_path / "plan.toml"
     plan.write_text('[train.a]\n"loss.wait" = 1.0\n[detect.b]\n')
 
     status = main(["ablate", "digits", "--plan", str(plan), "--out", str(tmp_path / "out")])
 
     assert status == 1
-    assert "loss.wait is unknown" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("softkin-train: error: train 'a' with detect 'b' of the plan: ")
+    assert "loss.wait is unknown" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_some_classes_is_told_how_to_follow_the_plan_that_ships(tmp_path: Path, capsys):
+    """That of the demo is the first that anybody tries."""
+    assert main(["ablate", "digits", "--out", str(tmp_path / "out")]) == 1
+
+    assert capsys.readouterr().err == (
+        "softkin-train: error: data.known_classes is [0, 1, 2, 3, 4, 5, 6, 7]; must be empty where a plan holds "
+        "classes out: --set 'data.known_classes=[]', or --plan FILE with one that has no [held_out]\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
