@@ -40,7 +40,7 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         type=float,
         default=0.2,
         metavar="S",
-        help="without --calibration: this part of x_train calibrates (default %(default)s); the classifier must not "
+        help="without --calibration: this part of x_train calibrates (default: %(default)s); the classifier must not "
         "have been trained on these rows either",
     )
     sub.add_argument(
@@ -52,27 +52,27 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         "--output-kind",
         default="auto",
         metavar="KIND",
-        help="logits, probabilities, or auto (default): found on the data",
+        help="logits, probabilities, or auto, which is found on the data (default: auto)",
     )
     options = {
         "name": (str, "of the detector (default: that of the file)"),
-        "version": (str, "of the detector (default 1)"),
-        "temperature-scale": (float, "in units of the median distance between nearest bank rows (default 0.25)"),
-        "metric": (str, "of the layers: cosine or squared_euclidean (default cosine)"),
-        "max-dim": (int, "wider layers are projected to this many numbers (default 256)"),
-        "bank-rows": (int, "training rows in the bank (default 20000)"),
-        "nonconformity": (str, "density, posterior or joint (default density)"),
+        "version": (str, "of the detector (default: 1)"),
+        "temperature-scale": (float, "in units of the median distance between nearest bank rows (default: 0.25)"),
+        "metric": (str, "of the layers: cosine or squared_euclidean (default: cosine)"),
+        "max-dim": (int, "wider layers are projected to this many numbers (default: 256)"),
+        "bank-rows": (int, "training rows in the bank (default: 20000)"),
+        "nonconformity": (str, "density, posterior or joint (default: density)"),
         "parts": (str, f"of the joint form, joined by commas: {', '.join(PARTS)}"),
-        "alpha": (float, "default false-alarm rate (default 0.05)"),
-        "precision": (str, "of the bank: float32, float16, int8 or auto (default float32)"),
-        "max-p-value-change": (float, "error budget of --precision and --condense (default 1.0: none)"),
-        "condense": (float, "training rows that a bank row stands for (default 1.0); above 1 needs scikit-learn"),
-        "seed": (int, "of split, projection and choice of bank rows (default 0)"),
+        "alpha": (float, "default false-alarm rate (default: 0.05)"),
+        "precision": (str, "of the bank: float32, float16, int8 or auto (default: float32)"),
+        "max-p-value-change": (float, "error budget of --precision and --condense (default: 1.0, none)"),
+        "condense": (float, "training rows that a bank row stands for (default: 1.0); above 1 needs scikit-learn"),
+        "seed": (int, "of split, projection and choice of bank rows (default: 0)"),
     }
     for name, (kind, text) in options.items():
         # None where it is not given: the defaults are the recipes', whose module need not be imported for --help.
         sub.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=text)
-    whiten = "compare representations in units of their spread within classes, with --temperature-scale 0.1"
+    whiten = "compare representations in units of their spread within classes; give --temperature-scale 0.1 with it"
     sub.add_argument("--whiten", action="store_true", default=None, help=whiten)
 
 
