@@ -180,8 +180,9 @@ def write_bundle(
         (staging / MODEL).write_bytes(model)
         save_file(bank_tensors(bank), staging / BANK)
         references = {f"references.{k}": v for k, v in calibration.references.items()}
+        layer_terms = {f"layer_terms.{k}": v for k, v in calibration.layer_terms.items()}
         arrays = {k: v for k, v in vars(calibration).items() if isinstance(v, np.ndarray)}
-        save_file(_contiguous({**arrays, **references}), staging / CALIBRATION)
+        save_file(_contiguous({**arrays, **references, **layer_terms}), staging / CALIBRATION)
         save_file(_contiguous(vars(golden)), staging / GOLDEN)
         save_file(_contiguous(vars(used_rows)), staging / USED_ROWS)
         files = {n: FileEntry(sha256=_sha256(staging / n), size=(staging / n).stat().st_size) for n in DATA_FILES}
@@ -289,6 +290,7 @@ def _read_calibration(file: Path, m: Manifest) -> Calibration:
         true_class_scores=_sorted(tensors, "true_class_scores", n),
         true_classes=classes("true_classes"),
         references=_references(tensors, m),
+        layer_terms={} if m.parts else {x.name: _sorted(tensors, f"layer_terms.{x.name}", n) for x in m.layers},
     )
     if calibration.rows_by_predicted_class(num_classes) != m.predicted_class_rows:
         raise BundleError(f"{file}: rows by predicted class are not the manifest's predicted_class_rows")

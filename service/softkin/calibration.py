@@ -26,6 +26,8 @@ class Calibration:
     """`[n]` classes in the order of `true_class_scores`."""
     references: dict[str, Floats] = field(default_factory=dict)
     """Per part of the joint form: its sorted scores on the reference rows, disjoint from the n rows above."""
+    layer_terms: dict[str, Floats] = field(default_factory=dict)
+    """Per layer of the other forms: `[n]` ascending, its terms in `outlier_scores`; evidence alone rests on them."""
 
     _split: dict[int, tuple[list[Floats], list[Floats]]] = field(
         default_factory=dict, init=False, repr=False, compare=False

@@ -10,6 +10,7 @@ import hashlib
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,19 +148,51 @@ def tail_surprise(scores: NDArray[np.floating], reference: NDArray[np.floating])
 
     Between reference scores the log p-value is interpolated; past the largest it goes on as an exponential tail whose
     mean excess is that of the top tenth. So two far outliers still differ, where plain p-values would tie at 1/(n+1).
+    At a score that many reference rows have, all of them count as at least as strange.
     It is one fixed monotone function of the score, hence conformal p-values of sums of it stay exact as long as the
     calibration rows are not the reference rows.
 
     Args:
         scores: any shape.
-        reference: `[n]` sorted ascending, n >= 2.
+        reference: `[n]` sorted ascending, n >= 1.
 
     Returns:
         Same shape, at least 0; about the standard exponential distribution for inliers.
     """
-    n = len(reference)
-    surprise_n = -np.log((n - np.arange(n)) / (n + 1.0))
-    inside = np.interp(scores, reference, surprise_n, left=0.0)
-    top = reference[int(0.9 * (n - 1)) :]
-    mean_excess = float((top - top[0]).mean()) or 1.0  # a tail of equal scores has no scale: take the score's own
-    return np.asarray(inside + np.maximum(np.asarray(scores, np.float64) - reference[-1], 0.0) / mean_excess)
+    return SurpriseLines.through(reference)(scores)
+
+
+@dataclass(frozen=True)
+class SurpriseLines:
+    """The straight lines that make up `tail_surprise` against one reference, kept where it is used again and again.
+
+    Line i of n + 1 holds for scores above i reference scores and at most equal to the next.
+    """
+
+    starts: Floats
+    """`[n + 1]`: the score where each starts."""
+    slopes: Floats
+    """`[n + 1]`."""
+    heights: Floats
+    """`[n + 1]`: the surprise where each starts."""
+
+    @classmethod
+    def through(cls, reference: NDArray[np.floating]) -> SurpriseLines:
+        """Those of a reference, as `tail_surprise` takes it."""
+        n, r = len(reference), np.asarray(reference, np.float64)
+        surprise = -np.log((n - np.arange(n)) / (n + 1.0))
+        gaps = np.diff(r)
+        slopes = np.divide(np.diff(surprise), gaps, out=np.zeros(n - 1), where=gaps > 0)  # no score is between equals
+        top = r[int(0.9 * (n - 1)) :]
+        mean_excess = float((top - top[0]).mean()) or 1.0  # a tail of equal scores has no scale: take the score's own
+        return cls(
+            starts=np.concatenate([r[:1], r]),
+            slopes=np.concatenate([[0.0], slopes, [1.0 / mean_excess]]),
+            heights=np.concatenate([[0.0], surprise]),
+        )
+
+    def __call__(self, scores: NDArray[np.floating]) -> Floats:
+        """The surprise of scores of any shape."""
+        a = np.asarray(scores, np.float64)
+        line = np.searchsorted(self.starts[1:], a)
+        return np.asarray(self.heights[line] + self.slopes[line] * np.maximum(a - self.starts[line], 0.0))

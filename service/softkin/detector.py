@@ -15,6 +15,7 @@ from softkin.bank import PADDING_LABEL, Bank
 from softkin.bundle import Bundle, Golden
 from softkin.cancellation import Cancellation
 from softkin.certificate import DEFAULT_CONFIDENCE
+from softkin.conformal import SurpriseLines
 from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
@@ -66,6 +67,9 @@ class Detector:
                 f"{bundle.path / bundles.MODEL}: has no logits, which the part 'energy' needs; build it again"
             )
         self._nonconformity = nonconformity_of(self.manifest, bundle.bank, bundle.calibration.references)
+        self._layer_surprise = {
+            layer: SurpriseLines.through(terms) for layer, terms in bundle.calibration.layer_terms.items()
+        }
         # Of the manifest, not of self: a cycle would keep the session's memory until the garbage collector comes.
         self._rules = lru_cache(maxsize=RULES_KEPT)(partial(_make_rule, self.manifest))
         self._prove(bundle)
@@ -109,8 +113,8 @@ class Detector:
             confidence: of `certified`, and of the bound that the error budget states, in (0, 1).
             smoothing_seed: in [0, 2^64): p-values are smoothed at random, exact at ties too, and the same for the same
                 row and seed; None: deterministic p-values, conservative at ties.
-            num_neighbors: how many nearest training rows per row and layer to return as evidence, together with what
-                each outlier score is made of; 0 for neither.
+            num_neighbors: how many nearest training rows per row and layer to return as evidence, together with the
+                respects in which each row is strange; 0 for neither.
             cancellation: stops the call within one chunk of the bank.
 
         Raises:
@@ -277,8 +281,11 @@ class Detector:
         )
 
     def _parts(self, outputs: Outputs, predicted_B: NDArray[np.int32]) -> Parts:
-        names = self.manifest.parts or tuple(layer.name for layer in self.manifest.layers)
-        return Parts(names=names, values=self._nonconformity.terms(outputs, predicted_B))
+        terms_BP = self._nonconformity.terms(outputs, predicted_B)
+        if self.manifest.parts:
+            return Parts(names=self.manifest.parts, values=terms_BP)
+        surprises = [lines(term) for lines, term in zip(self._layer_surprise.values(), terms_BP.T, strict=True)]
+        return Parts(names=tuple(self._layer_surprise), values=np.stack(surprises, axis=1))
 
     def _prove(self, bundle: Bundle) -> None:
         """Score the golden rows: a bundle that answers differently here than where it was built must not serve."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from softkin.conformal import SurpriseLines
 from softkin.graph_builder import GraphBuilder
 from softkin.nonconformity import CENTER, CLASS_PARTS, SCALE, Nonconformity, Part
 
@@ -21,17 +22,16 @@ OUTPUTS = ("outlier_score", "p_value", "class_p_values", "predicted_class", "cre
 """Names of what `DetectorGraph.outputs` yields."""
 
 
-def count_below(g: GraphBuilder, scores: str, table: Floats, *, inclusive: bool = False) -> str:
-    """Name of int64 `#{i : table_i < score}` (`<=` where inclusive) for float64 scores of any shape, never NaN.
+def count_below(g: GraphBuilder, scores: str, table: Floats) -> str:
+    """Name of int64 `#{i : table_i < score}` for float64 scores of any shape, never NaN.
 
     A binary search without branches: one pass per bit of the answer, whatever the score. The table is filled up with
     +inf, which is below nothing, to one less than a power of two; so no probe leaves it.
 
     Args:
         g: where to add the nodes.
-        scores: name of the scores; +inf is allowed unless inclusive.
+        scores: name of the scores; +inf is allowed.
         table: `[n]` sorted ascending, n >= 1.
-        inclusive: count equal entries too.
     """
     bits = len(table).bit_length()
     padded = np.full(2**bits - 1, np.inf)
@@ -40,7 +40,7 @@ def count_below(g: GraphBuilder, scores: str, table: Floats, *, inclusive: bool 
     for bit in reversed(range(bits)):
         step = 1 << bit
         probe = g.op("Gather", [rows, g.op("Add", [count, g.constant(np.array(step - 1, np.int64))])])
-        below = g.op("LessOrEqual" if inclusive else "Less", [probe, scores])
+        below = g.op("Less", [probe, scores])
         count = g.op("Where", [below, g.op("Add", [count, g.constant(np.array(step, np.int64))]), count])
     return count
 
@@ -55,20 +55,11 @@ def p_values(g: GraphBuilder, scores: str, calibration: Floats) -> str:
 def tail_surprise(g: GraphBuilder, scores: str, reference: Floats) -> str:
     """Name of `softkin.conformal.tail_surprise` of finite float64 scores of any shape.
 
-    One straight line per interval: 0 before the first reference score, the interpolation between neighbours, the
-    exponential tail past the last. The number of reference scores at or below the score picks the line.
+    The number of reference scores below the score picks the line.
     """
-    n = len(reference)
-    surprise = -np.log((n - np.arange(n)) / (n + 1.0))
-    gaps = np.diff(reference)
-    slopes = np.divide(np.diff(surprise), gaps, out=np.zeros(n - 1), where=gaps > 0)  # an empty interval has no rows
-    top = reference[int(0.9 * (n - 1)) :]
-    mean_excess = float((top - top[0]).mean()) or 1.0
-    line = count_below(g, scores, reference, inclusive=True)
-    start, slope, height = (
-        g.op("Gather", [g.constant(np.asarray(table, np.float64)), line])
-        for table in ([reference[0], *reference], [0.0, *slopes, 1.0 / mean_excess], [0.0, *surprise])
-    )
+    line, lines = count_below(g, scores, reference), SurpriseLines.through(reference)
+    tables = lines.starts, lines.slopes, lines.heights
+    start, slope, height = (g.op("Gather", [g.constant(table), line]) for table in tables)
     return g.op("Add", [g.op("Mul", [slope, g.op("Sub", [scores, start])]), height])
 
 

@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from softkin.descriptions import DriftInfo
 from softkin.errors import DataError
 from softkin.manifest import Manifest
-from softkin.scores import ErrorBudget, Parts, Scores
+from softkin.scores import ErrorBudget, Scores
 
 STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
@@ -140,7 +140,7 @@ def print_json(scores: Scores, classes: Sequence[str]) -> None:
 def print_table(scores: Scores, classes: Sequence[str]) -> None:
     """Print a table of rows and a line that puts the share flagged beside the false-alarm rate."""
     headers = ["row", "verdict", "predicted class", "p-value", "credibility"]
-    if _comparable(scores):
+    if (p := scores.parts) is not None:
         headers.append("strangest in")
     if scores.neighbors is not None:
         headers.append(f"nearest training rows ({spelled(scores.neighbors.layers[-1])})")
@@ -149,7 +149,7 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
     if len(scores) > LONGEST_TABLE:
         names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
         widths = [len(str(len(scores))), len(OUTLIER), max(map(len, names)), P_VALUE_WIDTH, P_VALUE_WIDTH]
-        if (p := _comparable(scores)) is not None:
+        if p is not None:
             widths.append(max(map(len, p.names)))
         _print_columns(headers, cells, widths)
     else:
@@ -176,20 +176,15 @@ def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:
         f"{scores.p_value[i]:.4g}",
         f"{scores.credibility[i]:.4g}",
     ]
-    if (p := _comparable(scores)) is not None:
+    if (p := scores.parts) is not None:
         # With spaces, where a narrow terminal may fold it.
-        cells.append(p.names[int(p.values[i].argmax())].replace("_", " ") if scores.is_outlier[i] else "")
+        strangest = p.names[int(p.values[i].argmax())].replace("_", " ")
+        cells.append(spelled(strangest) if scores.is_outlier[i] else "")
     if (n := scores.neighbors) is not None:
         counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1] if label >= 0)
         names = [f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()]
         cells.append(spelled(", ".join(names) or "none"))
     return cells
-
-
-def _comparable(scores: Scores) -> Parts | None:
-    """What the scores are made of, where that is on one scale: of a joint detector, not of one that sums its layers."""
-    p, n = scores.parts, scores.neighbors
-    return None if p is None or n is None or p.names == n.layers else p
 
 
 def _print_columns(headers: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]) -> None:

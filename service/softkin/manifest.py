@@ -16,7 +16,7 @@ from softkin.errors import BundleError
 from softkin.mass import METRICS
 from softkin.nonconformity import FORMS, PARTS
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 INPUT_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 _T = TypeVar("_T")
 NAME_LENGTH = 63

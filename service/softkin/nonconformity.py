@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin import conformal, mass
+from softkin import mass
+from softkin.conformal import SurpriseLines
 
 Form = Literal["posterior", "density", "joint"]
 Part = Literal[
@@ -109,12 +111,15 @@ class Nonconformity:
     def _of_finite(self, outputs: Outputs) -> Floats:
         if self.form != "joint":
             return self.part(self.form, outputs)
-        surprises = [conformal.tail_surprise(self.part(p, outputs), self.references[p]) for p in self.parts]
+        surprises = [self._surprise[p](self.part(p, outputs)) for p in self.parts]
         # A row that one part finds very strange outweighs one that several find a little strange, as a sum would not.
         return np.asarray(np.sqrt(sum(s * s for s in surprises)), np.float64)
 
     def terms(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> Floats:
-        """`[B, P]`: what each row's nonconformity with its class is made of; see `Parts` for the meaning.
+        """`[B, P]`: what each row's nonconformity with its class is made of.
+
+        Of the joint form the surprise of every part, whose length it is; of the others the term of every layer, whose
+        sum it is.
 
         Args:
             outputs: of B rows.
@@ -129,13 +134,17 @@ class Nonconformity:
     def _terms_of_finite(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> list[Floats]:
         if self.form == "joint":
             scores = {p: outlier_score(self.part(p, outputs), classes_B) for p in self.parts}
-            return [conformal.tail_surprise(score, self.references[p]) for p, score in scores.items()]
+            return [self._surprise[p](score) for p, score in scores.items()]
         terms = []
         for i in range(len(self.layer_weights)):
             layer = replace(self, layer_weights=self.layer_weights[i : i + 1])
             of_layer = Outputs(masses=outputs.masses[:, i : i + 1], logits=outputs.logits)
             terms.append(outlier_score(layer.part(self.form, of_layer), classes_B))
         return terms
+
+    @cached_property
+    def _surprise(self) -> dict[Part, SurpriseLines]:
+        return {p: SurpriseLines.through(self.references[p]) for p in self.parts}
 
     def part(self, part: Part, outputs: Outputs) -> Floats:
         """`[B, C]`: one part on its own scale."""

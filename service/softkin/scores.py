@@ -46,20 +46,20 @@ _NEIGHBOR_ARRAYS = ("ids", "labels", "distances", "shares")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Parts:
-    """What each row's outlier score is made of: in which respect it is strange.
+    """In which respects each row is strange: what its outlier score is made of, on one scale.
 
-    Of a detector with nonconformity `joint` these are its parts, each as its surprise: minus the natural log of the
-    part's p-value against the detector's reference rows, at least 0, about 0.7 for half of all inliers and above 3 for
-    one in twenty. The outlier score is the length of that vector. Of all others they are the layers, each with its
-    weighted term in nats, and the outlier score is their sum.
+    The respects are the parts of a detector with nonconformity `joint`, and the layers of any other. Each is given as
+    its surprise: minus the natural log of the p-value of the part's, or layer's, own score, against the detector's
+    reference rows for a part, against its calibration rows for a layer. Half of all inliers are below 0.7, one in
+    twenty is above 3. The outlier score of `joint` is the length of the vector of surprises.
 
     A row on which the network overflows has +inf everywhere, as its outlier score is.
     """
 
     names: tuple[str, ...]
-    """Of the P parts, or layers."""
+    """Of the P parts or layers."""
     values: NDArray[np.float64]
-    """`[B, P]`, higher = stranger."""
+    """`[B, P]`: surprises, at least 0; higher = stranger."""
 
     def take(self, rows: slice) -> Parts:
         """Those of some rows."""

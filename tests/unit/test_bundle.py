@@ -92,7 +92,7 @@ def test_a_truncated_or_missing_file_is_found(tiny_copy, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda m: m.update(format_version=9), "format_version is 9, this softkin reads 3", id="future"),
+        pytest.param(lambda m: m.update(format_version=9), "format_version is 9, this softkin reads 4", id="future"),
         pytest.param(lambda m: m.pop("classes"), "classes must be a list", id="missing list"),
         pytest.param(lambda m: m.pop("created"), "missing field 'created'", id="missing field"),
         pytest.param(lambda m: m.update(extra=1), "unknown field 'extra'", id="unknown field"),
@@ -248,6 +248,27 @@ def test_arrays_that_disagree_are_refused(tiny_copy, file, change, message):
 def test_class_parts_need_center_and_spread_of_every_class(tiny, tmp_path, change, message):
     """A joint form with a class part is refused without them; the error names the array."""
     spec = dataclasses.replace(tiny.spec, parts=("density", "class_density"))
+    build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    edit_tensors(tmp_path / "b", bundles.CALIBRATION, change)
+
+    with pytest.raises(BundleError, match=message):
+        bundles.read_bundle(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("layer_terms.narrow"), "has no array 'layer_terms.narrow'"),
+        (lambda t: t["layer_terms.wide"][:2].fill(1e9), r"'layer_terms\.wide' must be sorted ascending"),
+        (
+            lambda t: t.update({"layer_terms.wide": t["layer_terms.wide"][1:].copy()}),
+            r"layer_terms\.wide' is float64\[",
+        ),
+    ],
+)
+def test_forms_that_sum_layers_need_the_terms_of_every_layer(tiny, tmp_path, change, message):
+    """One for each calibration row; the error names the array."""
+    spec = dataclasses.replace(tiny.spec, nonconformity="density", parts=())
     build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
     edit_tensors(tmp_path / "b", bundles.CALIBRATION, change)
 

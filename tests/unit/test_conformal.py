@@ -294,7 +294,7 @@ def test_tail_surprise_is_the_log_p_value_joined_by_lines_with_an_exponential_ta
     found = conformal.tail_surprise(np.array(tested + r), np.array(r))
 
     for score, value in zip(tested + r, found, strict=True):
-        if score < r[0]:
+        if score <= r[0]:
             expected = 0.0
         elif score >= r[-1]:
             expected = at_reference[-1] + (score - r[-1]) / excess
@@ -303,6 +303,17 @@ def test_tail_surprise_is_the_log_p_value_joined_by_lines_with_an_exponential_ta
             share = (score - r[i]) / (r[i + 1] - r[i])
             expected = (1 - share) * at_reference[i] + share * at_reference[i + 1]
         assert value == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_tail_surprise_counts_reference_rows_of_the_same_score_as_no_less_strange():
+    """Most rows may have one score, as the posterior of a network that is sure of everything."""
+    reference = np.array([0.0] * 6 + [1.0] * 3)
+
+    found = conformal.tail_surprise(np.array([-1.0, 0.0, 1e-9, 0.5, 1.0, 1.0 + 1e-9]), reference)
+
+    on_the_line = -math.log(4 / 10), -math.log(3 / 10)
+    expected = [0, 0, on_the_line[0], sum(on_the_line) / 2, on_the_line[1], math.log(10)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_tail_surprise_past_equal_reference_scores_grows_by_the_score_itself():

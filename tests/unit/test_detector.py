@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from softkin import BundleError, Detector, InvalidInputError, mass
+from softkin import BundleError, Detector, InvalidInputError, conformal, mass
 from softkin.bank import PADDING_LABEL
 from softkin.bundle import read_bundle
 from softkin_training.build import LayerSpec, build
@@ -137,15 +137,34 @@ def test_the_evidence_says_what_each_score_is_made_of(detector, tiny):
     assert detector.score(x[:1]).parts is None
 
 
-def test_the_score_of_a_sum_is_made_of_its_layers(tiny, tmp_path):
-    """By their names, in the order of the evidence."""
-    spec = replace(tiny.spec, nonconformity="density", parts=())
+@pytest.mark.parametrize("form", ["density", "posterior"])
+def test_the_score_of_a_sum_is_made_of_its_layers(tiny, tmp_path, form):
+    """Each layer's term among those of the calibration rows, by layers' names, in the order of the evidence."""
+    layers = (tiny.spec.layers[0], replace(tiny.spec.layers[1], weight=0.5))
+    spec = replace(tiny.spec, layers=layers, nonconformity=form, parts=())
     build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    detector = Detector.load(tmp_path / "b", device="cpu")
+    x = np.concatenate([tiny.inliers[:300], tiny.outliers])
 
-    found = Detector.load(tmp_path / "b", device="cpu").score(tiny.inliers[:7], num_neighbors=1)
+    found = detector.score(x, num_neighbors=1)
+
+    def terms(x, i):
+        outputs, n = detector.outputs(x), len(tiny.bank.y) / 3
+        at = np.arange(len(x)), outputs.logits.argmax(axis=1)
+        m = outputs.masses[:, i].astype(np.float64)
+        most = np.logaddexp.reduce(m, axis=1) if form == "posterior" else np.log(n)
+        return (1.0, 0.5)[i] * (most - m[at])
 
     assert found.parts.names == found.neighbors.layers == ("wide", "narrow")
-    np.testing.assert_allclose(found.parts.values.sum(axis=1), found.outlier_score, rtol=1e-12)
+    for i in range(2):
+        known = np.sort(terms(tiny.calibration.x, i))
+        np.testing.assert_allclose(
+            found.parts.values[:, i], conformal.tail_surprise(terms(x, i), known), rtol=1e-5, atol=1e-5
+        )
+    usual = found.parts.values[:300]
+    assert (usual > 3).mean() < 0.12
+    # Of a network that is sure of everything most rows have one posterior, and are strange in none.
+    assert (0.4 < np.median(usual) < 1.0) if form == "density" else (np.median(usual) == 0)
 
 
 def test_more_neighbors_than_bank_rows_gives_all_rows(detector, tiny):

@@ -105,6 +105,24 @@ def test_a_grown_calibration_is_the_union_of_old_and_new(tiny, tmp_path):
     assert load(tmp_path / "grown").score(tiny.inliers[:1]).p_value[0] == (1 + at_least) / 351
 
 
+def test_the_terms_of_layers_are_those_of_the_rows_that_calibrate(tiny, tmp_path):
+    """Replaced, or old and new together: what is strange in a layer is said against the same rows as p-values."""
+    spec = dataclasses.replace(tiny.spec, nonconformity="density", parts=())
+    build(tmp_path / "a", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    rows = inliers(tiny, 50, seed=2)
+    recalibrate(tmp_path / "a", tmp_path / "new", rows)
+    recalibrate(tmp_path / "a", tmp_path / "grown", rows, grow=True)
+
+    old, new, grown = (bundles.read_bundle(tmp_path / name).calibration.layer_terms for name in ("a", "new", "grown"))
+    outputs = load(tmp_path / "a").outputs(rows.x)
+    at = np.arange(50), outputs.logits.argmax(axis=1)
+    for i, layer in enumerate(("wide", "narrow")):
+        expected = np.sort(np.log(len(tiny.bank.y) / 3) - outputs.masses[:, i].astype(np.float64)[at])
+        np.testing.assert_allclose(new[layer], expected, rtol=1e-5)
+        assert grown[layer].tolist() == sorted([*old[layer].tolist(), *new[layer].tolist()])
+    assert list(new) == list(grown) == list(old) == ["wide", "narrow"]
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_no_outlier_score_changes(tiny, tmp_path, precision):
     """Bit for bit: network, bank and golden rows are the old files."""

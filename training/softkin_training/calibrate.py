@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,12 +85,17 @@ def calibrate(
     a_BC = nonconformity(outputs)
     predicted = nonconformity.predict(outputs, a_BC)
     scores = outlier_score(a_BC, predicted)
-    calibration = sorted_calibration(a_BC, predicted, rows.y, references)
+    terms = sorted_layer_terms(nonconformity, outputs, predicted, bank.layers)
+    calibration = sorted_calibration(a_BC, predicted, rows.y, references, terms)
     return Calibrated(bank=bank, calibration=calibration, scores=scores, _scorer=scorer, _nonconformity=nonconformity)
 
 
 def sorted_calibration(
-    nonconformity_BC: Floats, predicted_B: NDArray[np.int32], true_B: NDArray[np.int64], references: dict[str, Floats]
+    nonconformity_BC: Floats,
+    predicted_B: NDArray[np.int32],
+    true_B: NDArray[np.int64],
+    references: dict[str, Floats],
+    layer_terms: dict[str, Floats],
 ) -> Calibration:
     """The calibration that scored rows make.
 
@@ -98,6 +104,7 @@ def sorted_calibration(
         predicted_B: `[n]` the network's own classes.
         true_B: `[n]` true classes.
         references: of the joint form.
+        layer_terms: of the other forms, by `sorted_layer_terms`.
     """
     scores = outlier_score(nonconformity_BC, predicted_B)
     true_scores = outlier_score(nonconformity_BC, true_B.astype(np.int32))
@@ -108,7 +115,24 @@ def sorted_calibration(
         true_class_scores=true_scores[by_true_score],
         true_classes=true_B[by_true_score].astype(np.int32),
         references=references,
+        layer_terms=layer_terms,
     )
+
+
+def sorted_layer_terms(
+    nonconformity: Nonconformity, outputs: Outputs, predicted_B: NDArray[np.int32], layers: Iterable[str]
+) -> dict[str, Floats]:
+    """By layer the sorted terms that make up the outlier scores of calibration rows; none for the joint form.
+
+    Args:
+        nonconformity: the form.
+        outputs: of the calibration rows.
+        predicted_B: `[n]` the network's own classes.
+        layers: their names, in the order of the masses.
+    """
+    if nonconformity.form == "joint":
+        return {}
+    return dict(zip(layers, np.sort(nonconformity.terms(outputs, predicted_B), axis=0).T, strict=True))
 
 
 def refuse_overflow(outputs: Outputs, rows: Rows) -> None:

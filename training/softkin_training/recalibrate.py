@@ -22,7 +22,7 @@ from softkin.certificate import certify
 from softkin.detector import Detector, nonconformity_of
 from softkin.errors import InvalidInputError
 from softkin.manifest import NAME_LENGTH, Manifest, parse_manifest
-from softkin_training.calibrate import refuse_overflow, sorted_calibration
+from softkin_training.calibrate import refuse_overflow, sorted_calibration, sorted_layer_terms
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used
 
 _Value = TypeVar("_Value", bound=np.generic)
@@ -126,7 +126,9 @@ def _score(old: Bundle, rows: Rows) -> Calibration:
     refuse_overflow(outputs, rows)
     nonconformity = nonconformity_of(old.manifest, old.bank, references)
     a_BC = nonconformity(outputs)
-    return sorted_calibration(a_BC, nonconformity.predict(outputs, a_BC), rows.y, references)
+    predicted = nonconformity.predict(outputs, a_BC)
+    terms = sorted_layer_terms(nonconformity, outputs, predicted, old.bank.layers)
+    return sorted_calibration(a_BC, predicted, rows.y, references, terms)
 
 
 def _merge(old: Calibration, new: Calibration) -> Calibration:
@@ -140,6 +142,7 @@ def _merge(old: Calibration, new: Calibration) -> Calibration:
         true_class_scores=true_scores,
         true_classes=true,
         references=old.references,
+        layer_terms={name: np.sort(np.concatenate([a, new.layer_terms[name]])) for name, a in old.layer_terms.items()},
     )
 
 
