@@ -51,7 +51,7 @@ CASES = {
     "all rows equal": (torch.ones(6, 3, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 2])),
     "a row of zeros": (torch.cat([batch(num_rows=8)[0], torch.zeros(2, 5)]).double(), torch.tensor([0, 1] * 5)),
     "norm 1e4": batch(scale=1e4 / 3),
-    "far from the origin": (batch()[0] + 1e3, batch()[1]),
+    "far from the origin": (batch()[0] + 1e3 * torch.tensor([1, -1, 2, -2, 1]), batch()[1]),
     "images": (batch(width=12)[0].reshape(24, 3, 2, 2), batch(width=12)[1]),
 }
 

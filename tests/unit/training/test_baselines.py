@@ -248,6 +248,24 @@ NODE = helper.make_node
             B,
             id="add, identity",
         ),
+        pytest.param(
+            [
+                NODE("Constant", [], ["w"], value=numpy_helper.from_array(W.T.astype(np.float32))),
+                NODE("MatMul", ["h", "w"], ["m"]),
+                NODE("Dropout", ["m"], ["d"]),
+                NODE("Cast", ["d"], ["c"], to=TensorProto.FLOAT),
+                NODE("Add", ["c", "b"], ["logits"]),
+            ],
+            {"b": B[None]},
+            B,
+            id="constant node, dropout, cast, add of a row",
+        ),
+        pytest.param(
+            [NODE("Gemm", ["h", "w", ""], ["m"], transB=1), NODE("Add", ["m", "b"], ["logits"])],
+            {"w": W, "b": np.array(0.25)},
+            np.full(3, 0.25),
+            id="gemm whose bias is left out, add of a number",
+        ),
     ],
 )
 def test_the_last_linear_layer_is_found(nodes, constants, bias):
@@ -272,6 +290,17 @@ def test_the_last_linear_layer_is_found(nodes, constants, bias):
         ),
         pytest.param([NODE("MatMul", ["h", "inputs"], ["logits"])], {}, id="no constant"),
         pytest.param([NODE("Gemm", ["h", "w"], ["logits"], transA=1)], {"w": W.T}, id="transposed rows"),
+        pytest.param(
+            [NODE("Gemm", ["h", "w", "b"], ["m"]), NODE("Add", ["m", "b"], ["logits"])],
+            {"w": W.T, "b": B},
+            id="two biases",
+        ),
+        pytest.param([NODE("Gemm", ["h", "w", "inputs"], ["logits"])], {"w": W.T}, id="a bias for each row"),
+        pytest.param([NODE("Mul", ["h", "w"], ["logits"])], {"w": W[0]}, id="no product of matrices"),
+        pytest.param([NODE("MatMul", ["h", "w"], ["logits"])], {"w": W.T[None]}, id="a weight of three axes"),
+        pytest.param(
+            [NODE("MatMul", ["h", "w"], ["m"]), NODE("Add", ["m", "m"], ["logits"])], {"w": W.T}, id="added to itself"
+        ),
     ],
 )
 def test_other_endings_are_no_linear_layer(nodes, constants):

@@ -234,3 +234,18 @@ def test_every_score_tells_where_it_comes_from(tiny):
         "max_softmax": ("max softmax", "Hendrycks & Gimpel 2017"),
     }
     assert {name: s.p_values for name, s in scores.items() if s.p_values != "conformal"} == {"dknn": "complement"}
+
+
+def test_a_bank_of_fewer_rows_than_neighbours_is_asked_for_all_of_them(tiny, tmp_path):
+    """The k-th nearest is then the farthest, and every row votes in every layer."""
+    path = tmp_path / "bundle"
+    build(path, tiny.model, tiny.spec, bank_rows=tiny.bank.take(np.arange(20)), calibration_rows=tiny.calibration)
+    subject = Subject(bundles.read_bundle(path))
+    scores, _ = compared_scores(subject, None, None, 0)
+    seen = subject.run(tiny.outliers)
+
+    z = seen.z["narrow"]
+    farthest = [max(np.linalg.norm(row - other) for other in subject.neighbors["narrow"]) for row in z]
+    np.testing.assert_allclose(scores["kth_neighbor"].score(seen), farthest, rtol=1e-4)
+    fewest_others = min(2 * (tiny.bank.y[:20] != j).sum() for j in range(3))
+    np.testing.assert_array_equal(scores["dknn"].score(seen), fewest_others)

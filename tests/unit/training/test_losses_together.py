@@ -45,6 +45,15 @@ def test_layers_together_give_what_each_gives_alone(monkeypatch, metric, mode):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("mode", ["minimized", "fixed", "learned"])
+def test_without_layers_there_are_no_losses(monkeypatch, mode, together):
+    """A recipe may train by cross-entropy alone."""
+    monkeypatch.setattr(losses, "together", lambda device: together)
+
+    assert LayeredSnnl([], temperature=mode)({}, batch()[1]) == {}
+
+
 @pytest.mark.parametrize("width", [7, 1024, 4096, 5000, 3 * 2048])
 def test_a_product_split_by_columns_is_the_product(width):
     """Whether or not the width can be split evenly."""
