@@ -33,7 +33,6 @@ class ShardedScorer:
         bank_file: as for `Scorer`.
         device: see `parse_device`.
         threads: as for `Scorer`, for each shard.
-        chunk_rows: as for `Scorer`.
 
     Raises:
         InvalidInputError: no such device, or more devices than the bank has tiles.
@@ -48,11 +47,10 @@ class ShardedScorer:
         *,
         device: str = "auto",
         threads: int | None = None,
-        chunk_rows: int | None = None,
     ) -> None:
         targets = parse_device(device)
         self._shards = [
-            Scorer(model, bank, bank_file, device=target, threads=threads, chunk_rows=chunk_rows, rows=rows)
+            Scorer(model, bank, bank_file, device=target, threads=threads, rows=rows)
             for target, rows in zip(targets, shard_rows(bank, len(targets)), strict=True)
         ]
         self._pool = ThreadPoolExecutor(len(targets), thread_name_prefix="shard") if len(targets) > 1 else None
@@ -96,9 +94,9 @@ def shard_rows(bank: Bank, count: int) -> list[slice]:
     if count > len(starts):
         raise InvalidInputError("device", f"names {count} shards, but this bank has only {len(starts)} tiles to share")
     wanted = np.arange(1, count) * n / count
-    # The i-th cut leaves at least i tiles before it and enough behind it.
-    at = np.clip(np.searchsorted(starts, wanted), np.arange(1, count), len(starts) - count + np.arange(1, count))
-    return [slice(a, b) for a, b in pairwise([0, *starts[np.maximum.accumulate(at)].tolist(), n])]
+    # The i-th cut leaves at least i tiles before it. Behind it there are enough: the small ones come last.
+    at = np.maximum(np.searchsorted(starts, wanted), np.arange(1, count))
+    return [slice(a, b) for a, b in pairwise([0, *starts[at].tolist(), n])]
 
 
 def merge_outputs(shards: list[Outputs]) -> Outputs:

@@ -14,6 +14,7 @@ from softkin.chunks import CHUNK_ROWS, cut_into_chunks
 from softkin.graph_builder import GraphBuilder
 from softkin.precision import reduce_precision
 from softkin.scorer import layer_graphs
+from softkin.session import SLICE_ROWS
 from softkin.tensor_file import TensorFile
 
 TEMPERATURES = {"bounded": 0.5, "any temperature": 0.002}
@@ -65,6 +66,18 @@ def test_chunks_run_one_after_the_other(tmp_path, monkeypatch, form):
     nodes = [int(found[1]) for found in (re.search(r"softkin/\w+?_(\d+)_\d_kernel", name) for name in ran) if found]
     assert sum("Gemm" in name for name in ran) == 8
     assert nodes == sorted(nodes)
+
+
+@pytest.mark.parametrize("form", TEMPERATURES)
+def test_a_whole_slice_takes_a_few_megabytes_at_a_time_on_a_bank_of_any_size(tmp_path, monkeypatch, form):
+    """All logits would be 52 MB."""
+    z, labels, _ = make([200 * LARGE_TILE_ROWS], {"a": 1}, "cosine", 0.5, False)
+    bank = packed(z, labels, {"a": TEMPERATURES[form]}, "cosine", None)
+    profile_sessions(monkeypatch, tmp_path)
+    scorer = start(tmp_path, bank, {"a": 1})
+    scorer.run_with_nearest(z["a"][: 2 * SLICE_ROWS], 3)
+
+    assert max(int(kernel["args"]["output_size"]) for kernel in kernels_run(scorer._session)) < 10e6
 
 
 @pytest.mark.parametrize(

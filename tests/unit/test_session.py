@@ -87,13 +87,17 @@ def test_only_on_cuda_a_bank_of_fewer_bits_is_kept_in_them(tmp_path, monkeypatch
 
 def test_a_session_on_cuda_asks_for_its_gpu_first_and_for_whole_float32(monkeypatch, capsys):
     """TF32 moves scores by 1e-3; and what the runtime prints about libraries is no output of a command."""
-    asked = []
+    asked, printed = [], []
+
+    def preload():
+        print("looking for libraries")
+        printed.append(1)
 
     def refusing(source, options, *, providers, **rest):
         asked.extend(providers)
         raise RuntimeError("none here")
 
-    monkeypatch.setattr(ort, "preload_dlls", lambda: print("looking for libraries"))
+    monkeypatch.setattr(ort, "preload_dlls", preload)
     monkeypatch.setattr(ort, "InferenceSession", refusing)
     with pytest.raises(BundleError):
         start_session(adding(), Target("cuda", 3))
@@ -101,6 +105,7 @@ def test_a_session_on_cuda_asks_for_its_gpu_first_and_for_whole_float32(monkeypa
     (name, options), last = asked
     assert (name, options["device_id"], options["use_tf32"]) == ("CUDAExecutionProvider", "3", "0")
     assert last == "CPUExecutionProvider"
+    assert printed
     assert capsys.readouterr().out == ""
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
+import time
 import weakref
 
 import numpy as np
@@ -14,8 +17,9 @@ from softkin import Detector, InvalidInputError
 from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, TILE_ROWS, pack
 from softkin.cancellation import Cancellation
 from softkin.device import parse_device
-from softkin.errors import CancelledError
-from softkin.shards import shard_rows
+from softkin.errors import CancelledError, DeviceError
+from softkin.nonconformity import Outputs
+from softkin.shards import ShardedScorer, shard_rows
 
 
 def bank_of(counts):
@@ -35,7 +39,7 @@ def bank_of(counts):
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=6), st.integers(1, 12))
 @settings(deadline=None, max_examples=200)
 def test_shards_cover_every_row_once_and_cut_between_tiles(counts, count):
-    """Also where a shard gets a single tile; more shards than tiles are refused."""
+    """None larger than its share by a whole tile, some of a single tile; more shards than tiles are refused."""
     bank = bank_of(counts)
     n, large = len(bank.labels), bank.large_rows
     tiles = large // LARGE_TILE_ROWS + (n - large) // TILE_ROWS
@@ -48,6 +52,7 @@ def test_shards_cover_every_row_once_and_cut_between_tiles(counts, count):
 
     assert len(found) == count
     assert np.concatenate([np.arange(n)[rows] for rows in found]).tolist() == list(range(n))
+    assert max(rows.stop - rows.start for rows in found) < n / count + LARGE_TILE_ROWS
     for rows in found:
         size = LARGE_TILE_ROWS if rows.start < large else TILE_ROWS
         assert (rows.start - (0 if rows.start < large else large)) % size == 0
@@ -62,6 +67,7 @@ def test_a_sharded_detector_scores_like_a_whole_one(tiny, device):
 
     expected, found = (d.score(x, num_neighbors=200) for d in (whole, sharded))
 
+    assert sharded.outputs(x).masses.dtype == whole.outputs(x).masses.dtype == np.float32
     assert sharded.device == device
     assert found.budget.device == device
     np.testing.assert_allclose(found.outlier_score, expected.outlier_score, rtol=1e-5, atol=1e-5)
@@ -80,6 +86,66 @@ def test_a_request_that_is_stopped_does_not_keep_a_sharded_detector(tiny):
         with pytest.raises(CancelledError):
             detector.score_rows(tiny.inliers[:5], cancellation=cancellation)
         del detector
+
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+class StandIn:
+    """A scorer that takes its time, or fails at once."""
+
+    has_logits, input_name, num_rows = False, "x", 3
+
+    def __init__(self, target, threads):
+        self.target, self.threads = target, threads
+        self.device = "cuda" if target.index == 1 else "cpu"  # the others came down to the CPU
+        self.fails = self.finished = False
+
+    def run(self, barrier, cancellation):
+        """Nothing, and not before the other shards run."""
+        barrier.wait(10)
+        if self.fails:
+            raise DeviceError("broken")
+        time.sleep(0.05)
+        self.finished = True
+        return Outputs(masses=np.zeros((1, 1, 1), np.float32), logits=None)
+
+
+def stood_in(monkeypatch, device, threads=None):
+    """A sharded scorer of stand-ins, and these."""
+    made = []
+
+    def scorer(*_, device, threads, rows):
+        made.append(StandIn(device, threads))
+        return made[-1]
+
+    monkeypatch.setattr("softkin.shards.Scorer", scorer)
+    return ShardedScorer(None, bank_of([LARGE_TILE_ROWS] * 3), None, device=device, threads=threads), made
+
+
+def test_every_shard_has_the_device_that_is_named_for_it(monkeypatch):
+    """And all the threads; where they run is told as they tell it."""
+    sharded, shards = stood_in(monkeypatch, "cpu,cuda:1,cuda", threads=3)
+
+    assert [(s.target.kind, s.target.index) for s in shards] == [("cpu", 0), ("cuda", 1), ("cuda", 0)]
+    assert [s.threads for s in shards] == [3, 3, 3]
+    assert sharded.device == "cpu,cuda,cpu"
+
+
+@pytest.mark.parametrize("failing", [[], [0], [1], [0, 1]], ids=str)
+def test_shards_run_at_once_and_each_is_waited_for(monkeypatch, failing):
+    """Also when another has failed: nothing runs on behind the caller's back, and no failure keeps the shards."""
+    sharded, shards = stood_in(monkeypatch, "cpu,cpu")
+    for i in failing:
+        shards[i].fails = True
+    gc.disable()
+    try:
+        with pytest.raises(DeviceError, match="broken") if failing else contextlib.nullcontext():
+            sharded.run(threading.Barrier(2))
+        assert [s.finished for s in shards] == [i not in failing for i in range(2)]
+        held = weakref.ref(sharded)
+        del sharded
 
         assert held() is None
     finally:
