@@ -250,7 +250,6 @@ def extend(proto: onnx.ModelProto, g: GraphBuilder, outputs: list[onnx.ValueInfo
     """Add a graph's nodes to a network, and put `outputs` in the place of its outputs."""
     proto.graph.node.extend(g.nodes)
     proto.graph.initializer.extend(g.initializers)
-    kept = list(outputs)  # some of them may live in the list that is cleared
     del proto.graph.output[:]
-    proto.graph.output.extend(kept)
+    proto.graph.output.extend(outputs)
     return proto
