@@ -34,7 +34,9 @@ def _run_command(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("softkin"):
             raise
-        return _fail(f"this needs the Python package {e.name}: pip install 'softkin[training]'")
+        without_torch = command in (fit, _recalibrate) and not e.name.startswith("sklearn")  # which condensing takes
+        extra = "service" if without_torch else "training"
+        return _fail(f"this needs the Python package {e.name}: pip install 'softkin[{extra}]'")
     except SoftkinError as e:
         return _fail(str(e))
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from softkin import __version__
@@ -31,19 +32,30 @@ def test_a_reader_who_leaves_ends_the_command_without_a_word():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_a_missing_package_is_an_error_that_names_the_extra(tmp_path):
-    """The script is there after a plain `pip install softkin`, torch is not."""
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("torch", ["train", "digits", "--out", "o"], "training"),
+        ("onnx", ["fit", "--embeddings", "e.npz", "--out", "o"], "service"),
+        ("onnx", ["recalibrate", "b", "--data", "d.npz", "--out", "o"], "service"),
+        ("sklearn", ["fit", "--embeddings", "e.npz", "--condense", "2", "--out", "o"], "training"),
+    ],
+    ids=["train", "fit", "recalibrate", "condense"],
+)
+def test_a_missing_package_is_an_error_that_names_the_extra(tmp_path, package, arguments, extra):
+    """The script is there after a plain `pip install softkin`, torch is not; nor need it be to fit and recalibrate."""
+    np.savez(tmp_path / "e.npz", x_train=np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32))
     program = (
-        "import sys; sys.modules['torch'] = None; from softkin_training.cli import main; "
-        f"sys.exit(main(['train', 'digits', '--out', {str(tmp_path)!r}]))"
+        f"import sys; sys.modules[{package!r}] = None; from softkin_training.cli import main; "
+        f"sys.exit(main({arguments!r}))"
     )
 
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "softkin-train: error: this needs the Python package torch: pip install 'softkin[training]'\n"
-    )
+    error = rf"softkin-train: error: this needs the Python package {package}[.a-z]*: pip install 'softkin\[{extra}\]'\n"
+    assert re.fullmatch(error, done.stderr), done.stderr
 
 
 def test_the_version_is_that_of_the_package(capsys):
