@@ -198,7 +198,7 @@ def promise(b: ErrorBudget) -> str:
     """What the verdicts of an answer promise, in a line."""
     if b.guarantee == "false_discovery_rate":
         return (
-            f"of the rows flagged at most {b.alpha:g} are inliers, in expectation; "
+            f"of the rows flagged at most {b.alpha:.2%} are inliers, in expectation; "
             f"{b.fewest_selectable} of the rows must have the smallest p-value before any is flagged"
         )
     bound = f"at most {b.false_alarm_bound:.2%} with this calibration set, at confidence {b.confidence:g}"
@@ -223,10 +223,10 @@ def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
         "detector": f"{drift.detector} {drift.version}",
         "rows watched": str(r.rows),
         "drift alarm": f"{since} (chance of one, ever, while nothing drifts: at most {r.level:g})",
-        "evidence": f"10^{r.log10_martingale:.2f}, at most 10^{r.max_log10_martingale:.2f}; alarm at {1 / r.level:g}",
+        "evidence": f"10^{r.log10_martingale:.2f}, highest 10^{r.max_log10_martingale:.2f}; alarm at {1 / r.level:g}",
         "recent evidence": f"{r.cusum:.1f} nats (CUSUM, no guarantee on false alarms)",
         "recent flag rate": f"{r.flag_rate:.2%} of {r.window_rows} rows, alpha is {r.alpha:g}",
-        "recent p-values": f"{bars}  from 0 to 1; level while nothing drifts",
+        "recent p-values": f"{bars}  0 to 1, level without drift",
     }.items():
         facts.add_row(key, escape(value))
     console.print(facts, highlight=False)

@@ -213,7 +213,7 @@ def test_the_drift_command_prints_a_table_for_people(start, capsys, monkeypatch)
     for text in (
         "standin 1",
         f"yes, at row {r.alarm_row} (chance of one, ever, while nothing drifts: at most 0.01)",
-        f"10^{r.log10_martingale:.2f}, at most 10^{r.max_log10_martingale:.2f}; alarm at 100",
+        f"10^{r.log10_martingale:.2f}, highest 10^{r.max_log10_martingale:.2f}; alarm at 100",
         "nats (CUSUM, no guarantee on false alarms)",
         "100.00% of 64 rows, alpha is 0.05",
     ):

@@ -45,7 +45,7 @@ PROMISES = {
     ),
     "false_discovery_rate": (
         {"false_alarm_bound": None, "fewest_selectable": 7},
-        "of the rows flagged at most 0.05 are inliers, in expectation; 7 of the rows must have the smallest p-value "
+        "of the rows flagged at most 5.00% are inliers, in expectation; 7 of the rows must have the smallest p-value "
         "before any is flagged",
     ),
 }
@@ -91,10 +91,10 @@ def test_a_drift_report_is_readable(capsys):
         "detector": "d[1] 2",
         "rows watched": "12345",
         "drift alarm": "no (chance of one, ever, while nothing drifts: at most 0.001)",
-        "evidence": "10^-0.50, at most 10^1.25; alarm at 1000",
+        "evidence": "10^-0.50, highest 10^1.25; alarm at 1000",
         "recent evidence": "3.2 nats (CUSUM, no guarantee on false alarms)",
         "recent flag rate": "5.12% of 10000 rows, alpha is 0.05",
-        "recent p-values": "█▄▂▁ █▄▂▁ █▄▂▁ █▄▂▁   from 0 to 1; level while nothing drifts",
+        "recent p-values": "█▄▂▁ █▄▂▁ █▄▂▁ █▄▂▁   0 to 1, level without drift",
     }
 
 
@@ -110,7 +110,7 @@ def test_a_watch_that_has_seen_nothing_can_be_shown(capsys):
     found = drift_rows(capsys, rows=0, window_rows=0, flag_rate=0.0, histogram=np.zeros(20, np.int64))
 
     assert found["rows watched"] == "0"
-    assert found["recent p-values"] == "from 0 to 1; level while nothing drifts"
+    assert found["recent p-values"] == "0 to 1, level without drift"
 
 
 def test_a_manifest_shows_its_certificate_and_the_rows_of_its_classes(capsys):
