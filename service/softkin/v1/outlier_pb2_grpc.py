@@ -30,7 +30,7 @@ class OutlierServiceStub(object):
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
     id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
-    BadRequest for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED.
+    BadRequest for INVALID_ARGUMENT, RetryInfo where a delay is known, RequestInfo where there is a log id.
     """
 
     def __init__(self, channel):
@@ -71,15 +71,17 @@ class OutlierServiceServicer(object):
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
     id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
-    BadRequest for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED.
+    BadRequest for INVALID_ARGUMENT, RetryInfo where a delay is known, RequestInfo where there is a log id.
     """
 
     def Score(self, request, context):
-        """Scores a batch of rows. Every row is scored on its own: its result does not depend on the other rows.
+        """Scores a batch of rows. Every row is scored on its own: its result does not depend on the other rows, but for
+        is_outlier under GUARANTEE_FALSE_DISCOVERY_RATE.
 
         INVALID_ARGUMENT names the field, the value and what is allowed: wrong dtype, shape or byte count, no rows, too many
         rows, NaN or infinity, alpha outside (0, 1) or below the smallest p-value. NOT_FOUND: no such detector or version.
-        RESOURCE_EXHAUSTED: too many rows or bytes are pending, or the deadline cannot be met; retry after a pause.
+        RESOURCE_EXHAUSTED with RetryInfo: too many rows, bytes or requests are pending, or the deadline cannot be met; retry
+        after that delay. Without: the message is larger than Limits.max_message_bytes; send several smaller ones.
         Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -159,7 +161,7 @@ class OutlierService(object):
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
     id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
-    BadRequest for INVALID_ARGUMENT, RetryInfo for RESOURCE_EXHAUSTED.
+    BadRequest for INVALID_ARGUMENT, RetryInfo where a delay is known, RequestInfo where there is a log id.
     """
 
     @staticmethod
