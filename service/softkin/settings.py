@@ -274,6 +274,12 @@ class ServerSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _ports_differ(self) -> ServerSettings:
+        if self.port and self.port == self.metrics_port:
+            raise ValueError(f"port and metrics_port are both {self.port}; give each its own")
+        return self
+
+    @model_validator(mode="after")
     def _tls_is_complete(self) -> ServerSettings:
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("tls_key", "tls_cert") if self.tls_cert is None else ("tls_cert", "tls_key")

@@ -224,6 +224,14 @@ def test_limits_that_contradict_each_other_are_refused():
         parse("b", "--max-pending-rows", "10")
 
 
+def test_one_port_for_calls_and_metrics_is_refused_as_such():
+    """Else the server would find it taken, by itself; 0 picks another one for each."""
+    with pytest.raises(InvalidInputError, match="port and metrics_port are both 9090; give each its own"):
+        parse("b", "--port", "9090")
+
+    assert parse("b", "--port", "0", "--metrics-port", "0").port == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
