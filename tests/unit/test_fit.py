@@ -245,7 +245,7 @@ def test_help_tells_the_recipes_defaults(capsys):
         "version",
     ):
         option = "--" + name.replace("_", "-")
-        assert re.search(rf"{option} [A-Z] .*?\(default {re.escape(str(getattr(defaults, name)))}", text), option
+        assert re.search(rf"{option} [A-Z] .*?\(default: {re.escape(str(getattr(defaults, name)))}", text), option
     recipe = DetectorConfig(layers=["a"], bank_rows=1)
     assert defaults.model_dump().items() >= recipe.model_dump(exclude={"bank_rows"}).items()
     assert "give rows the classifier was not trained on" in text

@@ -13,7 +13,6 @@ import pytest
 
 from softkin import __version__
 from softkin_training.cli import _parser, main
-from softkin_training.fit_config import FitConfig
 
 pytestmark = pytest.mark.training
 
@@ -80,18 +79,3 @@ def test_every_argument_of_every_command_is_explained():
 
     assert len(commands.choices) == 9
     assert unexplained == []
-
-
-def test_the_defaults_in_the_help_of_fit_are_those_that_it_takes():
-    """The help does not ask the module that has them, which takes long to import."""
-    [commands] = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    said = {
-        action.dest: found[1]
-        for action in commands.choices["fit"]._actions
-        if (found := re.search(r"\(default: ([^),]+)", action.help)) and action.dest in FitConfig.model_fields
-    }
-
-    assert len(said) == 12
-    assert said == {"name": "that of the file"} | {
-        key: f"{FitConfig.model_fields[key].default}" for key in said if key != "name"
-    }
