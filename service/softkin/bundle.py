@@ -170,11 +170,14 @@ def write_bundle(
         The manifest as written.
 
     Raises:
-        BundleError: the path exists, the directory cannot be written, the disk is full; nothing half-written stays.
+        BundleError: the path exists, or is to be replaced and is no bundle; the directory cannot be written, the disk
+            is full; nothing half-written stays.
     """
     target = Path(path).absolute()
     if os.path.lexists(target) and not replace:
         raise BundleError(f"{target}: exists already; choose another directory, or remove it first")
+    if _holds_something_else(target):
+        raise BundleError(f"{target}: exists already and is no bundle; choose another directory, or remove it first")
     with staged(target, what="bundle", make_parent=True, replace=replace) as (staging,):
         staging.mkdir()
         (staging / MODEL).write_bytes(model)
@@ -190,6 +193,16 @@ def write_bundle(
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         read_bundle(staging)
     return manifest
+
+
+def _holds_something_else(path: Path) -> bool:
+    """Whether a path is taken by what is no bundle, damaged ones included: replaced it would be lost."""
+    if not os.path.isdir(path):  # which takes any path, unlike Path.is_dir
+        return os.path.lexists(path)
+    try:
+        return not os.path.lexists(path / MANIFEST) and any(path.iterdir())
+    except OSError:
+        return True
 
 
 def _sha256(path: Path) -> str:

@@ -45,6 +45,44 @@ def test_of_two_builds_of_one_path_neither_is_lost_unnoticed(tiny, tmp_path, rep
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
+def write(tiny, path):
+    """The tiny bundle once more, in the place of whatever is there."""
+    loaded = bundles.read_bundle(tiny.path)
+    parts = {n: getattr(loaded, n) for n in ("bank", "calibration", "golden", "used_rows")}
+    return bundles.write_bundle(path, loaded.manifest, model=tiny.model, **parts, replace=True)
+
+
+@pytest.mark.parametrize("taken", ["file", "folder", "link"])
+def test_what_is_no_bundle_is_not_replaced(tiny, tmp_path, taken):
+    """`--out .` in a folder that has a `bundle` of another kind; its contents would be lost."""
+    path = tmp_path / "bundle"
+    if taken == "file":
+        path.write_text("mine")
+    elif taken == "folder":
+        (path / "mine").mkdir(parents=True)
+    else:
+        path.symlink_to("nowhere")
+
+    with pytest.raises(BundleError, match="bundle: exists already and is no bundle; choose another directory, or rem"):
+        write(tiny, path)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    assert path.is_symlink() or path.is_file() or [p.name for p in path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("contents", [None, "manifest.json"], ids=["empty", "damaged bundle"])
+def test_an_empty_folder_and_a_damaged_bundle_are_replaced(tiny, tmp_path, contents):
+    """Nothing is lost, and to build it again is what a damaged bundle's own message says."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    if contents:
+        (path / contents).write_text("{")
+
+    write(tiny, path)
+
+    assert bundles.read_bundle(path).bank.ids.tolist() == bundles.read_bundle(tiny.path).bank.ids.tolist()
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "a\0b"], ids=["too long", "NUL"])
 def test_a_path_that_no_file_can_have_is_no_bundle(tmp_path, path):
     """Never the operating system's own exception."""
