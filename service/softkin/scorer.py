@@ -85,7 +85,6 @@ class Scorer:
         (target,) = (device,) if isinstance(device, Target) else parse_device(device)
         proto = read_network(model, bank)
         self.has_logits = LOGITS in {o.name for o in proto.graph.output}
-        self.input_name: str = proto.graph.input[0].name
         self._layers = list(bank.layers)
         self.num_rows = int((bank.labels[rows or slice(None)] != PADDING_LABEL).sum())
         file = TensorFile(bank_file)
@@ -104,6 +103,8 @@ class Scorer:
         if self.device != target.kind:
             refuse_fallback(target)
             self._session, self.device = start("cpu")  # the graph for CUDA would be slow here
+        # Of the session, not of the file: there constants may be listed among the inputs, and before them.
+        self.input_name: str = self._session.get_inputs()[0].name
 
     def run(self, x: NDArray[np.generic], cancellation: Cancellation | None = None) -> Outputs:
         """Class masses `[B, L, C]` and logits `[B, C]` of inputs, B >= 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
@@ -73,6 +74,23 @@ def test_logits_need_not_say_of_how_many_classes_they_are(tmp_path, bank, shape)
     onnx.save(model, tmp_path / "m.onnx")
 
     assert len(read_network(tmp_path / "m.onnx", bank).graph.output) == 2
+
+
+@pytest.mark.parametrize("names", [["start.a", "x"], ["x", "start.a"]], ids="-".join)
+def test_constants_among_the_inputs_are_none(tmp_path, bank, names):
+    """Old exporters list them there, in any order; scorer and network agree on what is left."""
+    expected = start(tmp_path, bank, {"a": 4}).run(np.eye(4, dtype=np.float32)).masses
+    model = identity_model({"a": 4}, normalize=False)
+    del model.graph.input[:]
+    for name in names:
+        dtype, shape = (onnx.TensorProto.FLOAT, ["batch", 4]) if name == "x" else (onnx.TensorProto.INT64, [1])
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
+    onnx.save(model, tmp_path / "model.onnx")
+
+    scorer = Scorer(tmp_path / "model.onnx", bank, tmp_path / "bank.safetensors", device="cpu")
+
+    assert scorer.input_name == Network(tmp_path / "model.onnx", device="cpu").input_name == "x"
+    np.testing.assert_array_equal(scorer.run(np.eye(4, dtype=np.float32)).masses, expected)
 
 
 def test_a_device_that_was_named_is_never_replaced(tmp_path, monkeypatch, bank):

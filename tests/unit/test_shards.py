@@ -68,6 +68,7 @@ def test_a_sharded_detector_scores_like_a_whole_one(tiny, device):
     expected, found = (d.score(x, num_neighbors=200) for d in (whole, sharded))
 
     assert sharded.outputs(x).masses.dtype == whole.outputs(x).masses.dtype == np.float32
+    assert [d.has_logits for d in (whole, sharded)] == [True, True]
     assert sharded.device == device
     assert found.budget.device == device
     np.testing.assert_allclose(found.outlier_score, expected.outlier_score, rtol=1e-5, atol=1e-5)
