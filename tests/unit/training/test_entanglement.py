@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -78,9 +80,10 @@ def test_entanglement_is_near_one_for_random_labels_and_near_zero_for_clusters()
         pytest.param([0.0, 0.1, 5.0, 5.1], [0, 1, 0, 1], 1e3, id="every row is farther from its class than others"),
     ],
 )
-def test_the_search_ends_a_thousand_times_below_and_above_the_median_distance(places, y, end):
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_search_ends_a_thousand_times_below_and_above_the_median_distance(size, places, y, end):
     """Where the loss has not yet come to 0, or to chance, it would go on falling beyond."""
-    z = torch.tensor(places, dtype=torch.float64).unsqueeze(1)
+    z = size * torch.tensor(places, dtype=torch.float64).unsqueeze(1)
     least = minimize_temperature(z, torch.tensor(y))
 
     distances = [distance(a, b, "squared_euclidean") for i, a in enumerate(z.tolist()) for b in z.tolist()[:i]]
@@ -88,6 +91,23 @@ def test_the_search_ends_a_thousand_times_below_and_above_the_median_distance(pl
     assert least.temperature == pytest.approx(expected, rel=1e-9)
     assert least.value == pytest.approx(looped_loss(z, torch.tensor(y), expected, "squared_euclidean"), rel=1e-9)
     assert least.at_bound
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("share", [1.3e-3, 1e3 / 1.3], ids=["lower", "upper"])
+def test_a_minimum_just_inside_the_range_is_not_at_its_end(share, size):
+    """Of some rows, beside others that are each of a class of its own: they set the median, and count for nothing."""
+    z, y = batch(24, scale=size)
+    alone = minimize_temperature(z, y)
+    far = math.sqrt(1e6 * alone.temperature) * torch.ones(60, 1, dtype=torch.float64)
+    others = math.sqrt(alone.temperature / share / 2) * torch.eye(60, dtype=torch.float64)
+    beside = torch.block_diag(z, torch.cat([far, others], dim=1))
+
+    found = minimize_temperature(beside, torch.cat([y, 10 + torch.arange(60)]))
+
+    assert found.temperature == pytest.approx(alone.temperature, rel=1e-6)
+    assert found.value == pytest.approx(alone.value, rel=1e-9)
+    assert not found.at_bound
 
 
 def test_where_most_pairs_are_copies_the_search_ends_a_thousand_times_below_the_mean_distance():
