@@ -110,3 +110,22 @@ def test_a_temperature_out_of_range_comes_back_at_once(start, end):
     found = follow(distances_LBB, Neighbours.of(y), start * mean_L, 1)
 
     torch.testing.assert_close(found, end * mean_L)
+
+
+def test_a_temperature_at_which_exponents_overflow_comes_back_too():
+    """In single precision they do at 1e-39, where neither slope nor curvature is a number."""
+    z, y = batch(48, dtype=torch.float32)
+    distances_LBB = pairwise_distances(z, "squared_euclidean").unsqueeze(0)
+
+    found = follow(distances_LBB, Neighbours.of(y), torch.tensor([1e-39], dtype=torch.float64), 1)
+
+    assert float(found) == pytest.approx(1e-3 * float(distances_LBB.mean()), rel=1e-4)
+
+
+def test_a_batch_in_which_nobody_has_a_partner_moves_no_temperature_into_its_range():
+    """However large its distances are."""
+    z, _ = batch()
+    distances_LBB = pairwise_distances(1e9 * z, "squared_euclidean").unsqueeze(0)
+    start_L = torch.tensor([0.3], dtype=torch.float64)
+
+    assert float(follow(distances_LBB, Neighbours.of(torch.arange(24)), start_L, 3)) == 0.3
