@@ -94,7 +94,7 @@ def compose(bundle: Bundle) -> onnx.ModelProto:
         true_class_scores=bundle.calibration.true_class_scores,
     )
     outputs = [] if logits is None else [logits]
-    batch = _batch_axis(proto)
+    batch = _batch_axis(next(i for i in proto.graph.input if i.name == bundle.manifest.input_name))
     for name, source in detector.outputs(masses, None if logits is None else LOGITS).items():
         g.nodes.append(helper.make_node("Identity", [source], [name], name=f"softkin/{name}"))
         dtype = TensorProto.INT32 if name == "predicted_class" else TensorProto.DOUBLE
@@ -114,8 +114,8 @@ def _read_network(bundle: Bundle) -> onnx.ModelProto:
     return proto
 
 
-def _batch_axis(proto: onnx.ModelProto) -> str | int:
-    axes = proto.graph.input[0].type.tensor_type.shape.dim
+def _batch_axis(value: onnx.ValueInfoProto) -> str | int:
+    axes = value.type.tensor_type.shape.dim
     if axes and axes[0].HasField("dim_value"):
         return int(axes[0].dim_value)
     return (axes[0].dim_param if axes else "") or "batch"

@@ -144,6 +144,24 @@ def test_one_row_and_bare_embeddings(tiny, tmp_path):
     same_scores(found, path, tiny.inliers[:1])
 
 
+def test_the_batch_axis_is_that_of_the_rows_where_constants_stand_among_the_inputs(tiny, tmp_path):
+    """As old exporters list them, in any order."""
+    model = onnx.load_from_string(tiny.model)
+    rows = model.graph.input[0]
+    rows.type.tensor_type.shape.dim[0].dim_param = "rows"
+    constants = [helper.make_tensor_value_info(i.name, i.data_type, i.dims) for i in model.graph.initializer]
+    inputs = [*constants, rows]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    proto = model.SerializeToString()
+    build(tmp_path / "b", proto, tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+
+    export_onnx(tmp_path / "b", tmp_path / "d.onnx")
+
+    outputs = onnx.load(tmp_path / "d.onnx", load_external_data=False).graph.output
+    assert {o.type.tensor_type.shape.dim[0].dim_param for o in outputs if o.name != "logits"} == {"rows"}
+
+
 def test_repeated_calibration_scores(tiny, tmp_path):
     """Ties among the calibration rows, as when scores are coarse."""
     loaded = bundle.read_bundle(tiny.path)
