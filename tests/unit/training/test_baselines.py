@@ -279,6 +279,7 @@ def test_the_last_linear_layer_is_found(nodes, constants, bias):
     extended = with_features(proto, head)
     onnx.checker.check_model(extended)
     assert [o.name for o in extended.graph.output] == ["logits", FEATURES]
+    assert extended.graph.output[1].type.tensor_type.shape.dim[1].dim_value == 4
     assert [o.name for o in proto.graph.output] == ["logits"]
 
 
