@@ -205,9 +205,7 @@ class AdminListener:
             metrics, services, (reflection.SERVICE_NAME,), scores=False, max_message_bytes=settings.max_message_bytes
         )
         self.server = grpc.server(
-            self._pool,  # type: ignore[arg-type]  # any executor will do
-            interceptors=[calls, *security.interceptors],
-            options=channel_options(settings),
+            self._pool, interceptors=[calls, *security.interceptors], options=channel_options(settings)
         )
         pb_grpc.add_DetectorAdminServiceServicer_to_server(servicer, self.server)  # type: ignore[no-untyped-call]
         listing = grpc.unary_unary_rpc_method_handler(

@@ -7,14 +7,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 
 from softkin.errors import InvalidInputError, MessageTooLargeError, SoftkinError, UnavailableError
-from softkin.lifo_pool import LifoPool
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.statuses import Code, end_code, failure
@@ -99,7 +99,7 @@ for _ in range(STACK_LEVELS):
     _DEEP = [_DEEP]
 
 
-class CountingPool(Executor):
+class CountingPool(ThreadPoolExecutor):
     """The server's threads; ends the accounts of the calls that `CallInterceptor` has opened.
 
     gRPC asks the interceptor for a handler and then, in the same thread, hands the call to the pool; so the pool sees
@@ -110,9 +110,9 @@ class CountingPool(Executor):
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._num_threads = threads
-        self._calls = LifoPool(threads, name)
-        self._unwrapped = LifoPool(UNWRAPPED_THREADS, f"{name}-unwrapped")
+        super().__init__(threads, thread_name_prefix=name)
+        self._unwrapped = ThreadPoolExecutor(UNWRAPPED_THREADS, thread_name_prefix=f"{name}-unwrapped")
+        self._closed = False
 
     def start_all(self) -> None:
         """Start every thread now: the first burst of calls finds them waiting, and memory does not grow with it.
@@ -120,26 +120,32 @@ class CountingPool(Executor):
         Raises:
             SoftkinError: the machine, or a limit on this process, does not allow so many; none is left waiting then.
         """
+        started = threading.Barrier(self._max_workers + UNWRAPPED_AT_START + 1)
 
         def begin() -> None:
             repr(_DEEP)  # uses as much of the stack as a call does, so that its pages are there
+            started.wait()
 
         try:
-            self._calls.start(self._num_threads, begin)
-            self._unwrapped.start(UNWRAPPED_AT_START, begin)
+            for _ in range(self._max_workers):
+                super().submit(begin)
+            for _ in range(UNWRAPPED_AT_START):
+                self._unwrapped.submit(begin)
         except RuntimeError as e:
+            started.abort()
             self.shutdown(wait=False)
             raise SoftkinError(
-                f"cannot start {self._num_threads} threads ({e}), one for each call that may be under way; lower "
+                f"cannot start {self._max_workers} threads ({e}), one for each call that may be under way; lower "
                 "max_pending_requests or max_streams, or raise what limits this process (ulimit -u, pids_limit, memory)"
             ) from None
+        started.wait()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call to its end, then count it."""
         call: _Call | None = getattr(_arriving, "call", None)
         _arriving.call = None
         if call is None:
-            return self._unwrapped.submit(fn, *args, **kwargs)
+            return self._submit_unwrapped(partial(fn, *args, **kwargs))
 
         def run() -> None:
             try:
@@ -147,12 +153,31 @@ class CountingPool(Executor):
             finally:
                 call.end()
 
-        return self._calls.submit(run)
+        return super().submit(run)
+
+    def _submit_unwrapped(self, fn: Callable[[], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                fn()
+            finally:
+                done.set_result(None)
+
+        try:
+            self._unwrapped.submit(run)
+        except RuntimeError:
+            # No further thread can be started, and the call waits for one of those that are there. Raised here, this
+            # would end the thread that takes all calls.
+            if self._closed:
+                raise
+        return done
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As for any pool."""
-        for pool in (self._unwrapped, self._calls):
-            pool.shutdown(wait, cancel_futures=cancel_futures)
+        self._closed = True
+        self._unwrapped.shutdown(wait, cancel_futures=cancel_futures)
+        super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 class CallInterceptor(grpc.ServerInterceptor):

@@ -90,7 +90,7 @@ class Server:
         self._tracing = Tracing(services) if settings.tracing else None
         self._path.describe = None if self._tracing is None else self._tracing.describe
         self._grpc = grpc.server(
-            self._pool,  # type: ignore[arg-type]  # any executor will do
+            self._pool,
             interceptors=[
                 *([] if self._tracing is None else [self._tracing.interceptor]),
                 CallInterceptor(

@@ -20,5 +20,5 @@ def test_where_no_further_thread_can_be_started_calls_wait_for_those_that_are_th
     calls = [pool.submit(held.wait, 30) for _ in range(20)]
     held.set()
 
-    assert [call.result(timeout=30) for call in calls] == [True] * 20
+    assert [call.result(timeout=30) for call in calls] == [None] * 20
     pool.shutdown()
