@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from softkin.bank import PADDING_LABEL, TILE_ROWS, Bank, LayerBank
 from softkin.calibration import Calibration
-from softkin.errors import BundleError
+from softkin.errors import BundleError, reason_of
 from softkin.manifest import FileEntry, Layer, Manifest, parse_manifest
 from softkin.mass import Metric
 from softkin.nonconformity import CENTER, CLASS_PARTS, SCALE
@@ -93,9 +93,9 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
     except UnicodeDecodeError:
         raise BundleError(f"{file}: not UTF-8 text; the bundle is damaged, copy or build it again") from None
     except (OSError, ValueError) as e:  # a path with a NUL in it is a ValueError
-        reason, near = getattr(e, "strerror", None) or str(e), _bundle_near(path)
+        near = _bundle_near(path)
         one = f"a bundle is a directory with a {MANIFEST}" + (f", such as {near}" if near else "")
-        raise BundleError(f"{file}: cannot be read ({reason}); {one}") from None
+        raise BundleError(f"{file}: cannot be read ({reason_of(e)}); {one}") from None
     return parse_manifest(text, str(file)), hashlib.sha256(raw).hexdigest()
 
 

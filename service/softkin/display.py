@@ -6,11 +6,8 @@ import dataclasses
 import itertools
 import json
 import math
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from rich.table import Column, Table
 from softkin.descriptions import DriftInfo
 from softkin.errors import DataError
 from softkin.manifest import Manifest
+from softkin.npz import array_of, open_npz
 from softkin.scores import ErrorBudget, Scores
 
 STEP_ROWS = 256
@@ -56,20 +54,10 @@ def read_array(path: str, key: str) -> NDArray[np.generic]:
     Raises:
         DataError: no such file or array, not an .npz file, or a pickled or zero-dimensional array.
     """
-    try:
-        # Not np.load, which reads an .npy whole, takes any text for a pickle, and explains how to load that.
-        with Path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
-            if key not in file:
-                raise DataError(f"{path}: has no array {key!r}; it has: {', '.join(file) or 'none'}; choose with --key")
-            array: NDArray[np.generic] | bytes = file[key]
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror or e})") from None
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-        raise DataError(
-            f"{path}: not an .npz file of plain arrays ({e}); write one with numpy.savez(FILE, x_test=ROWS)"
-        ) from None
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: {key!r} is no array, but another file in the same archive; choose with --key")
+    with open_npz(path, "write one with numpy.savez(FILE, x_test=ROWS), or choose another array with --key") as file:
+        if key not in file:
+            raise DataError(f"{path}: has no array {key!r}; it has: {', '.join(file) or 'none'}; choose with --key")
+        array: NDArray[np.generic] = array_of(file, key)
     if array.ndim == 0:
         raise DataError(f"{path}: array {key!r} is a single value; the first axis must be rows")
     return array

@@ -28,6 +28,11 @@ import copyreg
 from typing import Any
 
 
+def reason_of(error: Exception) -> str:
+    """What went wrong, without the path that an OSError repeats: messages say it in front."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class SoftkinError(Exception):
     """Base of all errors raised by softkin. All of them can be pickled: process pools hand them on."""
 

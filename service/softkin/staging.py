@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from softkin.errors import BundleError
+from softkin.errors import BundleError, reason_of
 
 
 @contextmanager
@@ -49,8 +49,7 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
         _put(paths, list(targets), staging)
         _sync(parent)
     except (OSError, SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise BundleError(f"{targets[0]}: cannot write the {what} ({reason}); nothing was changed there") from e
+        raise BundleError(f"{targets[0]}: cannot write the {what} ({reason_of(e)}); nothing was changed there") from e
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)

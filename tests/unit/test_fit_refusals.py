@@ -271,7 +271,7 @@ def test_a_file_that_is_no_npz_of_numbers_is_refused_with_the_way_to_write_one(f
         (folder / "d.npz").write_text("1,2,3\n")
 
     remedy = r"write it by np\.savez with x_train, y_train"
-    message = rf"d\.npz: not an npz of plain arrays \((?!.*(pickled|unsafely)).*\); {remedy}"
+    message = rf"d\.npz: not an \.npz file of plain arrays \((?!.*(pickled|unsafely)).*\); {remedy}"
     refused(folder, capsys, monkeypatch, "--onnx m.onnx --layers hidden --data d.npz", message)
 
 

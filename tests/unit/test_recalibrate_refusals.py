@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny, tmp_path):
         ({"x_test": np.float32(1)}, r"rows\.npz: x_test has 0 rows, y_test 40; they must be equal"),
         ({"y_test": np.full(40, 3)}, r"rows\.npz: y_test\[0\] is 3; .*must lie in 0 to 2 \(40 labels lie outside\)"),
         ({"x_test": np.ones((40, 12))}, r"inputs: dtype is float64, this detector takes float32"),
-        ({"y_test": np.array([None] * 40)}, r"rows\.npz: not an npz of plain arrays"),
+        ({"y_test": np.array([None] * 40)}, r"rows\.npz: not an \.npz file of plain arrays"),
     ],
     ids=["labels not integer", "lengths differ", "no rows", "label out of range", "other dtype", "pickled"],
 )
@@ -190,5 +190,5 @@ def test_the_command_refuses_a_damaged_file(tiny, tmp_path, capsys, damage):
     wanted = {
         "missing": "cannot be read (No such file or directory)\n",
         "other arrays": "lacks ['x_test', 'y_test']",
-    }.get(damage, "not an npz of plain arrays")
+    }.get(damage, "not an .npz file of plain arrays")
     assert f"rows.npz: {wanted}" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from softkin.errors import RecipeError
+from softkin.errors import RecipeError, reason_of
 
 FAR = "all classes"
 """The family in which the network knows every class, so that all outliers come from elsewhere."""
@@ -43,8 +43,7 @@ def load_plan(path: str | Path | None = None) -> Plan:
     try:
         raw = tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise RecipeError(f"{source}: cannot be read as a plan ({reason})") from None
+        raise RecipeError(f"{source}: cannot be read as a plan ({reason_of(e)})") from None
     if unknown := sorted(raw.keys() - {"train", "detect", "held_out"}):
         raise RecipeError(f"{source}: unknown table {unknown[0]!r}; allowed: train, detect, held_out")
     for table in ("train", "detect"):

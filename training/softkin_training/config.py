@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from softkin.errors import RecipeError
+from softkin.errors import RecipeError, reason_of
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
 from softkin_training.config_section import Positive, Section, Width, require
@@ -189,8 +189,9 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise RecipeError(f"{path}: cannot be read ({reason}); give a TOML file or one of {_builtin_names()}") from None
+        raise RecipeError(
+            f"{path}: cannot be read ({reason_of(e)}); give a TOML file or one of {_builtin_names()}"
+        ) from None
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"{path}: not valid TOML: {e}") from None
     texts: dict[tuple[int | str, ...], str] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.errors import DataError
+from softkin.npz import array_of, open_npz
 
 Array = NDArray[Any]
 
@@ -28,18 +27,11 @@ def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()
         DataError: the file cannot be read or lacks a key; says which it holds, and how to write one.
     """
     remedy = f"write it by np.savez with {', '.join(keys)}"
-    try:
-        # Not np.load, which takes any text for a pickle, and explains how to load that.
-        with Path(path).open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
-            missing = [k for k in keys if k not in file]
-            if missing:
-                raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}; {remedy}")
-            found = {k: file[k] for k in [*keys, *(k for k in optional if k in file)]}
-            return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror or e})") from None
-    except (ValueError, EOFError, AttributeError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-        raise DataError(f"{path}: not an npz of plain arrays ({e}); {remedy}") from None
+    with open_npz(path, remedy) as file:
+        if missing := [k for k in keys if k not in file]:
+            raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}; {remedy}")
+        found = {k: array_of(file, k) for k in [*keys, *(k for k in optional if k in file)]}
+    return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
 
 
 def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, path: str | Path) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError
+from softkin.errors import DataError, reason_of
 from softkin.staging import replacing
 from softkin_training.rows import Rows, block_rows
 
@@ -103,9 +103,8 @@ def write_rows(path: Path, inputs: Iterable[NDArray[np.generic]]) -> RowFile:
                 writer.write_batch(_batch(rest))
             writer.close()
     except OSError as e:
-        reason = e.strerror or e
         raise DataError(
-            f"{path}: cannot write the rows ({reason}); make room there, or set HF_HOME to a larger disk"
+            f"{path}: cannot write the rows ({reason_of(e)}); make room there, or set HF_HOME to a larger disk"
         ) from None
     return RowFile(path)
 

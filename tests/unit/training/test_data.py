@@ -221,7 +221,10 @@ def with_nan(x):
         (change(x_train=lambda x: x.astype(str), x_test=lambda x: x.astype(str)), ["must be one of", "uint8"]),
         (change(y_train=lambda y: np.where(np.arange(60) == 8, 2, y % 2)), ["'class 2'", "at least 2"]),
         (change(x_train=lambda x: x[:20], y_train=lambda y: y[:20]), ["data.calibration_rows = 20", "there are 20"]),
-        (change(class_names=lambda n: np.array(list(n), dtype=object)), ["not an npz of plain arrays", "class_names"]),
+        (
+            change(class_names=lambda n: np.array(list(n), dtype=object)),
+            ["not an .npz file of plain arrays", "class_names"],
+        ),
         (
             change(class_names=lambda n: n[:1], y_train=lambda y: 0 * y, y_test=lambda y: 0 * y),
             ["has the classes ['class 0']", "at least 2"],

@@ -1,0 +1,49 @@
+"""Arrays of .npz files that other people wrote: no pickle, and whatever is wrong with a file told in one way."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+
+from softkin.errors import DataError, reason_of
+
+
+@contextmanager
+def open_npz(path: str | Path, remedy: str) -> Iterator[NpzFile]:
+    """An .npz file, open for as long as arrays are taken out of it by `array_of`.
+
+    Args:
+        path: the file.
+        remedy: how to write one that will do.
+
+    Raises:
+        DataError: it cannot be read, or is not an .npz file of plain arrays; also where that shows only in an array.
+    """
+    try:
+        # Not np.load, which reads an .npy whole, takes any text for a pickle, and explains how to load that.
+        with Path(path).open("rb") as raw, NpzFile(raw, allow_pickle=False) as file:
+            yield file
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({reason_of(e)})") from None
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+        raise DataError(f"{path}: not an .npz file of plain arrays ({e}); {remedy}") from None
+
+
+def array_of(file: NpzFile, key: str) -> NDArray[Any]:
+    """One array of an open file.
+
+    Raises:
+        ValueError: it is pickled, or no array but another file in the same archive.
+    """
+    found: NDArray[Any] | bytes = file[key]
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{key!r} is no array, but another file in the same archive")
+    return found
