@@ -128,7 +128,7 @@ def print_json(scores: Scores, classes: Sequence[str]) -> None:
 def print_table(scores: Scores, classes: Sequence[str]) -> None:
     """Print a table of rows and a line that puts the share flagged beside the false-alarm rate."""
     headers = ["row", "verdict", "predicted class", "p-value", "credibility"]
-    if (p := scores.parts) is not None:
+    if scores.parts is not None:
         headers.append("strangest in")
     if scores.neighbors is not None:
         headers.append(f"nearest training rows ({spelled(scores.neighbors.layers[-1])})")
@@ -137,12 +137,12 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
     if len(scores) > LONGEST_TABLE:
         names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
         widths = [len(str(len(scores))), len(OUTLIER), max(map(len, names)), P_VALUE_WIDTH, P_VALUE_WIDTH]
-        if p is not None:
-            widths.append(max(map(len, p.names)))
+        if scores.parts is not None:
+            widths.append(max(len(_foldable(name)) for name in scores.parts.names))
         _print_columns(headers, cells, widths)
     else:
         rows = table(*map(markup.escape, headers))
-        rows.columns[headers.index("credibility")].no_wrap = True
+        rows.columns[headers.index("credibility")].no_wrap = True  # or 80 columns would part its last letter
         for row in cells:
             verdict = f"[red]{row[1]}[/red]" if row[1] == OUTLIER else row[1]
             rows.add_row(row[0], verdict, *map(markup.escape, row[2:]))
@@ -165,14 +165,17 @@ def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:
         f"{scores.credibility[i]:.4g}",
     ]
     if (p := scores.parts) is not None:
-        # With spaces, where a narrow terminal may fold it.
-        strangest = p.names[int(p.values[i].argmax())].replace("_", " ")
-        cells.append(spelled(strangest) if scores.is_outlier[i] else "")
+        cells.append(_foldable(p.names[int(p.values[i].argmax())]) if scores.is_outlier[i] else "")
     if (n := scores.neighbors) is not None:
         counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1] if label >= 0)
         names = [f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()]
         cells.append(spelled(", ".join(names) or "none"))
     return cells
+
+
+def _foldable(name: str) -> str:
+    """The name of a part or layer with spaces, where a narrow terminal may fold it."""
+    return spelled(name.replace("_", " "))
 
 
 def _print_columns(headers: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]) -> None:

@@ -133,8 +133,7 @@ class Nonconformity:
 
     def _terms_of_finite(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> list[Floats]:
         if self.form == "joint":
-            scores = {p: outlier_score(self.part(p, outputs), classes_B) for p in self.parts}
-            return [self._surprise[p](score) for p, score in scores.items()]
+            return [self._surprise[p](outlier_score(self.part(p, outputs), classes_B)) for p in self.parts]
         terms = []
         for i in range(len(self.layer_weights)):
             layer = replace(self, layer_weights=self.layer_weights[i : i + 1])
