@@ -82,57 +82,38 @@ def calibrate(
     )
     outputs = scorer.run(rows.x)
     refuse_overflow(outputs, rows)
-    a_BC = nonconformity(outputs)
-    predicted = nonconformity.predict(outputs, a_BC)
-    scores = outlier_score(a_BC, predicted)
-    terms = sorted_layer_terms(nonconformity, outputs, predicted, bank.layers)
-    calibration = sorted_calibration(a_BC, predicted, rows.y, references, terms)
+    calibration, scores = calibration_of(nonconformity, outputs, rows.y, bank.layers)
     return Calibrated(bank=bank, calibration=calibration, scores=scores, _scorer=scorer, _nonconformity=nonconformity)
 
 
-def sorted_calibration(
-    nonconformity_BC: Floats,
-    predicted_B: NDArray[np.int32],
-    true_B: NDArray[np.int64],
-    references: dict[str, Floats],
-    layer_terms: dict[str, Floats],
-) -> Calibration:
-    """The calibration that scored rows make.
+def calibration_of(
+    nonconformity: Nonconformity, outputs: Outputs, true_B: NDArray[np.int64], layers: Iterable[str]
+) -> tuple[Calibration, Floats]:
+    """The calibration that rows make, and their outlier scores `[n]` in their own order.
 
     Args:
-        nonconformity_BC: `[n, C]` of the calibration rows.
-        predicted_B: `[n]` the network's own classes.
-        true_B: `[n]` true classes.
-        references: of the joint form.
-        layer_terms: of the other forms, by `sorted_layer_terms`.
-    """
-    scores = outlier_score(nonconformity_BC, predicted_B)
-    true_scores = outlier_score(nonconformity_BC, true_B.astype(np.int32))
-    by_score, by_true_score = np.argsort(scores, kind="stable"), np.argsort(true_scores, kind="stable")
-    return Calibration(
-        outlier_scores=scores[by_score],
-        predicted_classes=predicted_B[by_score].astype(np.int32),
-        true_class_scores=true_scores[by_true_score],
-        true_classes=true_B[by_true_score].astype(np.int32),
-        references=references,
-        layer_terms=layer_terms,
-    )
-
-
-def sorted_layer_terms(
-    nonconformity: Nonconformity, outputs: Outputs, predicted_B: NDArray[np.int32], layers: Iterable[str]
-) -> dict[str, Floats]:
-    """By layer the sorted terms that make up the outlier scores of calibration rows; none for the joint form.
-
-    Args:
-        nonconformity: the form.
+        nonconformity: the form, with its references.
         outputs: of the calibration rows.
-        predicted_B: `[n]` the network's own classes.
+        true_B: `[n]` true classes.
         layers: their names, in the order of the masses.
     """
-    if nonconformity.form == "joint":
-        return {}
-    return dict(zip(layers, np.sort(nonconformity.terms(outputs, predicted_B), axis=0).T, strict=True))
+    a_BC = nonconformity(outputs)
+    predicted = nonconformity.predict(outputs, a_BC)
+    scores, true_scores = outlier_score(a_BC, predicted), outlier_score(a_BC, true_B.astype(np.int32))
+    by_score, by_true_score = np.argsort(scores, kind="stable"), np.argsort(true_scores, kind="stable")
+    layer_terms = {}
+    if nonconformity.form != "joint":  # whose parts have references of their own
+        terms_LB = np.sort(nonconformity.terms(outputs, predicted), axis=0).T
+        layer_terms = dict(zip(layers, terms_LB, strict=True))
+    calibration = Calibration(
+        outlier_scores=scores[by_score],
+        predicted_classes=predicted[by_score].astype(np.int32),
+        true_class_scores=true_scores[by_true_score],
+        true_classes=true_B[by_true_score].astype(np.int32),
+        references=dict(nonconformity.references),
+        layer_terms=layer_terms,
+    )
+    return calibration, scores
 
 
 def refuse_overflow(outputs: Outputs, rows: Rows) -> None:

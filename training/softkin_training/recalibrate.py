@@ -22,7 +22,7 @@ from softkin.certificate import certify
 from softkin.detector import Detector, nonconformity_of
 from softkin.errors import InvalidInputError
 from softkin.manifest import NAME_LENGTH, Manifest, parse_manifest
-from softkin_training.calibrate import refuse_overflow, sorted_calibration, sorted_layer_terms
+from softkin_training.calibrate import calibration_of, refuse_overflow
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used
 
 _Value = TypeVar("_Value", bound=np.generic)
@@ -121,14 +121,10 @@ def _new_version(manifest: Manifest, version: str | None) -> str:
 
 def _score(old: Bundle, rows: Rows) -> Calibration:
     """The calibration that `rows` make, by the scorer that serves."""
-    references = old.calibration.references
     outputs = Detector(old).outputs(rows.x)
     refuse_overflow(outputs, rows)
-    nonconformity = nonconformity_of(old.manifest, old.bank, references)
-    a_BC = nonconformity(outputs)
-    predicted = nonconformity.predict(outputs, a_BC)
-    terms = sorted_layer_terms(nonconformity, outputs, predicted, old.bank.layers)
-    return sorted_calibration(a_BC, predicted, rows.y, references, terms)
+    nonconformity = nonconformity_of(old.manifest, old.bank, old.calibration.references)
+    return calibration_of(nonconformity, outputs, rows.y, old.bank.layers)[0]
 
 
 def _merge(old: Calibration, new: Calibration) -> Calibration:
