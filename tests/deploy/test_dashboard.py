@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.error
 
+import numpy as np
 import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -189,9 +190,11 @@ def test_every_query_gives_data_of_a_server_with_traffic(
     resealed.copy(tiny.path, tmp_path / "candidate", version="2")
     served.admin.load("candidate", ["shadow"])
     waiting = {"the autoscaler": adapter, **queries(panels, VARIABLES)}
+    # All of them in turn: the same few again and again are drift, and its alarm fires.
+    healthy = itertools.cycle(np.split(tiny.inliers, len(tiny.inliers) // 20))
     give_up = time.monotonic() + DEADLINE_SECONDS
     while {panel_of(query) for query in waiting} - ONLY_AFTER_AN_EVENT and time.monotonic() < give_up:
-        served.client.score(tiny.inliers[:20])
+        served.client.score(next(healthy))
         with pytest.raises(InvalidInputError):
             served.client.score(tiny.inliers[:1], alpha=2.0)
         try:
