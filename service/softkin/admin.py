@@ -11,9 +11,10 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from softkin import bundle
+from softkin.call_threads import CallThreads
 from softkin.channel_options import channel_options
 from softkin.errors import BundleError, CancelledError, InvalidInputError, PreconditionError, StateError
-from softkin.interceptors import CallInterceptor, CountingPool
+from softkin.interceptors import CallInterceptor
 from softkin.loading import Loader
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
@@ -199,13 +200,15 @@ class AdminListener:
         servicer: AdminServicer,
         outlier: OutlierServicer,
     ) -> None:
-        self._pool = CountingPool(THREADS, "admin")
+        self._threads = CallThreads(THREADS, "admin")
         services = (SERVICE, OUTLIER_SERVICE)
         calls = CallInterceptor(
             metrics, services, (reflection.SERVICE_NAME,), scores=False, max_message_bytes=settings.max_message_bytes
         )
         self.server = grpc.server(
-            self._pool, interceptors=[calls, *security.interceptors], options=channel_options(settings)
+            self._threads,  # type: ignore[arg-type]  # of a pool gRPC uses `submit` alone
+            interceptors=[calls, *security.interceptors],
+            options=channel_options(settings),
         )
         pb_grpc.add_DetectorAdminServiceServicer_to_server(servicer, self.server)  # type: ignore[no-untyped-call]
         listing = grpc.unary_unary_rpc_method_handler(
@@ -222,15 +225,15 @@ class AdminListener:
         """Answer on the ports that `server` has been given.
 
         Raises:
-            SoftkinError: as `CountingPool.start_all`.
+            SoftkinError: as `CallThreads.start_all`.
         """
-        self._pool.start_all()  # where no thread can be started later, the one that takes all calls would end
+        self._threads.start_all()  # where no thread can be started later, the one that takes all calls would end
         self.server.start()
 
     def stop(self) -> None:
         """Cancel what is under way, and close the port."""
         self.server.stop(None).wait()
-        self._pool.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
 
 
 def _log_label(name: str, version: str, label: str, **more: object) -> None:

@@ -9,6 +9,8 @@ from softkin.settings import ServerSettings
 
 RETRY_AFTER_SECONDS = 0.5
 """What a refused caller is told to wait: several requests' worth of work, so that retries do not pile up."""
+MORE_CALLS = 8
+"""Calls over `max_pending_requests` that may be under way: as many callers as that never meet a full gate in turn."""
 
 
 class Admission:
@@ -32,13 +34,23 @@ class Admission:
         self.pending_requests = 0
         """Requests waiting or being scored."""
 
-    def refuse_full(self) -> None:
+    def refuse_full(self, calls: int = 0) -> None:
         """Refuse what could not enter however small it is, before anything is spent on it.
 
+        Args:
+            calls: unary calls under way, this one included. Those whose message is on its way are not pending yet,
+                those that get their answer are no longer, and all hold a thread: where none is left, a call would wait
+                for one unseen.
+
         Raises:
-            OverloadedError: the rows or the requests are at their limit.
+            OverloadedError: the calls, the rows or the requests are at their limit.
         """
         s = self._settings
+        if calls > s.max_pending_requests + MORE_CALLS:
+            raise _overloaded(
+                f"{calls} calls are under way, max_pending_requests = {s.max_pending_requests} and {MORE_CALLS} more, "
+                "whose messages or answers are on their way"
+            )
         if self.pending_rows >= s.max_pending_rows or self.pending_requests >= s.max_pending_requests:
             with self._lock:
                 self._check(1, 0)

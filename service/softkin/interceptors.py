@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import grpc
 
+from softkin.call_threads import arriving
 from softkin.errors import InvalidInputError, MessageTooLargeError, SoftkinError, UnavailableError
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
@@ -26,11 +24,6 @@ UNKNOWN = "unknown"
 """Stands in metrics for a method that does not exist, whatever the caller named it."""
 REQUEST_ID = "x-request-id"
 """Metadata with which callers name a call; log lines repeat it."""
-UNWRAPPED_THREADS = 256
-"""At most, for calls of the services that are left alone; most are started when they are needed, which is rare."""
-UNWRAPPED_AT_START = 4
-STACK_LEVELS = 200
-"""Of a nested list whose text takes some 100 kB of stack to make, which is what a call takes."""
 _FIT_ID = re.compile(r"[\w.:-]{1,64}")
 
 
@@ -63,11 +56,17 @@ class _Call:
         metrics.call_started(labels)
         self._stream = labels[0] != UNARY
         self.accepted = traffic.arrive(stream=self._stream)
+        self._refused = False
 
     @property
     def request_id(self) -> str:
         """What the caller sent as such, if it is fit for a log; empty if not."""
         return request_id(self._sent_metadata)
+
+    def refuse(self) -> None:
+        """It will get no more than an answer that says so: the room it would have had is for others."""
+        self._refused = True
+        self._traffic.turn_away()
 
     def end(self) -> None:
         """Count the end; a call without a code ended before its message had arrived."""
@@ -90,94 +89,7 @@ class _Call:
                 )
             )
         if self.accepted:
-            self._traffic.leave(stream=self._stream)
-
-
-_arriving = threading.local()
-_DEEP: list[Any] = []
-for _ in range(STACK_LEVELS):
-    _DEEP = [_DEEP]
-
-
-class CountingPool(ThreadPoolExecutor):
-    """The server's threads; ends the accounts of the calls that `CallInterceptor` has opened.
-
-    gRPC asks the interceptor for a handler and then, in the same thread, hands the call to the pool; so the pool sees
-    calls end that never reach a handler, because their caller left before the message was there.
-
-    A call holds its thread from its arrival, also while its message is on its way. Those that the interceptor leaves
-    alone have threads of their own: slow or silent callers of the others must not make the server look dead.
-    """
-
-    def __init__(self, threads: int, name: str) -> None:
-        super().__init__(threads, thread_name_prefix=name)
-        self._unwrapped = ThreadPoolExecutor(UNWRAPPED_THREADS, thread_name_prefix=f"{name}-unwrapped")
-        self._closed = False
-
-    def start_all(self) -> None:
-        """Start every thread now: the first burst of calls finds them waiting, and memory does not grow with it.
-
-        Raises:
-            SoftkinError: the machine, or a limit on this process, does not allow so many; none is left waiting then.
-        """
-        started = threading.Barrier(self._max_workers + UNWRAPPED_AT_START + 1)
-
-        def begin() -> None:
-            repr(_DEEP)  # uses as much of the stack as a call does, so that its pages are there
-            started.wait()
-
-        try:
-            for _ in range(self._max_workers):
-                super().submit(begin)
-            for _ in range(UNWRAPPED_AT_START):
-                self._unwrapped.submit(begin)
-        except RuntimeError as e:
-            started.abort()
-            self.shutdown(wait=False)
-            raise SoftkinError(
-                f"cannot start {self._max_workers} threads ({e}), one for each call that may be under way; lower "
-                "max_pending_requests or max_streams, or raise what limits this process (ulimit -u, pids_limit, memory)"
-            ) from None
-        started.wait()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call to its end, then count it."""
-        call: _Call | None = getattr(_arriving, "call", None)
-        _arriving.call = None
-        if call is None:
-            return self._submit_unwrapped(partial(fn, *args, **kwargs))
-
-        def run() -> None:
-            try:
-                fn(*args, **kwargs)
-            finally:
-                call.end()
-
-        return super().submit(run)
-
-    def _submit_unwrapped(self, fn: Callable[[], Any]) -> Future[Any]:
-        done: Future[Any] = Future()
-
-        def run() -> None:
-            try:
-                fn()
-            finally:
-                done.set_result(None)
-
-        try:
-            self._unwrapped.submit(run)
-        except RuntimeError:
-            # No further thread can be started, and the call waits for one of those that are there. Raised here, this
-            # would end the thread that takes all calls.
-            if self._closed:
-                raise
-        return done
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As for any pool."""
-        self._closed = True
-        self._unwrapped.shutdown(wait, cancel_futures=cancel_futures)
-        super().shutdown(wait, cancel_futures=cancel_futures)
+            self._traffic.leave(stream=self._stream, refused=self._refused)
 
 
 class CallInterceptor(grpc.ServerInterceptor):
@@ -251,6 +163,7 @@ class CallInterceptor(grpc.ServerInterceptor):
                 self._gate()
             except SoftkinError as e:
                 refusal = e
+                call.refuse()
                 return grpc.stream_unary_rpc_method_handler(
                     lambda requests, context: self._fail(call, method, context, refusal)
                 )
@@ -262,7 +175,7 @@ class CallInterceptor(grpc.ServerInterceptor):
 
     def _arrive(self, details: grpc.HandlerCallDetails, kind: str, service: str, method: str) -> _Call:
         labels, metadata = (kind, service, method), details.invocation_metadata
-        _arriving.call = call = _Call(self._metrics, self._rejected, self._traffic, labels, metadata)
+        arriving.account = call = _Call(self._metrics, self._rejected, self._traffic, labels, metadata)
         return call
 
     def _answer(self, call: _Call, method: str, behavior: Any, request: Any, context: grpc.ServicerContext) -> Any:

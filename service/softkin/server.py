@@ -14,10 +14,11 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from softkin.admin import AdminListener, AdminServicer
+from softkin.call_threads import CallThreads
 from softkin.channel_options import channel_options
 from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
-from softkin.interceptors import CallInterceptor, CountingPool
+from softkin.interceptors import CallInterceptor
 from softkin.loading import Load, Loader
 from softkin.metrics import Metrics
 from softkin.registry import Registry
@@ -43,7 +44,7 @@ READY = SERVICE
 LONGER_THAN_GRACE_SECONDS = 60.0
 """gRPC's own grace period must not end first: what is cancelled then could not be counted."""
 SPARE_THREADS = 16
-"""Threads that no pending request can hold: they refuse at once, under any load."""
+"""Threads that no request and no stream can hold, `MORE_CALLS` aside: they refuse at once, under any load."""
 
 
 class Server:
@@ -83,14 +84,14 @@ class Server:
         self._health = WatchedHealth()
         services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
         self._traffic = Traffic()
-        self._path.expect(lambda: self._traffic.accepted - self._traffic.streams)
+        self._path.expect(lambda: self._traffic.unary)
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
-        self._pool = CountingPool(threads, "rpc")
-        self._pool.start_all()
+        self._threads = CallThreads(threads, "rpc")
+        self._threads.start_all()
         self._tracing = Tracing(services) if settings.tracing else None
         self._path.describe = None if self._tracing is None else self._tracing.describe
         self._grpc = grpc.server(
-            self._pool,
+            self._threads,  # type: ignore[arg-type]  # of a pool gRPC uses `submit` alone
             interceptors=[
                 *([] if self._tracing is None else [self._tracing.interceptor]),
                 CallInterceptor(
@@ -100,7 +101,7 @@ class Server:
                     traffic=self._traffic,
                     max_message_bytes=settings.max_message_bytes,
                     gated=SCORING,
-                    gate=self._path.admission.refuse_full,
+                    gate=lambda: self._path.admission.refuse_full(self._traffic.unary),
                 ),
                 *self._security.interceptors,
             ],
@@ -220,7 +221,7 @@ class Server:
         self._health.end_watches()
         if not self._grpc.stop(grace + LONGER_THAN_GRACE_SECONDS).wait(grace):
             self._abandon()
-        self._pool.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
         self._health.close()
         self._path.close()
         if self._tracing is not None:
@@ -262,8 +263,7 @@ class Server:
     def _abandon(self) -> None:
         # Counted first: computations of cancelled requests stop at once. What is computed has left the gate, but its
         # call waits for the answer until it is sent.
-        calls = self._traffic.accepted - self._traffic.streams
-        self.abandoned_requests = max(self.abandoned_requests, self.pending_requests, calls)
+        self.abandoned_requests = max(self.abandoned_requests, self.pending_requests, self._traffic.unary)
         self._grpc.stop(None).wait()
 
     def wait(self) -> None:

@@ -23,6 +23,13 @@ class Traffic:
         """Calls under way that were not refused."""
         self.streams = 0
         """Those of them that are streams: open, whether or not there is anything to do."""
+        self.turned_away = 0
+        """Those of them, no streams, that wait for nothing but to be told that they are refused."""
+
+    @property
+    def unary(self) -> int:
+        """Calls under way that bring a request: their message is on its way, or they wait for the answer."""
+        return self.accepted - self.streams - self.turned_away
 
     def arrive(self, *, stream: bool = False) -> bool:
         """Note a call that arrives; returns whether it is accepted, and then `leave` must follow."""
@@ -34,11 +41,17 @@ class Traffic:
             self.streams += stream
             return True
 
-    def leave(self, *, stream: bool = False) -> None:
+    def turn_away(self) -> None:
+        """Note that an accepted call is to be refused."""
+        with self._lock:
+            self.turned_away += 1
+
+    def leave(self, *, stream: bool = False, refused: bool = False) -> None:
         """Note the end of an accepted call."""
         with self._lock:
             self.accepted -= 1
             self.streams -= stream
+            self.turned_away -= refused
 
     def refuse(self) -> None:
         """Accept no call from now on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from softkin.admission import Admission
+from softkin.admission import MORE_CALLS, Admission
 from softkin.converters import array_to_tensor
 from softkin.server import SPARE_THREADS
 from softkin.v1 import outlier_pb2 as pb
@@ -36,9 +37,9 @@ def test_thousands_of_calls_that_nobody_has_looked_at_are_all_refused_with_words
     """gRPC would cut off most of them, as cancelled: no caller could tell why, and none would be counted."""
     looks, refuse = threading.Event(), Admission.refuse_full
 
-    def refuse_late(admission):
+    def refuse_late(admission, *calls):
         looks.wait()
-        refuse(admission)
+        refuse(admission, *calls)
 
     monkeypatch.setattr(Admission, "refuse_full", refuse_late)
     running = start(StandIn(gate=gate), max_rows=4, max_pending_rows=4, workers=1)
@@ -137,7 +138,10 @@ def test_open_watches_and_a_full_queue_do_not_starve_anyone(start, rows, gate):
 
 
 def test_callers_that_send_nothing_do_not_make_the_server_look_dead(start, rows):
-    """Each holds a thread until its message is there or it leaves; health and reflection have threads of their own."""
+    """Each holds a thread until its message is there or it leaves: as many as there is room for, and others are told.
+
+    Health and reflection have threads of their own.
+    """
     running = start(StandIn(), max_pending_requests=1, max_streams=1)
     left = threading.Event()
 
@@ -146,17 +150,24 @@ def test_callers_that_send_nothing_do_not_make_the_server_look_dead(start, rows)
         yield from ()
 
     score = running.channel.stream_unary("/softkin.v1.OutlierService/Score")
-    silent = [score.future(silence(), timeout=60) for _ in range(2 * SPARE_THREADS)]
+    silent = [score.future(silence(), timeout=60) for _ in range(1 + MORE_CALLS)]
     labels = {"grpc_type": "UNARY", "grpc_service": READY, "grpc_method": "Score"}
     running.until(lambda: running.sample("grpc_server_started_total", **labels) == len(silent))
 
+    refused = [in_background(running, rows(1), timeout=20) for _ in range(2 * SPARE_THREADS)]
+    assert {call.code() for call in refused} == {Code.RESOURCE_EXHAUSTED}
+    assert re.match(
+        r"10 calls are under way, max_pending_requests = 1 and 8 more, .* on their way; retry after 0.5 s",
+        refused[0].details(),
+    )
     assert is_serving(running)
     assert READY in ProtoReflectionDescriptorDatabase(running.channel).get_services()
     for call in silent:
         call.cancel()
     left.set()
-    assert len(running.score(rows(2)).p_value) == 2
     running.until(lambda: running.sample("softkin_rejected_total", reason="undelivered") == len(silent))
+    assert len(running.score(rows(2)).p_value) == 2
+    assert running.sample("softkin_rejected_total", reason="queue_full") == len(refused)
 
 
 def test_a_stranger_is_refused_before_anything_is_sent(start, tmp_path):

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 
 import standin_bundles
 from softkin import converters
+from softkin.call_threads import CallThreads
 from softkin.converters import array_to_tensor
 from softkin.errors import ConflictError, InvalidInputError, SoftkinError, StateError
-from softkin.interceptors import CountingPool
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.server import Server
@@ -270,11 +270,11 @@ def test_a_machine_that_has_not_enough_threads_is_told_so_and_none_is_left_waiti
         begun.append(thread)
         start_thread(thread)
 
-    pool = CountingPool(9, "test")
+    threads = CallThreads(9, "test")
     monkeypatch.setattr(threading.Thread, "start", start)
 
     with pytest.raises(SoftkinError, match=r"cannot start 9 threads \(can't start new thread\).*lower max_pending_req"):
-        pool.start_all()
+        threads.start_all()
 
     for thread in begun:
         thread.join(timeout=20)

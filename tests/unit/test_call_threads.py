@@ -1,0 +1,155 @@
+"""The threads that calls run in."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+
+import pytest
+
+from softkin.call_threads import CallThreads, arriving
+
+
+class Account:
+    """Says when it has been ended."""
+
+    def __init__(self):
+        self.ended = threading.Event()
+
+    def end(self):
+        """By the threads."""
+        self.ended.set()
+
+
+@pytest.fixture
+def threads():
+    """Two, started."""
+    made = CallThreads(2, "test")
+    made.start_all()
+    yield made
+    made.shutdown()
+
+
+def submit(threads, fn, *args):
+    """A call with an account, as gRPC submits it."""
+    arriving.account = account = Account()
+    threads.submit(fn, *args)
+    return account
+
+
+def alive(name):
+    """Threads of that name."""
+    return [t for t in threading.enumerate() if t.name.startswith(f"{name}_")]
+
+
+def test_where_no_further_thread_can_be_started_calls_wait_for_those_that_are_there(threads, monkeypatch):
+    """Raised in gRPC's own thread, the failure would end the thread that takes all calls."""
+
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    held, ran = threading.Event(), threading.Semaphore(0)
+
+    def call():
+        held.wait(30)
+        ran.release()
+
+    for _ in range(20):
+        threads.submit(call)
+    held.set()
+
+    assert all(ran.acquire(timeout=30) for _ in range(20))
+
+
+def test_an_account_is_ended_after_its_call_whatever_becomes_of_that(threads, caplog):
+    """And the thread takes the next one: with one fewer for each fault the server would fall silent."""
+    held = threading.Event()
+
+    first = submit(threads, held.wait, 30)
+    failed = [submit(threads, exit, "no") for _ in range(4)]
+    running = first.ended.wait(0.05)
+    held.set()
+
+    assert not running
+    assert all(account.ended.wait(30) for account in (first, *failed))
+    last = submit(threads, str)
+    assert last.ended.wait(30)
+    assert [r.exc_info[0] for r in caplog.records if "call_failed" in r.message] == [SystemExit] * 4
+
+
+def test_calls_with_an_account_wait_for_a_thread_and_those_without_do_not(threads):
+    """However many of the others are held up: health answers."""
+    held, healthy = threading.Event(), threading.Event()
+    calls = [submit(threads, held.wait, 30) for _ in range(3)]
+
+    threads.submit(healthy.set)
+
+    assert healthy.wait(30)
+    held.set()
+    assert all(account.ended.wait(30) for account in calls)
+
+
+def test_an_idle_thread_holds_nothing_of_the_call_before(threads):
+    """A request may be 64 MB, and there are hundreds of threads."""
+
+    class Request:
+        pass
+
+    request = Request()
+    gone = threading.Event()
+    weakref.finalize(request, gone.set)
+
+    account = submit(threads, lambda request: None, request)
+    assert account.ended.wait(30)
+    del request, account
+
+    assert gone.wait(30)
+
+
+def test_what_was_submitted_before_the_end_is_run():
+    """Two threads, three calls, and no thread is left."""
+    threads = CallThreads(2, "ending")
+    threads.start_all()
+    held = threading.Event()
+    calls = [submit(threads, held.wait, 30) for _ in range(3)]
+
+    threads.shutdown(wait=False)
+    held.set()
+    threads.shutdown()
+
+    assert all(account.ended.is_set() for account in calls)
+    assert not alive("ending")
+
+
+def test_threads_that_nobody_shut_down_end_with_their_object():
+    """A server that could not listen leaves nothing behind."""
+    threads = CallThreads(3, "forgotten")
+    threads.start_all()
+    left = alive("forgotten")
+
+    del threads
+    gc.collect()
+    for thread in left:
+        thread.join(30)
+
+    assert len(left) == 3
+    assert not alive("forgotten")
+
+
+def test_a_process_ends_after_the_calls_that_run_and_with_threads_that_wait():
+    """Killed in the middle, a call could crash the process; waited for, an idle thread would hold it for ever."""
+    code = (
+        "import time; from softkin.call_threads import CallThreads, arriving\n"
+        "class Account:\n    def end(self): print('ended', flush=True)\n"
+        "threads = CallThreads(3, 'test'); threads.start_all(); arriving.account = Account()\n"
+        "threads.submit(time.sleep, 0.3); print('exit', flush=True)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.split() == ["exit", "ended"]
+    assert not done.stderr
