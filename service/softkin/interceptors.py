@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -205,14 +206,17 @@ class CallInterceptor(grpc.ServerInterceptor):
         limit = self._max_message_bytes
         if len(message) > limit:
             return _Unfit(
-                MessageTooLargeError(
-                    f"the message has {len(message)} bytes; max_message_bytes = {limit}: send several smaller ones"
+                partial(
+                    MessageTooLargeError,
+                    f"the message has {len(message)} bytes; max_message_bytes = {limit}: send several smaller ones",
                 )
             )
         try:
             return parse(message)
         except Exception:
-            return _Unfit(InvalidInputError("request", f"its {len(message)} bytes are no message of this method"))
+            return _Unfit(
+                partial(InvalidInputError, "request", f"its {len(message)} bytes are no message of this method")
+            )
 
     def _fail(self, call: _Call, method: str, context: grpc.ServicerContext, error: Exception) -> None:
         found = failure(error, method, call.request_id)
@@ -223,12 +227,14 @@ class CallInterceptor(grpc.ServerInterceptor):
 
 @dataclass(frozen=True)
 class _Unfit:
-    error: SoftkinError
+    """In the place of a message. An error that was there already would hold the message until garbage is collected."""
+
+    error: Callable[[], SoftkinError]
 
 
 def _fit(request: Any) -> Any:
     if isinstance(request, _Unfit):
-        raise request.error
+        raise request.error()
     return request
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import struct
+import types
 
 import grpc
 import numpy as np
@@ -197,6 +199,32 @@ def test_a_fault_of_the_server_tells_the_caller_nothing_but_a_log_id(start, rows
     [record] = caplog.records
     assert f"event=error method=Score code={code.name} log_id={match[1]}" == record.getMessage()
     assert record.exc_info[1] is failure
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(b"\xff" * 100, id="no message"),
+        pytest.param(tensor(F32, [1, 2, 3], bytes(5000)).SerializeToString(), id="too large"),
+        *(pytest.param(request.SerializeToString(), id=name) for name, (request, _) in BAD.items()),
+    ],
+)
+def test_a_refused_message_gives_its_memory_back_at_once(shared_server, message):
+    """It may be 64 MB, and the garbage collector comes by only after hundreds of such calls."""
+    call = shared_server.channel.unary_unary("/softkin.v1.OutlierService/Score")
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError):
+                call(message, timeout=20)
+        gc.collect()
+        left = [found for found in gc.garbage if isinstance(found, types.FrameType)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+    assert left == []
 
 
 def test_the_server_goes_on_after_a_fault(start, rows):
