@@ -143,10 +143,10 @@ class _Stream:
                 self._end()  # for what was submitted meanwhile
 
     def _submit(self, message: pb.ScoreStreamRequest | SoftkinError) -> _Pending:
+        if isinstance(message, SoftkinError):
+            return _Pending(None, self._failure(message), 0.0)
         started = time.perf_counter()
         try:
-            if isinstance(message, SoftkinError):
-                raise message
             if not message.HasField("request"):
                 raise InvalidInputError("request", "not set; send what to score")
             detector, call = self._path.decode(message.request)

@@ -22,6 +22,20 @@ ONE = np.ones((1, 2, 3), np.float32)
 F32 = pb.DATA_TYPE_FLOAT32
 
 
+def frames_in_garbage(call):
+    """Frames that only the garbage collector could free, after three calls."""
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            call()
+        gc.collect()
+        return [found for found in gc.garbage if isinstance(found, types.FrameType)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
 def one_row(**fields):
     """A right request but for `fields`."""
     return pb.ScoreRequest(inputs=array_to_tensor(ONE), **fields)
@@ -212,19 +226,25 @@ def test_a_fault_of_the_server_tells_the_caller_nothing_but_a_log_id(start, rows
 def test_a_refused_message_gives_its_memory_back_at_once(shared_server, message):
     """It may be 64 MB, and the garbage collector comes by only after hundreds of such calls."""
     call = shared_server.channel.unary_unary("/softkin.v1.OutlierService/Score")
-    gc.collect()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        for _ in range(3):
-            with pytest.raises(grpc.RpcError):
-                call(message, timeout=20)
-        gc.collect()
-        left = [found for found in gc.garbage if isinstance(found, types.FrameType)]
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
 
-    assert left == []
+    def refused():
+        with pytest.raises(grpc.RpcError):
+            call(message, timeout=20)
+
+    assert frames_in_garbage(refused) == []
+
+
+def test_a_refused_message_of_a_stream_leaves_no_garbage(shared_server):
+    """An answer says so, and the stream goes on."""
+    stream = shared_server.channel.stream_stream(
+        "/softkin.v1.OutlierService/ScoreStream", response_deserializer=pb.ScoreStreamResponse.FromString
+    )
+
+    def refused():
+        [response] = stream(iter([b"\xff" * 100]), timeout=20)
+        assert response.answers[0].HasField("error")
+
+    assert frames_in_garbage(refused) == []
 
 
 def test_the_server_goes_on_after_a_fault(start, rows):
