@@ -106,7 +106,8 @@ class ServerSettings(BaseSettings):
         default=128,
         ge=1,
         le=4096,
-        description="Requests waiting or being scored (a thread each), over which requests are refused at once.",
+        description="Requests waiting or being scored (a thread each), over which requests are refused at once. "
+        "Of unary calls 8 more may be under way, whose message or answer is.",
     )
     max_streams: int = Field(default=32, ge=0, le=1024, description="Streams open at the same time (two threads each).")
     stream_window: int = Field(
