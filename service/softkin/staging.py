@@ -49,7 +49,12 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
         _put(paths, list(targets), staging)
         _sync(parent)
     except (OSError, SafetensorError) as e:
-        raise BundleError(f"{targets[0]}: cannot write the {what} ({reason_of(e)}); nothing was changed there") from e
+        remedy = ""
+        if staging is None and isinstance(e, FileNotFoundError | NotADirectoryError):
+            remedy = f"; make the directory {parent} first, or choose another"
+        raise BundleError(
+            f"{targets[0]}: cannot write the {what} ({reason_of(e)}); nothing was changed there{remedy}"
+        ) from e
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
