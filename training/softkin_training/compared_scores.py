@@ -75,8 +75,9 @@ def _reference_rows(calibration: Pass | None, seed: int, notes: list[str]) -> ND
     """Which calibration rows some scores are fitted to, so that the others calibrate them."""
     if calibration is None:
         notes.append(
-            "Joint scores need calibration rows to put their parts on one scale, ReAct and fDBD to be fitted to: they "
-            "are left out."
+            "Joint scores need calibration rows to put their parts on one scale, ReAct and fDBD to be fitted to, and "
+            "every score but the bundle's own needs them for false alarms and caught: all that is left out. Give the "
+            "rows with --calibration FILE."
         )
         return None
     rows = len(calibration.outputs)
