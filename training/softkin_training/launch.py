@@ -55,7 +55,12 @@ def make_fabric(training: TrainingConfig) -> Fabric:
         )
     except Exception as e:  # Fabric has no common type for what it refuses
         asked = f"accelerator = {training.accelerator!r}, devices = {devices}, precision = {training.precision!r}"
-        raise RecipeError(f"training: {asked} cannot be had here: {e}; choose others with --set") from e
+        raise RecipeError(f"training: {asked} cannot be had here: {_reason(e)}; choose others with --set") from e
+
+
+def _reason(error: Exception) -> str:
+    """What Fabric says, without the full stop, which would stand before a semicolon."""
+    return str(error).strip().rstrip(".")
 
 
 def spawns(fabric: Fabric) -> bool:
