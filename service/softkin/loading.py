@@ -16,7 +16,7 @@ import numpy as np
 from softkin import bundle
 from softkin.device import cuda_driver_present
 from softkin.drift_watches import DriftWatches
-from softkin.errors import CancelledError, ConflictError, UnavailableError
+from softkin.errors import CancelledError, ConflictError, InvalidInputError, UnavailableError
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
@@ -215,13 +215,16 @@ class Loader:
             DeviceError: the device failed.
         """
         s, m = self._settings, detector.manifest
-        check_rule(
-            s.guarantee,
-            alpha=self._alpha(detector),
-            confidence=s.confidence,
-            calibration_size=m.calibration_size,
-            class_sizes=m.predicted_class_rows,
-        )
+        try:
+            check_rule(
+                s.guarantee,
+                alpha=self._alpha(detector),
+                confidence=s.confidence,
+                calibration_size=m.calibration_size,
+                class_sizes=m.predicted_class_rows,
+            )
+        except InvalidInputError as e:  # of several detectors, the others may honour it
+            raise InvalidInputError(e.field, f"{e.message} (detector {m.name!r} version {m.version!r})") from None
         row_bytes = math.prod(m.input_shape) * np.dtype(m.input_dtype).itemsize
         # Rows of a batch have all been admitted, so it cannot be larger than what is.
         detector.warm_up(max(1, min(s.max_batch_rows, s.max_pending_rows, s.max_pending_bytes // row_bytes)))

@@ -288,8 +288,10 @@ def test_a_server_whose_alpha_no_detector_can_honour_does_not_start():
     settings = ServerSettings(host="127.0.0.1", port=0, metrics_port=0, alpha=0.001)
     server = Server(settings, registry, Metrics(CollectorRegistry(), version="0"))
 
-    with pytest.raises(InvalidInputError, match=r"alpha: got 0.001, but 99 calibration rows"):
+    with pytest.raises(InvalidInputError, match=r"alpha: got 0.001, but 99 calibration rows") as e:
         server.start()
+
+    assert str(e.value).endswith("(detector 'standin' version '1')"), "of several, the others may honour it"
 
     server.wait()
 
