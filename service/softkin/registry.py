@@ -295,7 +295,9 @@ class Registry:
         if not named:
             raise UnavailableError("no detector is loaded; retry when the health service reports SERVING")
         if not name and len(named) > 1:
-            raise InvalidInputError("detector", f"empty, but several are loaded; name one of: {self._loaded()}")
+            raise InvalidInputError(
+                "detector", f"empty, but several are loaded; name one of: {', '.join(sorted(named))}"
+            )
         found = named.get(name) if name else next(iter(named.values()))
         if found is None:
             raise NotFoundError(f"no detector named {_shown(name)}; loaded: {self._loaded()}")
@@ -314,7 +316,8 @@ class Registry:
         return found
 
     def _loaded(self) -> str:
-        return ", ".join(f"{d.manifest.name} {d.manifest.version}" for d in self) or "nothing"
+        # With the word between: who reads "a 1" here gives that as the name.
+        return ", ".join(f"{d.manifest.name} version {d.manifest.version}" for d in self) or "nothing"
 
 
 def _no_label(named: _Named, label: str) -> NotFoundError:

@@ -197,7 +197,7 @@ def test_a_version_is_unloaded_once_nothing_points_to_it(operated, admin, rows):
     assert all("'version': '2'" in name for name in gone)
     assert not any("'version': '2'" in name for name in after)
     assert sum(v for name, v in operated.series("softkin_rows_total").items() if "'version': '2'" in name) == 3
-    with pytest.raises(NotFoundError, match="no detector 'standin' version '2'; loaded: standin 1"):
+    with pytest.raises(NotFoundError, match="no detector 'standin' version '2'; loaded: standin version 1"):
         admin.unload("standin", "2")
 
 

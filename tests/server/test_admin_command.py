@@ -57,7 +57,10 @@ def test_the_command_lists_what_is_loaded(command):
             ("unload", "standin", "1"),
             "softkin: error: version '1' is the only one of 'standin'; load another one first",
         ),
-        (("label", "standin", "7", "stable"), "softkin: error: no detector 'standin' version '7'; loaded: standin 1"),
+        (
+            ("label", "standin", "7", "stable"),
+            "softkin: error: no detector 'standin' version '7'; loaded: standin version 1",
+        ),
         (("unlabel", "standin", "x"), "softkin: error: no version carries the label 'x'; labels: none"),
     ],
 )

@@ -132,7 +132,7 @@ def test_what_cannot_travel_is_refused_before_sending(shared_server, rows, optio
         (np.zeros((1, 2, 3), np.uint8), {}, InvalidInputError, "^inputs: dtype is uint8, this detector takes float32"),
         (np.zeros((1, 2, 3), np.str_), {}, InvalidInputError, "cannot travel; convert to one of: float32"),
         (BAD, {}, InvalidInputError, "row 0 has NaN or infinity"),
-        (np.zeros((1, 2, 3), np.float32), {"detector": "nope"}, NotFoundError, "loaded: standin 1"),
+        (np.zeros((1, 2, 3), np.float32), {"detector": "nope"}, NotFoundError, "loaded: standin version 1"),
         (np.zeros((1, 2, 3), np.float32), {"label": "beta"}, NotFoundError, "beta"),
     ],
 )

@@ -212,5 +212,5 @@ def test_an_unknown_detector_is_a_not_found_error(server, rows):
     async def score(client):
         return [s async for s in client.score_stream([rows(1)])]
 
-    with pytest.raises(NotFoundError, match="loaded: standin 1"):
+    with pytest.raises(NotFoundError, match="loaded: standin version 1"):
         run(server, score, detector="nobody")

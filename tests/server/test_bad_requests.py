@@ -144,8 +144,8 @@ def test_a_wrong_request_reaches_no_detector_row_counter(start):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"detector": "b"}, "no detector named 'b'; loaded: standin 1"),
-        ({"detector": "standin", "version": "2"}, "no version '2' of that detector; loaded: standin 1"),
+        ({"detector": "b"}, "no detector named 'b'; loaded: standin version 1"),
+        ({"detector": "standin", "version": "2"}, "no version '2' of that detector; loaded: standin version 1"),
         ({"version": "x" * 3000}, "no version 'xxxx"),
     ],
     ids=["name", "version", "very long version"],
@@ -160,7 +160,7 @@ def test_an_unknown_detector_is_not_found_and_the_message_lists_what_is_loaded(s
 
     assert e.value.code() is Code.NOT_FOUND
     assert message in e.value.details()
-    assert "loaded: standin 1" in e.value.details()
+    assert "loaded: standin version 1" in e.value.details()
 
 
 def test_an_empty_name_is_ambiguous_when_several_detectors_are_loaded(start, rows):
@@ -171,7 +171,7 @@ def test_an_empty_name_is_ambiguous_when_several_detectors_are_loaded(start, row
         running.score(rows(1))
 
     assert e.value.code() is Code.INVALID_ARGUMENT
-    assert e.value.details() == "detector: empty, but several are loaded; name one of: a 1, b 1"
+    assert e.value.details() == "detector: empty, but several are loaded; name one of: a, b"
 
 
 @pytest.mark.parametrize(

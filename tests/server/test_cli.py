@@ -203,7 +203,7 @@ def test_score_prints_a_table_and_puts_the_share_flagged_beside_alpha(server, np
         (["NPZ", "--confidence", "2"], "confidence: got 2; it must lie strictly in (0, 1)"),
         (["NPZ", "--smoothing-seed", "-1"], "smoothing_seed: got -1; must lie in [0, 2^64)"),
         (["NPZ", "--neighbors", "-1"], "num_neighbors: got -1; must be 0 or more"),
-        (["NPZ", "--detector", "b"], "no detector named 'b'; loaded: standin 1"),
+        (["NPZ", "--detector", "b"], "no detector named 'b'; loaded: standin version 1"),
     ],
 )
 def test_a_failed_score_says_why_on_stderr_and_exits_1(shared_server, npz, capsys, arguments, message):

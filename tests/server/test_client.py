@@ -232,7 +232,10 @@ def test_a_dtype_that_cannot_travel_is_refused_before_sending(shared_server, dty
 
 def test_an_unknown_detector_is_a_not_found_error(shared_server, rows):
     """NOT_FOUND -> NotFoundError with the server's list."""
-    with shared_server.client(detector="nope") as client, pytest.raises(NotFoundError, match="loaded: standin 1"):
+    with (
+        shared_server.client(detector="nope") as client,
+        pytest.raises(NotFoundError, match="loaded: standin version 1"),
+    ):
         client.score(rows(1))
 
 

@@ -127,7 +127,10 @@ def test_each_detector_and_version_has_its_own_watch(start):
 
 def test_an_unknown_detector_has_no_watch(shared_server):
     """NOT_FOUND -> NotFoundError, with what is loaded."""
-    with shared_server.client(detector="nope") as client, pytest.raises(NotFoundError, match="loaded: standin 1"):
+    with (
+        shared_server.client(detector="nope") as client,
+        pytest.raises(NotFoundError, match="loaded: standin version 1"),
+    ):
         client.drift()
 
 
@@ -226,4 +229,4 @@ def test_the_drift_command_fails_as_score_does(shared_server, capsys):
 
     captured = capsys.readouterr()
     assert (status, captured.out) == (1, "")
-    assert captured.err == "softkin: error: no detector named 'nope'; loaded: standin 1\n"
+    assert captured.err == "softkin: error: no detector named 'nope'; loaded: standin version 1\n"

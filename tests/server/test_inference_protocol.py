@@ -138,7 +138,7 @@ def test_an_unknown_version_or_label_is_not_found(shared_server, method, version
         getattr(stub(shared_server), method)(asked, timeout=20)
 
     assert e.value.code() is Code.NOT_FOUND
-    assert e.value.details() == f"no version {version!r} of that detector; loaded: standin 1"
+    assert e.value.details() == f"no version {version!r} of that detector; loaded: standin version 1"
 
 
 def test_metadata_says_what_the_protocol_has_no_field_for(start):

@@ -199,4 +199,4 @@ def test_the_server_and_its_detectors_describe_themselves(server):
     assert config["config"]["max_batch_size"] == 8
     assert config["config"]["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": ["2", "3"]}]
     assert [r["answer"] for r in results[6:8]] == [False, False]
-    assert results[8]["error"] == ["StatusCode.NOT_FOUND", "no detector named 'nope'; loaded: standin 1"]
+    assert results[8]["error"] == ["StatusCode.NOT_FOUND", "no detector named 'nope'; loaded: standin version 1"]

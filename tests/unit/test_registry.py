@@ -72,7 +72,9 @@ def test_removing_stable_lets_the_last_version_added_serve_again():
     assert registry.get().manifest.version == "2"
     with pytest.raises(NotFoundError, match=r"^no version carries the label 'stable'; labels: canary = 2$"):
         registry.remove_label("standin", "stable")
-    with pytest.raises(NotFoundError, match=r"^no detector named 'other'; loaded: standin 1, standin 2$"):
+    with pytest.raises(
+        NotFoundError, match=r"^no detector named 'other'; loaded: standin version 1, standin version 2$"
+    ):
         registry.remove_label("other", "stable")
 
 
@@ -93,10 +95,14 @@ def test_an_unfit_label_is_refused_before_anything_changes(label):
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ({"name": "c"}, NotFoundError, "no detector named 'c'; loaded: a 1, a 2, b 1"),
-        ({"name": "a", "version": "9"}, NotFoundError, "no version '9' of that detector; loaded: a 1, a 2, b 1"),
+        ({"name": "c"}, NotFoundError, "no detector named 'c'; loaded: a version 1, a version 2, b version 1"),
+        (
+            {"name": "a", "version": "9"},
+            NotFoundError,
+            "no version '9' of that detector; loaded: a version 1, a version 2, b version 1",
+        ),
         ({"name": "a", "label": "x"}, NotFoundError, "no version carries the label 'x'; labels: stable = 1"),
-        ({}, InvalidInputError, "detector: empty, but several are loaded; name one of: a 1, a 2, b 1"),
+        ({}, InvalidInputError, "detector: empty, but several are loaded; name one of: a, b"),
         (
             {"name": "a", "version": "1", "label": "stable"},
             InvalidInputError,
@@ -167,7 +173,7 @@ def test_a_version_is_removed_unless_something_points_to_it():
     registry.remove_label("standin", "stable")
     with pytest.raises(PreconditionError, match=r"^version '2' is the only one of 'standin'; load another one first$"):
         registry.remove("standin", "2")
-    with pytest.raises(NotFoundError, match="no detector 'standin' version '1'; loaded: standin 2"):
+    with pytest.raises(NotFoundError, match="no detector 'standin' version '1'; loaded: standin version 2"):
         registry.remove("standin", "1")
 
     assert versions(registry) == [("standin", "2")]
