@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,52 @@ def test_every_batch_counts_once_it_is_settled(wait):
     assert sums.note() == "loss 0.500 acc 0.750 | SNNL a 3.000"
 
 
+def test_a_batch_counts_by_its_rows_and_a_layer_by_its_name():
+    """The last batch of an epoch may be smaller; layers come in the order of the network, which is no alphabet's."""
+    sums = EpochSums({"deep": 2.0, "b": -0.5, "a": 0.25}, 1, NO_CHECKPOINT, wait=True)
+    layers = {"deep": 1.0, "b": 4.0, "a": 16.0}
+    for step, (rows, factor) in enumerate(((6, 1.0), (2, 3.0))):
+        logits, y = torch.eye(rows, 7), torch.zeros(rows, dtype=torch.long)
+        snnl = {name: torch.tensor(factor * value) for name, value in layers.items()}
+        sums.add(step, torch.tensor(factor), snnl, logits, y, rows)
+
+    mean = (6 * 1.0 + 2 * 3.0) / 8
+    assert sums.means() == {
+        "loss": mean * (1.0 + 2.0 * 1.0 - 0.5 * 4.0 + 0.25 * 16.0),
+        "ce": mean,
+        "snnl": {name: mean * value for name, value in layers.items()},
+        "train_accuracy": 2 / 8,
+    }
+
+
+@pytest.mark.parametrize("where", ["cross-entropy", "SNNL"])
+def test_a_batch_that_waits_to_be_read_keeps_no_activations(where):
+    """They would lie in a GPU's memory beside those of the next batch, which is all that it has room for."""
+
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+    kept = []
+
+    def pack(tensor):
+        kept.append(weakref.ref(found := Kept(tensor)))
+        return found
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda found: found.tensor):
+        x = torch.ones(3, requires_grad=True)
+        value = (x * x).sum()
+    none = torch.tensor(1.0)
+    sums = EpochSums({"a": 1.0}, 1, NO_CHECKPOINT, wait=False)
+    share, snnl = (value, none) if where == "cross-entropy" else (none, value)
+    sums.add(0, share, {"a": snnl}, torch.eye(4, 5), torch.zeros(4, dtype=torch.long), 4)
+    assert all(ref() is not None for ref in kept)
+
+    del value, share, snnl
+    assert kept
+    assert all(ref() is None for ref in kept)
+
+
 @pytest.mark.parametrize("wait", [True, False])
 @pytest.mark.parametrize(
     ("what", "values"),
@@ -61,11 +108,12 @@ def test_the_last_batch_is_refused_too():
         sums.settle()
 
 
-def test_one_number_of_a_buffer_that_is_not_finite_is_refused():
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_one_number_of_a_buffer_that_is_not_finite_is_refused(value):
     """Running statistics are not parameters, and would be saved with them."""
     model = torch.nn.BatchNorm1d(3)
     refuse_non_finite_weights(model, 2, NO_CHECKPOINT)
-    model.running_var[1] = math.inf
+    model.running_var[1] = value
 
     with pytest.raises(DataError, match="running_var is not finite after epoch 2; no checkpoint was written yet"):
         refuse_non_finite_weights(model, 2, NO_CHECKPOINT)
