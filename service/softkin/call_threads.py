@@ -107,10 +107,10 @@ class CallThreads:
                 raise
         return _DONE
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True) -> None:
         """Take no more calls; those that are there are run."""
         self._closed = True
-        self._unwrapped.shutdown(wait, cancel_futures=cancel_futures)
+        self._unwrapped.shutdown(wait)
         self._end()
         for thread in self._threads if wait else ():
             if thread.ident is not None:

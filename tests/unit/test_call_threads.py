@@ -10,17 +10,18 @@ import weakref
 
 import pytest
 
-from softkin.call_threads import CallThreads, arriving
+from softkin.call_threads import UNWRAPPED_AT_START, CallThreads, arriving
 
 
 class Account:
-    """Says when it has been ended."""
+    """Says when it has been ended, and how often."""
 
     def __init__(self):
-        self.ended = threading.Event()
+        self.ended, self.ends = threading.Event(), 0
 
     def end(self):
         """By the threads."""
+        self.ends += 1
         self.ended.set()
 
 
@@ -93,6 +94,69 @@ def test_calls_with_an_account_wait_for_a_thread_and_those_without_do_not(thread
     assert all(account.ended.wait(30) for account in calls)
 
 
+def test_calls_without_an_account_do_not_wait_for_one_another(threads):
+    """Some hold a thread as long as they like: who asks for reflection and sends nothing."""
+    held, begun = threading.Event(), threading.Semaphore(0)
+
+    def call():
+        begun.release()
+        held.wait(30)
+
+    for _ in range(10 * UNWRAPPED_AT_START):
+        threads.submit(call)
+
+    found = [begun.acquire(timeout=10) for _ in range(10 * UNWRAPPED_AT_START)]
+    held.set()
+    assert all(found)
+
+
+def test_an_account_is_that_of_the_next_call_in_its_thread_and_of_no_other(threads):
+    """Two ports take calls in threads of their own; and health after a counted call is not counted."""
+    other, uncounted = threading.Event(), threading.Event()
+    arriving.account = account = Account()
+
+    elsewhere = threading.Thread(target=threads.submit, args=(other.set,))
+    elsewhere.start()
+    elsewhere.join(10)
+    before = other.wait(10), account.ends
+    threads.submit(str)
+    threads.submit(uncounted.set)
+
+    assert before == (True, 0)
+    assert account.ended.wait(10)
+    assert uncounted.wait(10)
+    threads.shutdown()
+    assert account.ends == 1
+
+
+def test_the_future_of_every_call_is_done_at_once(threads):
+    """gRPC adds a callback to it: one that is not done keeps that, and a call's state with it, as long as it lives."""
+    held = threading.Event()
+    arriving.account = account = Account()
+
+    counted, uncounted = threads.submit(held.wait, 30), threads.submit(held.wait, 30)
+    found = counted.done(), uncounted.done()
+    held.set()
+
+    assert found == (True, True)
+    assert account.ended.wait(10)
+
+
+def test_every_call_gets_all_its_arguments(threads):
+    """Also those by name, as with any pool."""
+    found = []
+
+    def call(*args, **kwargs):
+        found.append((args, kwargs))
+
+    arriving.account = Account()
+    for _ in range(2):  # the second has none
+        threads.submit(call, 1, 2, fn=3, account=4)
+    threads.shutdown()
+
+    assert found == [((1, 2), {"fn": 3, "account": 4})] * 2
+
+
 def test_an_idle_thread_holds_nothing_of_the_call_before(threads):
     """A request may be 64 MB, and there are hundreds of threads."""
 
@@ -125,6 +189,43 @@ def test_what_was_submitted_before_the_end_is_run():
     assert not alive("ending")
 
 
+def test_the_end_waits_for_calls_without_an_account_too_and_takes_no_more(threads, monkeypatch):
+    """Also for those that found no thread yet; a later one is told, instead of being dropped without a word."""
+    held, ran = threading.Event(), []
+
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    def call():
+        held.wait(30)
+        ran.append(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more)
+        for _ in range(2 * UNWRAPPED_AT_START):
+            threads.submit(call)
+    ending = threading.Thread(target=threads.shutdown)
+    ending.start()
+    ending.join(0.05)
+    waits = ending.is_alive()
+    held.set()
+    ending.join(10)
+
+    assert waits
+    assert len(ran) == 2 * UNWRAPPED_AT_START
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        threads.submit(call)
+
+
+def test_threads_that_were_never_started_are_shut_down_like_others():
+    """Those of the admin port are started last: a server that fails before would end with an error of its threads."""
+    threads = CallThreads(2, "never")
+
+    threads.shutdown()
+
+    assert not alive("never")
+
+
 def test_threads_that_nobody_shut_down_end_with_their_object():
     """A server that could not listen leaves nothing behind."""
     threads = CallThreads(3, "forgotten")
@@ -143,7 +244,7 @@ def test_threads_that_nobody_shut_down_end_with_their_object():
 def test_a_process_ends_after_the_calls_that_run_and_with_threads_that_wait():
     """Killed in the middle, a call could crash the process; waited for, an idle thread would hold it for ever."""
     code = (
-        "import time; from softkin.call_threads import CallThreads, arriving\n"
+        "import time; from softkin.call_threads import UNWRAPPED_AT_START, CallThreads, arriving\n"
         "class Account:\n    def end(self): print('ended', flush=True)\n"
         "threads = CallThreads(3, 'test'); threads.start_all(); arriving.account = Account()\n"
         "threads.submit(time.sleep, 0.3); print('exit', flush=True)"
