@@ -168,6 +168,27 @@ def test_callers_that_send_nothing_do_not_make_the_server_look_dead(start, rows)
     running.until(lambda: running.sample("softkin_rejected_total", reason="undelivered") == len(silent))
     assert len(running.score(rows(2)).p_value) == 2
     assert running.sample("softkin_rejected_total", reason="queue_full") == len(refused)
+    ends = {"CANCELLED": len(silent), "OK": 1}
+    running.until(lambda: {c: running.sample("grpc_server_handled_total", grpc_code=c, **labels) for c in ends} == ends)
+
+
+def test_open_streams_take_no_room_from_calls(start, rows):
+    """They have threads of their own: a stream that is open and idle is no call under way."""
+    running = start(StandIn(), max_pending_requests=1, max_streams=2 + MORE_CALLS)
+    left = threading.Event()
+
+    def idle():
+        yield pb.ScoreStreamRequest(request=pb.ScoreRequest(inputs=array_to_tensor(rows(1))))
+        left.wait(60)
+
+    streams = [running.stub.ScoreStream(idle(), timeout=60) for _ in range(2 + MORE_CALLS)]
+    for stream in streams:
+        assert len(next(stream).answers) == 1
+
+    assert len(running.score(rows(2)).p_value) == 2
+    left.set()
+    assert [list(stream) for stream in streams] == [[]] * len(streams)
+    assert len(running.score(rows(3)).p_value) == 3
 
 
 def test_a_stranger_is_refused_before_anything_is_sent(start, tmp_path):

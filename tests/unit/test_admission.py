@@ -60,6 +60,39 @@ def test_the_full_gate_refuses_whatever_comes(gate, shares, full):
     assert pending(gate) == (*map(sum, zip(*shares, strict=True)), len(shares))
 
 
+def test_bytes_are_no_reason_before_they_are_there(gate):
+    """They would be named though another limit is the one that is passed."""
+    for share in ((1, 1024), (1, 0), (1, 0)):
+        gate.enter(*share)
+
+    with pytest.raises(OverloadedError, match=r"^3 requests are pending"):
+        gate.refuse_full()
+
+
+@pytest.mark.parametrize("what", ["enter", "leave", "refuse_full"])
+def test_one_at_a_time_passes_the_gate(gate, what):
+    """Two that looked at once would both find the last place, or a share would be lost."""
+    for _ in range(3 if what == "refuse_full" else 1):
+        gate.enter(1, 1)
+    found = []
+
+    def passes():
+        try:
+            found.append(getattr(gate, what)(*(() if what == "refuse_full" else (1, 1))))
+        except OverloadedError as e:
+            found.append(e)
+
+    passing = threading.Thread(target=passes)
+    with gate._lock:
+        before = pending(gate)
+        passing.start()
+        passing.join(0.05)
+        assert (passing.is_alive(), pending(gate)) == (True, before)
+    passing.join(10)
+
+    assert len(found) == 1
+
+
 def test_all_who_wait_for_a_departure_are_woken_by_it(gate):
     """At once where one has been since they looked; and after their time where there is none."""
     gate.enter(3, 30)
