@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
+from softkin.option_names import CONNECTION_OPTIONS, DETECTOR_OPTIONS, SCORE_OPTIONS, as_typed
 
 if TYPE_CHECKING:
     from softkin.client import Client
@@ -27,6 +28,8 @@ class Command(NamedTuple):
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    options: Mapping[str, str] = {}
+    """Arguments that errors may name -> what the user knows them as."""
 
 
 class UsageError(Exception):
@@ -63,7 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
         except UsageError as e:
             (chosen_parser or parser).error(str(e))
     except SoftkinError as e:
-        return _fail(str(e))
+        return _fail(as_typed(e, COMMANDS[chosen].options if chosen else {}))
     except ModuleNotFoundError as e:
         extra = "service" if chosen in ("serve", "export-onnx") else "client"
         return _fail(f"{chosen} needs the Python package {e.name}: pip install 'softkin[{extra}]'")
@@ -115,10 +118,13 @@ def _serve(options: argparse.Namespace) -> int:
             return 0
         settings = flags.from_flags(options)
     except InvalidInputError as e:
-        raise UsageError(str(e)) from None
+        raise UsageError(as_typed(e, {"config": "--config"} if "config" in options else {})) from None
     from softkin.process import serve
 
-    return serve(settings)
+    try:
+        return serve(settings)
+    except InvalidInputError as e:
+        raise InvalidInputError(flags.as_set(e.field, options, settings), e.message) from None
 
 
 def _target_arguments(
@@ -290,14 +296,18 @@ def _healthcheck(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "serve": Command("Serve bundles over gRPC.", _serve_arguments, _serve),
-    "score": Command("Score an array file against a server.", _score_arguments, _score),
-    "drift": Command("Show what a server's drift watch has seen.", _drift_arguments, _drift),
-    "admin": Command("Load, unload and label detectors of a running server.", _admin_arguments, _admin),
+    "score": Command("Score an array file against a server.", _score_arguments, _score, SCORE_OPTIONS),
+    "drift": Command("Show what a server's drift watch has seen.", _drift_arguments, _drift, DETECTOR_OPTIONS),
+    "admin": Command(
+        "Load, unload and label detectors of a running server.", _admin_arguments, _admin, CONNECTION_OPTIONS
+    ),
     "inspect": Command("Show a bundle's manifest; loading verifies its files.", _inspect_arguments, _inspect),
     "export-onnx": Command(
         "Write a bundle's whole detector as one ONNX model, for any runtime.", _export_arguments, _export
     ),
-    "healthcheck": Command("Exit 0 if a server is ready to score, 1 otherwise.", _target_arguments, _healthcheck),
+    "healthcheck": Command(
+        "Exit 0 if a server is ready to score, 1 otherwise.", _target_arguments, _healthcheck, CONNECTION_OPTIONS
+    ),
 }
 
 if __name__ == "__main__":

@@ -16,6 +16,13 @@ from softkin.errors import InvalidInputError
 from softkin.settings import ServerSettings
 from softkin.sources import CONFIG, POSITIONAL, Origin, flag, origin, unknown_variables, variable
 
+_KINDS = {
+    "string_type": "it must be text, in quotes",
+    "path_type": "it must be a path, in quotes",
+    "tuple_type": 'it must be a list of paths: ["a", "b"]',
+}
+"""What a file may have instead of a value of the wrong type."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the bundles and one flag per option; values stay text until `from_flags` checks them."""
@@ -60,7 +67,8 @@ def from_flags(flags: argparse.Namespace) -> ServerSettings:
         if not error["loc"]:
             raise InvalidInputError("settings", str(error["ctx"]["error"])) from None
         name = str(error["loc"][0])
-        allowed = _allowed(ServerSettings.model_fields[name]) or str(error["msg"]).removeprefix("Value error, ")
+        allowed = _allowed(ServerSettings.model_fields[name]) or _KINDS.get(error["type"], str(error["msg"]))
+        allowed = allowed.removeprefix("Value error, ")
         where = origin(name, given, ServerSettings).name
         raise InvalidInputError(where, f"got {error['input']!r}; {allowed}") from None
     if not settings.bundles and not flags.print_config:
@@ -68,6 +76,11 @@ def from_flags(flags: argparse.Namespace) -> ServerSettings:
             flag(POSITIONAL), f"none given; name at least one bundle directory, or set {variable(POSITIONAL)}"
         )
     return settings
+
+
+def as_set(name: str, flags: argparse.Namespace, settings: ServerSettings) -> str:
+    """The flag, variable or key that an option was set by; its name where it was not, or is no option."""
+    return origin(name, _given(flags), ServerSettings).name if name in settings.model_fields_set else name
 
 
 def print_config(flags: argparse.Namespace) -> str:

@@ -201,8 +201,8 @@ def test_score_prints_a_table_and_puts_the_share_flagged_beside_alpha(server, np
             "alpha: got 0.02, but 99 calibration rows certify not",
         ),
         (["NPZ", "--confidence", "2"], "confidence: got 2; it must lie strictly in (0, 1)"),
-        (["NPZ", "--smoothing-seed", "-1"], "smoothing_seed: got -1; must lie in [0, 2^64)"),
-        (["NPZ", "--neighbors", "-1"], "num_neighbors: got -1; must be 0 or more"),
+        (["NPZ", "--smoothing-seed", "-1"], "--smoothing-seed: got -1; must lie in [0, 2^64)"),
+        (["NPZ", "--neighbors", "-1"], "--neighbors: got -1; must be 0 or more"),
         (["NPZ", "--detector", "b"], "no detector named 'b'; loaded: standin version 1"),
     ],
 )
@@ -216,6 +216,25 @@ def test_a_failed_score_says_why_on_stderr_and_exits_1(shared_server, npz, capsy
     assert (status, captured.out) == (1, "")
     assert captured.err.startswith("softkin: error: ")
     assert message in captured.err
+
+
+@pytest.mark.parametrize("command", [["score", "NPZ"], ["drift"], ["healthcheck"], ["admin", "list"]])
+def test_an_error_names_the_option_that_was_typed(shared_server, npz, capsys, command):
+    """Not the argument of the library that it became."""
+    name, *rest = [npz if a == "NPZ" else a for a in command]
+
+    status = cli.main([name, "--target", shared_server.target, "--timeout", "0", *rest])
+
+    assert status == 1
+    assert capsys.readouterr().err == "softkin: error: --timeout: got 0.0; must be more than 0 and at most 1000000000\n"
+
+
+def test_a_remedy_names_the_option_too(shared_server, capsys):
+    """Where a call takes too long, for example."""
+    status = cli.main(["healthcheck", "--target", shared_server.target, "--timeout", "0.000001"])
+
+    assert status == 1
+    assert capsys.readouterr().err.endswith("; allow more time (--timeout)\n")
 
 
 @pytest.mark.parametrize("content", [b"not a zip", b"PK\x03\x04 broken"])

@@ -84,9 +84,9 @@ def test_a_probe_names_the_server_that_it_reaches_by_another_name(start, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tls-ca", "none.crt"], "tls_ca: none.crt: cannot be read (No such file or directory)"),
-        (["--token-file", "none"], "token_file: none: cannot be read (No such file or directory)"),
-        (["--tls-key", "a.key"], "tls_key: given without tls_ca"),
+        (["--tls-ca", "none.crt"], "--tls-ca: none.crt: cannot be read (No such file or directory)"),
+        (["--token-file", "none"], "--token-file: none: cannot be read (No such file or directory)"),
+        (["--tls-key", "a.key"], "--tls-key: given without --tls-ca; "),
     ],
 )
 def test_wrong_files_are_refused_in_one_line(capsys, flags, message):
@@ -103,7 +103,10 @@ def test_a_token_in_plaintext_for_another_machine_is_refused(capsys, tokens):
     assert run("healthcheck", "--target", "softkin.example:50051", "--token-file", tokens) == 1
 
     err = capsys.readouterr().err
-    assert "token: would travel to softkin.example:50051 in plaintext" in err
+    assert (
+        "error: --token-file: would travel to softkin.example:50051 in plaintext, for anyone to read; give --tls-ca, or"
+        in err
+    )
     assert TOKEN not in err
 
 

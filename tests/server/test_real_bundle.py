@@ -141,7 +141,7 @@ def test_a_promise_that_the_bundle_cannot_keep_is_not_served(tiny, flags, messag
     result = run("serve", str(tiny.path), *ports, *flags)
 
     assert result.returncode == 1
-    assert "error: alpha: got 0.004, but " in result.stderr
+    assert "error: --alpha: got 0.004, but " in result.stderr
     assert message in result.stderr
 
 

@@ -51,43 +51,44 @@ OPTIONS = {
     "output of vectors": ("--embeddings d.npz --output p", "--output: belongs to --onnx; vectors have no output"),
     "metric": (
         f"{ONNX} --metric euclid",
-        "metric: got 'euclid': Input should be 'cosine' or 'squared_euclidean'",
+        "--metric: got 'euclid': must be 'cosine' or 'squared_euclidean'",
     ),
-    "max-dim": (f"{ONNX} --max-dim 0", "max_dim: got 0: Input should be greater than or equal to 1"),
-    "alpha": (f"{ONNX} --alpha 1.5", "alpha: got 1.5: Input should be less than 1"),
+    "max-dim": (f"{ONNX} --max-dim 0", "--max-dim: got 0: must be a whole number of at least 1"),
+    "alpha": (f"{ONNX} --alpha 1.5", "--alpha: got 1.5: must be a number of more than 0 and less than 1"),
     "name": (
         f"{ONNX} --name -",
-        "name: got '-': must be 1 to 63 letters, digits, '.', '_' or '-', the first a letter or a digit",
+        "--name: got '-': must be 1 to 63 letters, digits, '.', '_' or '-', the first a letter or a digit",
     ),
     "no parts": (
         f"{ONNX} --nonconformity joint",
-        "parts: is not set: must name at least one part for nonconformity = 'joint'",
+        "--parts: is not set: must name at least one part for nonconformity = 'joint'",
     ),
     "parts of another form": (
         f"{ONNX} --parts density",
-        "parts: got ['density']: belong to nonconformity = 'joint' and only to it",
+        "--parts: got ['density']: belong to nonconformity = 'joint' and only to it",
     ),
     "unknown part": (
         f"{ONNX} --nonconformity joint --parts energie",
-        "parts: got ['energie']: Input should be 'posterior', 'posterior_hidden', 'density', 'density_hidden', "
-        "'density_last', 'class_density', 'class_density_hidden', 'class_density_last' or 'energy'",
+        "--parts: got ['energie']: must be 'posterior', 'posterior_hidden', 'density', 'density_hidden', "
+        "'density_last', 'class_density', 'class_density_hidden', 'class_density_last' or 'energy'; did you mean "
+        "'energy'?",
     ),
     "auto without a budget": (
         f"{ONNX} --precision auto",
-        "max_p_value_change: is not set: must be set, below 1, for precision = 'auto', which it decides",
+        "--max-p-value-change: is not set: must be set, below 1, for precision = 'auto', which it decides",
     ),
     "share": (
         f"{ONNX} --calibration-share 1.0",
-        "calibration_share: got 1; must lie strictly in (0, 1), for instance 0.2 for a fifth of the rows",
+        "--calibration-share: got 1; must lie strictly in (0, 1), for instance 0.2 for a fifth of the rows",
     ),
     "energy of probabilities": (
         "--onnx p.onnx --layers hidden --data d.npz --nonconformity joint --parts energy,density",
-        "parts: got 'energy', but the energy of 'p' is the same for every row, as it is for probabilities; leave it "
+        "--parts: got 'energy', but the energy of 'p' is the same for every row, as it is for probabilities; leave it "
         "out, or name the tensor before the softmax by --output",
     ),
     "unknown layer": (
         "--onnx m.onnx --layers hid --data d.npz",
-        "layers: got 'hid', which is no tensor or node of the model; it has 5 names, the closest are 'hidden', "
+        "--layers: got 'hid', which is no tensor or node of the model; it has 5 names, the closest are 'hidden', "
         "'scores', 'flat', 'before', 'act'",
     ),
     "too few rows for alpha": (
@@ -140,13 +141,13 @@ DATA = {
     "fewer labels": (changed(y_train=Y[:9]), "d.npz: x_train has 200 rows, y_train 9; they must be equal"),
     "class names": (
         changed(class_names=list("abc")),
-        "output: no output is 2-D float with 3 columns, one for each class name; the float outputs are 'scores' "
+        "--output: no output is 2-D float with 3 columns, one for each class name; the float outputs are 'scores' "
         "float32 [rows, 4]: name the tensor or node to take by --output (a scikit-learn model converted with "
         "zipmap='columns': convert it with zipmap=False)",
     ),
     "dtype of the model": (
         changed(x_train=X.astype(np.float64)),
-        "data: x_train is float64 [rows, 2, 3], input 'x' of the model takes float32 [rows, 2, 3]; store the rows as "
+        "--data: x_train is float64 [rows, 2, 3], input 'x' of the model takes float32 [rows, 2, 3]; store the rows as "
         "the model takes them, scaled as it was trained",
     ),
     "dtype of no detector": (
@@ -201,12 +202,12 @@ VECTORS = {
     "energy": (
         {"x_train": V, "y_train": Y},
         "--nonconformity joint --parts energy",
-        "parts: got 'energy', but vectors have no logits; leave it out",
+        "--parts: got 'energy', but vectors have no logits; leave it out",
     ),
     "posterior of one class": (
         {"x_train": V},
         "--nonconformity posterior",
-        "nonconformity: got 'posterior', which compares classes, but there is only one; choose density",
+        "--nonconformity: got 'posterior', which compares classes, but there is only one; choose density",
     ),
     "all alike": (
         {"x_train": np.ones((200, 6), np.float32) * np.arange(1, 201, dtype=np.float32)[:, None]},

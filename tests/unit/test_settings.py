@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from softkin.errors import InvalidInputError
-from softkin.flags import add_flags, from_flags
+from softkin.flags import add_flags, as_set, from_flags
 from softkin.settings import ServerSettings
 
 
@@ -198,6 +198,20 @@ def test_a_wrong_value_is_refused_with_its_source_and_the_allowed_range(monkeypa
 
     assert str(by_flag.value) == f"{flag}: got {value!r}; {allowed}"
     assert str(by_variable.value) == f"{variable}: got {value!r}; {allowed}"
+
+
+def test_an_option_is_called_what_it_was_set_by(monkeypatch, tmp_path):
+    """For errors that come later, as that of an alpha which a bundle cannot honour."""
+    (tmp_path / "s.toml").write_text("device = 'cpu'")
+    monkeypatch.setenv("SOFTKIN_CONFIDENCE", "0.9")
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = parser.parse_args(["b", "--alpha", "0.1", "--config", str(tmp_path / "s.toml")])
+    names = ["alpha", "confidence", "device", "guarantee", "nothing"]
+
+    found = [as_set(name, flags, from_flags(flags)) for name in names]
+
+    assert found == ["--alpha", "SOFTKIN_CONFIDENCE", f"{tmp_path}/s.toml: device", "guarantee", "nothing"]
 
 
 @pytest.mark.parametrize("option", ["--host", "--bundle-root", "--drift-state", "--token-file", "--config"])

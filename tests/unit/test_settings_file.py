@@ -97,6 +97,25 @@ def test_a_wrong_value_is_refused_with_file_and_key(file):
     assert str(e.value) == f"{path}: port: got 65536; allowed: 0 to 65535"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("host = 3", "host: got 3; it must be text, in quotes"),
+        ("drift_state = 3", "drift_state: got 3; it must be a path, in quotes"),
+        ("bundles = 3", 'bundles: got 3; it must be a list of paths: ["a", "b"]'),
+        ("bundles = [3]", "bundles: got 3; it must be a path, in quotes"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_how_to_write_it(file, text, message):
+    """In words of this file, not of the library that checks it."""
+    path = file(text)
+
+    with pytest.raises(InvalidInputError) as e:
+        from_flags(namespace("--config", str(path)))
+
+    assert str(e.value) == f"{path}: {message}"
+
+
 def test_true_is_no_number(file):
     """Python would take it for 1."""
     path = file("port = true")

@@ -12,6 +12,7 @@ from typing import Any
 from softkin import __version__
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
+from softkin.option_names import as_typed, option
 from softkin_training.arguments import folder
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
@@ -38,7 +39,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         extra = "service" if without_torch else "training"
         return _fail(f"this needs the Python package {e.name}: pip install 'softkin[{extra}]'")
     except SoftkinError as e:
-        return _fail(str(e))
+        return _fail(as_typed(e, _options(arguments)))
     except KeyboardInterrupt:
         remedy = "run it again"
         if hasattr(arguments, "resume"):
@@ -48,6 +49,12 @@ def _run_command(arguments: argparse.Namespace) -> int:
         print(f"softkin-train: interrupted; {remedy}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, str]:
+    """Argument of the library -> option of this command."""
+    named = {name: option(name) for name in vars(arguments) if name not in ("command", "recipe", "bundle", "overrides")}
+    return {"out_dir": "--out", "joint_parts": "--parts"} | named
 
 
 def _fail(message: str) -> int:

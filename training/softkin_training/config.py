@@ -7,10 +7,9 @@ Values are strict: a string never becomes a number, an unknown key is an error, 
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +21,7 @@ from softkin.nonconformity import Form, Part
 from softkin_training.config_section import Positive, Section, Width, require
 from softkin_training.data_config import AugmentationConfig, DataConfig
 from softkin_training.model_config import ModelConfig
+from softkin_training.recipe_faults import LOWER_NAME, NAME, describe
 from softkin_training.split import rows_for_alpha
 
 BUILTIN_RECIPES = Path(__file__).parent / "recipes"
@@ -134,8 +134,8 @@ class DetectorConfig(Section):
 class Recipe(Section):
     """Everything that decides a run; equal recipes on equal data give equal weights on CPU."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "1"
+    name: Annotated[str, Field(pattern=LOWER_NAME)]
+    version: Annotated[str, Field(pattern=NAME)] = "1"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataConfig
     model: ModelConfig
@@ -209,7 +209,7 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
-        raise RecipeError("\n".join(_describe(fault, raw, path, texts) for fault in e.errors())) from None
+        raise RecipeError("\n".join(describe(fault, raw, path, texts, Recipe) for fault in e.errors())) from None
 
 
 def _builtin_names() -> list[str]:
@@ -248,39 +248,3 @@ def _toml_value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     return parsed["value"] if len(parsed) == 1 else text
-
-
-def _describe(fault: Any, raw: Mapping[str, Any], path: Path, texts: Mapping[tuple[int | str, ...], str]) -> str:
-    loc, message = list(fault["loc"]), fault["msg"]
-    if fault["type"] == "value_error":
-        key, bar, allowed = str(fault["ctx"]["error"]).rpartition("|")
-        loc, message = loc + (key.split(".") if bar else []), allowed
-    dotted = "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in loc).lstrip(".")
-    where = f"{path}: {dotted}"
-    if tuple(loc) in texts:
-        where = f"{path} with --set {dotted}: {dotted}"
-    if fault["type"] == "extra_forbidden":
-        return f"{where} is unknown; allowed keys: {_allowed_keys(loc[:-1])}"
-    if fault["type"] == "missing":
-        return f"{where} is missing; it has no default"
-    value = _value_at(raw, loc)
-    if fault["type"] in ("list_type", "tuple_type") and isinstance(value, str):
-        message += f"; write {dotted} = {json.dumps([value])}"
-    return f"{where} is {'not set' if value is None else repr(value)}: {message}"
-
-
-def _value_at(raw: Any, loc: Sequence[Any]) -> Any:
-    """The value of a key; None where the recipe leaves it to its default, for TOML has no such value."""
-    for key in loc:
-        try:
-            raw = raw[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return raw
-
-
-def _allowed_keys(section: Sequence[Any]) -> str:
-    model: Any = Recipe
-    for key in section:
-        model = model.model_fields[key].annotation
-    return ", ".join(model.model_fields)

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from softkin.errors import InvalidInputError
 from softkin_training.config import DetectorConfig
 from softkin_training.config_section import Width
+from softkin_training.recipe_faults import NAME, allowed, value_at
 
 OPTION_NAMES = {"joint_parts": "parts"}
 """Options that the command line names otherwise than a recipe."""
@@ -19,8 +20,8 @@ OPTION_NAMES = {"joint_parts": "parts"}
 class FitConfig(DetectorConfig):
     """A recipe's `[detector]` section, with its defaults, and what a recipe has beside it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "1"
+    name: Annotated[str, Field(pattern=NAME)]
+    version: Annotated[str, Field(pattern=NAME)] = "1"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the split, the projections and the choice of bank rows."""
     bank_rows: Width = 20000
@@ -43,11 +44,10 @@ def fit_config(**options: Any) -> FitConfig:
         return FitConfig(**options)
     except ValidationError as e:
         fault = e.errors()[0]
-        key, message = ".".join(map(str, fault["loc"][:1])), fault["msg"]
         if fault["type"] == "value_error":  # of two options that contradict each other, see config.py
             key, _, message = str(fault["ctx"]["error"]).rpartition("|")
-        if fault["type"] == "string_pattern_mismatch":
-            message = "must be 1 to 63 letters, digits, '.', '_' or '-', the first a letter or a digit"
+        else:
+            key, message = str(fault["loc"][0]), allowed(fault, FitConfig, value_at(options, fault["loc"]))
         value = f"got {options[key]!r}" if key in options else "is not set"
         raise InvalidInputError(OPTION_NAMES.get(key, key), f"{value}: {message}") from None
 

@@ -130,24 +130,29 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.epoch=3", ["training.epoch is unknown", "allowed keys: epochs, batch_size"]),
+        ("training.epoch=3", ["training.epoch is unknown; did you mean 'epochs'? allowed keys: epochs, batch_size"]),
+        ("epochs=3", ["epochs is unknown; did you mean training.epochs? allowed keys: name, version, seed"]),
         ("optimizer.name=adam", ["optimizer is unknown", "allowed keys: name, version, seed, data"]),
-        ("training.epochs=0", ["training.epochs is 0", "greater than or equal to 1"]),
-        ("training.epochs=2.5", ["training.epochs is 2.5", "integer"]),
-        ("training.epochs=true", ["training.epochs is True", "integer"]),
-        ("training.learning_rate=fast", ["training.learning_rate is 'fast'", "number"]),
-        ("training.learning_rate=nan", ["training.learning_rate is nan", "finite"]),
-        ("training.devices=0", ["training.devices is 0", "greater than or equal to 1"]),
+        ("training.epochs=0", ["training.epochs is 0: must be a whole number of at least 1"]),
+        ("training.epochs=2.5", ["training.epochs is 2.5: must be a whole number of at least 1"]),
+        ("training.epochs=true", ["training.epochs is True: must be a whole number of at least 1"]),
+        ("training.epochs='5'", ["training.epochs is '5': must be", "; write training.epochs = 5, without quotes"]),
+        ("training=3", ["training is 3: must be a section with the keys epochs, batch_size"]),
+        ("training.learning_rate=fast", ["training.learning_rate is 'fast': must be a number of more than 0"]),
+        ("training.learning_rate=nan", ["training.learning_rate is nan: must be a finite number of more than 0"]),
+        ("training.devices=0", ["training.devices is 0: must be a whole number of at least 1"]),
         ("training.devices=17", ["training.devices is 17", "at least 2 rows of batch_size = 32"]),
-        ("training.probe_rows=-1", ["training.probe_rows is -1", "greater than or equal to 0"]),
-        ("loss.temperature=warm", ["loss.temperature is 'warm'", "'minimized', 'fixed' or 'learned'"]),
-        ("loss.initial_temperature=0.0", ["loss.initial_temperature is 0.0", "greater than 0"]),
-        ("loss.initial_temperature=inf", ["loss.initial_temperature is inf", "finite"]),
-        ("loss.temperature_step=-0.1", ["loss.temperature_step is -0.1", "greater than or equal to 0"]),
-        ("loss.temperature_step=fast", ["loss.temperature_step is 'fast'", "number"]),
+        ("training.probe_rows=-1", ["training.probe_rows is -1: must be a whole number of at least 0"]),
+        ("loss.temperature=warm", ["loss.temperature is 'warm': must be 'minimized', 'fixed' or 'learned'"]),
+        ("loss.temperature=lerned", ["'minimized', 'fixed' or 'learned'; did you mean 'learned'?"]),
+        ("loss.initial_temperature=0.0", ["loss.initial_temperature is 0.0: must be a number of more than 0"]),
+        ("loss.initial_temperature=inf", ["loss.initial_temperature is inf: must be a finite number of more than 0"]),
+        ("loss.temperature_step=-0.1", ["loss.temperature_step is -0.1: must be a number of at least 0"]),
+        ("loss.temperature_step=fast", ["loss.temperature_step is 'fast': must be a number of at least 0"]),
+        ("loss.layers=3", ["loss.layers is 3: must be a list, each entry text"]),
         ("training.precision=16-mixed", ["training.precision is '16-mixed'", "cuda"]),
-        ("detector.alpha=1.0", ["detector.alpha is 1.0", "less than 1"]),
-        ("detector.metric=manhattan", ["detector.metric is 'manhattan'", "'cosine' or 'squared_euclidean'"]),
+        ("detector.alpha=1.0", ["detector.alpha is 1.0: must be a number of more than 0 and less than 1"]),
+        ("detector.metric=manhattan", ["detector.metric is 'manhattan': must be 'cosine' or 'squared_euclidean'"]),
         ("detector.layers=[]", ["detector.layers is []", "at least one"]),
         ('detector.layers=["conv3"]', ["detector.layers is ['conv3']", "('conv1', 'conv2', 'dense')"]),
         ('detector.layers=["conv1", "conv1"]', ["detector.layers", "must not repeat"]),
@@ -156,19 +161,20 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
         ("loss.weight=strong", ["loss.weight is 'strong'", "finite number"]),
         ("loss.weight=inf", ["loss.weight is inf", "finite number"]),
         ("model.hidden=[3]", ["model.hidden is [3]", "kind = 'mlp'"]),
-        ("model.channels=[4, 0]", ["model.channels[1] is 0", "greater than or equal to 1"]),
-        ("model.dropout=1", ["model.dropout is 1", "less than 1"]),
+        ("model.channels=[4, 0]", ["model.channels[1] is 0: must be a whole number of at least 1"]),
+        ("model.dropout=1", ["model.dropout is 1: must be a number of at least 0 and less than 1"]),
         ("detector.nonconformity=joint", ["detector.joint_parts is not set: ", "at least one part"]),
+        ("data.outliers=3", ["data.outliers is 3: must be a table, each value text"]),
         ("data.source=web", ["data.source is 'web'", "'digits', 'npz', 'folder'"]),
         ("data.source=npz", ["data.test_rows is 50", "its own x_test"]),
         ("data.test_rows=0", ["data.test_rows is 0", "at least 1"]),
         ("data.path=x.npz", ["data.path is 'x.npz'", "npz"]),
         ("data.known_classes=[1, 1]", ["data.known_classes is [1, 1]", "must not repeat"]),
         ("data.known_classes=[1]", ["data.known_classes is [1]", "at least 2"]),
-        ("seed=-1", ["seed is -1", "greater than or equal to 0"]),
-        ("name=Tiny Recipe", ["name is 'Tiny Recipe'", "[a-z0-9_-]"]),
-        ("name=_tiny", ["name is '_tiny'", "^[a-z0-9]"]),
-        ("name=-tiny", ["name is '-tiny'", "^[a-z0-9]"]),
+        ("seed=-1", ["seed is -1: must be a whole number of at least 0 and less than 4294967296"]),
+        ("name=Tiny Recipe", ["name is 'Tiny Recipe': must be 1 to 63 lower-case letters, digits, '_' or '-'"]),
+        ("name=_tiny", ["name is '_tiny'", "the first a letter or a digit"]),
+        ("name=-tiny", ["name is '-tiny'", "the first a letter or a digit"]),
         ("data.calibration_rows=18", ["data.calibration_rows is 18", "at least 19", "alpha = 0.05"]),
         ("detector.alpha=0.001", ["data.calibration_rows is 100", "at least 999", "or raise detector.alpha"]),
         ("detector.alpha=1e-320", ["data.calibration_rows is 100", "or raise detector.alpha"]),
@@ -218,8 +224,34 @@ def test_a_missing_key_is_named(recipe_file):
     """Keys without a default must be there."""
     recipe_file.write_text(RECIPE.replace("bank_rows = 100", ""))
 
-    with pytest.raises(RecipeError, match=r"tiny\.toml: detector\.bank_rows is missing"):
+    with pytest.raises(
+        RecipeError,
+        match=r"tiny\.toml: detector\.bank_rows is missing; it has no default: set it to a whole number of at least 1$",
+    ):
         load_recipe(recipe_file)
+
+
+def test_a_missing_section_is_named(recipe_file):
+    """And how it is added."""
+    recipe_file.write_text(RECIPE.partition("[training]")[0] + RECIPE[RECIPE.index("[detector]") :])
+
+    with pytest.raises(RecipeError, match=r"tiny\.toml: training is missing; .*: add the section \[training\]$"):
+        load_recipe(recipe_file)
+
+
+def test_no_refusal_is_in_the_words_of_the_library_that_checks(recipe_file):
+    """Of every key, whatever is written there: a word, a number out of range, a fraction, nothing of the kind."""
+    refusals = []
+    for section, keys in Recipe.model_json_schema()["$defs"].items():
+        for key in keys["properties"]:
+            for value in ("-1e9", "[[1]]", "true", "{a = {}}", "'?'", "nan"):
+                try:
+                    load_recipe(recipe_file, [f"{section.removesuffix('Config').lower()}.{key}={value}"])
+                except RecipeError as e:
+                    refusals.append(str(e))
+
+    assert len(refusals) > 100
+    assert [r for r in refusals if "Input" in r or "String" in r or "valid" in r] == []
 
 
 @pytest.mark.parametrize("override", ["training.epochs", "=3", "training..epochs=3", "name.x=3"])
@@ -231,7 +263,7 @@ def test_a_malformed_override_is_refused(recipe_file, override):
 
 def test_an_override_cannot_smuggle_in_a_second_key(recipe_file):
     """A line break in a value does not start another line of TOML."""
-    with pytest.raises(RecipeError, match=r"seed is '3\\nname = .*integer"):
+    with pytest.raises(RecipeError, match=r"seed is '3\\nname = .*: must be a whole number"):
         load_recipe(recipe_file, ['seed=3\nname = "other"'])
 
 

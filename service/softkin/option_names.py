@@ -1,0 +1,45 @@
+"""Errors as the user of a command line reads them: with the option that was typed, not the argument it became."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from softkin.errors import InvalidInputError, SoftkinError
+
+
+def option(name: str) -> str:
+    """An option from its name with underscores."""
+    return "--" + name.replace("_", "-")
+
+
+CONNECTION_OPTIONS = {
+    "timeout_seconds": "--timeout",
+    "token": "--token-file",
+    **{name: option(name) for name in ("target", "tls_ca", "tls_cert", "tls_key", "tls_server_name", "token_file")},
+}
+"""Argument of every client -> option."""
+DETECTOR_OPTIONS = CONNECTION_OPTIONS | {"detector": "--detector", "version": "--detector-version", "label": "--label"}
+"""Argument of what asks for one detector -> option."""
+SCORE_OPTIONS = DETECTOR_OPTIONS | {
+    "num_neighbors": "--neighbors",
+    **{name: option(name) for name in ("alpha", "guarantee", "confidence", "smoothing_seed")},
+}
+"""Argument of what scores -> option."""
+
+
+def as_typed(error: SoftkinError, options: Mapping[str, str]) -> str:
+    """The text of an error, with options in place of the names that Python has for them.
+
+    Args:
+        error: of the library.
+        options: argument -> option, such as `timeout_seconds` -> `--timeout`.
+    """
+    field, text = "", str(error)
+    if isinstance(error, InvalidInputError):
+        field, text = f"{options.get(error.field, error.field)}: ", error.message
+    # Names that are no English words; before a colon, a dot or a slash, or in quotes, they are a user's file or value.
+    names = "|".join(name for name in options if "_" in name)
+    if names:
+        text = re.sub(rf"(?<![^\s(])(?:{names})(?![^\s),;])", lambda found: options[found[0]], text)
+    return field + text

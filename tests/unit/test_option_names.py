@@ -1,0 +1,35 @@
+"""Errors with the options that a user typed in place of the arguments they became."""
+
+from __future__ import annotations
+
+import pytest
+
+from softkin.errors import InvalidInputError, UnavailableError
+from softkin.option_names import SCORE_OPTIONS, as_typed
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (InvalidInputError("timeout_seconds", "got 0"), "--timeout: got 0"),
+        (InvalidInputError("tls_key", "given without tls_ca; TLS"), "--tls-key: given without --tls-ca; TLS"),
+        (InvalidInputError("version", "got '7'"), "--detector-version: got '7'"),
+        (InvalidInputError("inputs", "there are no rows"), "inputs: there are no rows"),
+        (UnavailableError("a:1: late; allow more time (timeout_seconds)"), "a:1: late; allow more time (--timeout)"),
+        (UnavailableError("a:1: give tls_ca, and tls_cert"), "a:1: give --tls-ca, and --tls-cert"),
+    ],
+)
+def test_arguments_become_options_wherever_they_stand(error, text):
+    """As the field at fault, and in a remedy."""
+    assert as_typed(error, SCORE_OPTIONS) == text
+
+
+@pytest.mark.parametrize("value", ["'tls_ca'", "/etc/tls_ca/ca.pem", "tls_ca.pem: cannot be read", "version", "label"])
+def test_what_the_user_gave_stays_as_it_is(value):
+    """Files and names may be called like arguments."""
+    assert as_typed(InvalidInputError("alpha", f"got {value}"), SCORE_OPTIONS) == f"--alpha: got {value}"
+
+
+def test_without_options_an_error_says_what_it_says():
+    """As for a command that has none."""
+    assert as_typed(InvalidInputError("tls_ca", "is (tls_ca)"), {}) == "tls_ca: is (tls_ca)"
