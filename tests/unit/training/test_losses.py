@@ -362,9 +362,10 @@ def test_chance_level_counts_only_rows_with_a_partner():
         ({"temperature": math.nan}, "positive"),
         ({"metric": "manhattan"}, "manhattan"),
         ({"y": torch.zeros(3)}, "must be"),
+        ({"y": torch.zeros(24, 1)}, "must be"),
         ({"z": torch.zeros(24)}, "must be"),
     ],
-    ids=["zero temperature", "temperature is not a number", "unknown metric", "labels too short", "rows without width"],
+    ids=["zero", "not a number", "unknown metric", "labels too short", "labels in a column", "rows without width"],
 )
 def test_unfit_arguments_are_refused(change, word):
     """The error names the argument and what is allowed."""

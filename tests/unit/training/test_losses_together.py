@@ -54,12 +54,24 @@ def test_without_layers_there_are_no_losses(monkeypatch, mode, together):
     assert LayeredSnnl([], temperature=mode)({}, batch()[1]) == {}
 
 
-@pytest.mark.parametrize("width", [7, 1024, 4096, 5000, 3 * 2048])
+@pytest.mark.parametrize("width", [7, 1024, 4096, 4097, 5000, 3 * 2048])
 def test_a_product_split_by_columns_is_the_product(width):
     """Whether or not the width can be split evenly."""
     rows = torch.randn(9, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     torch.testing.assert_close(distances._split_gram(rows), rows @ rows.T, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_gradient_of_a_gradient_is_refused(metric):
+    """As a penalty on gradients takes one: of this backward it would be another number, and nobody would see it."""
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        distances.pairwise_distances(rows, metric).square().sum(), rows, create_graph=True
+    )
+
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_temperatures_that_were_loaded_are_looked_at_again():
