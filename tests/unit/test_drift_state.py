@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from softkin import conformal
 from softkin.drift import HISTOGRAM_BINS, SLICE_ROWS, WINDOW_ROWS, DriftReport, DriftWatch
@@ -29,6 +31,15 @@ def shown(report):
 def same(a, b):
     """Whether two states are equal, bit by bit."""
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def test_a_state_is_as_large_as_the_documentation_says():
+    """It grows with the calibration rows, up to the number of gaps that are told apart."""
+    sizes = [round(len(save(watch(n=n)[0].state())) / 1000) for n in (300, 2_000, 10_000, 100_000)]
+
+    said = "({} kB with 300 calibration rows, {} kB with 2,000, {} kB with 10,000 or more)".format(*sizes[:3])
+    assert sizes[3] == sizes[2]
+    assert said in (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
 
 
 def test_before_the_first_row_there_is_no_evidence_and_no_rate():
