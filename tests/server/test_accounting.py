@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -109,6 +110,17 @@ def test_every_way_to_end_is_counted_under_its_own_code(start, rows, gate):
     assert detector.rows_scored == running.sample("softkin_p_value_count", detector="standin", version="1") == 1
 
 
+def test_a_method_that_health_does_not_have_is_no_call_of_the_service(start):
+    """Health and reflection are left alone, and so are not counted."""
+    running = start(StandIn())
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.channel.unary_unary("/grpc.health.v1.Health/Nothing")(b"", timeout=20)
+
+    assert e.value.code() is Code.UNIMPLEMENTED
+    assert totals(running, "grpc_server_started_total") == {}
+
+
 def test_what_is_in_flight_is_started_and_not_yet_handled(start, rows, gate):
     """The difference of the two counters is the number of calls under way, at any moment."""
     detector = StandIn(gate=gate)
@@ -124,6 +136,24 @@ def test_what_is_in_flight_is_started_and_not_yet_handled(start, rows, gate):
 
     assert flying == 7
     assert handled(running, **SCORE) == {"OK": 7}
+
+
+def test_the_time_of_a_call_is_all_that_its_caller_waited_on_the_server(start, rows, gate):
+    """From its arrival to its end, the wait for the device included."""
+    detector = StandIn(gate=gate)
+    running = start(detector, workers=1)
+    begun = time.monotonic()
+    call = running.stub.Score.future(request(rows(1)), timeout=60)
+    assert detector.entered.acquire(timeout=20)
+    held = time.monotonic()
+    while time.monotonic() < held + 0.05:
+        gate.wait(0.05)
+    held = time.monotonic() - held
+    gate.set()
+    call.result(timeout=20)
+    settled(running)
+
+    assert held <= running.sample("grpc_server_handling_seconds_sum", **SCORE) <= time.monotonic() - begun
 
 
 def test_a_random_mix_from_many_callers_reconciles(start, rows):

@@ -160,6 +160,9 @@ def test_callers_that_send_nothing_do_not_make_the_server_look_dead(start, rows)
         r"10 calls are under way, max_pending_requests = 1 and 8 more, .* on their way; retry after 0.5 s",
         refused[0].details(),
     )
+    exhausted = {"grpc_code": "RESOURCE_EXHAUSTED", **labels}
+    running.until(lambda: running.sample("grpc_server_handled_total", **exhausted) == len(refused))
+    assert in_background(running, rows(1), timeout=20).code() is Code.RESOURCE_EXHAUSTED  # those have made no room
     assert is_serving(running)
     assert READY in ProtoReflectionDescriptorDatabase(running.channel).get_services()
     for call in silent:
@@ -167,7 +170,7 @@ def test_callers_that_send_nothing_do_not_make_the_server_look_dead(start, rows)
     left.set()
     running.until(lambda: running.sample("softkin_rejected_total", reason="undelivered") == len(silent))
     assert len(running.score(rows(2)).p_value) == 2
-    assert running.sample("softkin_rejected_total", reason="queue_full") == len(refused)
+    assert running.sample("softkin_rejected_total", reason="queue_full") == len(refused) + 1
     ends = {"CANCELLED": len(silent), "OK": 1}
     running.until(lambda: {c: running.sample("grpc_server_handled_total", grpc_code=c, **labels) for c in ends} == ends)
 

@@ -112,6 +112,27 @@ def test_a_drain_finishes_what_is_in_flight_and_refuses_what_comes_later(start, 
     assert running.server.pending_requests == 0
 
 
+def test_a_full_server_that_stops_says_that_it_stops(start, rows, gate):
+    """Told to come back later, callers would wait for a server that is gone by then."""
+    detector = StandIn(gate=gate)
+    running = start(detector, max_pending_requests=1, workers=1)
+    inside = running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows(1))), timeout=60)
+    assert detector.entered.acquire(timeout=20)
+    stopping = threading.Thread(target=running.server.stop)
+    stopping.start()
+    running.until(lambda: running.server._traffic._refusing)
+
+    with pytest.raises(grpc.RpcError) as e:
+        running.score(rows(1))
+    gate.set()
+    stopping.join(timeout=20)
+
+    assert e.value.code() is Code.UNAVAILABLE
+    assert e.value.details() == "the server is stopping; retry on another one"
+    assert len(inside.result(timeout=20).p_value) == 1
+    assert running.server.abandoned_requests == 0
+
+
 def test_requests_are_still_answered_during_the_drain_delay(start, rows):
     """Load balancers need time to notice NOT_SERVING; stop_now() ends the delay."""
     running = start(StandIn(), drain_delay_seconds=600)

@@ -86,6 +86,21 @@ def test_a_large_request_goes_through_in_slices_and_lets_others_between(make, ga
     assert large.scores.stage_seconds["infer"] == 3 * 0.25
 
 
+def test_a_large_request_has_waited_until_its_first_slice_runs(make, gate):
+    """What the others take is no longer a wait in the queue: it would be counted twice."""
+    detector = StandIn(gate=gate)
+    batcher = make(max_batch_rows=4)
+    large = ticket(detector, rows(8))
+    begun = time.monotonic()
+    batcher.submit(large)
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    longest = time.monotonic() - begun
+
+    gate.set()
+
+    assert 0 < large.wait().own().stage_seconds["queue"] <= longest
+
+
 def test_a_request_that_fits_into_a_batch_is_never_cut(make, gate):
     """Two of three rows make two batches of at most four."""
     detector = StandIn(gate=gate)

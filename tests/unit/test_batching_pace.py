@@ -53,6 +53,29 @@ def test_a_guess_is_for_all_rows_ahead_and_the_requests_own_in_full_batches(
     assert batcher.expected_seconds(ticket(detector, rows(own), num_neighbors=1)) == 0  # of those nothing is known
 
 
+def test_every_number_of_neighbours_has_a_pace_of_its_own(make, gate, monkeypatch):
+    """And a batch that was stopped says nothing about it."""
+    learnt, noted = [], threading.Semaphore(0)
+    monkeypatch.setattr(Pace, "add", lambda pace, rows, seconds: learnt.append(rows))
+    monkeypatch.setattr(batching, "BatchTimes", Pace)
+    detector = StandIn()
+    batcher = make(ran=lambda rows, seconds: noted.release())
+    batcher.submit(ticket(detector, rows(2), num_neighbors=1))
+    assert noted.acquire(timeout=WAIT_SECONDS)
+    detector.gate = gate
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    stopped = ticket(detector, rows(3))
+    batcher.submit(stopped)
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+
+    found = [batcher.expected_seconds(ticket(detector, rows(1), num_neighbors=k)) for k in (0, 1)]
+    batcher.cancel(stopped)
+    assert noted.acquire(timeout=WAIT_SECONDS)
+
+    assert found == [0, 104]
+    assert learnt == [2]
+
+
 def test_a_request_that_ended_before_it_came_is_not_computed(make):
     """Its caller left while its rows were read."""
     detector = StandIn()

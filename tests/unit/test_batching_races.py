@@ -183,3 +183,22 @@ def test_a_failure_that_was_handled_keeps_nothing(make):
         assert held() is None
     finally:
         gc.enable()
+
+
+def test_an_idle_worker_keeps_nothing_of_the_batch_before(make):
+    """A version that is served no longer gives its memory back at once, not with the next request."""
+    detector = StandIn()
+    batcher, over = make(), ticket(detector, rows(1))
+    held = weakref.ref(detector)
+    gc.disable()
+    try:
+        batcher.submit(over)
+        over.wait()
+        del over, detector
+        deadline = time.monotonic() + WAIT_SECONDS
+        while held() is not None and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+        assert held() is None
+    finally:
+        gc.enable()

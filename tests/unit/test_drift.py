@@ -184,6 +184,25 @@ def test_the_martingale_is_the_sum_over_starts_and_bets_after_every_row(seed):
         assert report.alarm_row == (reached.index(True) + 1 if any(reached[:t]) else 0)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_alarm_comes_with_evidence_of_exactly_one_over_the_level(at_once):
+    """And not with a thousandth less."""
+    calibration, stream = drifting(np.random.default_rng(4))
+
+    def watched(level):
+        watch = DriftWatch(calibration, level=level, rng=np.random.default_rng(7))
+        for part in slices(stream) if at_once else stream.reshape(-1, 1):
+            watch.observe(part)
+            watch.report()
+        return watch.report()
+
+    reached = 10 ** -watched(0.5).max_log10_martingale
+
+    assert reached < 0.5
+    assert watched(reached * 1.001).alarm_row > 0
+    assert watched(reached / 1.001).alarm_row == 0
+
+
 @pytest.mark.parametrize("rows", [1, SLICE_ROWS - 1, SLICE_ROWS, SLICE_ROWS + 1, 350])
 def test_slices_carry_the_martingale_on(rows):
     """Rows that come at once are ranked in slices; inside and across them it is the same sum."""
