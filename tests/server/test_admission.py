@@ -304,8 +304,10 @@ def test_a_full_gate_refuses_before_it_looks_at_the_request(start, rows, gate):
 
         with pytest.raises(grpc.RpcError) as e:
             running.stub.Score(pb.ScoreRequest(detector="no such detector"), timeout=20)
+        described = running.stub.ListDetectors(pb.ListDetectorsRequest(), timeout=20).detectors
 
         gate.set()
+        assert len(described) == 1  # what needs no device passes
         assert e.value.code() is Code.RESOURCE_EXHAUSTED
         assert len(inside.result(timeout=20).p_value) == 1
 

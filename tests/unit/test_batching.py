@@ -278,6 +278,36 @@ def test_a_batch_waits_for_company_only_when_told_to_and_never_longer_than_full(
     assert detector.batches == [4]
 
 
+def test_a_batch_waits_until_it_is_full_to_the_row(make):
+    """Three of four rows are not enough; with the fourth it runs."""
+    detector = StandIn()
+    batcher = make(max_batch_rows=4, delay_seconds=3600)
+    waiting = [ticket(detector, rows(n)) for n in (3, 1)]
+
+    batcher.submit(waiting[0])
+    early = detector.entered.acquire(timeout=0.05)
+    batcher.submit(waiting[1])
+
+    assert not early
+    assert [len(t.wait()) for t in waiting] == [3, 1]
+    assert detector.batches == [4]
+
+
+def test_at_the_end_nobody_waits_for_company(make):
+    """None will come: the batch runs as it is."""
+    detector = StandIn()
+    batcher = make(delay_seconds=3600)
+    alone = ticket(detector, rows(2))
+    batcher.submit(alone)
+    closing = threading.Thread(target=batcher.close, daemon=True)
+
+    closing.start()
+    closing.join(WAIT_SECONDS)
+
+    assert not closing.is_alive()
+    assert len(alone.wait()) == 2
+
+
 def test_everybody_is_told_once_that_a_request_has_ended(make, gate):
     """Answered, cancelled twice, late, failed: the admission gate gets its share back exactly once."""
     detector, ended = StandIn(gate=gate), []

@@ -202,3 +202,22 @@ def test_an_idle_worker_keeps_nothing_of_the_batch_before(make):
         assert held() is None
     finally:
         gc.enable()
+
+
+def test_who_is_late_is_told_though_a_caller_computes_by_itself(make, gate):
+    """An idle worker drops what nobody waits for; it is not kept until the device is free."""
+    detector = StandIn(gate=gate)
+    batcher = make()
+    calling = threading.Thread(target=batcher.score, args=(ticket(detector, rows(1)),))
+    calling.start()
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    late = ticket(detector, rows(1), deadline=time.monotonic() - 1)
+
+    batcher.submit(late)
+    told = late.latch.acquire(timeout=WAIT_SECONDS)
+    gate.set()
+    calling.join(WAIT_SECONDS)
+
+    assert told
+    assert isinstance(late.error, ExpiredError)
+    assert detector.batches == [1]
