@@ -195,8 +195,6 @@ class CallInterceptor(grpc.ServerInterceptor):
         try:
             _refuse_late(call)
             yield from behavior(map(_fit, requests), context)
-        except GeneratorExit:
-            raise
         except Exception as error:
             self._fail(call, method, context, error)
         call.code = _ending(context)

@@ -13,7 +13,7 @@ import pytest
 
 from softkin.errors import DeviceError, ExpiredError, UnavailableError
 from standin import StandIn
-from ticket_cases import rows, ticket
+from ticket_cases import assert_same, rows, ticket
 
 WAIT_SECONDS = 20.0
 
@@ -107,6 +107,30 @@ class FailsOnOneRow(StandIn):
             return super().score_rows(x, **options)
         assert self.failing.wait(WAIT_SECONDS)
         raise DeviceError("out of memory")
+
+
+def test_rows_of_a_part_between_two_requests_are_told_once(make, gate):
+    """Those around it are not judged together with it: its rows come with the rest of their own request."""
+    seen = []
+    detector, other = StandIn(gate=gate), StandIn("other", gate=threading.Event())
+    batcher = make(max_batch_rows=8, scored=lambda scores: seen.append(len(scores)))
+    first = ticket(other, rows(1))
+    batcher.submit(first)
+    assert other.entered.acquire(timeout=WAIT_SECONDS)
+    large, before, behind = (ticket(detector, rows(n, n)) for n in (10, 1, 3))
+    batcher.submit(large)
+    batcher.submit(before)
+    batcher.cancel(first)
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    batcher.submit(behind)
+
+    gate.set()
+    for t in (large, before, behind):
+        assert_same(t.wait().own(), StandIn().score(t.x, alpha=0.05))
+    batcher.close()
+
+    assert detector.batches == [8, 6]
+    assert sorted(seen) == [1, 3, 10]
 
 
 def test_what_else_runs_of_a_request_stops_when_a_part_of_it_fails(make, gate):

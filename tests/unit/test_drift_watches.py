@@ -336,6 +336,24 @@ def test_the_state_is_saved_again_and_again_while_it_is_held(tmp_path):
     assert files(tmp_path) == [".lock", file.name]
 
 
+@pytest.mark.parametrize("what", ["save", "remove"])
+def test_one_at_a_time_saves(tmp_path, what):
+    """Of two the older state could be the last that is written."""
+    detector = StandIn()
+    watches = watching(tmp_path, detector)
+    arguments = () if what == "save" else (detector.digest,)
+    saving = threading.Thread(target=getattr(watches, what), args=arguments)
+
+    with watches._saving:
+        saving.start()
+        saving.join(0.05)
+        meanwhile = saving.is_alive(), files(tmp_path)
+    saving.join(20)
+
+    assert meanwhile == (True, [])
+    assert files(tmp_path) == [state_file(tmp_path, detector).name]
+
+
 def test_saves_while_rows_come_in_are_always_whole(tmp_path):
     """Every file that was ever in place can be gone on from: its counts belong together."""
     detector = StandIn()
