@@ -71,8 +71,7 @@ def markdown(table: dict[str, Any]) -> str:
     lines = ["# Ablation", "", "| network | accuracy | paired difference |", "|---|---|---|"]
     for variant, a in table["accuracy"].items():
         lines.append(f"| {plain(variant)} | {_cell(a)} | {_difference(a['paired']) if 'paired' in a else ''} |")
-    measures = [m for m in MEASURES if any(m in row for row in table["rows"])]
-    best = {m: max(row[m]["mean"] for row in table["rows"] if m in row) for m in measures if m != "false_alarms"}
+    measures, best = measures_of(table)
     lines += ["", "| score | network | " + " | ".join(m.replace("_", " ") for m in measures) + " |"]
     lines.append("|---" * (2 + len(measures)) + "|")
     for row in table["rows"]:
@@ -83,6 +82,12 @@ def markdown(table: dict[str, Any]) -> str:
         lines.append(f"| {plain(row['score'])} | {plain(row['train'])} | " + " | ".join(cells) + " |")
     lines += ["", f"Paired differences to {plain(table['baseline'])} are in ablation.json.", ""]
     return "\n".join(lines)
+
+
+def measures_of(table: dict[str, Any]) -> tuple[list[str], dict[str, float]]:
+    """Which measures a table has, and the best mean of those of which more is better."""
+    measures = [m for m in MEASURES if any(m in row for row in table["rows"])]
+    return measures, {m: max(r[m]["mean"] for r in table["rows"] if m in r) for m in measures if m != "false_alarms"}
 
 
 def values_by_seed(cells: Sequence[Cell]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:

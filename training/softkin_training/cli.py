@@ -304,7 +304,8 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
 def _ablate(arguments: argparse.Namespace) -> None:
     from softkin_training.ablate import ablate
     from softkin_training.ablation_plan import load_plan
-    from softkin_training.ablation_table import write_table
+    from softkin_training.ablation_table import summarise, write_table
+    from softkin_training.report_terminal import print_ablation
 
     if arguments.seeds < 1 or arguments.rows < 1:
         raise InvalidInputError(
@@ -319,7 +320,9 @@ def _ablate(arguments: argparse.Namespace) -> None:
         rows=arguments.rows,
         say=lambda line: print(line, flush=True),
     )
-    print(write_table(cells, arguments.out), end="")
+    write_table(cells, arguments.out)
+    print_ablation(summarise(cells))
+    print(f"deviations: {arguments.out / 'ablation.md'}\npaired differences: {arguments.out / 'ablation.json'}")
 
 
 def _entanglement(arguments: argparse.Namespace) -> None:

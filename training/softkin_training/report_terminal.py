@@ -1,6 +1,9 @@
-"""The beginning of a report as a terminal shows it."""
+"""The beginning of a report, and the means of an ablation, as a terminal shows them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -8,6 +11,7 @@ from rich.text import Text
 
 from softkin.display import escape, spelled
 from softkin_training import report_tables as tables
+from softkin_training.ablation_table import measures_of
 from softkin_training.report import Report
 from softkin_training.report_markdown import opening, promise
 
@@ -23,10 +27,45 @@ def print_summary(report: Report) -> None:
     for text in [*paragraphs, *(f"* {note}" for note in report.notes)]:
         console.print(Text(spelled(text)), end="\n\n")
     means = tables.means(report)
-    score, *numbers = means.head
-    # As narrow as a number or a word, which leaves the room to the names of scores: they would be folded otherwise.
+    _print_table(console, means.title, means.head[:1], means.head[1:], means.rows)
+
+
+def print_ablation(table: dict[str, Any]) -> None:
+    """Print what every variant gives in the mean over seeds; deviations and differences by score are in the files.
+
+    Args:
+        table: from `ablation_table.summarise`.
+    """
+    console, baseline = Console(emoji=False), table["baseline"]
+    accuracies = []
+    for network, a in table["accuracy"].items():
+        paired = a.get("paired", {"difference": None, "p": None})
+        difference = "" if paired["difference"] is None else f"{paired['difference']:+.4f}"
+        p = "" if paired["p"] is None else f"{paired['p']:.2g}"
+        accuracies.append([tables.Cell(text) for text in (network, tables.number(a["mean"]), difference, p)])
+    _print_table(
+        console, f"Accuracy, and its difference to {baseline}", ["network"], ["accuracy", "difference", "p"], accuracies
+    )
+    measures, best = measures_of(table)
+    rows = []
+    for row in table["rows"]:
+        means = [row[m]["mean"] if m in row else None for m in measures]
+        cells = [tables.Cell(tables.number(x), x == best.get(m)) for m, x in zip(measures, means, strict=True)]
+        rows.append([tables.Cell(row["score"]), tables.Cell(row["train"]), *cells])
+    _print_table(console, "Means over seeds", ["score", "network"], [m.replace("_", " ") for m in measures], rows)
+
+
+def _print_table(
+    console: Console,
+    title: str,
+    names: Sequence[str],
+    numbers: Sequence[str],
+    rows: Iterable[Sequence[tables.Cell]],
+) -> None:
+    """A table of which the first columns are names, as wide as there is room, and the others numbers."""
+    # As narrow as a number or a word, which leaves the room to the names: they would be folded otherwise.
     narrow = (Column(head, width=max(map(len, [*head.split(), tables.number(1.0)]))) for head in numbers)
-    shown = Table(Column(score, overflow="fold"), *narrow, title=escape(means.title))
-    for row in means.rows:
+    shown = Table(*(Column(head, overflow="fold") for head in names), *narrow, title=escape(title))
+    for row in rows:
         shown.add_row(*(f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row))
     console.print(shown, highlight=False)

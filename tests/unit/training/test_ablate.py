@@ -16,6 +16,7 @@ from softkin_training import ablation_table
 from softkin_training.ablate import Cell, ablate
 from softkin_training.ablation_plan import FAR, Plan, load_plan
 from softkin_training.cli import main
+from softkin_training.report_terminal import print_ablation
 
 QUICK = [
     *("training.epochs=1", "training.cpu_threads=1", "data.known_classes=[]"),
@@ -229,6 +230,46 @@ def test_a_table_shows_names_as_they_are(tmp_path: Path):
     assert text == (tmp_path / "ablation.md").read_text()
     assert "| a\\|b | 0.5000 +- 0.0000 |" in text
     assert "| own | \\*c\\* |" in text.replace("softkin: d", "own")
+
+
+def test_the_command_prints_means_that_fit_a_terminal_and_says_where_the_rest_is(done, tmp_path: Path, capsys):
+    """80 columns; nothing is left to do, so that nothing else is said."""
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        "\n".join(
+            f"[{kind}.{name}]\n" + "\n".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in keys.items())
+            for kind, variants in (("train", PLAN.train), ("detect", PLAN.detect))
+            for name, keys in variants.items()
+        )
+        + '\n[held_out]\n"8 + 9" = [8, 9]\n'
+    )
+    command = ["ablate", "digits", "--plan", str(plan), "--out", str(done[0]), "--seeds", "1", "--rows", "50"]
+
+    status = main([*command, *(x for override in QUICK for x in ("--set", override))])
+
+    shown = capsys.readouterr().out
+    *tables, deviations, paired = shown.splitlines()
+    assert status == 0
+    assert max(map(len, tables)) <= 80
+    assert all(word in shown for word in ("entangled", "energy", "caught", "alarms"))
+    assert (deviations, paired) == (
+        f"deviations: {done[0] / 'ablation.md'}",
+        f"paired differences: {done[0] / 'ablation.json'}",
+    )
+
+
+def test_a_terminal_shows_names_as_they_are_and_means_of_what_there_is(capsys):
+    """Markup colours nothing; a variant without near outliers has none to show."""
+    cells = [made_up("[red]a\x1b", FAR, s, 0.5 + s / 10) for s in range(3)] + [made_up("b", FAR, 0, 0.25)]
+
+    print_ablation(ablation_table.summarise(cells))
+
+    shown = capsys.readouterr().out
+    assert "[red]a\\x1b" in shown
+    assert "\x1b" not in shown
+    assert "0.6000" in shown
+    assert "-0.2500" in shown
+    assert "near" not in shown
 
 
 def test_a_family_without_test_rows_of_its_classes_has_no_near_figures():
