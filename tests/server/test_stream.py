@@ -87,8 +87,13 @@ def test_answers_come_in_order_with_the_numbers_of_score(server, rows):
 
 
 def test_an_empty_stream_ends_well(server):
-    """No request, no answer."""
+    """No request, no answer; what is counted was 0 before the first message, so that rates see that one."""
+    names = "grpc_server_msg_received_total", "grpc_server_msg_sent_total"
+    assert [server.sample(name, **LABELS) for name in names] == [0, 0]
+
     assert answers(server, []) == []
+
+    assert [server.sample(name, **LABELS) for name in names] == [0, 0]
 
 
 def test_a_bad_request_is_answered_with_its_status_and_the_stream_goes_on(server, rows):
@@ -288,7 +293,9 @@ def test_streams_over_the_limit_are_refused_and_calls_are_not(start, rows, feed)
         answers(running, [message(rows(1))])
 
     assert e.value.code() is Code.RESOURCE_EXHAUSTED
-    assert "1 streams are open, max_streams = 1" in e.value.details()
+    assert e.value.details() == "1 streams are open, max_streams = 1; retry after 1 s, or send unary calls"
+    assert dict(e.value.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+    assert running.sample("softkin_streams") == 1
     assert len(running.score(rows(2)).p_value) == 2
     feed.put(None)
     assert list(first) == []

@@ -317,7 +317,7 @@ def test_the_state_is_saved_again_and_again_while_it_is_held(tmp_path):
         return load_file(file)["counters"][0] if file.exists() else -1
 
     def wait_for(n):
-        for _ in range(2000):
+        for _ in range(1000):
             if saved() == n:
                 return True
             threading.Event().wait(0.005)

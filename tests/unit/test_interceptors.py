@@ -45,6 +45,11 @@ class Context:
         raise AbortedError
 
 
+def full():
+    """A gate that lets nobody in."""
+    raise OverloadedError("full", 0.5)
+
+
 class Calls:
     """An interceptor with its books; every handler answers a message with itself."""
 
@@ -137,8 +142,8 @@ def test_a_stream_whose_caller_leaves_is_cancelled_and_was_delivered():
 
 @pytest.mark.parametrize("method", [UNARY, STREAM])
 def test_a_call_that_comes_when_the_server_stops_is_told_so(method):
-    """Streams like others: the caller tries elsewhere. It never was under way."""
-    calls, context = Calls(), Context()
+    """Streams like others, and also while the gate is full: the caller tries elsewhere. It never was under way."""
+    calls, context = Calls(gated=[UNARY], gate=full), Context()
     calls.traffic.refuse()
     handler, account = calls.arrive(method)
 
@@ -154,10 +159,6 @@ def test_a_call_that_comes_when_the_server_stops_is_told_so(method):
 
 def test_a_call_that_the_gate_refuses_is_turned_away_until_it_has_been_told():
     """Its room is for others at once, and comes back once."""
-
-    def full():
-        raise OverloadedError("full", 0.5)
-
     calls, context = Calls(gated=[UNARY], gate=full), Context()
     handler, account = calls.arrive(UNARY)
     meanwhile = calls.under_way()

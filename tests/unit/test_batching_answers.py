@@ -1,0 +1,182 @@
+"""Who gets which answer, and who is told of it, when a request ends early or the device fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from softkin.errors import CancelledError, DeviceError
+from standin import StandIn
+from ticket_cases import assert_same, rows, ticket
+
+WAIT_SECONDS = 20.0
+
+
+def together(batcher, *tickets):
+    """Submit them so that one batch takes all: the only worker is busy meanwhile."""
+    other = StandIn("other", gate=threading.Event())
+    first = ticket(other, rows(1))
+    batcher.submit(first)
+    assert other.entered.acquire(timeout=WAIT_SECONDS)
+    for t in tickets:
+        batcher.submit(t)
+    batcher.cancel(first)
+
+
+def test_slices_are_joined_in_the_order_of_their_rows(make, gate):
+    """Though the later one is computed first."""
+
+    class SlowAtFirst(StandIn):
+        """Holds the slice that has the first row."""
+
+        def score_rows(self, x, **options):
+            """As the stand-in."""
+            if (x[0] == rows(1)[0]).all():
+                assert gate.wait(WAIT_SECONDS)
+            return super().score_rows(x, **options)
+
+    ran = threading.Semaphore(0)
+    batcher, detector = make(workers=2, max_batch_rows=4, ran=lambda rows, seconds: ran.release()), SlowAtFirst()
+    cut = ticket(detector, rows(7))
+    batcher.submit(cut)
+    assert ran.acquire(timeout=WAIT_SECONDS)
+
+    gate.set()
+
+    assert_same(cut.wait().own(), StandIn().score(cut.x, alpha=0.05))
+    assert detector.batches == [3, 4]
+
+
+def test_each_request_is_told_its_own_wait(make):
+    """Not that of the last one in its batch; the device's time is the batch's for all."""
+    batcher, detector = make(), StandIn()
+    tickets = [ticket(detector, rows(1, n)) for n in range(3)]
+
+    together(batcher, *tickets)
+    stages = [t.wait().own().stage_seconds for t in tickets]
+
+    waits = [s["queue"] for s in stages]
+    assert waits == sorted(waits, reverse=True)
+    assert len(set(waits)) == 3
+    assert {s["infer"] for s in stages} == {0.25}
+
+
+def test_only_requests_with_scores_are_handed_on(make):
+    """A candidate scores what callers got, and nothing for those who have gone."""
+    answered, ran = [], threading.Semaphore(0)
+    batcher, detector = make(answered=answered.append, ran=lambda rows, seconds: ran.release()), StandIn()
+    tickets = [ticket(detector, rows(1, n)) for n in range(3)]
+    late = ticket(detector, rows(1), deadline=time.monotonic() - 1)
+
+    together(batcher, tickets[0], late, *tickets[1:])
+    assert all(ran.acquire(timeout=WAIT_SECONDS) for _ in range(2))
+
+    assert answered == tickets
+
+
+def test_rows_whose_last_caller_leaves_while_they_are_judged_are_told_to_nobody(make):
+    """They count neither in metrics nor for drift: no answer has them."""
+    told, ran = [], threading.Semaphore(0)
+    batcher = make(scored=told.append, answered=told.append, ran=lambda rows, seconds: ran.release())
+
+    class LeftMeanwhile(StandIn):
+        """Its caller goes before the verdicts are there."""
+
+        def judge(self, *args, **options):
+            """As the stand-in."""
+            batcher.cancel(gone)
+            return super().judge(*args, **options)
+
+    gone = ticket(LeftMeanwhile(), rows(2))
+
+    batcher.submit(gone)
+    with pytest.raises(CancelledError):
+        gone.wait()
+    assert ran.acquire(timeout=WAIT_SECONDS)
+
+    assert told == []
+
+
+@pytest.mark.parametrize("mates", [1, 2])
+def test_after_a_failure_those_are_run_again_who_still_wait(make, mates):
+    """Each by itself, also where there is but one; not those who left meanwhile."""
+    batcher, runs = make(), []
+
+    class FailsTogether(StandIn):
+        """Its device cannot do with several; somebody leaves then."""
+
+        def score_rows(self, x, **options):
+            """As the stand-in, but for those."""
+            runs.append(len(x))
+            if len(runs) == 1:
+                batcher.cancel(gone)
+                raise DeviceError("out of memory")
+            return super().score_rows(x, **options)
+
+    detector = FailsTogether()
+    gone, *kept = (ticket(detector, rows(n, n), num_neighbors=2) for n in range(1, 2 + mates))
+
+    together(batcher, gone, *kept)
+
+    for t in kept:
+        assert_same(t.wait().own(), StandIn().score(t.x, alpha=0.05, num_neighbors=2))
+    with pytest.raises(CancelledError):
+        gone.wait()
+    assert runs == [1 + sum(len(t.x) for t in kept), *(len(t.x) for t in kept)]
+
+
+def test_a_run_after_a_failure_stops_when_nobody_is_left(make, gate):
+    """The device is free without anybody opening the gate."""
+
+    class FailsTogether(StandIn):
+        """Its device cannot do with several."""
+
+        def score_rows(self, x, **options):
+            """As the stand-in, but for those."""
+            if len(x) > 1:
+                raise DeviceError("out of memory")
+            return super().score_rows(x, **options)
+
+    ran, detector = threading.Semaphore(0), FailsTogether(gate=gate)
+    batcher = make(ran=lambda rows, seconds: ran.release())
+    mates = [ticket(detector, rows(1)) for _ in range(2)]
+    together(batcher, *mates)
+    assert ran.acquire(timeout=WAIT_SECONDS)
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+
+    for t in mates:
+        batcher.cancel(t)
+
+    assert ran.acquire(timeout=WAIT_SECONDS)
+    assert detector.rows_scored == 0
+
+
+def test_what_is_left_of_a_request_that_is_cancelled_is_all_that_was_queued(make, gate):
+    """Counted otherwise, an idle queue would look too long or too short for ever."""
+    batcher, detector = make(max_batch_rows=4), StandIn(gate=gate)
+    cut = ticket(detector, rows(10))
+    batcher.submit(cut)
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    before = batcher.queued_rows
+
+    batcher.cancel(cut)
+
+    assert (before, batcher.queued_rows) == (6, 0)
+
+
+def test_false_discoveries_are_counted_in_each_request_by_itself(make):
+    """Among the rows of others a row would be none that stands alone, and the other way round."""
+    detector = StandIn()
+    batcher = make()
+    xs = [rows(1, 0.3), rows(9, -9)]
+    tickets = [ticket(detector, x, guarantee="false_discovery_rate", alpha=0.3) for x in xs]
+
+    together(batcher, *tickets)
+
+    found = [t.wait().own() for t in tickets]
+    for scores, x in zip(found, xs, strict=True):
+        assert_same(scores, StandIn().score(x, guarantee="false_discovery_rate", alpha=0.3))
+    assert [int(s.is_outlier.sum()) for s in found] == [1, 0]
+    assert detector.batches == [10]
