@@ -1,0 +1,78 @@
+"""How answers of a stream travel: together when they are ready together, and never in messages too large."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from softkin import streaming
+from softkin.converters import array_to_tensor
+from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
+
+LABELS = {
+    "grpc_type": "BIDI_STREAM",
+    "grpc_service": "softkin.v1.OutlierService",
+    "grpc_method": "ScoreStream",
+}
+
+
+def message(x):
+    """One request of a stream."""
+    return pb.ScoreStreamRequest(request=pb.ScoreRequest(inputs=array_to_tensor(x)))
+
+
+@pytest.fixture
+def ready_together(start, gate):
+    """Responses of a stream whose requests were all there before the first was answered, but perhaps for the last."""
+
+    def run(messages):
+        running = start(StandIn(gate=gate), workers=1, max_pending_rows=1 << 20)
+        left = threading.Event()
+
+        def sender():
+            yield from messages
+            left.wait(60)
+
+        stream = running.stub.ScoreStream(sender(), timeout=60)
+        running.until(lambda: running.server.pending_requests == len(messages))
+        gate.set()
+        found, answers = [], 0
+        while answers < len(messages):
+            found.append(next(stream))
+            answers += len(found[-1].answers)
+        left.set()
+        assert list(stream) == []
+        assert running.sample("grpc_server_msg_sent_total", **LABELS) == len(found)
+        return found
+
+    return run
+
+
+def test_answers_that_are_ready_together_travel_together(ready_together, rows):
+    """A message costs more than a small answer."""
+    found = ready_together([message(rows(1, i)) for i in range(12)])
+
+    scores = [a.response.outlier_score[0] for r in found for a in r.answers]
+    assert scores == [float(rows(1, i).sum()) for i in range(12)]
+    assert len(found) <= 3  # the first was computed alone, and the last may have come too late
+
+
+def test_an_answer_message_is_sent_when_it_is_large_enough(ready_together, rows, monkeypatch):
+    """Counted over all answers in it, and anew for each message."""
+    monkeypatch.setattr(streaming, "MAX_ANSWER_BYTES", 600)
+
+    found = ready_together([message(rows(1, i)) for i in range(12)])
+
+    assert all(sum(a.ByteSize() for a in r.answers[:-1]) < 600 for r in found)
+    assert len(found) >= 3
+
+
+def test_large_answers_stay_below_what_clients_take(ready_together, rows):
+    """Four megabytes, unless they ask for more."""
+    found = ready_together([message(rows(4096)) for _ in range(12)])
+
+    sizes = [r.ByteSize() for r in found]
+    assert sum(sizes) > 1.5 * 2**20
+    assert max(sizes) < 1.5 * 2**20
