@@ -115,6 +115,17 @@ def test_calibration_rows_that_overflow_the_network_are_refused(tiny, tmp_path):
         rebuild(tiny, tmp_path / "b", calibration=dataclasses.replace(tiny.calibration, x=x))
 
 
+@pytest.mark.parametrize("drawn", [0, -1], ids=["set aside", "calibrating"])
+def test_one_row_that_overflows_the_network_is_refused_wherever_it_is_drawn(tiny, tmp_path, drawn):
+    """Set aside, it would make the scale of the joint form infinite; calibrating, it would make every row look near."""
+    order = np.random.default_rng(tiny.spec.seed).permutation(len(tiny.calibration))
+    x = tiny.calibration.x.copy()
+    x[order[drawn]] = 3e38
+
+    with pytest.raises(DataError, match=f"the network overflows on example {1000 + order[drawn]};"):
+        rebuild(tiny, tmp_path / "b", calibration=dataclasses.replace(tiny.calibration, x=x))
+
+
 def test_class_names_must_match_the_logits(tiny, tmp_path):
     """A model with three logits and four names is a mistake."""
     with pytest.raises(DataError, match="3 logits, but 4 class names"):

@@ -337,7 +337,10 @@ def test_a_split_is_a_permutation_and_a_bank_keeps_the_shares():
     assert (len(bank), len(calibration)) == (70, 30)
     assert sorted([*bank.ids, *calibration.ids]) == list(range(100))
     assert list(split(rows, 0.3, seed=1)[1].ids) == list(calibration.ids) != list(split(rows, 0.3, seed=2)[1].ids)
+    assert len(split(rows, 0.29, seed=1)[1]) == 29  # of which 100 times falls short by a rounding error
     assert np.bincount(choose_bank_rows(rows, 20, seed=0).y).tolist() == [18, 2]
+    chosen = [choose_bank_rows(rows, 20, seed=seed).ids.tolist() for seed in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2]
     assert np.bincount(choose_bank_rows(rows, 3, seed=0).y).tolist() == [3, 1]
     assert choose_bank_rows(rows, 100, seed=0) is rows
     doubled = rows.take(np.array([5, 3, 5, 9, 3]))

@@ -233,6 +233,10 @@ CALIBRATION = {
         {"x_test": C[:, :1], "y_test": Y[:100]},
         "c.npz: x_test is float32 [rows, 1, 3], x_train of d.npz is float32 [rows, 2, 3]; prepare both in the same way",
     ),
+    "dtype": (
+        {"x_test": C.astype(np.float64), "y_test": Y[:100]},
+        "c.npz: x_test is float64 [rows, 2, 3], x_train of d.npz is float32 [rows, 2, 3]; prepare both in the same way",
+    ),
     "labels": (
         {"x_test": C, "y_test": Y[:100] + 1},
         "c.npz: y_test[3] is 4; labels are indices of classes and must lie in 0 to 3 (25 labels lie outside)",

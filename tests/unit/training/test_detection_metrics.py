@@ -151,6 +151,7 @@ def test_chance_of_false_alarms_is_the_beta_binomial_tail():
     """Against SciPy, and against drawing calibration and inliers together."""
     assert chance_of_false_alarms(9, 50, 5, 99) == pytest.approx(betabinom.sf(8, 50, 5, 95))
     assert chance_of_false_alarms(0, 50, 5, 99) == 1.0
+    assert chance_of_false_alarms(3, 5, 99, 99) == pytest.approx(betabinom.sf(2, 5, 99, 1)) != 1.0
     assert chance_of_false_alarms(3, 50, 100, 99) == 1.0
     assert chance_of_false_alarms(1, 50, 0, 99) == 0.0
     assert chance_of_false_alarms(0, 50, 0, 99) == 1.0

@@ -16,6 +16,7 @@ from scipy.stats import betabinom
 from softkin import DataError, Detector, InvalidInputError, conformal, mass
 from softkin.certificate import certify
 from softkin_training.build import build
+from softkin_training.calibration_metrics import accuracy_by_bin
 from softkin_training.corruptions import CORRUPTIONS, corrupt
 from softkin_training.detection_metrics import auroc, rate
 from softkin_training.evaluate import evaluate, markdown, write_report
@@ -78,6 +79,18 @@ def test_the_bundles_own_row_is_what_the_detector_answers(report, tiny):
     assert (report.credibility[0].rows, sum(b.rows for b in report.credibility)) == (low.sum(), 500)
     assert report.digest == detector.digest
     assert report.certificate == certify(0.05, 300)
+
+
+def test_accuracy_is_told_by_the_credibility_that_is_served(tiny):
+    """No p-value, which is the same as long as nobody doubts the predicted class."""
+    served, y = Detector.load(tiny.path).score(tiny.outliers), np.arange(len(tiny.outliers)) % 3
+
+    found = evaluate(
+        tiny.path, inliers=tiny.outliers, labels=y, outliers={"inliers": tiny.inliers}, compare=False
+    ).credibility
+
+    correct = served.predicted_class == y
+    assert found == accuracy_by_bin(served.credibility, correct, 10) != accuracy_by_bin(served.p_value, correct, 10)
 
 
 def test_every_score_is_there_and_calibrated(report):
@@ -209,18 +222,19 @@ def pictured(tiny, tmp_path_factory):
     return path, calibration, rows(120, 5000), rng.integers(0, 255, (40, 4, 4)).astype(np.uint8)
 
 
-def test_corrupted_inliers_are_scored_like_any_rows(pictured):
+@pytest.mark.parametrize("seed", [0, 3])
+def test_corrupted_inliers_are_scored_like_any_rows(pictured, seed):
     """Share flagged and accuracy, on a seeded draw, at every severity of every kind."""
     path, _, inliers, noise = pictured
     found = evaluate(
-        path, inliers=inliers.x, labels=inliers.y, outliers={"noise": noise}, corruption_rows=50
+        path, inliers=inliers.x, labels=inliers.y, outliers={"noise": noise}, corruption_rows=50, seed=seed
     ).corruptions
 
     assert (found.skipped, found.rows) == (None, 50)
     assert [(x.kind, x.severity) for x in found.levels] == [(k, s) for k in CORRUPTIONS for s in range(6)]
-    drawn = np.random.default_rng(0).permutation(120)[:50]
+    drawn = np.random.default_rng(seed).permutation(120)[:50]
     limits = float(inliers.x.min()), float(inliers.x.max())
-    worse = corrupt(inliers.x[drawn], "noise", 2, value_range=limits, seed=0)
+    worse = corrupt(inliers.x[drawn], "noise", 2, value_range=limits, seed=seed)
     served = Detector.load(path).score(worse)
     level = found.levels[2]
     assert (level.kind, level.severity, level.level) == ("noise", 2, 0.1)
@@ -228,6 +242,18 @@ def test_corrupted_inliers_are_scored_like_any_rows(pictured):
     correct = served.predicted_class == inliers.y[drawn]
     assert level.accuracy == correct.mean()
     assert level.accuracy_of_accepted == pytest.approx(correct[~served.is_outlier].mean())
+
+
+def test_a_corrupted_row_whose_p_value_is_just_alpha_is_flagged(pictured):
+    """As in every verdict; of a small calibration set, alpha is the p-value of many rows."""
+    path, _, inliers, noise = pictured
+    p = Detector.load(path).score(inliers.x).p_value
+    alpha = float(np.sort(p)[len(p) // 4])
+
+    report = evaluate(path, inliers=inliers.x, labels=None, outliers={"noise": noise}, alpha=alpha, compare=False)
+
+    assert report.corruptions.levels[0].severity == 0
+    assert report.corruptions.levels[0].flagged == rate(p <= alpha) != rate(p < alpha)
 
 
 def test_corruption_repeats_and_is_skipped_where_it_makes_no_sense(pictured, report):
@@ -299,17 +325,23 @@ def test_calibration_rows_that_were_used_before_are_refused(tiny):
 
     with pytest.raises(DataError, match=r"calibration has 300 rows .* training or bank rows"):
         evaluate(tiny.path, **options, calibration=tiny.bank)
+    one_too_many = np.r_[tiny.calibration.x, tiny.bank.x[:1]]  # beside the rows that the joint form sets aside
+    with pytest.raises(DataError, match=r"calibration has 101 rows .* training or bank rows"):
+        evaluate(tiny.path, **options, calibration=one_too_many)
     with pytest.raises(DataError, match=r"calibration has 500 rows .* the inliers"):
         evaluate(tiny.path, **options, calibration=tiny.inliers)
 
 
 def test_inliers_that_made_the_bundle_are_told(tiny, report):
-    """The figures look better than they are; a few twins are no reason to stop."""
+    """The figures look better than they are; twins are no reason to stop."""
     found = evaluate(
-        tiny.path, inliers=np.r_[tiny.inliers, tiny.bank.x[:7]], labels=None, outliers={"far": tiny.outliers}
+        tiny.path,
+        inliers=np.r_[tiny.inliers, tiny.bank.x[:7], tiny.calibration.x],
+        labels=None,
+        outliers={"far": tiny.outliers},
     )
 
-    assert found.notes[0].startswith("7 of the inliers have content that the bundle was trained, built or calibrated")
+    assert found.notes[0].startswith("407 of the inliers have content that the bundle was trained, built or calibrated")
     assert not any("of the inliers" in note for note in report.notes)
 
 
