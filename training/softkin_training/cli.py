@@ -54,7 +54,9 @@ def _run_command(arguments: argparse.Namespace) -> int:
 def _options(arguments: argparse.Namespace) -> dict[str, str]:
     """Argument of the library -> option of this command."""
     named = {name: option(name) for name in vars(arguments) if name not in ("command", "recipe", "bundle", "overrides")}
-    return {"out_dir": "--out", "joint_parts": "--parts"} | named
+    if "parts" in arguments:  # elsewhere joint_parts is a key of the recipe
+        named["joint_parts"] = "--parts"
+    return named | {"out_dir": "--out"}
 
 
 def _fail(message: str) -> int:

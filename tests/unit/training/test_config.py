@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from softkin.conformal import smallest_p_value
 from softkin.errors import RecipeError
+from softkin_training.cli import main
 from softkin_training.config import BUILTIN_RECIPES, Recipe, load_recipe
 from softkin_training.split import REFERENCE_SHARE, rows_for_alpha
 
@@ -229,6 +230,15 @@ def test_a_missing_key_is_named(recipe_file):
         match=r"tiny\.toml: detector\.bank_rows is missing; it has no default: set it to a whole number of at least 1$",
     ):
         load_recipe(recipe_file)
+
+
+def test_a_command_leaves_the_keys_of_a_recipe_as_they_are(recipe_file, tmp_path, capsys):
+    """Some options of another command have their names."""
+    assert main(["train", str(recipe_file), "--out", str(tmp_path / "o"), "--set", "detector.joint_part=3"]) == 1
+
+    assert "did you mean 'joint_parts'? allowed keys: layers, metric, max_dim, nonconformity, joint_parts, alpha" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_missing_section_is_named(recipe_file):
