@@ -76,3 +76,36 @@ def test_large_answers_stay_below_what_clients_take(ready_together, rows):
     sizes = [r.ByteSize() for r in found]
     assert sum(sizes) > 1.5 * 2**20
     assert max(sizes) < 1.5 * 2**20
+
+
+def test_an_answer_does_not_wait_for_the_next_one(start, rows, gate):
+    """The caller gets what is ready, however long the device takes for what is behind it."""
+    first, slow = StandIn(gate=threading.Event()), StandIn(version="2", gate=gate)
+    running = start(first, slow, workers=2)
+    sent = [
+        pb.ScoreStreamRequest(request=pb.ScoreRequest(version=version, inputs=array_to_tensor(rows(1))))
+        for version in "122"
+    ]
+    stream = running.stub.ScoreStream(iter(sent), timeout=10)
+    running.until(lambda: running.sample("grpc_server_msg_received_total", **LABELS) == 3)  # so the second is in line
+
+    first.gate.set()
+    answered = len(next(stream).answers)
+    gate.set()
+
+    assert answered == 1
+    assert sum(len(r.answers) for r in stream) == 2
+
+
+@pytest.mark.parametrize(("window", "received"), [(64, 3), (1, 2)], ids=["gate", "window"])
+def test_a_stream_that_is_left_while_it_waits_for_its_own_requests_ends(start, rows, gate, window, received):
+    """Though none of them is ever answered: the thread that reads ahead must not stay."""
+    running = start(StandIn(gate=gate), max_rows=4, max_pending_rows=8, workers=1, stream_window=window)
+    stream = running.stub.ScoreStream(iter([message(rows(4, i)) for i in range(10)]), timeout=60)
+    running.until(lambda: running.sample("grpc_server_msg_received_total", **LABELS) == received)
+
+    stream.cancel()
+
+    running.until(lambda: running.sample("softkin_streams") == 0)
+    running.until(lambda: not [t for t in threading.enumerate() if t.name == "stream"])
+    running.until(lambda: running.server.pending_requests == 0)

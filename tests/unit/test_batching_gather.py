@@ -170,3 +170,21 @@ def test_no_more_batches_run_than_there_are_workers_though_one_began_while_anoth
     assert not second
     assert len(last.wait()) == 3
     assert (busy.batches, detector.batches) == ([2], [3])
+
+
+def test_while_all_workers_places_are_taken_nobody_gathers(make, clock, gate):
+    """A worker that asked again and again whether it may begin would take the time of the one that computes."""
+    batcher, busy, waiting = make(), StandIn("busy", gate=gate), StandIn()
+    batcher.callers = lambda: 1
+    calling = threading.Thread(target=batcher.score, args=(ticket(busy, rows(1)),))
+    calling.start()
+    assert busy.entered.acquire(timeout=WAIT_SECONDS)
+    batcher.callers = lambda: 9
+    last = ticket(waiting, rows(1))
+    batcher.submit(last)
+    early = waiting.entered.acquire(timeout=0.05), clock.waits
+    gate.set()
+    calling.join(WAIT_SECONDS)
+
+    assert early == (False, 0)
+    assert len(last.wait()) == 1
