@@ -10,8 +10,11 @@ from scipy.spatial.distance import cdist
 
 from softkin import DataError, Detector
 from softkin.bundle import read_bundle
+from softkin.certificate import certify
+from softkin.scorer import Network
 from softkin_training.build import build
-from softkin_training.rows import Rows, fingerprint, refuse_overlap
+from softkin_training.condense import condense
+from softkin_training.rows import Rows, digests64, fingerprint, refuse_overlap
 from softkin_training.temperature import neighbor_distance
 
 
@@ -124,6 +127,68 @@ def test_one_row_that_overflows_the_network_is_refused_wherever_it_is_drawn(tiny
 
     with pytest.raises(DataError, match=f"the network overflows on example {1000 + order[drawn]};"):
         rebuild(tiny, tmp_path / "b", calibration=dataclasses.replace(tiny.calibration, x=x))
+
+
+def test_a_bundle_remembers_which_rows_it_saw_and_which_calibrate(tiny, tmp_path):
+    """Those set aside are among the seen, for they made the scale; a file that holds either must not calibrate anew."""
+    loaded = read_bundle(rebuild(tiny, tmp_path / "b"))
+
+    order = np.random.default_rng(tiny.spec.seed).permutation(400)
+    aside, calibrating = (tiny.calibration.x[part] for part in (order[:100], order[100:]))
+    np.testing.assert_array_equal(loaded.used_rows.seen, digests64(np.concatenate([tiny.bank.x, aside])))
+    np.testing.assert_array_equal(loaded.used_rows.calibration, digests64(calibrating))
+
+
+def test_a_certificate_is_of_the_rows_that_calibrate(tiny, tmp_path):
+    """Neither of the bank's rows nor of those set aside."""
+    few = tiny.bank.take(np.arange(210))
+
+    manifest = read_bundle(rebuild(tiny, tmp_path / "b", bank=few)).manifest
+
+    assert (manifest.bank_size, manifest.calibration_size, manifest.certificate) == (210, 300, certify(0.05, 300))
+
+
+def test_calibration_weighs_layers_as_the_serving_detector_does(tiny, tmp_path):
+    """With other weights p-values would compare scores of two kinds."""
+    layers = tuple(dataclasses.replace(s, weight=w) for s, w in zip(tiny.spec.layers, (2.0, 0.5), strict=True))
+    path = rebuild(tiny, tmp_path / "b", nonconformity="density", parts=(), layers=layers)
+
+    found = Detector.load(path).score(tiny.calibration.x).outlier_score
+    np.testing.assert_allclose(read_bundle(path).calibration.outlier_scores, np.sort(found), rtol=1e-6)
+
+
+def test_prototypes_of_a_layer_keep_their_own_weights_and_ids(tiny, tmp_path):
+    """Each layer parts the rows in its own way."""
+    loaded = read_bundle(rebuild(tiny, tmp_path / "b", condense=5.0))
+
+    z, rows = Network(loaded.path / "model.onnx").run(tiny.bank.x), tiny.bank
+    found = [dict(zip(*pair, strict=True)) for pair in zip(loaded.bank.ids, loaded.bank.weights, strict=True)]
+    for layer, of_layer in zip(("wide", "narrow"), found, strict=True):
+        p = condense(z[f"representation.{layer}"], rows.y, rows.ids, ratio=5.0, metric="cosine", seed=0)
+        assert of_layer == dict(zip(p.ids, p.weights, strict=True)) | {-1: 0.0}
+    assert found[0] != found[1]
+
+
+def test_probe_rows_come_from_all_over_the_bank(tiny, tmp_path):
+    """At most 16, so that a file sorted by class has rows of several; their scores are those that are served."""
+    path = rebuild(tiny, tmp_path / "b")
+    golden = read_bundle(path).golden
+
+    np.testing.assert_array_equal(golden.inputs, tiny.bank.x[[18 * i for i in range(16)]])
+    np.testing.assert_array_equal(golden.outlier_scores, Detector.load(path).score(golden.inputs).outlier_score)
+
+
+def test_rows_that_the_network_was_trained_on_do_not_calibrate(tiny, tmp_path):
+    """Though they are not in the bank: the network knows them."""
+    with pytest.raises(DataError, match="calibration has 3 rows whose content also stands in the training rows"):
+        build(
+            tmp_path / "b",
+            tiny.model,
+            tiny.spec,
+            bank_rows=tiny.bank,
+            calibration_rows=tiny.calibration,
+            train_x=np.concatenate([tiny.bank.x, tiny.calibration.x[:3]]),
+        )
 
 
 def test_class_names_must_match_the_logits(tiny, tmp_path):
