@@ -24,7 +24,7 @@ from softkin_training.config import DetectorConfig
 from softkin_training.fit import fit_embeddings
 from softkin_training.fit_config import default_name, fit_config
 from softkin_training.onnx_graphs import rename
-from softkin_training.rows import Rows, digests64
+from softkin_training.rows import Rows, digests64, fingerprint
 from softkin_training.split import choose_bank_rows, first_of_each, split
 
 LEVEL = 1e-4
@@ -326,6 +326,24 @@ def test_neither_torch_nor_scikit_learn_is_imported(files):
     result = subprocess.run([sys.executable, "-c", code], cwd=files, capture_output=True, text=True, check=True)
 
     assert ast.literal_eval(result.stdout.strip().splitlines()[-1]) in ([], ["grpc"])
+
+
+def test_the_seed_draws_the_rows_that_calibrate_and_those_of_the_bank(tmp_path):
+    """So that another draw can be had, and the same one again; all rows that were not set aside count as seen."""
+    x = sample(200, 1)[0].reshape(200, -1)
+    np.savez(tmp_path / "v.npz", x_train=x)
+    bundles = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        config = fit_config(name="v", layers=["embedding"], bank_rows=50, seed=seed)
+        fit_embeddings(tmp_path / "v.npz", tmp_path / name, config)
+        bundles.append(read_bundle(tmp_path / name / "bundle"))
+
+    bank, calibration = split(Rows(x, np.zeros(200, np.int64), np.arange(200)), 0.2, 1)
+    for bundle in bundles[:2]:
+        np.testing.assert_array_equal(bundle.used_rows.calibration, digests64(calibration))
+        assert set(bundle.bank.ids.ravel()) == {-1, *choose_bank_rows(bank, 50, 1).ids}
+        assert bundle.manifest.provenance["fingerprints"]["train"] == fingerprint(bank)
+    assert (bundles[2].used_rows.calibration != bundles[0].used_rows.calibration).any()
 
 
 def test_a_split_is_a_permutation_and_a_bank_keeps_the_shares():
