@@ -82,6 +82,7 @@ def test_answers_come_in_order_with_the_numbers_of_score(server, rows):
         assert scores.class_p_values.tobytes() == expected.class_p_values.tobytes()
         assert scores.budget == expected.budget
         assert set(scores.stage_seconds) == {"decode", "queue", "infer", "calibrate", "encode"}
+        assert scores.stage_seconds["decode"] > 0
         if fields["num_neighbors"]:
             assert scores.neighbors.ids.tolist() == expected.neighbors.ids.tolist()
 

@@ -28,7 +28,7 @@ def ready_together(start, gate):
     """Responses of a stream whose requests were all there before the first was answered, but perhaps for the last."""
 
     def run(messages):
-        running = start(StandIn(gate=gate), workers=1, max_pending_rows=1 << 20)
+        running = start(StandIn(gate=gate), workers=1, max_pending_rows=1 << 20, max_batch_rows=1 << 16)
         left = threading.Event()
 
         def sender():

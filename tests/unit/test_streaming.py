@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 
-from softkin.errors import OverloadedError
+from softkin import streaming
+from softkin.errors import InvalidInputError, OverloadedError, UnmeetableError
 from softkin.statuses import CallEndedError
 from softkin.streaming import LOOK_UP_SECONDS, _Stream
 
@@ -30,6 +32,10 @@ class Context:
         """Long."""
         return 60.0
 
+    def invocation_metadata(self):
+        """None."""
+        return ()
+
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_stream_whose_caller_has_gone_ends_as_such_and_not_well(gone):
@@ -37,7 +43,8 @@ def test_a_stream_whose_caller_has_gone_ends_as_such_and_not_well(gone):
     context = Context(gone)
 
     def requests():
-        context.leave()
+        if not gone:
+            context.leave()
         yield from ()
 
     with pytest.raises(CallEndedError, match="CANCELLED"):
@@ -59,3 +66,69 @@ def test_room_that_was_made_while_the_gate_was_asked_is_not_waited_for():
 
     assert stream._enter(None, None) == "ticket"
     assert waits == [(0, LOOK_UP_SECONDS)]
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_once():
+    """No wait would help: room is not what it lacks."""
+    admission = SimpleNamespace(departures=0)
+
+    def submit(detector, call, context):
+        raise UnmeetableError("too late", 0.5)
+
+    stream = _Stream(SimpleNamespace(admission=admission, submit=submit), None, 1, Context(gone=False))
+
+    with pytest.raises(UnmeetableError, match="too late"):
+        stream._enter(None, None)
+
+
+def test_the_end_of_a_stream_ends_the_wait_for_its_own_requests(monkeypatch):
+    """Nothing else does, neither time nor departures of others."""
+    monkeypatch.setattr(streaming, "PATIENCE_SECONDS", 0.0)
+    asked, ends = threading.Event(), []
+
+    def submit(detector, call, context):
+        asked.set()
+        raise OverloadedError("full", 0.5)
+
+    path = SimpleNamespace(admission=SimpleNamespace(departures=0), submit=submit, cancel=lambda ticket: None)
+    stream = _Stream(path, None, 1, Context(gone=False))
+    stream._tickets.append("waits")
+
+    def enter():
+        try:
+            stream._enter(None, None)
+        except OverloadedError as e:
+            ends.append(str(e))
+
+    entering = threading.Thread(target=enter, daemon=True)
+    entering.start()
+    assert asked.wait(20)
+    entering.join(0.05)
+    waited = entering.is_alive()
+    stream._end()
+    entering.join(20)
+
+    assert waited
+    assert ends == ["full"]
+
+
+def test_the_end_of_a_stream_ends_the_wait_for_its_window():
+    """The thread that reads ahead must not stay, whoever takes the answers."""
+    received = threading.Event()
+    metrics = SimpleNamespace(messages=lambda *labels, **counts: received.set())
+
+    def requests():
+        raise InvalidInputError("request", "unfit")
+        yield
+
+    stream = _Stream(None, metrics, 0, Context(gone=False))
+    reading = threading.Thread(target=stream._read, args=(requests(),), daemon=True)
+    reading.start()
+    assert received.wait(20)
+    reading.join(0.05)
+    waited = reading.is_alive()
+    stream._end()
+    reading.join(20)
+
+    assert waited
+    assert not reading.is_alive()
