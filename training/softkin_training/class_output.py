@@ -111,7 +111,7 @@ def kind_of(y_BC: NDArray[np.float32], asked: str, source: str) -> OutputKind:
         InvalidInputError: probabilities were asked for, and these are none.
     """
     sums = y_BC.sum(axis=1, dtype=np.float64)
-    outside = (y_BC < 0).any(axis=1) | (y_BC > 1 + SUM_TOLERANCE).any(axis=1) | (np.abs(sums - 1) > SUM_TOLERANCE)
+    outside = (y_BC < 0).any(axis=1) | (np.abs(sums - 1) > SUM_TOLERANCE)
     if asked == "logits" or (asked == "auto" and outside.any()):
         return "logits"
     if outside.any():

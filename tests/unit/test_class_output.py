@@ -1,0 +1,62 @@
+"""Which output of a classifier tells classes apart, and what its numbers become."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from softkin_training.class_output import _rank, kind_of, read_output
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_classes", "rank"),
+    [
+        ((7, 4), None, 0),
+        ((7, 2), 2, 0),
+        ((7, 4, 1, 1), 4, 1),
+        ((7, 1), None, 2),
+        ((7,), 2, 2),
+        ((7, 1), 3, None),
+        ((7, 4), 3, None),
+        ((7, 4, 3), None, None),
+        ((6, 4), None, None),
+    ],
+)
+def test_a_row_of_numbers_for_classes_goes_before_images_of_one_pixel_and_single_columns(shape, num_classes, rank):
+    """A class map, or an output for another number of rows, is none at all."""
+    assert _rank(np.zeros(shape, np.float32), 7, num_classes) == rank
+
+
+def test_a_single_column_is_that_of_the_second_class():
+    """The other way round every prediction would be of the wrong class; softmax makes of the pair what sigmoid does."""
+    p = np.array([[0.9], [0.2]], np.float32)
+    found, kind = read_output(p, "auto", "out")
+    assert kind == "probabilities"
+    np.testing.assert_allclose(found, [[0.1, 0.9], [0.8, 0.2]], rtol=1e-6)
+
+    z = np.array([3.0, -1.0], np.float32)
+    found, kind = read_output(z, "auto", "out")
+    assert kind == "logits"
+    softmax = np.exp(found) / np.exp(found).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(softmax[:, 1], 1 / (1 + np.exp(-z)), rtol=1e-6)
+
+
+def test_two_columns_stay_as_they_are():
+    """They are no single column twice."""
+    y = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
+    found, kind = read_output(y, "auto", "out")
+    assert (found.tolist(), kind) == (y.tolist(), "probabilities")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ((0.5, 0.5005), "probabilities"),
+        ((0.5, 0.502), "logits"),
+        ((1.5, -0.5), "logits"),
+        ((-0.25, 1.25), "logits"),
+    ],
+)
+def test_probabilities_lie_in_their_range_and_sum_to_one_to_a_thousandth(row, kind):
+    """As sums in half precision do; logits that happen to sum to 1 are told by their signs."""
+    assert kind_of(np.array([[0.3, 0.7], row], np.float32), "auto", "out") == kind
