@@ -163,7 +163,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             try:
                 self._gate()
             except SoftkinError as e:
-                refusal = e
+                refusal = e.with_traceback(None)  # which would hold this frame, and this frame the refusal
                 call.refuse()
                 return grpc.stream_unary_rpc_method_handler(
                     lambda requests, context: self._fail(call, method, context, refusal)

@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from garbage import frames_in_garbage
 from softkin.admission import MORE_CALLS, Admission
 from softkin.converters import array_to_tensor
 from softkin.server import SPARE_THREADS
@@ -310,6 +311,21 @@ def test_a_full_gate_refuses_before_it_looks_at_the_request(start, rows, gate):
         assert len(described) == 1  # what needs no device passes
         assert e.value.code() is Code.RESOURCE_EXHAUSTED
         assert len(inside.result(timeout=20).p_value) == 1
+
+
+def test_a_refusal_at_a_full_gate_leaves_no_garbage(start, rows, gate):
+    """Under overload there are thousands a second, each with all that its call held."""
+    running = start(StandIn(gate=gate), max_pending_requests=1, workers=1)
+    inside = in_background(running, rows(1), timeout=60)
+    running.until(lambda: running.server.pending_requests == 1)
+
+    def refused():
+        with pytest.raises(grpc.RpcError, match="1 requests are pending"):
+            running.score(rows(1))
+
+    assert frames_in_garbage(refused) == []
+    gate.set()
+    assert len(inside.result(timeout=20).p_value) == 1
 
 
 def test_a_request_without_a_deadline_waits_its_turn(start, rows, gate):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import re
 import struct
-import types
 
 import grpc
 import numpy as np
 import pytest
 
+from garbage import frames_in_garbage
 from softkin.converters import array_to_tensor
 from softkin.errors import DeviceError, ExportError
 from softkin.v1 import outlier_pb2 as pb
@@ -20,20 +19,6 @@ from standin import StandIn
 Code = grpc.StatusCode
 ONE = np.ones((1, 2, 3), np.float32)
 F32 = pb.DATA_TYPE_FLOAT32
-
-
-def frames_in_garbage(call):
-    """Frames that only the garbage collector could free, after three calls."""
-    gc.collect()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        for _ in range(3):
-            call()
-        gc.collect()
-        return [found for found in gc.garbage if isinstance(found, types.FrameType)]
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
 
 
 def one_row(**fields):
