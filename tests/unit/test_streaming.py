@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,18 @@ class Context:
     def invocation_metadata(self):
         """None."""
         return ()
+
+
+def waits_for_the_end(stream, work, begun):
+    """Whether `work`, in a thread of its own, waits once it has begun, and ends when the stream does."""
+    working = threading.Thread(target=work, daemon=True)
+    working.start()
+    assert begun.wait(20)
+    working.join(0.05)
+    waited = working.is_alive()
+    stream._end()
+    working.join(20)
+    return waited and not working.is_alive()
 
 
 @pytest.mark.parametrize("gone", [True, False])
@@ -100,15 +113,7 @@ def test_the_end_of_a_stream_ends_the_wait_for_its_own_requests(monkeypatch):
         except OverloadedError as e:
             ends.append(str(e))
 
-    entering = threading.Thread(target=enter, daemon=True)
-    entering.start()
-    assert asked.wait(20)
-    entering.join(0.05)
-    waited = entering.is_alive()
-    stream._end()
-    entering.join(20)
-
-    assert waited
+    assert waits_for_the_end(stream, enter, asked)
     assert ends == ["full"]
 
 
@@ -122,13 +127,5 @@ def test_the_end_of_a_stream_ends_the_wait_for_its_window():
         yield
 
     stream = _Stream(None, metrics, 0, Context(gone=False))
-    reading = threading.Thread(target=stream._read, args=(requests(),), daemon=True)
-    reading.start()
-    assert received.wait(20)
-    reading.join(0.05)
-    waited = reading.is_alive()
-    stream._end()
-    reading.join(20)
 
-    assert waited
-    assert not reading.is_alive()
+    assert waits_for_the_end(stream, partial(stream._read, requests()), received)
