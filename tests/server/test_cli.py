@@ -229,10 +229,14 @@ def test_an_error_names_the_option_that_was_typed(shared_server, npz, capsys, co
     assert capsys.readouterr().err == "softkin: error: --timeout: got 0.0; must be more than 0 and at most 1000000000\n"
 
 
-def test_a_remedy_names_the_option_too(shared_server, capsys):
+def test_a_remedy_names_the_option_too(start, rows, gate, tmp_path, capsys):
     """Where a call takes too long, for example."""
-    status = cli.main(["healthcheck", "--target", shared_server.target, "--timeout", "0.000001"])
+    running = start(StandIn(gate=gate))
+    np.savez(tmp_path / "x.npz", x_test=rows(1))
 
+    status = cli.main(["score", "--target", running.target, "--timeout", "0.2", str(tmp_path / "x.npz")])
+
+    gate.set()
     assert status == 1
     assert capsys.readouterr().err.endswith("; allow more time (--timeout)\n")
 
