@@ -101,7 +101,8 @@ def test_a_caller_joins_those_who_wait_already(make, monkeypatch):
     assert gathering.wait(WAIT_SECONDS)
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(batcher.score, ticket(detector, rows(1)))
-        while batcher.queued_rows == 2:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while batcher.queued_rows == 2 and time.monotonic() < deadline:
             time.sleep(0.001)
         queued = batcher.queued_rows
         go_on.set()
