@@ -145,9 +145,8 @@ def _run(account: Account, fn: Callable[..., Any], /, *args: Any, **kwargs: Any)
             fn(*args, **kwargs)
         finally:
             account.end()
-    except (
-        BaseException
-    ) as error:  # what handlers raise gRPC reports; this is a fault of its own, and the thread lives on
+    except BaseException as error:
+        # What handlers raise gRPC reports itself; this is a fault of its own, and the thread lives on.
         log.error(log_line("call_failed"), exc_info=error)
 
 

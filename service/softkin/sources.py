@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from softkin.errors import InvalidInputError
+from softkin.option_names import option
 
 ENV_PREFIX = "SOFTKIN_"
 POSITIONAL = "bundles"
@@ -103,7 +104,7 @@ def config_path(flags: Mapping[str, Any], environment: Mapping[str, Any]) -> Pat
 
 def flag(name: str) -> str:
     """The flag of an option."""
-    return "BUNDLE" if name == POSITIONAL else "--" + name.replace("_", "-")
+    return "BUNDLE" if name == POSITIONAL else option(name)
 
 
 def variable(name: str) -> str:
