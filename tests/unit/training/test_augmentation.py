@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from kornia.augmentation import RandomCrop
 
 from softkin.errors import DataError, RecipeError
 from softkin_training import train as train_module
@@ -71,6 +72,17 @@ def test_a_crop_is_the_image_shifted_by_at_most_the_padding():
         assert len(found) == 1
         shifts += found
     assert len(set(shifts)) > 10
+
+
+@pytest.mark.parametrize("shape", [(40, 6, 9), (40, 8, 8, 3)], ids=["grey, not square", "colour"])
+def test_a_crop_is_what_kornia_makes_of_the_same_random_numbers(shape):
+    """All images at once, as its own loop over them would have done one by one."""
+    x = images(shape)
+    torch.manual_seed(0)
+    crop = RandomCrop(size=shape[1:3], padding=2)
+    theirs = crop((x.unsqueeze(3) if x.ndim == 3 else x).permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1)
+
+    assert torch.equal(changed(x, crop_padding=2), theirs.reshape(shape))
 
 
 def test_a_turned_image_keeps_its_middle():
