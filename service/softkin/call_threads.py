@@ -14,9 +14,12 @@ from weakref import WeakSet, finalize
 
 from softkin.errors import SoftkinError
 from softkin.logs import log, log_line
+from softkin.places import Places
 
 UNWRAPPED_THREADS = 256
 """At most, for calls of the services that are left alone; most are started when they are needed, which is rare."""
+UNWRAPPED_PLACES = 192
+"""Of those threads that their callers can hold, until one more ends the first of them."""
 UNWRAPPED_AT_START = 4
 STACK_LEVELS = 200
 """Of a nested list whose text takes some 100 kB of stack to make, which is what a call takes."""
@@ -50,7 +53,8 @@ class CallThreads:
     """Runs calls, and ends the accounts of those that have one.
 
     A call holds its thread from its arrival, also while its message is on its way. Those without an account have
-    threads of their own: slow or silent callers of the others must not make the server look dead.
+    threads of their own: slow or silent callers of the others must not make the server look dead. What waits for its
+    caller in such a thread holds one of `unwrapped_places`, so that no caller keeps them from the next.
 
     gRPC watches the future of every call only to count calls against a limit of its own, which is not used here, and
     takes for it the lock under which all calls arrive. It gets one that is done, so that calls arrive faster. So they
@@ -64,6 +68,8 @@ class CallThreads:
     def __init__(self, threads: int, name: str) -> None:
         self._calls: SimpleQueue[_Work | None] = SimpleQueue()
         self._unwrapped = ThreadPoolExecutor(UNWRAPPED_THREADS, thread_name_prefix=f"{name}-unwrapped")
+        self.unwrapped_places = Places(UNWRAPPED_PLACES)
+        """For calls without an account to hold while they wait for their caller."""
         self._started = threading.Barrier(threads + UNWRAPPED_AT_START + 1)
         # Daemons, so that one that was never shut down does not hold the interpreter's exit; they end with this object.
         make = partial(threading.Thread, target=_work, args=(self._calls, self._started), daemon=True)

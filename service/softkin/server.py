@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from prometheus_client import start_http_server
 
 from softkin.admin import AdminListener, AdminServicer
@@ -21,6 +21,7 @@ from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor
 from softkin.loading import Load, Loader
 from softkin.metrics import Metrics
+from softkin.places import Places
 from softkin.registry import Registry
 from softkin.reloading import Reloader
 from softkin.scoring import ScoringPath
@@ -81,13 +82,13 @@ class Server:
             release_seconds=settings.drain_grace_seconds,
         )
         self._saving = ExitStack()
-        self._health = WatchedHealth()
         services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
         self._traffic = Traffic()
         self._path.expect(lambda: self._traffic.unary)
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
         self._threads = CallThreads(threads, "rpc")
         self._threads.start_all()
+        self._health = WatchedHealth(self._threads.unwrapped_places)
         self._tracing = Tracing(services) if settings.tracing else None
         self._path.describe = None if self._tracing is None else self._tracing.describe
         self._grpc = grpc.server(
@@ -110,9 +111,10 @@ class Server:
         pb_grpc.add_OutlierServiceServicer_to_server(self._servicer, self._grpc)  # type: ignore[no-untyped-call]
         if settings.inference_protocol:
             self._add_inference_protocol()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._health.add_to(self._grpc)
         if settings.reflection:
-            reflection.enable_server_reflection((*services, *UNWRAPPED), self._grpc)
+            servicer = _Reflection((*services, *UNWRAPPED), self._threads.unwrapped_places)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._grpc)
         self._admin: AdminListener | None = None
         if settings.admin_port is not None:
             admin = AdminServicer(
@@ -269,6 +271,20 @@ class Server:
     def wait(self) -> None:
         """Block until stopped."""
         self._stopped.wait()
+
+
+class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]  # it ships no types
+    """Its calls stay open as long as their callers please, in threads that health needs too."""
+
+    def __init__(self, services: Iterable[str], places: Places) -> None:
+        super().__init__(services)
+        self._places = places
+
+    def ServerReflectionInfo(  # noqa: N802
+        self, requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
+    ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
+        with self._places.hold(context):
+            yield from super().ServerReflectionInfo(requests, context)
 
 
 def _address(host: str, port: int) -> str:

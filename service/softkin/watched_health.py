@@ -1,20 +1,25 @@
-"""The health service, whose watches end with the server."""
+"""The health service: it answers whatever its other callers do, and its watches end with the server."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
+
+from softkin.places import Places
 
 SENDERS = 256
 """Threads at most that send to watchers, started when needed: one who does not read holds a thread until it goes."""
+SILENT_READERS = 192
+"""Of those threads that watchers can hold, until one more ends the first of them."""
 LAST_WORDS_SECONDS = 1.0
 """In which a watcher can take the end of its watch."""
 
@@ -23,10 +28,16 @@ Send = Callable[[health_pb2.HealthCheckResponse | None], None]
 
 
 class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no types
-    """gRPC waits for open watches as for any call, and they never end: a drain would take as long as it may."""
+    """gRPC waits for open watches as for any call, and they never end: a drain would take as long as it may.
 
-    def __init__(self) -> None:
+    Args:
+        places: of calls whose message is on its way.
+    """
+
+    def __init__(self, places: Places) -> None:
         super().__init__()
+        self._places = places
+        self._reading = Places(SILENT_READERS)
         self._open: dict[_Watch, grpc.ServicerContext] = {}
         self._open_lock = threading.Lock()
         self._ending = False
@@ -38,7 +49,12 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send_response_callback: Send
     ) -> None:
         """Tell the status of a service, now and at every change."""
-        watch = _Watch(send_response_callback, self._submit)
+
+        def send(response: health_pb2.HealthCheckResponse | None) -> None:
+            with self._reading.hold(context):
+                send_response_callback(response)
+
+        watch = _Watch(send, self._submit)
         with self._open_lock:
             self._open[watch] = context
         callbacks: list[Callable[[], None]] = []
@@ -54,6 +70,37 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
             left()  # before it was told anything; the base class would keep it for ever
         if self._ending:
             watch(None)
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Serve it there.
+
+        As streams, which are the same on the wire: gRPC would wait for the one message before this service hears of the
+        call, and could end it.
+        """
+
+        def check(messages: Iterator[bytes], context: grpc.ServicerContext) -> health_pb2.HealthCheckResponse:
+            return self.Check(self._request(messages, context), context)
+
+        def watch(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
+            self.Watch(self._request(messages, context), context, send)
+
+        watch.experimental_non_blocking = True  # type: ignore[attr-defined]  # no thread while nothing is sent
+        to_bytes = health_pb2.HealthCheckResponse.SerializeToString
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Check": grpc.stream_unary_rpc_method_handler(check, response_serializer=to_bytes),
+            "Watch": grpc.stream_stream_rpc_method_handler(watch, response_serializer=to_bytes),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(health.SERVICE_NAME, handlers),))
+
+    def _request(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> health_pb2.HealthCheckRequest:
+        with self._places.hold(context):
+            message = next(messages, None)
+        try:
+            return health_pb2.HealthCheckRequest.FromString(message)
+        except (TypeError, DecodeError):  # none, or none of this kind
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "a call of the health service brings one HealthCheckRequest"
+            )
 
     def end_watches(self) -> None:
         """End every watch in an orderly way, later ones at once, for a server that closes its port."""

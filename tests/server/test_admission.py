@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from garbage import frames_in_garbage
 from softkin.admission import MORE_CALLS, Admission
+from softkin.call_threads import UNWRAPPED_THREADS
 from softkin.converters import array_to_tensor
 from softkin.server import SPARE_THREADS
 from softkin.v1 import outlier_pb2 as pb
@@ -174,6 +175,33 @@ def test_callers_that_send_nothing_do_not_make_the_server_look_dead(start, rows)
     assert running.sample("softkin_rejected_total", reason="queue_full") == len(refused) + 1
     ends = {"CANCELLED": len(silent), "OK": 1}
     running.until(lambda: {c: running.sample("grpc_server_handled_total", grpc_code=c, **labels) for c in ends} == ends)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_callers_of_health_and_reflection_that_send_nothing_do_not_keep_health_from_others(start, method):
+    """More of them than threads: who has waited longest for nothing makes room."""
+    running = start(StandIn())
+    left = threading.Event()
+
+    def silence():
+        left.wait(60)
+        yield from ()
+
+    opening = running.channel.stream_stream(f"/{method}")
+    silent = [opening(silence(), timeout=60) for _ in range(UNWRAPPED_THREADS + 20)]
+
+    assert is_serving(running)
+    assert next(running.health.Watch(health_pb2.HealthCheckRequest(service=READY), timeout=20)).status == SERVING
+    assert READY in ProtoReflectionDescriptorDatabase(running.channel).get_services()
+    assert silent[0].code() is Code.CANCELLED
+    left.set()
 
 
 def test_open_streams_take_no_room_from_calls(start, rows):

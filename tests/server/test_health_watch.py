@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from softkin.watched_health import _Watch
+from softkin.watched_health import SENDERS, SILENT_READERS, _Watch
 from standin import StandIn
 
 Status = health_pb2.HealthCheckResponse
@@ -52,6 +52,29 @@ def test_a_watcher_that_does_not_read_keeps_no_other_waiting(start, does_not_rea
     stopping.join(20)
     assert seen == [Status.SERVING, Status.NOT_SERVING]
     assert not stopping.is_alive()
+
+
+def test_more_watchers_that_do_not_read_than_threads_keep_no_other_waiting(start, does_not_read):
+    """The first of them lose their watch."""
+    running = start(StandIn())
+    before = watchers()
+    silent = [does_not_read(running.target) for _ in range(SENDERS + 20)]
+    running.until(lambda: watchers() > before + SILENT_READERS)
+
+    assert next(running.health.Watch(ANY, timeout=20)).status == Status.SERVING
+    running.until(lambda: watchers() < before + len(silent))
+
+
+def test_a_message_that_is_none_is_refused_with_words(start):
+    """As the other services do."""
+    running = start(StandIn())
+    check = running.channel.stream_unary("/grpc.health.v1.Health/Check")
+
+    for messages in ([], [b"\xff"]):
+        with pytest.raises(grpc.RpcError) as e:
+            check(iter(messages), timeout=20)
+        assert e.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert e.value.details() == "a call of the health service brings one HealthCheckRequest"
 
 
 def test_watchers_that_leave_at_once_are_forgotten(start):

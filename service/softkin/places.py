@@ -1,0 +1,48 @@
+"""Places of calls that hold a thread for as long as their callers please: there is always one for the next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+PATIENCE_SECONDS = 0.2
+"""In which a place becomes free by itself, where callers do what they are expected to: a burst of them loses none."""
+
+
+class Cancellable(Protocol):
+    """A call, as gRPC's servicer contexts are."""
+
+    def cancel(self) -> object:
+        """End it; its threads go on at once."""
+
+
+class Places:
+    """Where all are taken, the call that holds its place longest is cancelled for the next one. Safe in any thread.
+
+    Args:
+        limit: places. Of threads there must be more: the next call comes in a thread of its own.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held: dict[object, Cancellable] = {}
+        self._left = threading.Condition()
+
+    @contextmanager
+    def hold(self, call: Cancellable) -> Iterator[None]:
+        """Hold a place while the thread waits for the call's other side."""
+        place, longest = object(), None
+        with self._left:
+            if not self._left.wait_for(lambda: len(self._held) < self._limit, PATIENCE_SECONDS):
+                longest = self._held.pop(next(iter(self._held)))
+            self._held[place] = call
+        if longest is not None:
+            longest.cancel()
+        try:
+            yield
+        finally:
+            with self._left:
+                if self._held.pop(place, None) is not None:
+                    self._left.notify()
