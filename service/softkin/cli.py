@@ -108,7 +108,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from softkin import flags
+    from softkin import flags, sources
 
     for warning in flags.warnings():
         print(f"softkin: warning: {warning}", file=sys.stderr)
@@ -118,7 +118,9 @@ def _serve(options: argparse.Namespace) -> int:
             return 0
         settings = flags.from_flags(options)
     except InvalidInputError as e:
-        raise UsageError(as_typed(e, {"config": "--config"} if "config" in options else {})) from None
+        name = sources.CONFIG
+        names = {name: sources.flag(name) if name in options else sources.variable(name)}
+        raise UsageError(as_typed(e, names)) from None
     from softkin.process import serve
 
     try:

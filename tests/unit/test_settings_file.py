@@ -201,6 +201,18 @@ def test_print_config_refuses_what_serve_refuses(capsys):
     assert "--port: got '70000'; allowed: 0 to 65535" in capsys.readouterr().err
 
 
+def test_a_file_that_is_wrong_is_told_by_the_variable_that_named_it(monkeypatch, file, capsys):
+    """Whoever set it, perhaps in a unit file, has typed no option of the command line."""
+    path = file("max_row = 1")
+    monkeypatch.setenv("SOFTKIN_CONFIG", str(path))
+
+    with pytest.raises(SystemExit) as e:
+        cli.main(["serve", "b"])
+
+    assert e.value.code == 2
+    assert f"error: SOFTKIN_CONFIG: {path}: unknown key 'max_row'" in capsys.readouterr().err
+
+
 def test_a_misspelt_variable_is_warned_of_and_what_kubernetes_sets_is_not(monkeypatch, capsys):
     """SOFTKIN_TOKENFILE would leave a server open that was meant to be guarded."""
     kubernetes = {
