@@ -1,4 +1,4 @@
-"""A run as one recipe: strict TOML in, frozen models out, and every error names file, section and key.
+"""A run as one recipe: strict TOML in, frozen models out, and every error names recipe, section and key.
 
     recipe = load_recipe("digits", ["training.epochs=5", "loss.weight=-0.3"])
 
@@ -183,7 +183,7 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
 
     Raises:
         RecipeError: no such recipe, not TOML, an unknown or missing key, a value of the wrong type or out of range, or
-            two keys that contradict each other. One line per fault: file, section.key, value, what is allowed.
+            two keys that contradict each other. One line per fault: recipe, section.key, value, what is allowed.
     """
     path = _find(path_or_builtin_name)
     try:
@@ -209,7 +209,8 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
     try:
         return Recipe.model_validate(raw)
     except ValidationError as e:
-        raise RecipeError("\n".join(describe(fault, raw, path, texts, Recipe) for fault in e.errors())) from None
+        faults = [describe(fault, raw, path_or_builtin_name, texts, Recipe) for fault in e.errors()]
+        raise RecipeError("\n".join(faults)) from None
 
 
 def _builtin_names() -> list[str]:

@@ -28,14 +28,18 @@ _BOUNDS = {
 
 
 def describe(
-    fault: Any, raw: Mapping[str, Any], path: Path, texts: Mapping[tuple[int | str, ...], str], recipe: type[BaseModel]
+    fault: Any,
+    raw: Mapping[str, Any],
+    name: str | Path,
+    texts: Mapping[tuple[int | str, ...], str],
+    recipe: type[BaseModel],
 ) -> str:
     """One fault in one line.
 
     Args:
         fault: of `ValidationError.errors()`.
         raw: the recipe as it was read, overrides included.
-        path: of the recipe.
+        name: of the recipe, as it was given.
         texts: overrides by where they stand.
         recipe: the model that refused it.
     """
@@ -44,9 +48,7 @@ def describe(
         key, bar, own_words = str(fault["ctx"]["error"]).rpartition("|")
         loc += key.split(".") if bar else []
     dotted = "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in loc).lstrip(".")
-    where = f"{path}: {dotted}"
-    if tuple(loc) in texts:
-        where = f"{path} with --set {dotted}: {dotted}"
+    where = f"{name}{' with --set' if tuple(loc) in texts else ''}: {dotted}"
     if fault["type"] == "extra_forbidden":
         keys = _keys(recipe, loc[:-1])
         return f"{where} is unknown; {_nearest_key(str(loc[-1]), keys, recipe)}allowed keys: {', '.join(keys)}"

@@ -221,6 +221,14 @@ def test_all_faults_are_told_at_once(recipe_file):
     assert len(str(refusal.value).splitlines()) == 2
 
 
+def test_a_recipe_that_ships_with_softkin_is_called_what_it_was_called_by():
+    """Where it lies in the installed package says nothing to whoever typed its name."""
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe("digits", ["training.epochs=0"])
+
+    assert str(refusal.value) == "digits with --set: training.epochs is 0: must be a whole number of at least 1"
+
+
 def test_a_missing_key_is_named(recipe_file):
     """Keys without a default must be there."""
     recipe_file.write_text(RECIPE.replace("bank_rows = 100", ""))
