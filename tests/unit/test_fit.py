@@ -114,6 +114,20 @@ def test_calibration_rows_of_one_class_are_no_ground_for_that_remark(files, caps
     assert "largest class" not in capsys.readouterr().out
 
 
+def test_a_name_with_a_comma_can_be_given(files, capsys):
+    """Commas separate names; exporters put them into names too."""
+    proto = good_classifier()
+    rename(proto.graph, {"hidden": "relu(a, b)"})
+    onnx.save(proto, files / "comma.onnx")
+
+    assert fit(files, model="comma.onnx", layers=r"before , relu(a\, b)") == 0
+    assert fit(files, model="comma.onnx", layers="before,relu(a, b)") == 1
+
+    captured = capsys.readouterr()
+    assert "layer:       before, 5 numbers, reducer none\nlayer:       relu(a, b), 5 numbers" in captured.out
+    assert "got 'relu(a', which is no tensor or node of the model" in captured.err
+
+
 def test_names_of_the_model_are_spelled_out(files, capsys):
     """They come from somebody else's file, and could clear a terminal."""
     proto = good_classifier()

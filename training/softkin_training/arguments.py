@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 
@@ -17,3 +18,8 @@ def folder(text: str) -> Path:
     if (path := Path(text)).is_file():
         raise argparse.ArgumentTypeError(f"got {text!r}, which is a file; name a directory")
     return path
+
+
+def names(text: str) -> list[str]:
+    """The names in a text that commas separate; a comma of a name itself comes after a backslash."""
+    return [name.strip().replace("\\,", ",") for name in re.split(r"(?<!\\),", text)]

@@ -13,7 +13,7 @@ from softkin import __version__
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.option_names import as_typed, option
-from softkin_training.arguments import folder
+from softkin_training.arguments import folder, names
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
 
@@ -112,7 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         help="npz with x_test, and y_test if known: inliers unseen so far, which give every other score p-values too",
     )
     sub.add_argument(
-        "--near", default="", metavar="NAME,NAME", help="outlier sets close to the known classes: means of their own"
+        "--near",
+        default="",
+        metavar="NAME,NAME",
+        help=r"outlier sets close to the known classes: means of their own; write \, for a comma within a name",
     )
     sub.add_argument("--alpha", type=float, metavar="A", help="false-alarm rate; the bundle's default when left out")
     sub.add_argument(
@@ -271,7 +274,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         outliers=outliers,
         calibration=calibration,
         alpha=arguments.alpha,
-        near=[name.strip() for name in arguments.near.split(",") if name.strip()],
+        near=[name for name in names(arguments.near) if name],
         corruption_rows=arguments.corrupt,
     )
     write_report(report, arguments.out)

@@ -6,7 +6,7 @@ import argparse
 
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import PARTS
-from softkin_training.arguments import folder
+from softkin_training.arguments import folder, names
 
 SHAKY_TEMPERATURE = 1e-5
 """Rounding of a cosine distance, 1e-7, changes a logit by 1 % where the temperature is lower."""
@@ -20,7 +20,9 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         "--embeddings", metavar="FILE", help="npz with x_train [rows, numbers], and y_train, class_names if known"
     )
     sub.add_argument(
-        "--layers", metavar="NAME[,NAME...]", help="tensors or nodes of the model whose values tell rows apart"
+        "--layers",
+        metavar="NAME[,NAME...]",
+        help=r"tensors or nodes of the model whose values tell rows apart; write \, for a comma within a name",
     )
     sub.add_argument(
         "--data", metavar="FILE", help="npz with x_train as the model takes it, y_train, and class_names if known"
@@ -94,14 +96,14 @@ def fit(arguments: argparse.Namespace) -> None:
             raise InvalidInputError(name, remedy)
     if a.embeddings and (a.output or a.output_kind != "auto"):
         raise InvalidInputError("--output", "belongs to --onnx; vectors have no output")
-    names = ("version", "metric", "max_dim", "bank_rows", "nonconformity", "alpha", "precision", "max_p_value_change")
+    options = ("version", "metric", "max_dim", "bank_rows", "nonconformity", "alpha", "precision", "max_p_value_change")
     more = ("condense", "seed", "whiten", "temperature_scale")
-    given = {k: getattr(a, k) for k in (*names, *more) if getattr(a, k) is not None}
+    given = {k: getattr(a, k) for k in (*options, *more) if getattr(a, k) is not None}
     config = fit_config(
         name=a.name or default_name(a.onnx or a.embeddings),
-        layers=[n.strip() for n in a.layers.split(",")] if a.onnx else [EMBEDDING],
+        layers=names(a.layers) if a.onnx else [EMBEDDING],
         **given,
-        **({"joint_parts": [p.strip() for p in a.parts.split(",")]} if a.parts else {}),
+        **({"joint_parts": names(a.parts)} if a.parts else {}),
     )
     held_out = {"calibration": a.calibration, "calibration_share": a.calibration_share}
     if a.onnx:
