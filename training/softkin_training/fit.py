@@ -187,7 +187,7 @@ def _fit(
         provenance={
             "fit": {**source, "config": config.model_dump(mode="json"), "calibration": held_out},
             "libraries": _versions(),
-            "fingerprints": {"train": fingerprint(seen.x)},
+            "fingerprints": {"train": fingerprint(seen)},
         },
     )
     path = Path(out) / BUNDLE
@@ -197,7 +197,7 @@ def _fit(
         spec,
         bank_rows=bank_rows,
         calibration_rows=calibration_rows,
-        train_x=seen.x,
+        train_x=seen,
         replace=True,
     )
     accuracy = None

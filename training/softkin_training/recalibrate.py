@@ -77,7 +77,7 @@ def recalibrate(
     if grow:
         refuse_used(rows, old.used_rows.calibration, f"the calibration rows of {old.path}")
     refuse_repeated(rows)
-    used = digests64(rows.x)
+    used = digests64(rows)
     if grow:
         calibration = _merge(old.calibration, calibration)
         used = np.union1d(old.used_rows.calibration, used)
@@ -153,7 +153,7 @@ def _merge_sorted(
 
 def _provenance(old: Bundle, rows: Rows, *, grow: bool) -> dict[str, Any]:
     """That of the old bundle, and how this one came from it: `from_digest` leads one step back."""
-    found = fingerprint(rows.x)
+    found = fingerprint(rows)
     provenance = old.manifest.provenance
     replaced = {} if grow else {"calibration": found}
     return {

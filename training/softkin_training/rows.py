@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from softkin.errors import DataError
 
 BLOCK_BYTES = 1 << 20
 """About as much is read at once of rows that need not fit into memory."""
+
+_R = TypeVar("_R", bound="Rows")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Rows:
     """
 
     x: NDArray[np.generic]
-    """`[n, ...]` raw inputs in the source's own dtype."""
+    """`[n, ...]` raw inputs in the source's own dtype; they must not change once `digests` are known."""
     y: NDArray[np.int64]
     """`[n]` class indices."""
     ids: NDArray[np.int64]
@@ -57,13 +61,26 @@ class Rows:
         rows = block_rows(self.dtype, self.row_shape)
         return (self.read(slice(start, start + rows)) for start in range(0, len(self), rows))
 
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        """`[n, 32]` the sha256 of each raw input, of its dtype, row shape and values.
+
+        All raw inputs are read for it, so they are once: what is taken of these rows afterwards knows its own.
+        """
+        return _sha256(self.blocks())
+
     def take(self, indices: NDArray[np.integer]) -> Rows:
         """The rows at `indices`, in that order."""
-        return Rows(self.x[indices], self.y[indices], self.ids[indices])
+        return self._share_digests(Rows(self.x[indices], self.y[indices], self.ids[indices]), indices)
 
     def labelled(self, y: NDArray[np.int64]) -> Rows:
         """The same rows with other labels, `[n]`."""
         return Rows(self.x, y, self.ids)
+
+    def _share_digests(self, taken: _R, indices: NDArray[np.integer]) -> _R:
+        if "digests" in vars(self):
+            vars(taken)["digests"] = self.digests[indices]
+        return taken
 
 
 def block_rows(dtype: np.dtype[np.generic], row_shape: tuple[int, ...]) -> int:
@@ -73,12 +90,12 @@ def block_rows(dtype: np.dtype[np.generic], row_shape: tuple[int, ...]) -> int:
 
 def row_digests(x: Rows | NDArray[np.generic]) -> list[str]:
     """The sha256 of each row of `x`, `[n, ...]`: equal for equal dtype, row shape and values."""
-    return list(_digests(x))
+    return [digest.tobytes().hex() for digest in _digests(x)]
 
 
 def fingerprint(x: Rows | NDArray[np.generic]) -> str:
     """One sha256 for the set of rows, `[n, ...]`: the same in any order and with repeated rows."""
-    return hashlib.sha256("\n".join(sorted(set(_digests(x)))).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(set(row_digests(x)))).encode()).hexdigest()
 
 
 def digests64(x: Rows | NDArray[np.generic]) -> NDArray[np.uint64]:
@@ -86,18 +103,24 @@ def digests64(x: Rows | NDArray[np.generic]) -> NDArray[np.uint64]:
     return np.unique(_first64(x))
 
 
-def _digests(x: Rows | NDArray[np.generic]) -> Iterator[str]:
-    for block in x.blocks() if isinstance(x, Rows) else [x]:
+def _digests(x: Rows | NDArray[np.generic]) -> NDArray[np.uint8]:
+    return x.digests if isinstance(x, Rows) else _sha256([x])
+
+
+def _sha256(blocks: Iterable[NDArray[np.generic]]) -> NDArray[np.uint8]:
+    digests = bytearray()
+    for block in blocks:
         header = hashlib.sha256(f"{block.dtype.name}{block.shape[1:]}".encode())
         little_endian = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<"))
         for row in little_endian.reshape(len(block), math.prod(block.shape[1:])):
             h = header.copy()
             h.update(row.tobytes())
-            yield h.hexdigest()
+            digests += h.digest()
+    return np.frombuffer(digests, np.uint8).reshape(-1, hashlib.sha256().digest_size)
 
 
 def _first64(x: Rows | NDArray[np.generic]) -> NDArray[np.uint64]:
-    return np.fromiter((int(d[:16], 16) for d in _digests(x)), np.uint64, len(x))
+    return np.ascontiguousarray(_digests(x)[:, :8]).view(">u8")[:, 0].astype(np.uint64)
 
 
 def check_labels(rows: Rows, num_classes: int, name: str) -> None:
@@ -138,7 +161,7 @@ def refuse_repeated(rows: Rows) -> None:
         DataError: says how many rows are copies and names the first.
     """
     first: dict[str, int] = {}
-    originals = [first.setdefault(digest, i) for i, digest in enumerate(_digests(rows))]
+    originals = [first.setdefault(digest, i) for i, digest in enumerate(row_digests(rows))]
     copies = [i for i, original in enumerate(originals) if i != original]
     if copies:
         i = copies[0]
@@ -163,8 +186,8 @@ def refuse_overlap(a: Rows, b: Rows, a_name: str, b_name: str) -> None:
             f"{a_name} and {b_name} share {len(shared_ids)} examples, the first with id {int(shared_ids[0])}; they "
             "must be disjoint, or the false-alarm rate does not hold"
         )
-    seen = set(_digests(a))
-    equal = [i for i, d in enumerate(_digests(b)) if d in seen]
+    seen = set(row_digests(a))
+    equal = [i for i, d in enumerate(row_digests(b)) if d in seen]
     if equal:
         raise DataError(
             f"{b_name} has {len(equal)} rows whose content also stands in {a_name}, the first is example "

@@ -182,7 +182,8 @@ class StoredRows(Rows):
 
     def take(self, indices: NDArray[np.integer]) -> StoredRows:
         """The rows at `indices`, in that order; nothing is read."""
-        return StoredRows(self._file, self.y[indices], self.ids[indices], self._positions[indices])
+        taken = StoredRows(self._file, self.y[indices], self.ids[indices], self._positions[indices])
+        return self._share_digests(taken, indices)
 
     def labelled(self, y: NDArray[np.int64]) -> StoredRows:
         """The same rows with other labels, `[n]`."""

@@ -94,6 +94,22 @@ def test_digests_statistics_and_choices_are_those_in_memory(images, tmp_path):
         refuse_overlap(rows.take(np.array([2])), rows.take(np.array([7])), "bank", "calibration")
 
 
+def test_rows_are_read_once_for_all_digests(images, tmp_path, monkeypatch):
+    """Splitting, checkpoints, exports and bundles all ask for them, of rows that may be larger than memory."""
+    rows = stored(images, tmp_path / "x.arrow")
+    reads, read = [], RowFile.read
+    monkeypatch.setattr(RowFile, "read", lambda file, positions: reads.extend(positions) or read(file, positions))
+
+    train = first_of_each(rows).take(np.arange(100, 20, -1))
+    found = fingerprint(train), digests64(train).tolist(), row_digests(choose_bank_rows(train, 50, seed=0))
+    refuse_overlap(train, rows.take(np.arange(5)), "bank", "calibration")
+
+    assert reads == list(range(len(images)))
+    x = images.x[100:20:-1]
+    assert found[:2] == (fingerprint(x), digests64(x).tolist())
+    assert set(found[2]) < set(row_digests(x))
+
+
 def test_statistics_are_numpys(images, tmp_path):
     """Over blocks as over the whole."""
     mean, std = input_statistics(images)
