@@ -21,7 +21,7 @@ from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.exchange import Exchange
 from softkin.joining import join
-from softkin.requests import Requests, fill, names_a_limit, split
+from softkin.requests import LearnsLimits, Requests, fill, split
 from softkin.scores import Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
@@ -33,7 +33,7 @@ SEND_FAILED = "Internal error from Core"
 STATUS_SECONDS = 1.0
 
 
-class AsyncClient(AsyncConnection):
+class AsyncClient(LearnsLimits, AsyncConnection):
     """A connection to a softkin server, for the tasks of the event loop in which it is made.
 
     Cancelling a task, by `asyncio.timeout` for instance, cancels its call on the server too.
@@ -82,7 +82,6 @@ class AsyncClient(AsyncConnection):
         )
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)
-        self._limits: Limits | None = None
 
     async def score(
         self,
@@ -206,12 +205,6 @@ class AsyncClient(AsyncConnection):
         answer: pb.GetDetectorResponse = await self._call(self._stub.GetDetector, self._requests.description())
         self._limits = converters.proto_to_limits(answer.limits)
         return answer
-
-    def _learnt(self, error: BaseException) -> BaseException:
-        """The error itself; after one about limits they are asked for again."""
-        if names_a_limit(error):
-            self._limits = None
-        return error
 
     async def _known_limits(self) -> Limits:
         return self._limits or converters.proto_to_limits((await self._describe()).limits)

@@ -17,14 +17,14 @@ from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.exchange import Exchange
 from softkin.joining import join
-from softkin.requests import Requests, fill, names_a_limit, split
+from softkin.requests import LearnsLimits, Requests, fill, split
 from softkin.scores import Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from softkin.verdicts import Guarantee
 
 
-class Client(Connection):
+class Client(LearnsLimits, Connection):
     """A connection to a softkin server; safe to share between threads.
 
     Args:
@@ -69,7 +69,6 @@ class Client(Connection):
         )
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)
-        self._limits: Limits | None = None
 
     def score(
         self,
@@ -194,12 +193,6 @@ class Client(Connection):
         answer: pb.GetDetectorResponse = self._call(self._stub.GetDetector, self._requests.description())
         self._limits = converters.proto_to_limits(answer.limits)
         return answer
-
-    def _learnt(self, error: BaseException) -> BaseException:
-        """The error itself; after one about limits they are asked for again."""
-        if names_a_limit(error):
-            self._limits = None
-        return error
 
     def _known_limits(self) -> Limits:
         return self._limits or converters.proto_to_limits(self._describe().limits)

@@ -112,8 +112,15 @@ def split(x: NDArray[np.generic], head: pb.ScoreRequest, limits: Limits) -> list
     return [x[i : i + step] for i in range(0, len(x), step)]
 
 
-def names_a_limit(error: BaseException) -> bool:
-    """Whether an error is about the server's limits: another server may have others by now."""
-    if not isinstance(error, InvalidInputError):
-        return False
-    return error.field == "message" or any(limit.name in error.message for limit in fields(Limits))
+class LearnsLimits:
+    """A client that remembers the server's limits, until an error about them: another server may have others by now."""
+
+    _limits: Limits | None = None
+
+    def _learnt(self, error: BaseException) -> BaseException:
+        """The error itself; after one about limits they are asked for again."""
+        if isinstance(error, InvalidInputError) and (
+            error.field == "message" or any(limit.name in error.message for limit in fields(Limits))
+        ):
+            self._limits = None
+        return error
