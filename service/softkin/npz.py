@@ -34,7 +34,8 @@ def open_npz(path: str | Path, remedy: str) -> Iterator[NpzFile]:
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({reason_of(e)})") from None
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-        raise DataError(f"{path}: not an .npz file of plain arrays ({e}); {remedy}") from None
+        reason = str(e) or "it ends too soon"
+        raise DataError(f"{path}: not an .npz file of plain arrays ({reason}); {remedy}") from None
 
 
 def array_of(file: NpzFile, key: str) -> NDArray[Any]:

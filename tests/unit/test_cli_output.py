@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -124,6 +125,29 @@ def damaged():
     return bytes(raw)
 
 
+def encrypted():
+    """An .npz file whose array asks for a password."""
+    raw = bytearray(whole())
+    for flags in (6, raw.index(b"PK\x01\x02") + 8):
+        raw[flags] |= 1
+    return bytes(raw)
+
+
+def cut_short():
+    """An .npz file whose array is longer than the file, as its directory has it."""
+    raw = bytearray(whole())
+    sizes = raw.index(b"PK\x01\x02") + 20
+    raw[sizes : sizes + 8] = struct.pack("<II", 10_000, 10_000)
+    return bytes(raw).replace(b"(10,)", b"(90,)")
+
+
+def whole():
+    """An .npz file as it should be."""
+    out = io.BytesIO()
+    np.savez(out, x_test=np.arange(10))
+    return out.getvalue()
+
+
 def archive(name, content):
     """A zip file with one member."""
     out = io.BytesIO()
@@ -139,10 +163,21 @@ def archive(name, content):
         (b"1,2,3\n", "not an .npz file"),
         (b"", "not an .npz file"),
         (damaged(), "not an .npz file"),
+        (encrypted(), "not an .npz file of plain arrays .*password required"),
+        (cut_short(), r"not an .npz file of plain arrays \(it ends too soon\)"),
         (archive("x_test", "text"), "'x_test' is no array"),
         (archive("x_test.npy", "text"), "'x_test' is no array"),
     ],
-    ids=["npy", "csv", "empty", "damaged", "a member that is no array", "a member that only looks like one"],
+    ids=[
+        "npy",
+        "csv",
+        "empty",
+        "damaged",
+        "encrypted",
+        "cut short",
+        "a member that is no array",
+        "a member that only looks like one",
+    ],
 )
 def test_a_file_that_is_no_npz_is_refused_with_the_remedy(tmp_path, content, message):
     """Whatever it is; and nobody is told how to load a pickle."""
@@ -153,6 +188,25 @@ def test_a_file_that_is_no_npz_is_refused_with_the_remedy(tmp_path, content, mes
         display.read_array(str(path), "x_test")
 
     assert "pickle" not in str(e.value)
+    assert str(e.value).endswith("; write one with numpy.savez(FILE, x_test=ROWS), or choose another array with --key")
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path):
+    """Whatever the system has against it."""
+    for path, reason in ((tmp_path / "none.npz", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(DataError) as e:
+            display.read_array(str(path), "x_test")
+        assert str(e.value) == f"{path}: cannot be read ({reason})"
+
+
+def test_an_array_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    """Also where there is none."""
+    np.savez(tmp_path / "some.npz", a=[1], b=[2])
+    np.savez(tmp_path / "empty.npz")
+
+    for name, there in (("some", "a, b"), ("empty", "none")):
+        with pytest.raises(DataError, match=f"has no array 'x_test'; it has: {there}; choose with --key"):
+            display.read_array(str(tmp_path / f"{name}.npz"), "x_test")
 
 
 def test_the_damaged_file_is_one_that_zlib_refuses():
