@@ -65,7 +65,7 @@ def read_array(path: str, key: str) -> NDArray[np.generic]:
 
 def in_steps(x: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
     """The rows of an array, some at a time; an array without rows as it is, for the server to refuse."""
-    if x.ndim == 0 or len(x) == 0:
+    if len(x) == 0:
         yield x
         return
     for i in range(0, len(x), STEP_ROWS):

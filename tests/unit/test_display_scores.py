@@ -1,0 +1,187 @@
+"""What people and programs read of scores and bundles, figure by figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from softkin import display
+from softkin.manifest import Approximation, FileEntry
+from softkin.scores import Neighbors, Parts
+from standin import StandIn, manifest
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal in which no line is folded."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def three_rows():
+    """Scores, parts and neighbours of two layers, no two figures alike."""
+    scores = StandIn().score(np.arange(18, dtype=np.float32).reshape(3, 2, 3), num_neighbors=3)
+    neighbors = Neighbors(
+        layers=("conv", "dense"),
+        ids=np.arange(18).reshape(3, 2, 3),
+        labels=np.array([[[0, 0, 1], [1, 2, 2]], [[1, 1, 1], [2, 0, 0]], [[2, 2, 2], [-1, -1, -1]]], np.int32),
+        distances=np.arange(18, dtype=np.float32).reshape(3, 2, 3) / 4,
+        shares=np.arange(18, dtype=np.float32).reshape(3, 2, 3) / 32,
+    )
+    parts = Parts(names=("one_part", "another"), values=np.array([[1.0, 2.0], [4.0, 3.0], [6.0, 5.0]]))
+    return dataclasses.replace(
+        scores,
+        p_value=np.array([0.5, 1.234e-05, 0.25]),
+        is_outlier=np.array([False, True, False]),
+        outlier_score=np.array([1.5, np.inf, 2.5]),
+        neighbors=neighbors,
+        parts=parts,
+    )
+
+
+def test_json_has_every_figure_of_every_row(capsys):
+    """By its name, evidence layer by layer; an infinite score is no number there. The last line counts."""
+    scores = three_rows()
+    classes = ["a", "b"]  # of a server that lists fewer than it predicts
+
+    display.print_json(scores, classes)
+
+    *rows, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for i, row in enumerate(rows):
+        evidence, parts = row.pop("neighbors"), row.pop("parts")
+        predicted = int(scores.predicted_class[i])
+        assert row == {
+            "row": i,
+            "is_outlier": i == 1,
+            "p_value": scores.p_value[i],
+            "outlier_score": None if i == 1 else scores.outlier_score[i],
+            "predicted_class": predicted,
+            "predicted_class_name": [*classes, "2"][predicted],
+            "credibility": scores.credibility[i],
+            "confidence": scores.confidence[i],
+            "class_p_values": scores.class_p_values[i].tolist(),
+        }
+        assert parts == dict(zip(scores.parts.names, scores.parts.values[i], strict=True))
+        n = scores.neighbors
+        for k, layer in enumerate(n.layers):
+            assert evidence[layer] == [
+                {
+                    "id": n.ids[i, k, j],
+                    "class_name": [*classes, "2"][n.labels[i, k, j]],
+                    "distance": n.distances[i, k, j],
+                    "share": n.shares[i, k, j],
+                }
+                for j in range(3)
+                if n.labels[i, k, j] >= 0
+            ]
+    assert last["budget"] == {"rows": 3, "flagged": 1, **dataclasses.asdict(scores.budget)}
+
+
+def test_plain_columns_stand_under_their_heads(capsys, monkeypatch):
+    """However long a p-value is; the classes of the last layer's neighbours, most frequent first. No line trails."""
+    monkeypatch.setattr(display, "LONGEST_TABLE", 2)
+    scores = dataclasses.replace(three_rows(), predicted_class=np.array([0, 2, 1], np.int32))
+
+    display.print_table(scores, ["a", "b", "c"])
+    display.print_table(dataclasses.replace(scores, neighbors=None), ["a", "b", "c"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "row  verdict  predicted class  p-value    credibility  strangest in  nearest training rows (dense)",
+        "0    inlier   a                0.5        0.06                       c x2, b",
+        "1    outlier  c                1.234e-05  0.02         one part      a x2, c",
+        "2    inlier   b                0.25       0.01                       none",
+    ]
+    assert lines[6] == "0    inlier   a                0.5        0.06"
+
+
+def test_a_table_of_eighty_letters_keeps_the_word_credibility_whole(capsys, monkeypatch):
+    """The longest that stands in every table."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    display.print_table(three_rows(), ["ankle boot", "sandal", "sneaker"])
+
+    assert "credibility" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rows", [1, 256, 257, 1000])
+def test_rows_travel_in_steps_and_none_is_lost(rows):
+    """In their order."""
+    x = np.arange(rows * 2).reshape(rows, 2)
+
+    np.testing.assert_array_equal(np.concatenate(list(display.in_steps(x))), x)
+
+
+def test_an_array_without_rows_is_sent_as_it_is():
+    """Whoever takes no empty requests says so himself."""
+    (step,) = display.in_steps(np.zeros((0, 3)))
+
+    assert step.shape == (0, 3)
+
+
+def test_the_bar_counts_rows_on_standard_error(capsys, monkeypatch):
+    """Standard output is for the answer."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    steps = [StandIn().score(np.zeros((n, 2, 3), np.float32)) for n in (4, 3)]
+
+    assert list(display.progress(iter(steps), 7)) == steps
+
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert "7/7" in found.err
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("plain ü", "plain ü"), ("a\nb\x1b[2J", r"a\nb\x1b[2J"), ("\x7f\x9b2J\u202e", r"\x7f\x9b2J\u202e")],
+)
+def test_names_are_spelled_where_they_would_do_something(text, shown):
+    """Line feeds, escapes, their one-letter forms, and what turns the direction of writing."""
+    assert display.spelled(text) == shown
+
+
+APPROXIMATION = Approximation(
+    budget=0.5,
+    max_p_value_change=0.123,
+    mean_p_value_change=0.0456,
+    verdict_changes=0.0123,
+    auroc_changes={"noise": 0.01234, "far": -0.5},
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "7 rows in float32"),
+        ({"condensed_from": 70}, "7 prototypes of 70 rows in float32"),
+        (
+            {"bank_precision": "int8", "approximation": APPROXIMATION},
+            "7 rows in int8; against all rows in float32, p-values change by 0.12 at most and 0.046 in the mean, "
+            "verdicts on 1.23% of the calibration rows, AUROC of noise by +0.0123, AUROC of far by -0.5000",
+        ),
+    ],
+    ids=["all", "condensed", "rounded"],
+)
+def test_a_bank_says_how_it_was_made_smaller_and_what_that_changed(changes, text):
+    """All rows in float32 are the measure."""
+    assert display.describe_bank(dataclasses.replace(manifest(), **changes)) == text
+
+
+def test_a_manifest_is_shown_row_by_row(capsys):
+    """What the score is made of, how large the files are, and each layer's own figures."""
+    m = manifest()
+    sizes = {f"f{i}": FileEntry(sha256="00", size=size) for i, size in enumerate((1_500_000, 2_750_000))}
+    layers = (dataclasses.replace(m.layers[0], weight=3.0), m.layers[1])
+    joint = dataclasses.replace(m, nonconformity="joint", parts=("energy", "density"), files=sizes, layers=layers)
+
+    for shown in (m, joint):
+        display.print_manifest(shown, "ab" * 32, as_json=False)
+
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert [row[1] for row in rows if row[0] == "nonconformity"] == ["density", "joint of energy, density"]
+    assert ["size", "4.2 MB in 2 files"] in rows
+    assert ["conv", "4", "cosine", "0.1", "3", "none"] in rows
+    assert ["dense", "2", "squared_euclidean", "2.5", "1", "none"] in rows
