@@ -36,7 +36,7 @@ def test_offsets_make_products_distances_of_the_rounded_rows(metric, precision):
     np.testing.assert_allclose(found, b @ query + before.row_offsets[real] - moved / 2, atol=2e-5)
 
 
-@pytest.mark.parametrize(("precision", "step"), [("float16", 2**-11), ("int8", 0.5 / BANK_LEVELS)])
+@pytest.mark.parametrize(("precision", "step"), [("float16", 2**-11), ("int8", 0.5 / 63)])
 def test_rows_are_rounded_to_the_nearest_step(precision, step):
     """Relative to each row's largest number, so that rows of any scale fare alike."""
     z = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32) * np.logspace(-3, 3, 64)[:, None]

@@ -93,5 +93,15 @@ def test_a_value_that_is_not_finite_is_found_in_any_block(file, monkeypatch, row
     assert TensorFile(file).take("a", "float32", (5, 4)).shape == (5, 4)
 
     save_file({"a": array}, file)
-    with pytest.raises(BundleError, match="array 'a' has values that are not finite"):
-        TensorFile(file).take("a", "float32", (5, 4))
+    for copy in (True, False):
+        with pytest.raises(BundleError, match="array 'a' has values that are not finite"):
+            TensorFile(file).take("a", "float32", (5, 4), copy=copy)
+
+
+def test_an_array_that_is_not_there_is_refused_by_name(file):
+    """Whatever is asked of it."""
+    tensors = TensorFile(file)
+
+    for ask in (tensors.offset, tensors.describe, lambda name: tensors.take(name, "float32", (5, 4))):
+        with pytest.raises(BundleError, match=r"f\.safetensors: has no array 'c'"):
+            ask("c")
