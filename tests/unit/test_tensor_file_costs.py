@@ -6,7 +6,6 @@ import json
 import struct
 import tracemalloc
 
-import numpy as np
 import pytest
 
 from softkin.tensor_file import TensorFile
