@@ -198,7 +198,9 @@ def _is_ours(name: str) -> bool:
 
 
 def _refuse_not_finite(field: str, name: str, value: Array) -> None:
-    bad = np.flatnonzero(~np.isfinite(value.astype(np.float32)).reshape(len(value), -1).all(axis=1))
+    with np.errstate(over="ignore"):  # refused below, by name
+        narrow = value.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(narrow).reshape(len(value), -1).all(axis=1))
     if len(bad):
         raise InvalidInputError(
             field, f"{name!r} has NaN or infinity on {len(bad)} of {len(value)} rows tried; name another tensor"
