@@ -75,10 +75,10 @@ def corrupt(
         return x
     corruption = CORRUPTIONS[kind]
     low, high = value_range
-    scale = (high - low) or 1.0
+    width = high - low
     rng = np.random.default_rng([seed, list(CORRUPTIONS).index(kind), severity])
-    unit = (x.astype(np.float32) - np.float32(low)) / np.float32(scale)
-    worse = np.clip(corruption.apply(unit, corruption.levels[severity - 1], axes, rng), 0.0, 1.0) * scale + low
+    unit = (x.astype(np.float32) - np.float32(low)) / np.float32(width or 1.0)
+    worse = np.clip(corruption.apply(unit, corruption.levels[severity - 1], axes, rng), 0.0, 1.0) * width + low
     return (np.rint(worse) if x.dtype.kind == "u" else worse).astype(x.dtype)
 
 

@@ -99,10 +99,42 @@ def test_each_corruption_is_what_it_says():
     np.testing.assert_allclose(brighter, x * 0.4 + 0.5, atol=1e-6)
 
 
+@KINDS
+def test_where_the_range_of_values_begins_does_not_matter(kind):
+    """Pictures in -1 to 1 are made worse as those in 0 to 2 are."""
+    x = (photos() / 255 * 2).astype(np.float32)
+
+    found = worse(x - 1, kind, 4, value_range=(-1.0, 1.0))
+    np.testing.assert_allclose(found + 1, worse(x, kind, 4, value_range=(0.0, 2.0)), atol=1e-5)
+
+
+@KINDS
+def test_pictures_of_one_value_alone_stay_as_they_are(kind):
+    """Nothing leaves a range that has no width, nor becomes NaN."""
+    x = np.full((2, 8, 8), 3.0, np.float32)
+
+    np.testing.assert_array_equal(worse(x, kind, 5, value_range=(3.0, 3.0)), x)
+
+
+def test_whole_numbers_are_rounded_to_the_nearest():
+    """5 of 16 and a tenth of the range are 6.6."""
+    assert (worse(np.full((1, 8, 8), 5, np.uint8), "brightness", 1, value_range=(0.0, 16.0)) == 7).all()
+
+
+def test_pictures_turn_to_both_sides():
+    """About half of them to each."""
+    turned = worse(np.repeat(photos(1), 40, axis=0), "rotation", 5)
+
+    sides = {image.tobytes(): int((turned == image).all(axis=(1, 2)).sum()) for image in turned}
+    assert len(sides) == 2
+    assert min(sides.values()) > 5
+
+
 @pytest.mark.parametrize(
     ("shape", "axes"),
     [
         ((8, 8), (1, 2)),
+        ((4, 4), (1, 2)),
         ((28, 28, 1), (1, 2)),
         ((32, 30, 3), (1, 2)),
         ((3, 32, 30), (2, 3)),
@@ -122,6 +154,7 @@ def test_images_are_told_from_other_rows(shape, axes):
 
 def test_other_integers_are_no_images():
     """They may be tokens."""
-    assert no_images(np.zeros((2, 8, 8), np.float32)) is None
+    for dtype in (np.uint8, np.float16, np.float32, np.float64):
+        assert no_images(np.zeros((2, 8, 8), dtype)) is None
     assert "int64" in no_images(np.zeros((2, 8, 8), np.int64))
     assert "[12]" in no_images(np.zeros((2, 12), np.float32))
