@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
-from softkin_training.class_output import _rank, kind_of, read_output
+from foreign_models import CLASSES, classifier, rows
+from softkin.errors import InvalidInputError
+from softkin_training.class_output import _rank, choose_output, kind_of, read_output
 
 
 @pytest.mark.parametrize(
@@ -15,7 +18,9 @@ from softkin_training.class_output import _rank, kind_of, read_output
         ((7, 2), 2, 0),
         ((7, 4, 1, 1), 4, 1),
         ((7, 1), None, 2),
+        ((7, 1, 4), None, 1),
         ((7,), 2, 2),
+        ((), None, None),
         ((7, 1), 3, None),
         ((7, 4), 3, None),
         ((7, 4, 3), None, None),
@@ -60,3 +65,30 @@ def test_two_columns_stay_as_they_are():
 def test_probabilities_lie_in_their_range_and_sum_to_one_to_a_thousandth(row, kind):
     """As sums in half precision do; logits that happen to sum to 1 are told by their signs."""
     assert kind_of(np.array([[0.3, 0.7], row], np.float32), "auto", "out") == kind
+
+
+def test_the_first_row_that_holds_no_probabilities_is_told():
+    """Rows before it may."""
+    y = np.array([[0.25, 0.75], [0.5, 1.0], [0.0, 9.0]], np.float32)
+
+    with pytest.raises(InvalidInputError, match=r"a row has 0\.5 to 1 and sums to 1\.5, where each must lie in"):
+        kind_of(y, "probabilities", "out")
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_floats_of_any_width_tell_classes_apart(kind):
+    """Of the outputs that say nothing else of themselves."""
+    cast = helper.make_node("Cast", ["scores"], ["out"], to=kind)
+    proto = classifier([cast], [helper.make_tensor_value_info("out", kind, ["batch", CLASSES])])
+
+    assert choose_output(proto, rows(9), None, None) == "out"
+
+
+def test_a_list_of_dictionaries_can_be_named_and_means_what_goes_into_it():
+    """scikit-learn's converters end in one."""
+    zipmap = helper.make_node("ZipMap", ["scores"], ["zipped"], domain="ai.onnx.ml", classlabels_int64s=range(CLASSES))
+    dictionary = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    output = helper.make_value_info("zipped", helper.make_sequence_type_proto(dictionary))
+    proto = classifier([zipmap], [output], domains=[("ai.onnx.ml", 3)])
+
+    assert choose_output(proto, rows(9), None, "zipped") == "scores"

@@ -49,11 +49,11 @@ def test_scale_leaves_a_row_of_zeros_as_it_is(rows):
     np.testing.assert_allclose(scale(np.zeros((1, 10)), w, b), [energy(b)])
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-4])
-def test_fdbd_is_the_mean_distance_to_boundaries_over_that_to_the_mean(rows, size):
-    """The predicted class has no boundary with itself. Classes whose weights are small have boundaries like others."""
+@pytest.mark.parametrize(("size", "features"), [(1.0, 1.0), (1e-4, 1.0), (1.0, 1e-5)])
+def test_fdbd_is_the_mean_distance_to_boundaries_over_that_to_the_mean(rows, size, features):
+    """The predicted class has no boundary with itself. Small weights and small features have what others have."""
     h, w, b = rows
-    w, b = w * size, b * size
+    h, w, b = h * features, w * size, b * size
     mean = h.mean(axis=0)
 
     expected = []
