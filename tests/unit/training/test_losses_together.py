@@ -17,13 +17,20 @@ TINY = 1e-30
 """Gradients of float64 may be smaller than anything in float32."""
 
 
+def overlapping(width, seed):
+    """Rows whose classes overlap, however wide: where they lie apart the loss is flat in T, which then is anybody's."""
+    z, _ = batch(seed=seed)
+    noise = torch.randn(len(z), width, dtype=z.dtype, generator=torch.Generator().manual_seed(seed)) * 0.1
+    return z.repeat(1, -(-width // z.shape[1]))[:, :width] + noise
+
+
 def trace(metric, mode, device="cpu", batches=4, dtype=torch.float64):
     """Losses, temperatures and gradients of every layer over some batches, the third of which has no partners."""
     snnl = LayeredSnnl(WIDTHS, metric=metric, temperature=mode, fixed_temperature=0.02, initial_temperature=2.0)
     snnl.to(device)
     found = []
     for i in range(batches):
-        z = {name: batch(width=width, seed=i)[0].to(device, dtype).requires_grad_() for name, width in WIDTHS.items()}
+        z = {name: overlapping(width, i).to(device, dtype).requires_grad_() for name, width in WIDTHS.items()}
         y = torch.arange(24) if i == 2 else batch(seed=i)[1]
         values = snnl(z, y.to(device))
         sum((j + 1) * value for j, value in enumerate(values.values())).backward()
