@@ -1,0 +1,197 @@
+"""Every figure of a report's tables and of its Markdown stands under its own head."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from hostile_report import hostile_report
+from softkin_training import report_tables as tables
+from softkin_training.detection_metrics import Rate
+from softkin_training.report import HIGHER_IS_BETTER, Detection
+from softkin_training.report_markdown import markdown, opening, plain, promise
+from softkin_training.report_tables import number
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def report(tiny):
+    """Of two outlier sets, one of them near, each score with figures of its own."""
+    found = hostile_report(tiny)
+    scores = {}
+    for i, (name, score) in enumerate(found.scores.items()):
+        one, two = (
+            Detection(rows=10, caught=share(0.1 * k + i / 100), roc=score.outliers[old].roc, **metrics(k, i))
+            for k, old in enumerate(list(score.outliers)[:2], start=1)
+        )
+        scores[name] = dataclasses.replace(score, outliers={"one": one, "two": two})
+    return dataclasses.replace(found, scores=scores, near=("two",))
+
+
+def share(value):
+    """A rate with an interval around it."""
+    return Rate(value=value, low=value - 0.05, high=value + 0.04, count=3, rows=10)
+
+
+def metrics(k, i):
+    """Figures that differ between metrics, sets and scores."""
+    names = list(HIGHER_IS_BETTER)
+    return {name: 0.1 * (1 + j) + 0.03 * k + i / 1000 for j, name in enumerate(names)}
+
+
+def texts(table, head):
+    """Of one column, without the marks."""
+    return [row[table.head.index(head)].text for row in table.rows]
+
+
+def best(table, head):
+    """Rows whose cell of a column is marked."""
+    return [i for i, row in enumerate(table.rows) if row[table.head.index(head)].best]
+
+
+def test_rates_of_false_positives_are_better_the_lower_they_are():
+    """All other figures the higher."""
+    assert [m for m, higher in HIGHER_IS_BETTER.items() if not higher] == ["fpr95", "fpr95_id"]
+
+
+def test_the_share_caught_is_better_the_higher_it_is(report):
+    """Set by set, in the mean, and in the mean of a group."""
+    last = len(report.scores) - 1
+    table = tables.flagged(report)
+
+    for head in ("caught one", "caught two", "mean caught", "mean near caught", "mean far caught"):
+        assert best(table, head) == [last], head
+    scores = report.scores.values()
+    assert texts(table, "caught two") == [number(s.outliers["two"].caught.value) for s in scores]
+    assert texts(table, "mean caught") == [number(s.mean_caught) for s in scores]
+    assert texts(table, "mean near caught") == [number(s.outliers["two"].caught.value) for s in scores]
+    assert texts(table, "false alarms") == [number(s.false_alarms and s.false_alarms.value) for s in scores]
+
+
+def test_a_column_without_any_figure_has_no_best(report):
+    """Nothing is not the best of nothings."""
+    bare = {
+        k: dataclasses.replace(s, outliers={n: dataclasses.replace(d, caught=None) for n, d in s.outliers.items()})
+        for k, s in report.scores.items()
+    }
+
+    assert best(tables.flagged(dataclasses.replace(report, scores=bare)), "mean caught") == []
+
+
+def test_one_set_shows_the_interval_of_its_share_caught_and_several_their_mean(report):
+    """Low end first."""
+    for sets, expected in (
+        (["two"], [f"{0.2 + i / 100:.4f} [{0.15 + i / 100:.4f}, {0.24 + i / 100:.4f}]" for i in range(3)]),
+        (["one", "two"], [f"{0.15 + i / 100:.4f}" for i in range(3)]),
+    ):
+        assert texts(tables.metrics(report, "", sets), f"caught at {report.alpha:g}")[:3] == expected
+
+
+def test_means_are_named_after_what_they_are_taken_over(report):
+    """A single set by its name."""
+    assert tables.means(report).title == "Mean over 2 outlier sets"
+    scores = {
+        k: dataclasses.replace(s, outliers={"one": s.outliers["one"]}) for k, s in report.scores.items()
+    }  # fmt: skip
+    assert tables.means(dataclasses.replace(report, scores=scores, near=())).title == "Against one"
+
+
+def test_false_alarms_stand_beside_what_says_whether_they_are_luck(report):
+    """Rows behind each score's p-values, interval, distance and test of samples."""
+    table = tables.false_alarms(report)
+
+    for i, s in enumerate(report.scores.values()):
+        u = s.uniformity
+        assert [cell.text for cell in table.rows[i][1:]] == [
+            str(s.calibration_size or ""),
+            tables.interval(s.false_alarms),
+            number(u and u.statistic),
+            number(u and u.p_value),
+        ]
+
+
+def test_the_classifiers_figures_are_its_own(report):
+    """In the order of their heads; and accuracy by credibility, bin by bin."""
+    c = dataclasses.replace(report.classifier, rows=7, accuracy=0.1, ece=0.2, adaptive_ece=0.3, brier=0.4, nll=0.5)
+    table = tables.classifier(dataclasses.replace(report, classifier=c))
+
+    assert table.head == ("rows", "accuracy", "ECE", "adaptive ECE", "Brier score", "NLL")
+    assert [cell.text for cell in table.rows[0]] == ["7", "0.1000", "0.2000", "0.3000", "0.4000", "0.5000"]
+    found = [[cell.text for cell in row] for row in tables.credibility(report).rows]
+    assert found == [[f"{b.low:.1f} to {b.high:.1f}", str(b.rows), number(b.accuracy)] for b in report.credibility]
+    assert len(found) == 10
+
+
+def test_corrupted_rows_show_both_accuracies_where_they_are_known(report):
+    """Of all rows first; none where all were flagged; an accuracy of zero is one; nothing without labels."""
+    level = next(x for x in report.corruptions.levels if x.severity == 5)
+    shown = number(level.flagged.value)
+
+    for accuracy, accepted, text in (
+        (0.4, 0.6, " (0.4000, 0.6000)"),
+        (0.0, None, " (0.0000, none)"),
+        (None, None, ""),
+    ):
+        levels = [dataclasses.replace(level, accuracy=accuracy, accuracy_of_accepted=accepted)]
+        corruptions = dataclasses.replace(report.corruptions, levels=levels, units={level.kind: ""})
+        table = tables.corruptions(dataclasses.replace(report, corruptions=corruptions))
+        assert table.head == ("corruption", "severity 5")
+        assert table.rows[0][1].text == shown + text
+    assert tables.corruptions(report).head[:2] == ("corruption", "as they are")
+
+
+def test_json_has_the_means_of_each_group(report):
+    """Named as they are."""
+    raw = report.to_dict()["scores"]["softkin"]
+
+    assert raw["mean_auroc"] == pytest.approx(0.145)
+    assert raw["mean_caught"] == pytest.approx(0.15)
+    assert {group: means["caught"] for group, means in raw["means"].items()} == pytest.approx(
+        {"all": 0.15, "near": 0.2, "far": 0.1}
+    )
+
+
+def test_the_promise_is_held_against_what_came_of_it(report):
+    """Count, rows, interval and chance; accuracy where it is known."""
+    scores = report.scores | {"softkin": dataclasses.replace(report.scores["softkin"], false_alarms=share(0.3))}
+    found = dataclasses.replace(
+        report, scores=scores, p_values=dataclasses.replace(report.p_values, chance_of_false_alarms=0.01234)
+    )
+
+    assert promise(found).endswith("Found: 3 of 10 inliers, 0.3000 [0.2500, 0.3400]; the chance of so many is 0.0123.")
+    assert ", accuracy 0.2500. Every" in opening(dataclasses.replace(report, accuracy=0.25))
+    assert "accuracy" not in opening(dataclasses.replace(report, accuracy=None))
+
+
+def test_markdown_has_every_table_once_under_its_heading(report):
+    """But the first, under the promise; a group of one set has none; the best figures stand in bold."""
+    lines = markdown(report).splitlines()
+
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## Mean over 2 outlier sets",
+        "## Against one (10 rows)",
+        "## Against two (10 rows, near)",
+        "## False alarms and p-values of inliers",
+        "## The classifier",
+        "## Accuracy by credibility",
+        "## Corrupted inliers",
+    ]
+    assert f"On {report.classifier.rows} labelled inliers." in lines
+    highest = list(report.scores.values())[-1]
+    assert any(line.startswith(f"| {plain(highest.title)} | **0.") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\\b", "a\\\\b"),
+        ("two\nlines  and\tmore", "two lines and more"),
+        ("[link](http://x)", "[link]\\(http://x)"),
+        ("a|b*c`d<e", "a\\|b\\*c\\`d\\<e"),
+    ],
+)
+def test_text_is_shown_as_it_is(text, shown):
+    """On one line, and neither code nor link."""
+    assert plain(text) == shown
