@@ -1,0 +1,127 @@
+"""Columns of an Arrow table become one array."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from softkin.errors import DataError
+from softkin.manifest import INPUT_DTYPES
+from softkin_training.image_reader import ImageReader
+from softkin_training.input_columns import InputColumns
+
+pytestmark = pytest.mark.training
+
+
+def read(columns, *, features=None, first_row=0):
+    """All columns of a table, as inputs."""
+    table = pa.table(columns)
+    inputs = InputColumns(dict.fromkeys(columns) | (features or {}), list(columns), ImageReader("L", []), "t")
+    return inputs.read(table, first_row)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("bool", "uint8"),
+        ("int8", "int32"),
+        ("int16", "int32"),
+        ("uint16", "int32"),
+        ("uint32", "int64"),
+        ("float16", "float32"),
+        ("uint8", "uint8"),
+        ("int64", "int64"),
+        ("float64", "float64"),
+    ],
+)
+def test_numbers_of_any_kind_become_those_that_a_detector_takes(kind, dtype):
+    """Wide enough for each."""
+    largest = 1 if kind == "bool" else (9.5 if kind.startswith("float") else np.iinfo(kind).max)
+    x = np.array([0, largest, 1], kind)
+
+    found = read({"a": pa.array(x), "b": pa.array(x)})
+
+    assert found.dtype == dtype
+    assert found.dtype.name in INPUT_DTYPES
+    np.testing.assert_array_equal(found, np.stack([x, x], axis=1))
+
+
+@pytest.mark.parametrize(
+    "make", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)], ids=["list", "large", "fixed"]
+)
+def test_lists_of_any_kind_are_axes(make):
+    """Beside a number they are features like it."""
+    lists = pa.array([[1.0, 2.0], [3.0, 4.0]], make(pa.float64()))
+
+    assert read({"a": lists}).tolist() == [[1, 2], [3, 4]]
+    assert read({"a": lists, "b": pa.array([5.0, 6.0])}).tolist() == [[1, 2, 5], [3, 4, 6]]
+    assert read({"b": pa.array([5.0, 6.0])}).tolist() == [[5], [6]]
+
+
+def test_a_value_that_is_missing_is_named_by_its_row():
+    """Counted from the first of the table, of which a part is read at a time."""
+    with pytest.raises(DataError, match="t: column 'b' has no value in row 102; fill it in, or drop the row"):
+        read({"a": pa.array([1, 2, 3]), "b": pa.array([1, 2, None])}, first_row=100)
+
+
+def png(value):
+    """An image of four pixels."""
+    out = io.BytesIO()
+    Image.fromarray(np.full((2, 2), value, np.uint8)).save(out, "png")
+    return out.getvalue()
+
+
+def images(*values):
+    """A column as the library stores images: bytes, or the path of a file."""
+    return {
+        "i": pa.array(
+            [{"bytes": b, "path": p} for b, p in values], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        )
+    }
+
+
+IMAGE = {"bytes": None, "path": None}
+"""What describes such a column."""
+
+
+def test_images_are_read_from_bytes_or_from_files(tmp_path):
+    """Whichever there is."""
+    (tmp_path / "b.png").write_bytes(png(7))
+
+    found = read(images((png(3), None), (None, str(tmp_path / "b.png"))), features={"i": IMAGE})
+
+    assert found.reshape(2, -1).tolist() == [[3] * 4, [7] * 4]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ((None, None), "t: image in row 101 is empty; fill it in, or drop the row"),
+        ((b"no image", "a.png"), r"t: image in row 101 \(a\.png\): cannot be read"),
+    ],
+)
+def test_an_image_that_is_none_is_named_by_its_row(value, message):
+    """And by its file where it has one."""
+    with pytest.raises(DataError, match=message):
+        read(images((png(3), None), value), features={"i": IMAGE}, first_row=100)
+
+
+def test_an_image_stands_alone():
+    """Beside numbers it is refused, whichever comes first."""
+    features = {"n": None, "i": IMAGE}
+
+    with pytest.raises(DataError, match=r"column 'i' holds images, .* there are \['n'\] too; say"):
+        InputColumns(features, ["n", "i"], ImageReader("L", []), "t")
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary"])
+def test_bytes_are_images(kind):
+    """As Parquet files that others wrote have them."""
+    feature = type("Value", (), {"dtype": kind})()
+    column = pa.array([png(1), png(2)], getattr(pa, kind)())
+
+    assert read({"i": column}, features={"i": feature}).reshape(2, -1).tolist() == [[1] * 4, [2] * 4]
