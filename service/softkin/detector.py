@@ -19,7 +19,7 @@ from softkin.conformal import SurpriseLines
 from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
-from softkin.scorer import Nearest
+from softkin.scorer import BOUNDARY, LOGITS, Nearest
 from softkin.scores import Neighbors, Parts, RowScores, Scores
 from softkin.session import SLICE_ROWS
 from softkin.shards import ShardedScorer
@@ -62,10 +62,14 @@ class Detector:
                 f"{bundle.path / bundles.MODEL}: its input is {self._scorer.input_name!r}, the manifest says "
                 f"{self.manifest.input_name!r}"
             )
-        if "energy" in self.manifest.parts and not self.has_logits:
-            raise BundleError(
-                f"{bundle.path / bundles.MODEL}: has no logits, which the part 'energy' needs; build it again"
-            )
+        for part, output, there in (
+            ("energy", LOGITS, self.has_logits),
+            ("boundary_distance", BOUNDARY, self._scorer.has_boundary),
+        ):
+            if part in self.manifest.parts and not there:
+                raise BundleError(
+                    f"{bundle.path / bundles.MODEL}: has no {output}, which the part {part!r} needs; build it again"
+                )
         self._nonconformity = nonconformity_of(self.manifest, bundle.bank, bundle.calibration.references)
         self._layer_surprise = {
             layer: SurpriseLines.through(terms) for layer, terms in bundle.calibration.layer_terms.items()

@@ -79,15 +79,16 @@ class DetectorGraph:
     outlier_scores: Floats
     true_class_scores: Floats
 
-    def outputs(self, masses_BLC: str, logits_BC: str | None) -> dict[str, str]:
+    def outputs(self, masses_BLC: str, logits_BC: str | None, boundary_BC: str | None = None) -> dict[str, str]:
         """Tensor names by the names in `OUTPUTS`: float64 `[B]` (`class_p_values`: `[B, C]`), classes int32 `[B]`.
 
         Args:
             masses_BLC: name of float32 class masses.
             logits_BC: name of the network's logits; None for bare embeddings.
+            boundary_BC: name of the network's distances to its decision boundaries; None where it has none.
         """
         g = self.graph
-        a_BC = self._nonconformity(masses_BLC, logits_BC)
+        a_BC = self._nonconformity({"masses": masses_BLC, "logits": logits_BC, "boundary": boundary_BC})
         if logits_BC is not None:
             predicted = g.op("ArgMax", [self._comparable(logits_BC)], axis=1, keepdims=1)
         else:
@@ -113,24 +114,25 @@ class DetectorGraph:
     def _double(self, x: str) -> str:
         return self.graph.op("Cast", [x], to=TensorProto.DOUBLE)
 
-    def _nonconformity(self, masses_BLC: str, logits_BC: str | None) -> str:
+    def _nonconformity(self, outputs: dict[str, str | None]) -> str:
         """`[B, C]`; +inf for rows on which the network overflows: NaN would compare as nothing at all."""
         g, zero = self.graph, self.graph.constant(np.array(0.0))
-        m_BLC = self._double(masses_BLC)
-        logits = None if logits_BC is None else self._double(logits_BC)
-        finite_B = self._finite(m_BLC, 1, 2)
-        if logits is not None:
-            finite_B = g.op("And", [finite_B, self._finite(logits, 1)])
-        finite_B1 = g.op("Unsqueeze", [finite_B, self._axes(1)])
+        doubles = {name: self._double(tensor) for name, tensor in outputs.items() if tensor is not None}
+        axes = {name: (1, 2) if name == "masses" else (1,) for name in doubles}
+        finite_B, *others = [self._finite(tensor, *axes[name]) for name, tensor in doubles.items()]
+        for other in others:
+            finite_B = g.op("And", [finite_B, other])
         # Rows that are not finite are computed as zeros, so that no infinity meets another on the way.
-        m_BLC = g.op("Where", [g.op("Unsqueeze", [finite_B, self._axes(1, 2)]), m_BLC, zero])
-        if logits is not None:
-            logits = g.op("Where", [finite_B1, logits, zero])
+        finite = {
+            name: g.op("Where", [g.op("Unsqueeze", [finite_B, self._axes(*axes[name])]), tensor, zero])
+            for name, tensor in doubles.items()
+        }
+        finite_B1 = g.op("Unsqueeze", [finite_B, self._axes(1)])
         form, references = self.nonconformity.form, self.nonconformity.references
         if form != "joint":
-            a_BC = self._part(form, m_BLC, logits)
+            a_BC = self._part(form, finite)
         else:
-            terms = [tail_surprise(g, self._part(p, m_BLC, logits), references[p]) for p in self.nonconformity.parts]
+            terms = [tail_surprise(g, self._part(p, finite), references[p]) for p in self.nonconformity.parts]
             squares = [g.op("Mul", [term, term]) for term in terms]
             total = squares[0]
             for square in squares[1:]:
@@ -146,13 +148,14 @@ class DetectorGraph:
         lowest = g.op("ReduceMin", [as_int, self._axes(*axes)], keepdims=0)
         return g.op("Cast", [lowest], to=TensorProto.BOOL)
 
-    def _part(self, part: Part, m_BLC: str, logits_BC: str | None) -> str:
+    def _part(self, part: Part, outputs: dict[str, str]) -> str:
         """`[B, C]`: one part on its own scale."""
+        m_BLC = outputs["masses"]
         g, weights, layers = self.graph, self.nonconformity.class_weights, self.nonconformity.layer_weights
         if part in CLASS_PARTS:
             references = self.nonconformity.references
             center, scale = (g.constant(references[key.format(part)]) for key in (CENTER, SCALE))
-            return g.op("Div", [g.op("Sub", [self._part(CLASS_PARTS[part], m_BLC, logits_BC), center]), scale])
+            return g.op("Div", [g.op("Sub", [self._part(CLASS_PARTS[part], outputs), center]), scale])
         if part in ("posterior_hidden", "density_hidden"):
             hidden = np.arange(max(1, len(layers) - 1))
             m_BLC, layers = g.op("Gather", [m_BLC, g.constant(hidden)], axis=1), layers[hidden]
@@ -161,9 +164,10 @@ class DetectorGraph:
             loss_BLC = g.op("Sub", [self._log_sum_exp(m_BLC, 2), m_BLC])
             return self._sum_layers(loss_BLC, layers)
         if part == "energy":
-            assert logits_BC is not None, "the energy part needs a network"
-            energy_B1 = g.op("Neg", [self._log_sum_exp(logits_BC, 1)])
+            energy_B1 = g.op("Neg", [self._log_sum_exp(outputs["logits"], 1)])
             return g.op("Add", [energy_B1, g.constant(np.zeros((1, self._num_classes)))])
+        if part == "boundary_distance":
+            return g.op("Neg", [outputs["boundary"]])
         if part == "density_last":
             last = g.constant(np.array([len(layers) - 1], np.int64))
             m_BLC, layers = g.op("Gather", [m_BLC, last], axis=1), np.ones(1)

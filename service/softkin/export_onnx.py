@@ -23,7 +23,7 @@ from softkin.detector_graph import OUTPUTS, DetectorGraph
 from softkin.device import Target
 from softkin.errors import BundleError, DeviceError
 from softkin.graph_builder import GraphBuilder
-from softkin.scorer import LOGITS, extend, layer_graphs, read_network
+from softkin.scorer import BOUNDARY, LOGITS, extend, layer_graphs, read_network
 from softkin.scorer_graph import representation_output, stack_masses
 from softkin.session import run_session, start_session
 from softkin.staging import staged
@@ -86,16 +86,17 @@ def compose(bundle: Bundle) -> onnx.ModelProto:
     file = bundle.path / bundles.BANK
     layers = layer_graphs(g, bank, TensorFile(file), cut_into_chunks(bank, chunk_rows_for("cpu")))
     masses = stack_masses(g, [layer.masses(representation_output(layer.name))[0] for layer in layers])
-    logits = next((o for o in proto.graph.output if o.name == LOGITS), None)
+    own = {o.name: o for o in proto.graph.output if o.name in (LOGITS, BOUNDARY)}
     detector = DetectorGraph(
         graph=g,
         nonconformity=nonconformity_of(bundle.manifest, bank, bundle.calibration.references),
         outlier_scores=bundle.calibration.outlier_scores,
         true_class_scores=bundle.calibration.true_class_scores,
     )
-    outputs = [] if logits is None else [logits]
+    outputs = [own[LOGITS]] if LOGITS in own else []
     batch = _batch_axis(next(i for i in proto.graph.input if i.name == bundle.manifest.input_name))
-    for name, source in detector.outputs(masses, None if logits is None else LOGITS).items():
+    logits, boundary = (name if name in own else None for name in (LOGITS, BOUNDARY))
+    for name, source in detector.outputs(masses, logits, boundary).items():
         g.nodes.append(helper.make_node("Identity", [source], [name], name=f"softkin/{name}"))
         dtype = TensorProto.INT32 if name == "predicted_class" else TensorProto.DOUBLE
         shape = [batch, bank.num_classes] if name == "class_p_values" else [batch]

@@ -29,6 +29,7 @@ Part = Literal[
     "class_density_hidden",
     "class_density_last",
     "energy",
+    "boundary_distance",
 ]
 FORMS: tuple[Form, ...] = get_args(Form)
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -54,6 +55,8 @@ class Outputs:
     """`[B, L, C]` class masses."""
     logits: NDArray[np.float32] | None
     """`[B, C]` logits of the network; None for bare embeddings."""
+    boundary: NDArray[np.float32] | None = None
+    """`[B, C]` distance to the decision boundaries as a member of each class, where the model yields it (fDBD)."""
 
     def __len__(self) -> int:
         return len(self.masses)
@@ -61,19 +64,21 @@ class Outputs:
     @property
     def all_finite(self) -> bool:
         """Whether `finite` holds for every row; in half its time."""
-        return bool(np.isfinite(self.masses).all() and (self.logits is None or np.isfinite(self.logits).all()))
+        return all(bool(np.isfinite(array).all()) for array in self._arrays().values())
 
     @property
     def finite(self) -> NDArray[np.bool_]:
         """`[B]`: False for a row on which the network overflows."""
-        finite = np.asarray(np.isfinite(self.masses).all(axis=(1, 2)))
-        if self.logits is not None:
-            finite &= np.isfinite(self.logits).all(axis=1)
-        return finite
+        of_each = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in self._arrays().values()]
+        return np.asarray(np.logical_and.reduce(of_each))
 
     def take(self, rows: NDArray[np.bool_]) -> Outputs:
         """The rows where `rows` is true."""
-        return Outputs(masses=self.masses[rows], logits=None if self.logits is None else self.logits[rows])
+        return replace(self, **{name: array[rows] for name, array in self._arrays().items()})
+
+    def _arrays(self) -> dict[str, NDArray[np.float32]]:
+        named = {"masses": self.masses, "logits": self.logits, "boundary": self.boundary}
+        return {name: array for name, array in named.items() if array is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +167,9 @@ class Nonconformity:
             return mass.density(m, self.class_weights, self.layer_weights)
         if part == "density_last":
             return mass.density(m[:, -1:], self.class_weights, np.ones(1))
+        if part == "boundary_distance":
+            assert outputs.boundary is not None, "the part needs a model that yields it"
+            return -outputs.boundary.astype(np.float64)
         assert outputs.logits is not None, "the energy part needs a network"
         return np.repeat(mass.energy(outputs.logits)[:, None], m.shape[2], axis=1)
 

@@ -29,7 +29,7 @@ from softkin.scorer_graph import (
 from softkin.session import run_slices, start_session
 from softkin.tensor_file import TensorFile
 
-LOGITS = "logits"
+LOGITS, BOUNDARY = "logits", "boundary_distance"
 MASSES = "class_mass"
 
 
@@ -52,7 +52,8 @@ class Scorer:
     """The network and the bank, or a shard of it, as one onnxruntime session. May be called from several threads.
 
     Args:
-        model: path of model.onnx; outputs `logits` (optional) and one `representation.<layer>` per bank layer.
+        model: path of model.onnx; outputs `logits` and `boundary_distance` (both optional) and one
+            `representation.<layer>` per bank layer.
         bank: the bank, already verified.
         bank_file: the safetensors file that holds the bank; the session reads its rows from there.
         device: one device, see `parse_device`.
@@ -63,6 +64,7 @@ class Scorer:
     Attributes:
         device: where the session really runs, `cuda` or `cpu`.
         has_logits: whether the model is a classifier.
+        has_boundary: whether it yields distances to its decision boundaries.
         input_name: of the model's input.
         num_rows: bank rows it scores against, without padding.
 
@@ -84,7 +86,8 @@ class Scorer:
     ) -> None:
         (target,) = (device,) if isinstance(device, Target) else parse_device(device)
         proto = read_network(model, bank)
-        self.has_logits = LOGITS in {o.name for o in proto.graph.output}
+        self._own = [o.name for o in proto.graph.output if o.name in (LOGITS, BOUNDARY)]
+        self.has_logits, self.has_boundary = (name in self._own for name in (LOGITS, BOUNDARY))
         self._layers = list(bank.layers)
         self.num_rows = int((bank.labels[rows or slice(None)] != PADDING_LABEL).sum())
         file = TensorFile(bank_file)
@@ -107,7 +110,7 @@ class Scorer:
         self.input_name: str = self._session.get_inputs()[0].name
 
     def run(self, x: NDArray[np.generic], cancellation: Cancellation | None = None) -> Outputs:
-        """Class masses `[B, L, C]` and logits `[B, C]` of inputs, B >= 1.
+        """Class masses `[B, L, C]`, logits and distances to the boundaries `[B, C]` of inputs, B >= 1.
 
         Args:
             x: `[B, ...]` inputs, computed in slices of `SLICE_ROWS`.
@@ -129,7 +132,7 @@ class Scorer:
     def _run(
         self, x: NDArray[np.generic], k: int, cancellation: Cancellation | None
     ) -> tuple[Outputs, list[NDArray[Any]]]:
-        names = [MASSES, *([LOGITS] if self.has_logits else [])]
+        names = [MASSES, *self._own]
         evidence = [name for layer in self._layers for name in _evidence_outputs(layer)] if k else []
         fixed = {name: np.array([min(k, n) if n else k], np.int64) for n, name in self._k_inputs.items()}
         found = run_slices(
@@ -140,8 +143,9 @@ class Scorer:
             fixed=fixed,
             cancellation=cancellation,
         )
-        logits = found[1] if self.has_logits else None
-        return Outputs(masses=found[0], logits=logits), found[len(names) :]
+        own = dict(zip(self._own, found[1:], strict=False))
+        outputs = Outputs(masses=found[0], logits=own.get(LOGITS), boundary=own.get(BOUNDARY))
+        return outputs, found[len(names) :]
 
 
 class Network:
@@ -206,7 +210,7 @@ def _compose(
     def at_most(n: int) -> str:
         return k_inputs.setdefault(n, f"softkin/k_{n}")
 
-    g, outputs, masses = GraphBuilder(), [o for o in proto.graph.output if o.name == LOGITS], []
+    g, outputs, masses = GraphBuilder(), [o for o in proto.graph.output if o.name in (LOGITS, BOUNDARY)], []
     for layer in layer_graphs(g, bank, file, parts, integer=integer):
         mass, *evidence = layer.masses(representation_output(layer.name), at_most)
         masses.append(mass)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -55,7 +56,8 @@ class ShardedScorer:
         ]
         self._pool = ThreadPoolExecutor(len(targets), thread_name_prefix="shard") if len(targets) > 1 else None
         self.device = ",".join(shard.device for shard in self._shards)
-        self.has_logits, self.input_name = self._shards[0].has_logits, self._shards[0].input_name
+        first = self._shards[0]
+        self.has_logits, self.has_boundary, self.input_name = first.has_logits, first.has_boundary, first.input_name
 
     def run(self, x: NDArray[np.generic], cancellation: Cancellation | None = None) -> Outputs:
         """As `Scorer.run`."""
@@ -100,11 +102,11 @@ def shard_rows(bank: Bank, count: int) -> list[slice]:
 
 
 def merge_outputs(shards: list[Outputs]) -> Outputs:
-    """Outputs of the whole bank from those of its shards; the logits are every shard's own."""
+    """Outputs of the whole bank from those of its shards; what the network alone yields is every shard's own."""
     if len(shards) == 1:
         return shards[0]
     merged = mass.merge_masses(np.stack([s.masses for s in shards]))
-    return Outputs(masses=merged.astype(np.float32), logits=shards[0].logits)
+    return replace(shards[0], masses=merged.astype(np.float32))
 
 
 def merge_nearest(shards: list[Nearest], k: int) -> Nearest:

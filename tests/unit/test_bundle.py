@@ -299,14 +299,15 @@ def test_a_network_of_other_classes_is_refused(tiny, tiny_copy):
         Detector.load(tiny_copy, device="cpu")
 
 
-def test_a_network_without_logits_has_no_energy(tiny, tmp_path):
+@pytest.mark.parametrize(("part", "lacks"), [("energy", "logits"), ("boundary_distance", "boundary_distance")])
+def test_a_network_without_what_a_part_is_made_of_is_refused(tiny, tmp_path, part, lacks):
     """Refused when it is loaded, not by a failed assertion when it scores."""
     out = tmp_path / "b"
-    spec = dataclasses.replace(tiny.spec, parts=("energy", "density"))
+    spec = dataclasses.replace(tiny.spec, parts=(part, "density"))
     build(out, tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
-    edit_model(out, without_logits(tiny.model))
+    edit_model(out, without_logits(tiny.model) if lacks == "logits" else tiny.model)
 
-    with pytest.raises(BundleError, match=r"model\.onnx: has no logits, which the part 'energy' needs"):
+    with pytest.raises(BundleError, match=rf"model\.onnx: has no {lacks}, which the part '{part}' needs"):
         Detector.load(out, device="cpu")
 
 

@@ -35,7 +35,9 @@ def test_given_equal_masses_the_graph_is_the_reference(classes, form, parts):
     rng = np.random.default_rng(classes)
     masses = rng.normal(-20, 30, size=(200, 3, classes)).astype(np.float32)
     logits = rng.normal(0, 10, size=(200, classes)).astype(np.float32)
+    boundary = rng.normal(0, 2, size=(200, classes)).astype(np.float32)
     masses[0, 1, 0], masses[1, 2, -1], logits[2, -1], logits[3, 0] = np.nan, -np.inf, np.inf, np.nan
+    boundary[4, -1], boundary[5, 0] = np.nan, -np.inf
     nonconformity = Nonconformity(
         form=form,
         class_weights=rng.uniform(5, 5000, classes),
@@ -45,7 +47,7 @@ def test_given_equal_masses_the_graph_is_the_reference(classes, form, parts):
         | {CENTER.format(p): rng.normal(0, 30, classes) for p in CLASS_PARTS}
         | {SCALE.format(p): rng.uniform(1, 30, classes) for p in CLASS_PARTS},
     )
-    outputs = Outputs(masses=masses, logits=logits)
+    outputs = Outputs(masses=masses, logits=logits, boundary=boundary)
     a = nonconformity(outputs)
     predicted = nonconformity.predict(outputs, a)
     score = outlier_score(a, predicted)
@@ -55,9 +57,10 @@ def test_given_equal_masses_the_graph_is_the_reference(classes, form, parts):
     detector = DetectorGraph(
         graph=g, nonconformity=nonconformity, outlier_scores=calibration, true_class_scores=calibration
     )
-    names = detector.outputs("masses", "logits")
+    names = detector.outputs("masses", "logits", "boundary")
+    inputs = {"masses": masses, "logits": logits, "boundary": boundary}
 
-    found = dict(zip(names, run_graph(g, {"masses": masses, "logits": logits}, names.values()), strict=True))
+    found = dict(zip(names, run_graph(g, inputs, names.values()), strict=True))
 
     np.testing.assert_allclose(found["outlier_score"], score, rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(found["predicted_class"], predicted)

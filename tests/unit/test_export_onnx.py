@@ -95,6 +95,7 @@ def variant(tiny, out, *, metric="cosine", form="joint", parts=None, model=None,
         ("density", ()),
         ("joint", ("posterior", "density", "density_last")),
         ("joint", ("energy",)),
+        ("joint", ("boundary_distance", "density")),
         ("joint", ("density_hidden", "class_density_hidden", "class_density_last", "posterior_hidden")),
     ],
 )

@@ -70,8 +70,8 @@ OPTIONS = {
     "unknown part": (
         f"{ONNX} --nonconformity joint --parts energie",
         "--parts: got ['energie']: must be 'posterior', 'posterior_hidden', 'density', 'density_hidden', "
-        "'density_last', 'class_density', 'class_density_hidden', 'class_density_last' or 'energy'; did you mean "
-        "'energy'?",
+        "'density_last', 'class_density', 'class_density_hidden', 'class_density_last', 'energy' or "
+        "'boundary_distance'; did you mean 'energy'?",
     ),
     "auto without a budget": (
         f"{ONNX} --precision auto",
@@ -80,6 +80,11 @@ OPTIONS = {
     "share": (
         f"{ONNX} --calibration-share 1.0",
         "--calibration-share: got 1; must lie strictly in (0, 1), for instance 0.2 for a fifth of the rows",
+    ),
+    "boundaries of probabilities": (
+        "--onnx p.onnx --layers hidden --data d.npz --nonconformity joint --parts boundary_distance,density",
+        "--parts: got 'boundary_distance', made of the linear layer before the logits, but 'p' is not what a linear "
+        "layer yields; leave it out",
     ),
     "energy of probabilities": (
         "--onnx p.onnx --layers hidden --data d.npz --nonconformity joint --parts energy,density",
@@ -203,6 +208,12 @@ VECTORS = {
         {"x_train": V, "y_train": Y},
         "--nonconformity joint --parts energy",
         "--parts: got 'energy', but vectors have no logits; leave it out",
+    ),
+    "boundaries": (
+        {"x_train": V, "y_train": Y},
+        "--nonconformity joint --parts boundary_distance",
+        "--parts: got 'boundary_distance', made of the linear layer before the logits, but vectors have none; leave it "
+        "out",
     ),
     "posterior of one class": (
         {"x_train": V},

@@ -24,11 +24,12 @@ WEIGHTS = np.array([1.0, 0.5, 2.0])
 
 
 def outputs(seed, n, classes=4, layers=3):
-    """Masses and logits as a network's."""
+    """Masses, logits and distances to boundaries as a network's."""
     rng = np.random.default_rng(seed)
     return Outputs(
         masses=rng.normal(-20, 8, size=(n, layers, classes)).astype(np.float32),
         logits=rng.normal(0, 3, size=(n, classes)).astype(np.float32),
+        boundary=rng.normal(0, 2, size=(n, classes)).astype(np.float32),
     )
 
 
@@ -143,7 +144,7 @@ def test_a_class_without_reference_rows_gets_the_units_of_all():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("part", [part for part in PARTS if part not in CLASS_PARTS])
+@pytest.mark.parametrize("part", [p for p in PARTS if p not in CLASS_PARTS and p != "boundary_distance"])
 def test_a_part_is_its_definition(part, layers):
     """By loops over the layers that it looks at: all, all but the last one of several, or the last one alone."""
     rows, (kind, _, which) = outputs(5, 8, layers=layers), part.partition("_")
@@ -159,6 +160,16 @@ def test_a_part_is_its_definition(part, layers):
                 most = math.log(sum(map(math.exp, m)) if kind == "posterior" else n)
                 expected += (1.0 if which == "last" else WEIGHTS[i]) * (most - m[j])
             assert found[b, j] == pytest.approx(expected, rel=1e-9)
+
+
+def test_far_from_the_boundaries_is_not_strange():
+    """Of each class its own number, in float64: the network has worked it out."""
+    rows = outputs(5, 8)
+
+    found = plain().part("boundary_distance", rows)
+
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, -rows.boundary.astype(np.float64))
 
 
 def test_the_predicted_class_is_the_networks_own():
@@ -184,12 +195,12 @@ def test_references_do_not_look_at_labels():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", ["masses", "logits", "masses, no network"])
+@pytest.mark.parametrize("where", ["masses", "logits", "boundary", "masses, no network"])
 def test_one_number_that_is_not_finite_makes_its_row_the_strangest(where, value):
     """Whichever number of the row it is; the rows beside it keep what they have, and all rows may be such."""
     rows, name, parts = outputs(8, 5), where.partition(",")[0], ("density", "energy")
     if where == "masses, no network":
-        rows, parts = replace(rows, logits=None), ("density",)
+        rows, parts = replace(rows, logits=None, boundary=None), ("density",)
     joint = replace(plain(), form="joint", parts=parts, references=fit_references(plain(), parts, rows))
     expected = joint(rows)
     expected[2] = math.inf

@@ -96,7 +96,7 @@ def test_a_request_that_is_stopped_does_not_keep_a_sharded_detector(tiny):
 class StandIn:
     """A scorer that takes its time, or fails at once."""
 
-    has_logits, input_name, num_rows = False, "x", 3
+    has_logits, has_boundary, input_name, num_rows = False, False, "x", 3
 
     def __init__(self, target, threads):
         self.target, self.threads = target, threads

@@ -24,6 +24,7 @@ from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
 from softkin.scorer import Network, reducer_key
 from softkin_training.approximate import choose
+from softkin_training.boundary import with_boundary
 from softkin_training.calibrate import Calibrated, calibrate
 from softkin_training.representations import extract
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
@@ -97,8 +98,8 @@ def build(
         The manifest as written.
 
     Raises:
-        DataError: calibration overlaps with bank or training rows, there are too few rows for alpha, or the error
-            budget is exceeded.
+        DataError: calibration overlaps with bank or training rows, there are too few rows for alpha, the error budget
+            is exceeded, or the model has no boundaries of which a part is made.
         BundleError: the directory cannot be written.
     """
     refuse_overlap(bank_rows, calibration_rows, "bank", "calibration")
@@ -108,6 +109,8 @@ def build(
         check_labels(rows, len(spec.classes), what)
     reference, calibration = _split(calibration_rows, spec)
     _require_rows(len(calibration), spec.alpha, reference is not None)
+    if "boundary_distance" in spec.parts:
+        model = with_boundary(model, bank_rows)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / bundles.MODEL
         path.write_bytes(model)

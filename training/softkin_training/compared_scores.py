@@ -98,6 +98,7 @@ def _parts(subject: Subject) -> dict[str, Compared]:
 
     own = subject.detector.manifest.nonconformity
     same = {own, "energy"} | ({"density_last", "posterior_hidden"} if len(subject.layers) == 1 else set())
+    same.add("boundary_distance")  # which is fDBD
     # Class parts need reference rows; they and what they measure the hidden layers by are seen in joint scores.
     inside = {*CLASS_PARTS, "density_hidden"}
     return {

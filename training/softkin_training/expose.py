@@ -20,7 +20,7 @@ from softkin.detector_graph import OUTPUTS
 from softkin.errors import InvalidInputError
 from softkin.graph_builder import GraphBuilder
 from softkin.mass import Metric
-from softkin.scorer import LOGITS, MASSES, reducer_key
+from softkin.scorer import BOUNDARY, LOGITS, MASSES, reducer_key
 from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
 from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output
 from softkin_training.foreign import adapt, the_input, with_wide_input
@@ -194,7 +194,7 @@ def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str
 
 def _is_ours(name: str) -> bool:
     """Whether a tensor of this name is, or may be, added to the model."""
-    return name in (LOGITS, MASSES, *OUTPUTS) or name.startswith(OUR_PREFIXES)
+    return name in (LOGITS, BOUNDARY, MASSES, *OUTPUTS) or name.startswith(OUR_PREFIXES)
 
 
 def _refuse_not_finite(field: str, name: str, value: Array) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from softkin import bundle as bundles
@@ -24,6 +25,7 @@ from softkin_training.expose import Exposed, embedding_network, expose
 from softkin_training.fit_config import FitConfig
 from softkin_training.fit_rows import ONE_CLASS, checked_rows, class_names, read_calibration, refuse_empty_classes
 from softkin_training.foreign import read_model
+from softkin_training.network_head import find_head
 from softkin_training.npz import checked_labels, read_npz
 from softkin_training.rows import Rows, fingerprint
 from softkin_training.split import choose_bank_rows, first_of_each, split
@@ -247,6 +249,11 @@ def _refuse_parts(config: FitConfig, exposed: Exposed, num_classes: int = 2) -> 
             where,
             f"got 'energy', but {reason if exposed.output else 'vectors have no logits'}; leave it out"
             + (", or name the tensor before the softmax by --output" if exposed.output else ""),
+        )
+    if "boundary_distance" in parts and find_head(onnx.load_from_string(exposed.model)) is None:
+        what = f"{exposed.output!r} is not what a linear layer yields" if exposed.output else "vectors have none"
+        raise InvalidInputError(
+            where, f"got 'boundary_distance', made of the linear layer before the logits, but {what}; leave it out"
         )
     if num_classes < 2 and (comparing := {"posterior", "posterior_hidden"} & set(parts)):
         what = min(comparing)

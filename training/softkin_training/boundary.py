@@ -1,0 +1,87 @@
+"""Distances to a classifier's decision boundaries, as one more output of its ONNX model: the joint form fuses them.
+
+fDBD (Liu & Qin 2024, "Fast Decision Boundary based Out-of-Distribution Detector", eq. 4 to 7), which is made for the
+predicted class, extended to every class j:
+
+    b_j(h) = 1 / (C - 1) * sum_{c != j} (logit_j - logit_c) / |w_j - w_c| / |h - mean|
+
+The larger, the more a row is a member of the class. Networks with batch normalisation make features of outliers that
+lie near inliers' and near the boundaries. Needs no torch. Shapes: B rows, M fitting rows, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from softkin.errors import DataError
+from softkin.graph_builder import GraphBuilder
+from softkin.scorer import BOUNDARY, LOGITS, Network
+from softkin_training.network_head import FEATURES, Head, find_head, with_features
+from softkin_training.rows import Rows
+
+PREFIX = "softkin.boundary"
+MEAN_ROWS = 5000
+"""Training rows that the mean feature is taken of, at most; every n-th of them."""
+
+
+def with_boundary(model: bytes, rows: Rows) -> bytes:
+    """The ONNX model with the output `boundary_distance`, float32 `[B, C]`; its logits and all else stay as they are.
+
+    Args:
+        model: a classifier whose logits are a linear layer's.
+        rows: training rows, whose mean features the distances are measured by.
+
+    Raises:
+        DataError: the logits are not those of a linear layer, there is one class, or the network overflows on a row.
+    """
+    proto = onnx.load_from_string(model)
+    head = find_head(proto)
+    if head is None:
+        raise DataError(
+            "the part 'boundary_distance' needs a network whose logits are a linear layer's (Gemm, or MatMul and Add), "
+            "and this one's are not; leave the part out"
+        )
+    if len(head.weight) < 2:
+        raise DataError("the part 'boundary_distance' needs 2 classes or more, between which there is a boundary")
+    mean = _mean_features(with_features(proto, head), rows)
+    _append(proto, head, mean)
+    return bytes(proto.SerializeToString())
+
+
+def _mean_features(model: onnx.ModelProto, rows: Rows) -> NDArray[np.float32]:
+    """`[D]`, over at most `MEAN_ROWS` rows."""
+    step = -(-len(rows) // MEAN_ROWS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        features_MD = Network(path).run(rows.read(np.arange(0, len(rows), step)))[FEATURES]
+    mean = features_MD.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if not np.isfinite(mean).all():
+        raise DataError("the network overflows on training rows; check their scale")
+    return mean
+
+
+def _append(proto: onnx.ModelProto, head: Head, mean_D: NDArray[np.float32]) -> None:
+    apart_CC = np.stack([np.linalg.norm(head.weight - row, axis=1) for row in head.weight])
+    # Classes of equal weights have no boundary between them; a class has none with itself.
+    inverse_CC = np.divide(1.0, apart_CC, out=np.zeros_like(apart_CC), where=apart_CC > 0) / (len(apart_CC) - 1)
+    g = GraphBuilder(PREFIX)
+    axis = g.constant(np.array([1], np.int64))
+    logits = g.op("Cast", [LOGITS], to=TensorProto.FLOAT)
+    # Less the largest: what all logits have in common would cost the sum its digits.
+    gaps = g.op("Sub", [logits, g.op("ReduceMax", [logits, axis], keepdims=1)])
+    from_each = g.op("Mul", [gaps, g.constant(inverse_CC.sum(axis=1).astype(np.float32))])
+    from_others = g.op("MatMul", [gaps, g.constant(inverse_CC.astype(np.float32))])
+    moved = g.op("Sub", [g.op("Cast", [head.features], to=TensorProto.FLOAT), g.constant(mean_D)])
+    off = g.op("Max", [g.op("ReduceL2", [moved, axis], keepdims=1), g.constant(float(np.finfo(np.float32).tiny))])
+    distance = g.op("Div", [g.op("Sub", [from_each, from_others]), off])
+    g.nodes.append(helper.make_node("Identity", [distance], [BOUNDARY], name=f"{PREFIX}/{BOUNDARY}"))
+    proto.graph.node.extend(g.nodes)
+    proto.graph.initializer.extend(g.initializers)
+    proto.graph.output.append(helper.make_tensor_value_info(BOUNDARY, TensorProto.FLOAT, [None, len(inverse_CC)]))
