@@ -1,0 +1,90 @@
+"""Rows and labels of files that nobody prepared for us, and which of the rows a model is tried on."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from softkin.errors import DataError
+from softkin_training.cli import main
+from softkin_training.fit_rows import checked_rows, class_names
+from softkin_training.npz import checked_labels
+
+
+def labels(y, n=3):
+    """Checked, of three rows and two classes."""
+    return checked_labels({"x_train": np.zeros((n, 2)), "y_train": np.asarray(y)}, "train", 2, "f.npz")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64"])
+def test_labels_become_int64(dtype):
+    """Whatever integers they were."""
+    found = labels(np.array([0, 1, 1], dtype))
+
+    assert (found.dtype, found.tolist()) == (np.int64, [0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([[0], [1], [1]], r"f\.npz: y_train is int64 \(3, 1\); it must be one integer per row"),
+        ([0.0, 1.0, 1.0], r"f\.npz: y_train is float64 \(3,\); it must be one integer per row"),
+        ([0, 1], r"f\.npz: x_train has 3 rows, y_train 2; they must be equal"),
+        ([0, 1, 1, 0], r"f\.npz: x_train has 3 rows, y_train 4; they must be equal"),
+        ([0, -1, 2], r"y_train\[1\] is -1; .* must lie in 0 to 1 \(2 labels lie outside\)"),
+    ],
+)
+def test_labels_that_are_none_are_refused(y, message):
+    """By the first of them."""
+    with pytest.raises(DataError, match=message):
+        labels(y)
+
+
+@pytest.mark.parametrize(
+    ("x", "found"),
+    [
+        (np.zeros(3, np.float32), r"float32 \[3\]"),
+        (np.zeros((0, 2), np.float32), r"float32 \[0, 2\]"),
+        (np.zeros((3, 0), np.float32), r"float32 \[3, 0\]"),
+        (np.zeros((3, 2), np.float16), r"float16 \[3, 2\]"),
+    ],
+)
+def test_rows_that_no_detector_takes_are_refused(x, found):
+    """With what they are."""
+    with pytest.raises(DataError, match=rf"f\.npz: x_test is {found}; it must be one of .* convert it"):
+        checked_rows(x, "x_test", "f.npz")
+
+
+def test_rows_that_are_not_finite_are_counted_and_the_first_is_named():
+    """One number is enough."""
+    x = np.zeros((5, 2))
+    x[[1, 3], 1] = np.nan, np.inf
+
+    with pytest.raises(DataError, match="x_test has 2 rows with NaN or infinity, the first is row 1; remove them"):
+        checked_rows(x, "x_test", "f.npz")
+
+
+def test_class_names_may_stand_in_an_array_of_any_shape():
+    """Or not at all."""
+    assert class_names({"class_names": np.array([["a"], ["b"]])}) == ("a", "b")
+    assert class_names({}) == ()
+
+
+def test_a_model_is_tried_on_rows_from_all_over_the_file(tmp_path, capsys):
+    """Files are often sorted: logits of the first class may look like probabilities."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Neg", ["x"], ["hidden"]), helper.make_node("Neg", ["hidden"], ["scores"])]
+    shapes = [value(name, TensorProto.FLOAT, ["batch", 2]) for name in ("x", "scores")]
+    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    p = np.linspace(0.6, 0.9, 150)
+    first, rest = np.stack([p, 1 - p], axis=1), np.stack([1 - 4 * p, 5 * p], axis=1)
+    np.savez(
+        tmp_path / "d.npz", x_train=np.concatenate([first, rest]).astype(np.float32), y_train=np.arange(300) // 150
+    )
+
+    command = ["fit", "--onnx", str(tmp_path / "m.onnx"), "--layers", "hidden", "--data", str(tmp_path / "d.npz")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "2 logits" in capsys.readouterr().out
