@@ -194,6 +194,19 @@ def test_rows_on_which_the_network_overflows_are_the_strangest_for_every_score(t
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_inliers_on_which_the_network_overflows_do_not_spoil_what_its_probabilities_are_worth(tiny):
+    """They are left out, and that is said."""
+    labels = np.arange(len(tiny.inliers)) % 3
+    with_huge = np.concatenate([np.full((2, 12), 3e38, np.float32), tiny.inliers])
+    plain, found = (
+        evaluate(tiny.path, inliers=x, labels=y, outliers={"far": tiny.outliers}, calibration=None)
+        for x, y in ((tiny.inliers, labels), (with_huge, np.append([0, 0], labels)))
+    )
+
+    assert found.classifier == plain.classifier
+    assert "The network overflows on 2 inliers; its calibration leaves them out." in found.notes
+
+
 @pytest.fixture(scope="module")
 def pictured(tiny, tmp_path_factory):
     """A bundle whose rows are 4x4 pictures in uint8, and some rows."""

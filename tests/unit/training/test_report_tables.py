@@ -151,6 +151,10 @@ def test_json_has_the_means_of_each_group(report):
     assert {group: means["caught"] for group, means in raw["means"].items()} == pytest.approx(
         {"all": 0.15, "near": 0.2, "far": 0.1}
     )
+    assert {group: means["auroc"] for group, means in raw["means"].items()} == pytest.approx(
+        {"all": 0.145, "near": 0.16, "far": 0.13}
+    )
+    assert report.scores["softkin"].mean("auroc", ["one", "one", "two"]) == pytest.approx(0.14)
 
 
 def test_the_promise_is_held_against_what_came_of_it(report):
