@@ -109,3 +109,12 @@ def test_a_stream_that_is_left_while_it_waits_for_its_own_requests_ends(start, r
     running.until(lambda: running.sample("softkin_streams") == 0)
     running.until(lambda: not [t for t in threading.enumerate() if t.name == "stream"])
     running.until(lambda: running.server.pending_requests == 0)
+
+
+def test_a_message_without_a_request_is_told_what_it_lacks(start, rows):
+    """And costs the others of its stream nothing."""
+    stream = start(StandIn()).stub.ScoreStream(iter([pb.ScoreStreamRequest(), message(rows(1))]), timeout=60)
+
+    refused, scored = [answer for response in stream for answer in response.answers]
+    assert refused.error.message == "request: not set; send what to score"
+    assert scored.response.outlier_score == [float(rows(1).sum())]
