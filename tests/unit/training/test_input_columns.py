@@ -125,3 +125,29 @@ def test_bytes_are_images(kind):
     column = pa.array([png(1), png(2)], getattr(pa, kind)())
 
     assert read({"i": column}, features={"i": feature}).reshape(2, -1).tolist() == [[1] * 4, [2] * 4]
+
+
+class Pair(pa.ExtensionType):
+    """Two numbers by another name, as the library's arrays of fixed shape are lists."""
+
+    def __init__(self):
+        super().__init__(pa.list_(pa.int64(), 2), "pair")
+
+    def __arrow_ext_serialize__(self):
+        """Nothing to say."""
+        return b""
+
+
+def test_arrays_of_the_librarys_own_types_are_what_they_hold():
+    """Those of a type that Arrow does not know."""
+    column = pa.ExtensionArray.from_storage(Pair(), pa.array([[1, 2], [3, 4]], pa.list_(pa.int64(), 2)))
+
+    assert read({"a": column}).tolist() == [[1, 2], [3, 4]]
+
+
+def test_lists_of_which_one_is_missing_inside_another_are_refused():
+    """As rows of different lengths are."""
+    lists = pa.array([[[1], None], [[2], [3]]], pa.list_(pa.list_(pa.int64())))
+
+    with pytest.raises(DataError, match=r"column 'a' has rows of \[1, None\] numbers; all must be as long"):
+        read({"a": lists})
