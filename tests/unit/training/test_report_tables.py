@@ -1,4 +1,4 @@
-"""Every figure of a report's tables and of its Markdown stands under its own head."""
+"""Every figure of a report's tables, of its Markdown and of its page stands under its own head."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hostile_report import hostile_report
 from softkin_training import report_tables as tables
 from softkin_training.detection_metrics import Rate
 from softkin_training.report import HIGHER_IS_BETTER, Detection
+from softkin_training.report_html import html
 from softkin_training.report_markdown import markdown, opening, plain, promise
 from softkin_training.report_tables import number
 
@@ -27,7 +28,9 @@ def report(tiny):
             for k, old in enumerate(list(score.outliers)[:2], start=1)
         )
         scores[name] = dataclasses.replace(score, outliers={"one": one, "two": two})
-    return dataclasses.replace(found, scores=scores, near=("two",))
+    bars = dict(zip(("one", "two"), found.histogram.outliers.values(), strict=False))
+    histogram = dataclasses.replace(found.histogram, outliers=bars)
+    return dataclasses.replace(found, scores=scores, near=("two",), histogram=histogram)
 
 
 def share(value):
@@ -199,3 +202,70 @@ def test_markdown_has_every_table_once_under_its_heading(report):
 def test_text_is_shown_as_it_is(text, shown):
     """On one line, and neither code nor link."""
     assert plain(text) == shown
+
+
+@pytest.fixture(scope="module")
+def judged(report):
+    """The report with three false alarms in ten rows, which is hardly luck."""
+    own = dataclasses.replace(report.scores["softkin"], false_alarms=share(0.3), title="<own>", source="<bundle>")
+    p_values = dataclasses.replace(report.p_values, chance_of_false_alarms=0.01234)
+    return dataclasses.replace(report, scores=report.scores | {"softkin": own}, p_values=p_values, accuracy=0.875)
+
+
+@pytest.fixture(scope="module")
+def page(judged):
+    """Its page."""
+    return html(judged)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Found: 3 of 10 inliers flagged, <strong>30%</strong> (95 % interval 25% to 34%). Chance of so many or more, "
+        "if they are like the calibration rows: 0.0123.",
+        "<h3>Mean over all 2 outlier sets</h3>",
+        "<h3>one (10 rows)</h3>",
+        "<h3>two (10 rows, near)</h3>",
+        "<dt>mean AUROC</dt><dd>0.1450<small>over 2 outlier sets</small></dd>",
+        "<dt>mean near AUROC</dt><dd>0.1600<small>over one outlier set</small></dd>",
+        "<dt>mean far caught</dt><dd>10%<small>at alpha = 0.05</small></dd>",
+        "<dt>false alarms</dt><dd>30%<small>5% are accepted</small></dd>",
+        "<dt>accuracy</dt><dd>87.5%<small>of the classifier, on inliers</small></dd>",
+        "<dt>&lt;own&gt;</dt><dd>&lt;bundle&gt;</dd>",
+        '<tr class="own"><th scope="row">&lt;own&gt;</th>',
+        "<figcaption>P-values of inliers</figcaption>",
+        '<a href="#classifier">Classifier</a>',
+    ],
+)
+def test_the_page_shows_each_figure_with_what_it_is(page, text):
+    """As a share of a hundred where it is one; names from files are no markup."""
+    assert text in page
+
+
+def test_the_page_marks_the_bundles_own_row_and_the_best_of_each_column(page, judged):
+    """The first row of every table of scores, and of no other; groups of one set have no table of their own."""
+    tables_of_scores = page.count('<th scope="col">score</th>')
+
+    assert tables_of_scores == 6  # separation, flagged, all sets, each of both, false alarms
+    assert page.count('<tr class="own">') == tables_of_scores
+    highest = list(judged.scores.values())[-1]
+    assert f'<th scope="row">{highest.title}</th><td class="best">0.' in page
+    assert "Mean over the" not in page
+    assert f'<p class="note">On {judged.classifier.rows} labelled inliers.</p>' in page
+
+
+@pytest.mark.parametrize(("chance", "warned"), [(0.0099, True), (0.0101, False)])
+def test_one_chance_in_a_hundred_is_what_luck_is_given(judged, chance, warned):
+    """Below it the page says that it is none."""
+    p_values = dataclasses.replace(judged.p_values, chance_of_false_alarms=chance)
+
+    assert ("So many false alarms are not luck" in html(dataclasses.replace(judged, p_values=p_values))) is warned
+
+
+def test_credibility_alone_has_its_part_of_the_page(judged):
+    """As for bundles without logits; an unknown accuracy has no tile."""
+    found = html(dataclasses.replace(judged, classifier=None, accuracy=None))
+
+    assert '<a href="#classifier">Classifier</a>' in found
+    assert "Credibility: accuracy by credibility" in found
+    assert "of the classifier, on inliers" not in found
