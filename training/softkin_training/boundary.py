@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from softkin.errors import DataError
 from softkin.graph_builder import GraphBuilder
 from softkin.scorer import BOUNDARY, LOGITS, Network
-from softkin_training.network_head import FEATURES, Head, find_head, with_features
+from softkin_training.network_head import FEATURES, Head, boundary_weights, find_head, with_features
 from softkin_training.rows import Rows
 
 PREFIX = "softkin.boundary"
@@ -68,20 +68,18 @@ def _mean_features(model: onnx.ModelProto, rows: Rows) -> NDArray[np.float32]:
 
 
 def _append(proto: onnx.ModelProto, head: Head, mean_D: NDArray[np.float32]) -> None:
-    apart_CC = np.stack([np.linalg.norm(head.weight - row, axis=1) for row in head.weight])
-    # Classes of equal weights have no boundary between them; a class has none with itself.
-    inverse_CC = np.divide(1.0, apart_CC, out=np.zeros_like(apart_CC), where=apart_CC > 0) / (len(apart_CC) - 1)
+    weights_CC = boundary_weights(head.weight)
     g = GraphBuilder(PREFIX)
     axis = g.constant(np.array([1], np.int64))
     logits = g.op("Cast", [LOGITS], to=TensorProto.FLOAT)
     # Less the largest: what all logits have in common would cost the sum its digits.
     gaps = g.op("Sub", [logits, g.op("ReduceMax", [logits, axis], keepdims=1)])
-    from_each = g.op("Mul", [gaps, g.constant(inverse_CC.sum(axis=1).astype(np.float32))])
-    from_others = g.op("MatMul", [gaps, g.constant(inverse_CC.astype(np.float32))])
+    from_each = g.op("Mul", [gaps, g.constant(weights_CC.sum(axis=1).astype(np.float32))])
+    from_others = g.op("MatMul", [gaps, g.constant(weights_CC.astype(np.float32))])
     moved = g.op("Sub", [g.op("Cast", [head.features], to=TensorProto.FLOAT), g.constant(mean_D)])
     off = g.op("Max", [g.op("ReduceL2", [moved, axis], keepdims=1), g.constant(float(np.finfo(np.float32).tiny))])
     distance = g.op("Div", [g.op("Sub", [from_each, from_others]), off])
     g.nodes.append(helper.make_node("Identity", [distance], [BOUNDARY], name=f"{PREFIX}/{BOUNDARY}"))
     proto.graph.node.extend(g.nodes)
     proto.graph.initializer.extend(g.initializers)
-    proto.graph.output.append(helper.make_tensor_value_info(BOUNDARY, TensorProto.FLOAT, [None, len(inverse_CC)]))
+    proto.graph.output.append(helper.make_tensor_value_info(BOUNDARY, TensorProto.FLOAT, [None, len(weights_CC)]))

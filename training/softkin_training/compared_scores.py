@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
-from softkin.nonconformity import CLASS_PARTS, PARTS, Nonconformity, Part, fit_references, outlier_score
+from softkin.nonconformity import CLASS_PARTS, PARTS, Nonconformity, Outputs, Part, fit_references, outlier_score
 from softkin_training import baselines, feature_baselines
 from softkin_training.feature_baselines import FDBD
 from softkin_training.fitted_baselines import RelativeMahalanobis, ViM, summed_distances, vim_origin
@@ -18,7 +18,11 @@ from softkin_training.split import FEWEST_REFERENCES, reference_size
 from softkin_training.subject import Pass, Subject
 
 Floats = NDArray[np.float64]
-JOINTS: tuple[tuple[Part, ...], ...] = (("posterior", "density", "density_last"), ("energy", "density"))
+JOINTS: tuple[tuple[Part, ...], ...] = (
+    ("posterior", "density", "density_last"),
+    ("energy", "density"),
+    ("density", "boundary_distance"),
+)
 """Fusions that a report compares beside the bundle's own."""
 TYPICAL_ROWS = 500
 """Bank rows on which the typical distance of a layer is measured."""
@@ -58,14 +62,15 @@ def compared_scores(
     """
     notes: list[str] = []
     reference = _reference_rows(calibration, seed, notes)
-    scores = _parts(subject) | _joints(subject, calibration, reference)
     head = _readable_head(subject, notes)
+    fdbd = _fdbd(head, calibration, reference)
+    scores = _parts(subject) | _joints(subject, calibration, reference, fdbd)
     if subject.neighbors:
         scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, head, notes)
     else:
         notes.append("The bank holds prototypes: what counts neighbours or fits Gaussians to rows is left out.")
     if subject.detector.has_logits:
-        scores |= _reshaped(head, calibration, reference, notes) | _of_logits()
+        scores |= _reshaped(head, calibration, reference, fdbd, notes) | _of_logits()
     else:
         notes.append("Bare embeddings have no logits: scores made of logits are left out.")
     return scores, notes
@@ -108,28 +113,38 @@ def _parts(subject: Subject) -> dict[str, Compared]:
     }
 
 
-def _joints(subject: Subject, calibration: Pass | None, reference: NDArray[np.bool_] | None) -> dict[str, Compared]:
+def _joints(
+    subject: Subject, calibration: Pass | None, reference: NDArray[np.bool_] | None, fdbd: FDBD | None
+) -> dict[str, Compared]:
     if calibration is None or reference is None:
         return {}
+
+    def outputs(p: Pass) -> Outputs:
+        """With what the part of boundaries is made of, for bundles without it too."""
+        if fdbd is None or p.features is None:
+            return p.outputs
+        return replace(p.outputs, boundary=fdbd.of_classes(p.features).astype(np.float32))
+
     plain, found = subject.nonconformity(), {}
     for parts in JOINTS:
         no_logits = "energy" in parts and not subject.detector.has_logits
-        if no_logits or set(parts) == set(subject.detector.manifest.parts):
+        no_boundary = "boundary_distance" in parts and fdbd is None
+        if no_logits or no_boundary or set(parts) == set(subject.detector.manifest.parts):
             continue
-        at_reference = calibration.outputs.take(reference)
+        at_reference = outputs(calibration).take(reference)
         joint = subject.nonconformity(parts, fit_references(plain, parts, at_reference))
         found["_".join(("joint", *parts))] = Compared(
             title=f"joint: {' + '.join(p.replace('_', ' ') for p in parts)}",
             source=OURS,
-            score=_at_predicted(joint),
+            score=_at_predicted(joint, outputs),
             calibrates=~reference,
         )
     return found
 
 
-def _at_predicted(form: Nonconformity) -> Callable[[Pass], Floats]:
+def _at_predicted(form: Nonconformity, outputs: Callable[[Pass], Outputs]) -> Callable[[Pass], Floats]:
     def score(p: Pass) -> Floats:
-        a_BC = form(p.outputs)
+        a_BC = form(outputs(p))
         return outlier_score(a_BC, form.predict(p.outputs, a_BC))
 
     return score
@@ -237,18 +252,36 @@ def _readable_head(subject: Subject, notes: list[str]) -> _ReadableHead | None:
     return _ReadableHead(weight=head.weight, bias=head.bias, golden=golden, features=golden.features)
 
 
+def _fitting(calibration: Pass | None, reference: NDArray[np.bool_] | None) -> NDArray[np.float32] | None:
+    """`[M, D]` features of the reference rows on which the network is finite; None where there are none."""
+    if calibration is None or reference is None or calibration.features is None:
+        return None
+    features = calibration.features[reference & calibration.outputs.finite]
+    return features if len(features) else None
+
+
+def _fdbd(head: _ReadableHead | None, calibration: Pass | None, reference: NDArray[np.bool_] | None) -> FDBD | None:
+    fitting = _fitting(calibration, reference)
+    if head is None or fitting is None or len(head.weight) < 2:
+        return None
+    return FDBD(mean=fitting.mean(axis=0, dtype=np.float64), weight=head.weight, bias=head.bias)
+
+
 def _reshaped(
-    head: _ReadableHead | None, calibration: Pass | None, reference: NDArray[np.bool_] | None, notes: list[str]
+    head: _ReadableHead | None,
+    calibration: Pass | None,
+    reference: NDArray[np.bool_] | None,
+    fdbd: FDBD | None,
+    notes: list[str],
 ) -> dict[str, Compared]:
     if head is None:
         return {}
     w, b, found = head.weight, head.bias, {}
-    if calibration is not None and reference is not None and (reference & calibration.outputs.finite).any():
-        assert calibration.features is not None
-        fitting = calibration.features[reference & calibration.outputs.finite]
+    fitting = _fitting(calibration, reference)
+    if fitting is not None:
+        assert reference is not None
         clip = float(np.quantile(fitting, feature_baselines.REACT_QUANTILE))
-        if len(w) > 1:
-            fdbd = FDBD(mean=fitting.mean(axis=0, dtype=np.float64), weight=w, bias=b)
+        if fdbd is not None:
             found["fdbd"] = _of_features("fDBD", "Liu & Qin 2024", lambda h, _: fdbd.score(h), ~reference)
         found["react"] = _of_features(
             "ReAct", "Sun, Guo & Li 2021", lambda h, _: feature_baselines.react(h, clip, w, b), ~reference

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
+from softkin_training.network_head import boundary_weights
 
 Floats = NDArray[np.float64]
 REACT_QUANTILE = 0.9
@@ -73,13 +74,14 @@ class FDBD:
 
     def score(self, features_BD: NDArray[np.floating]) -> Floats:
         """`[B]`."""
+        top = (features_BD.astype(np.float64) @ self.weight.T + self.bias).argmax(axis=1)
+        return np.asarray(-self.of_classes(features_BD)[np.arange(len(top)), top])
+
+    def of_classes(self, features_BD: NDArray[np.floating]) -> Floats:
+        """`[B, C]`: the ratio with any class in the place of the predicted one, see `boundary.py`; larger = nearer."""
         h = features_BD.astype(np.float64)
         logits = h @ self.weight.T + self.bias
-        top = logits.argmax(axis=1)
-        between = np.linalg.norm(self.weight[:, None] - self.weight[None], axis=2)[top]
-        gaps = logits.max(axis=1, keepdims=True) - logits
-        # Classes of equal weights have no boundary between them; the predicted class itself is one of these.
-        distances = np.divide(gaps, between, out=np.zeros_like(gaps), where=between > 0)
-        off = np.linalg.norm(h - self.mean, axis=1)
-        total = distances.sum(axis=1) / (len(self.weight) - 1)
-        return -total / np.maximum(off, np.finfo(np.float64).tiny)
+        gaps = logits - logits.max(axis=1, keepdims=True)
+        weights_CC = boundary_weights(self.weight)
+        off = np.linalg.norm(h - self.mean, axis=1, keepdims=True)
+        return (gaps * weights_CC.sum(axis=1) - gaps @ weights_CC) / np.maximum(off, np.finfo(np.float64).tiny)

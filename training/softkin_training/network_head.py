@@ -28,6 +28,16 @@ class Head:
     """`[C]`."""
 
 
+def boundary_weights(weight_CD: NDArray[np.floating]) -> NDArray[np.float64]:
+    """`[C, C]` of `1 / |w_j - w_c| / (C - 1)`, which turn differences of logits into a mean distance to boundaries.
+
+    0 for a class with itself and between classes of equal weights, which no boundary parts.
+    """
+    w = weight_CD.astype(np.float64)
+    apart_CC = np.stack([np.linalg.norm(w - row, axis=1) for row in w])
+    return np.divide(1.0, apart_CC, out=np.zeros_like(apart_CC), where=apart_CC > 0) / (len(w) - 1)
+
+
 def find_head(model: onnx.ModelProto) -> Head | None:
     """The linear layer that yields the logits: Gemm, or MatMul with or without Add; None where there is none."""
     made_by = {output: node for node in model.graph.node for output in node.output}
