@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 JOINTS: tuple[tuple[Part, ...], ...] = (
     ("posterior", "density", "density_last"),
     ("energy", "density"),
-    ("density", "boundary_distance"),
+    ("class_density", "boundary_distance"),
 )
 """Fusions that a report compares beside the bundle's own."""
 TYPICAL_ROWS = 500

@@ -105,13 +105,13 @@ def test_some_calibration_rows_are_fitted_to_and_the_others_calibrate(tiny):
 
     fitted = ~scores["react"].calibrates
     assert (len(fitted), fitted.sum()) == (400, 100)
-    for name in ("joint_energy_density", "joint_density_boundary_distance", "fdbd"):
+    for name in ("joint_energy_density", "joint_class_density_boundary_distance", "fdbd"):
         assert (~scores[name].calibrates == fitted).all()
     assert (again["react"].calibrates == scores["react"].calibrates).all()
     assert (other["react"].calibrates != scores["react"].calibrates).any()
     assert {name for name, s in scores.items() if s.calibrates is None} == scores.keys() - {
         "joint_energy_density",
-        "joint_density_boundary_distance",
+        "joint_class_density_boundary_distance",
         "fdbd",
         "react",
     }
@@ -125,7 +125,7 @@ def test_without_calibration_rows_what_is_fitted_to_them_is_left_out_and_told(ti
     """The rest stays: it needs the bank alone."""
     scores, notes = compared_scores(Subject(bundles.read_bundle(tiny.path)), None, None, 0)
 
-    assert not {"joint_energy_density", "joint_density_boundary_distance", "react", "fdbd"} & scores.keys()
+    assert not {"joint_energy_density", "joint_class_density_boundary_distance", "react", "fdbd"} & scores.keys()
     assert {"vim", "mahalanobis", "dknn", "energy"} <= scores.keys()
     [note] = [note for note in notes if "Joint scores need calibration rows" in note]
     assert "ReAct and fDBD" in note
@@ -174,10 +174,10 @@ def test_joint_scores_put_their_parts_on_the_scale_of_the_reference_rows(tiny):
 
 def test_boundaries_are_fused_as_a_bundle_with_that_part_fuses_them(tiny, tmp_path):
     """So a report shows of any classifier what the part would be worth; the one fits its mean to other rows."""
-    parts = ("density", "boundary_distance")
+    parts = ("class_density", "boundary_distance")
     subject = Subject(bundles.read_bundle(tiny.path))
     calibration, seen = subject.run(tiny.calibration.x), subject.run(tiny.outliers)
-    found = compared_scores(subject, calibration, None, 0)[0]["joint_density_boundary_distance"]
+    found = compared_scores(subject, calibration, None, 0)[0]["joint_class_density_boundary_distance"]
     spec = dataclasses.replace(tiny.spec, parts=parts)
     build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
     own = Subject(bundles.read_bundle(tmp_path / "b"))
@@ -188,7 +188,7 @@ def test_boundaries_are_fused_as_a_bundle_with_that_part_fuses_them(tiny, tmp_pa
     expected = outlier_score(form(outputs), outputs.logits.argmax(axis=1))
 
     np.testing.assert_allclose(found.score(seen), expected, rtol=0.1)
-    assert "joint_density_boundary_distance" not in compared_scores(own, own.run(tiny.calibration.x), None, 0)[0]
+    assert "joint_class_density_boundary_distance" not in compared_scores(own, own.run(tiny.calibration.x), None, 0)[0]
 
 
 def test_what_counts_neighbors_and_what_fits_gaussians_sees_the_layers_it_names(tiny):
@@ -242,7 +242,7 @@ def test_every_score_tells_where_it_comes_from(tiny):
         "density": ("density", ours),
         "density_last": ("density, narrow", ours),
         "joint_energy_density": ("joint: energy + density", ours),
-        "joint_density_boundary_distance": ("joint: density + boundary distance", ours),
+        "joint_class_density_boundary_distance": ("joint: class density + boundary distance", ours),
         "kth_neighbor": ("k-th neighbour distance, narrow", "Sun et al. 2022"),
         "kth_neighbor_all": ("k-th neighbour distance, all layers", "Sun et al. 2022, summed over layers"),
         "dknn": ("DkNN credibility", "Papernot & McDaniel 2018"),

@@ -30,7 +30,7 @@ OTHERS = [
     "density",
     "density_last",
     "joint_energy_density",
-    "joint_density_boundary_distance",
+    "joint_class_density_boundary_distance",
     "kth_neighbor",
     "kth_neighbor_all",
     "dknn",
@@ -46,7 +46,7 @@ OTHERS = [
 ]
 
 
-FITTED_TO_CALIBRATION_ROWS = ("joint_energy_density", "joint_density_boundary_distance", "fdbd", "react")
+FITTED_TO_CALIBRATION_ROWS = ("joint_energy_density", "joint_class_density_boundary_distance", "fdbd", "react")
 
 
 def true_classes(tiny):
