@@ -39,7 +39,7 @@ def test_the_command_writes_the_report_and_prints_its_main_table(tiny, files, ca
     assert raw["alpha"] == 0.1
     assert raw["near"] == ["close"]
     assert next(iter(raw["scores"])) == "softkin"
-    assert len(raw["scores"]) == 18
+    assert len(raw["scores"]) == 19
     assert raw["scores"]["vim"]["false_alarms"]["rows"] == 500
     outliers = {"far": tiny.outliers, "close": tiny.inliers * np.float32(1.3)}
     found = evaluate(tiny.path, inliers=tiny.inliers, labels=None, outliers=outliers, alpha=0.1)
