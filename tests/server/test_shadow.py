@@ -116,7 +116,9 @@ def test_no_answer_waits_for_it_and_what_finds_no_room_is_dropped(shadowed, rows
     candidate = Shifted(version="2", gate=gate)
     running = shadowed(candidate, workers=1, max_rows=8, max_batch_rows=2)
 
-    answers = [len(running.score(rows(n)).p_value) for n in (8, 5, 1)]
+    answers = [len(running.score(rows(8)).p_value)]
+    assert candidate.entered.acquire(timeout=20)  # it has the eight: while the next caller waits it takes none
+    answers += [len(running.score(rows(n)).p_value) for n in (5, 1)]
     settle(running, 6)
     dropped = counted(running)
     gate.set()
@@ -132,7 +134,9 @@ def test_what_waits_is_bounded_in_bytes_too(shadowed, rows, gate):
     candidate = Shifted(version="2", gate=gate)
     running = shadowed(candidate, workers=1, max_message_bytes=2048)
 
-    for n in (60, 26, 25):  # 24 bytes a row: 1440, 624 too many, 600
+    running.score(rows(60))  # of 24 bytes: 1440
+    assert candidate.entered.acquire(timeout=20)
+    for n in (26, 25):  # 624, too many, and 600
         running.score(rows(n))
     settle(running, 26)
     dropped = counted(running)
