@@ -19,7 +19,7 @@ from softkin.conformal import SurpriseLines
 from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
-from softkin.scorer import BOUNDARY, LOGITS, Nearest
+from softkin.scorer import BOUNDARY, LOGITS, Nearest, Scorer
 from softkin.scores import Neighbors, Parts, RowScores, Scores
 from softkin.session import SLICE_ROWS
 from softkin.shards import ShardedScorer
@@ -36,6 +36,12 @@ RULES_KEPT = 256
 class Detector:
     """Scores inputs against a bundle. `score` may be called from several threads.
 
+    Args:
+        bundle: from `softkin.bundle.read_bundle`.
+        device: as for `load`.
+        threads: as for `load`.
+        scorer: of the bundle's model and bank, for those who run it themselves too; one of its own when None.
+
     Attributes:
         manifest: what the detector is.
         has_logits: whether the model is a classifier; False for bare embeddings.
@@ -45,14 +51,16 @@ class Detector:
         calibration_scores: `[n]` sorted ascending: outlier scores behind p-values, for `softkin.drift`.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: str = "auto", threads: int | None = None, scorer: Scorer | None = None
+    ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.digest = bundle.digest
         self.smallest_p_value = conformal.smallest_p_value(self.manifest.calibration_size)
         self.calibration_scores = bundle.calibration.outlier_scores
         self._calibration = bundle.calibration
         self._bank: Bank = bundle.bank.without_rows()
-        self._scorer = ShardedScorer(
+        self._scorer = scorer or ShardedScorer(
             bundle.path / bundles.MODEL, bundle.bank, bundle.path / bundles.BANK, device=device, threads=threads
         )
         self.device = self._scorer.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Scorer:
         threads: compute threads on the CPU; all this process may use when None.
         chunk_rows: bank rows per matrix product, a multiple of the large tile; chosen by device when None.
         rows: the tiled rows to score against; all when None. Must start and end between tiles.
+        also: other outputs of the model, for `run_with_others`.
 
     Attributes:
         device: where the session really runs, `cuda` or `cpu`.
@@ -83,12 +84,13 @@ class Scorer:
         threads: int | None = None,
         chunk_rows: int | None = None,
         rows: slice | None = None,
+        also: Sequence[str] = (),
     ) -> None:
         (target,) = (device,) if isinstance(device, Target) else parse_device(device)
         proto = read_network(model, bank)
         self._own = [o.name for o in proto.graph.output if o.name in (LOGITS, BOUNDARY)]
         self.has_logits, self.has_boundary = (name in self._own for name in (LOGITS, BOUNDARY))
-        self._layers = list(bank.layers)
+        self._layers, self._also = list(bank.layers), list(also)
         self.num_rows = int((bank.labels[rows or slice(None)] != PADDING_LABEL).sum())
         file = TensorFile(bank_file)
 
@@ -96,7 +98,8 @@ class Scorer:
             composed = onnx.ModelProto()
             composed.CopyFrom(proto)
             parts = cut_into_chunks(bank, chunk_rows or chunk_rows_for(kind), rows or slice(None))
-            self._k_inputs = _compose(composed, bank, file, parts, integer=multiplies_integers(kind))
+            integer = multiplies_integers(kind)
+            self._k_inputs = _compose(composed, bank, file, parts, {*self._own, *also}, integer=integer)
             keep = kind == "cuda" and bank.precision != "float32"
             return start_session(
                 composed, target, threads=threads, external_folder=bank_file.parent, keep_constants=keep
@@ -120,24 +123,34 @@ class Scorer:
             DeviceError: the device failed while running.
             CancelledError: `cancellation` was used.
         """
-        return self._run(x, 0, cancellation)[0]
+        return self._run(x, cancellation)[0]
+
+    def run_with_others(self, x: NDArray[np.generic]) -> tuple[Outputs, dict[str, NDArray[np.float32]]]:
+        """Like `run`, and from the same pass the outputs that `also` names."""
+        outputs, found = self._run(x, others=self._also)
+        return outputs, dict(zip(self._also, found, strict=True))
 
     def run_with_nearest(
         self, x: NDArray[np.generic], k: int, cancellation: Cancellation | None = None
     ) -> tuple[Outputs, Nearest]:
         """Like `run`, and from the same pass the k bank rows with the largest mass; k from 1 to the real rows here."""
-        outputs, found = self._run(x, k, cancellation)
+        evidence = [name for layer in self._layers for name in _evidence_outputs(layer)]
+        outputs, found = self._run(x, cancellation, k=k, others=evidence)
         return outputs, Nearest(contributions=np.stack(found[0::2], axis=1), rows=np.stack(found[1::2], axis=1))
 
     def _run(
-        self, x: NDArray[np.generic], k: int, cancellation: Cancellation | None
+        self,
+        x: NDArray[np.generic],
+        cancellation: Cancellation | None = None,
+        *,
+        k: int = 0,
+        others: Sequence[str] = (),
     ) -> tuple[Outputs, list[NDArray[Any]]]:
         names = [MASSES, *self._own]
-        evidence = [name for layer in self._layers for name in _evidence_outputs(layer)] if k else []
         fixed = {name: np.array([min(k, n) if n else k], np.int64) for n, name in self._k_inputs.items()}
         found = run_slices(
             self._session,
-            [*names, *evidence],
+            [*names, *others],
             {self.input_name: x},
             self.device,
             fixed=fixed,
@@ -201,16 +214,25 @@ def layer_graphs(
 
 
 def _compose(
-    proto: onnx.ModelProto, bank: Bank, file: TensorFile, parts: Sequence[Chunk], *, integer: bool
+    proto: onnx.ModelProto,
+    bank: Bank,
+    file: TensorFile,
+    parts: Sequence[Chunk],
+    kept: Collection[str],
+    *,
+    integer: bool,
 ) -> dict[int, str]:
-    """Add the bank to a network; returns the inputs that `LayerGraph.masses` asks for, by what bounds them."""
+    """Add the bank to a network, of whose outputs only those `kept` stay.
+
+    Returns the inputs that `LayerGraph.masses` asks for, by what bounds them.
+    """
     # Inputs of their own instead of a Min in the graph: TopK reads its k on the host, where a GPU's Min would not be.
     k_inputs: dict[int, str] = {}
 
     def at_most(n: int) -> str:
         return k_inputs.setdefault(n, f"softkin/k_{n}")
 
-    g, outputs, masses = GraphBuilder(), [o for o in proto.graph.output if o.name in (LOGITS, BOUNDARY)], []
+    g, outputs, masses = GraphBuilder(), [o for o in proto.graph.output if o.name in kept], []
     for layer in layer_graphs(g, bank, file, parts, integer=integer):
         mass, *evidence = layer.masses(representation_output(layer.name), at_most)
         masses.append(mass)

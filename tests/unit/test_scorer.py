@@ -107,6 +107,19 @@ def test_a_device_that_was_named_is_never_replaced(tmp_path, monkeypatch, bank):
         assert run(tmp_path / "model.onnx", device="auto").device == "cpu"
 
 
+def test_other_outputs_of_the_model_come_from_the_same_pass(tmp_path, bank):
+    """Those that were named, as the model gives them, beside masses that they do not change."""
+    plain, x = start(tmp_path, bank, {"a": 4}), np.eye(4, dtype=np.float32)
+    files = (tmp_path / "model.onnx", bank, tmp_path / "bank.safetensors")
+
+    outputs, others = Scorer(*files, device="cpu", also=["representation.a"]).run_with_others(x)
+
+    np.testing.assert_array_equal(outputs.masses, plain.run(x).masses)
+    assert others.keys() == {"representation.a"}
+    np.testing.assert_array_equal(others["representation.a"], x)
+    assert plain.run_with_others(x)[1] == {}
+
+
 def test_the_inputs_that_are_added_cannot_be_the_networks(tmp_path, bank):
     """A network may have inputs of any name, `k_0` too."""
     first, *added = (i.name for i in start(tmp_path, bank, {"a": 4})._session.get_inputs())

@@ -1,4 +1,4 @@
-"""A bundle under test: rows through its scorer and its network once, for every score that wants them."""
+"""A bundle under test: rows through its network and its bank once, for every score that wants them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from softkin.detector import Detector, nonconformity_of
 from softkin.errors import InvalidInputError
 from softkin.mass import Metric
 from softkin.nonconformity import Nonconformity, Outputs, Part, outlier_score
-from softkin.scorer import Network
+from softkin.scorer import Scorer, read_network
 from softkin.scorer_graph import representation_output
 from softkin_training import baselines
 from softkin_training.network_head import FEATURES, Head, find_head, with_features
@@ -32,7 +32,7 @@ NEIGHBORS = max(baselines.KTH, baselines.DKNN_K)
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """What the detector answers for B rows, from one pass that other scores share."""
+    """What the detector answers for B rows, from the pass that other scores share."""
 
     outlier_score: Floats
     p_value: Floats
@@ -58,24 +58,24 @@ class Subject:
 
     def __init__(self, loaded: Bundle) -> None:
         self.loaded = loaded
-        self.detector = Detector(loaded)
-        self.layers = [layer.name for layer in self.detector.manifest.layers]
+        self.layers = [layer.name for layer in loaded.manifest.layers]
         real = loaded.bank.labels != PADDING_LABEL
         self.labels = loaded.bank.labels[real].astype(np.int64)
-        model = onnx.load(loaded.path / bundles.MODEL)
+        model = read_network(loaded.path / bundles.MODEL, loaded.bank)
         self._whitenings = whitenings_of(model)
-        plain = not self.detector.manifest.condensed_from
+        plain = not loaded.manifest.condensed_from
         self.neighbors = (
             {n: self.unwhitened(n, b.representations(real)) for n, b in loaded.bank.layers.items()} if plain else {}
         )
-        self.head: Head | None = find_head(model) if self.detector.has_logits else None
-        if self.head is None:
-            self._network = Network(loaded.path / bundles.MODEL)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / bundles.MODEL
+        self.head: Head | None = find_head(model)
+        also = [representation_output(name) for name in self.layers]
+        with tempfile.TemporaryDirectory() as folder:
+            path = loaded.path / bundles.MODEL
+            if self.head is not None:
+                path, also = Path(folder) / bundles.MODEL, [*also, FEATURES]
                 onnx.save(with_features(model, self.head), path)
-                self._network = Network(path)
+            self._scorer = Scorer(path, loaded.bank, loaded.path / bundles.BANK, also=also)
+        self.detector = Detector(loaded, scorer=self._scorer)
 
     def metric(self, layer: str) -> Metric:
         """Of a layer's representations, before any whitening."""
@@ -86,7 +86,7 @@ class Subject:
         return self._whitenings[layer].undo(z_BD) if layer in self._whitenings else z_BD
 
     def own(self, outputs: Outputs) -> Own:
-        """The same numbers as `Detector.score`, without running scorer and network again."""
+        """The same numbers as `Detector.score`, without running the rows again."""
         form = nonconformity_of(self.detector.manifest, self.loaded.bank, self.loaded.calibration.references)
         a_BC = form(outputs)
         predicted = form.predict(outputs, a_BC)
@@ -106,8 +106,8 @@ class Subject:
             raise InvalidInputError(what, e.message) from None
 
     def run(self, x: NDArray[np.generic]) -> Pass:
-        """Raw inputs through the scorer and the network."""
-        return Pass(self, self.detector.outputs(x), self._network.run(x))
+        """Raw inputs, which `check` has taken, through network and bank."""
+        return Pass(self, *self._scorer.run_with_others(x))
 
     @cached_property
     def golden(self) -> Pass | None:
@@ -129,7 +129,7 @@ class Subject:
 
 
 class Pass:
-    """One set of rows, once through the scorer and once through the network."""
+    """One set of rows, run."""
 
     def __init__(self, subject: Subject, outputs: Outputs, found: Mapping[str, NDArray[np.float32]]) -> None:
         self.outputs = outputs

@@ -11,6 +11,7 @@ import pytest
 from softkin import bundle as bundles
 from softkin import conformal, mass
 from softkin.nonconformity import fit_references, outlier_score
+from softkin.scorer import Network
 from softkin_training import baselines
 from softkin_training.build import build
 from softkin_training.compared_scores import compared_scores
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.training
 def test_baselines_see_the_banks_rows(tiny):
     """K-th neighbour and DkNN from the representations of the bank rows, computed afresh."""
     subject = Subject(bundles.read_bundle(tiny.path))
-    bank = subject._network.run(tiny.bank.x)
+    bank = Network(tiny.path / "model.onnx").run(tiny.bank.x)
     z = {k: subject.run(x) for k, x in (("i", tiny.inliers), ("o", tiny.outliers), ("c", tiny.calibration.x))}
 
     report = evaluate(

@@ -11,6 +11,8 @@ from softkin import Detector
 from softkin import bundle as bundles
 from softkin.bundle import Golden
 from softkin.detector import nonconformity_of
+from softkin.scorer import Network
+from softkin.session import run_session
 from softkin_training.build import build
 from softkin_training.subject import Subject
 
@@ -56,6 +58,23 @@ def test_a_bundle_without_probe_rows_has_none_to_run(tiny):
 
     assert Subject(dataclasses.replace(loaded, golden=none)).golden is None
     assert len(Subject(loaded).golden.outputs) == len(loaded.golden.inputs)
+
+
+def test_rows_go_through_the_network_once(tiny, monkeypatch):
+    """For the bundle's own scores and for the others' alike: it takes longest where the network is large."""
+    subject, runs = Subject(bundles.read_bundle(tiny.path)), []
+
+    def counted(session, outputs, feeds, *rest):
+        runs.append(len(feeds[subject.detector.manifest.input_name]))
+        return run_session(session, outputs, feeds, *rest)
+
+    monkeypatch.setattr("softkin.session.run_session", counted)
+    seen = subject.run(tiny.inliers[:7])
+
+    assert runs == [7]
+    network = Network(tiny.path / "model.onnx").run(tiny.inliers[:7])
+    np.testing.assert_allclose(seen.z["wide"], network["representation.wide"], rtol=1e-6)
+    np.testing.assert_allclose(seen.logits, network["logits"], rtol=1e-6)
 
 
 def test_neighbours_of_a_layer_are_looked_for_once(tiny):
