@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import LogFormatter, PercentFormatter
 
 from softkin_training.calibration_metrics import Bin
 from softkin_training.report import Report, ScoreReport
@@ -146,13 +146,19 @@ def _drawn(report: Report) -> list[ScoreReport]:
     return [report.scores[OWN], *(others[k] for k in ranked)]
 
 
+class _LogPercent(LogFormatter):
+    """Percent at the ticks that Matplotlib labels, which on a short axis are more than the powers of ten."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{100 * x:g}%" if super().__call__(x, pos) else ""
+
+
 def _percent(p: Picture, *, both: bool = False) -> None:
-    axis = FuncFormatter(lambda share, _: f"{100 * share:g}%")
-    p.axes.xaxis.set_major_formatter(axis)
-    if both:
-        p.axes.yaxis.set_major_formatter(axis)
-    else:
+    if not both:
         p.axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axis in (p.axes.xaxis, p.axes.yaxis) if both else (p.axes.xaxis,):
+        axis.set_major_formatter(_LogPercent())
+        axis.set_minor_formatter(_LogPercent())
 
 
 def _positive(shares: Sequence[float]) -> list[float]:
