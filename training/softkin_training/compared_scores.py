@@ -63,14 +63,15 @@ def compared_scores(
     notes: list[str] = []
     reference = _reference_rows(calibration, seed, notes)
     head = _readable_head(subject, notes)
-    fdbd = _fdbd(head, calibration, reference)
+    fitting = _fitting(calibration, reference)
+    fdbd = _fdbd(head, fitting)
     scores = _parts(subject) | _joints(subject, calibration, reference, fdbd)
     if subject.neighbors:
         scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, head, notes)
     else:
         notes.append("The bank holds prototypes: what counts neighbours or fits Gaussians to rows is left out.")
     if subject.detector.has_logits:
-        scores |= _reshaped(head, calibration, reference, fdbd, notes) | _of_logits()
+        scores |= _reshaped(head, fitting, reference, fdbd, notes) | _of_logits()
     else:
         notes.append("Bare embeddings have no logits: scores made of logits are left out.")
     return scores, notes
@@ -260,8 +261,7 @@ def _fitting(calibration: Pass | None, reference: NDArray[np.bool_] | None) -> N
     return features if len(features) else None
 
 
-def _fdbd(head: _ReadableHead | None, calibration: Pass | None, reference: NDArray[np.bool_] | None) -> FDBD | None:
-    fitting = _fitting(calibration, reference)
+def _fdbd(head: _ReadableHead | None, fitting: NDArray[np.float32] | None) -> FDBD | None:
     if head is None or fitting is None or len(head.weight) < 2:
         return None
     return FDBD(mean=fitting.mean(axis=0, dtype=np.float64), weight=head.weight, bias=head.bias)
@@ -269,7 +269,7 @@ def _fdbd(head: _ReadableHead | None, calibration: Pass | None, reference: NDArr
 
 def _reshaped(
     head: _ReadableHead | None,
-    calibration: Pass | None,
+    fitting: NDArray[np.float32] | None,
     reference: NDArray[np.bool_] | None,
     fdbd: FDBD | None,
     notes: list[str],
@@ -277,7 +277,6 @@ def _reshaped(
     if head is None:
         return {}
     w, b, found = head.weight, head.bias, {}
-    fitting = _fitting(calibration, reference)
     if fitting is not None:
         assert reference is not None
         clip = float(np.quantile(fitting, feature_baselines.REACT_QUANTILE))

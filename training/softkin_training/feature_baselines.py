@@ -74,14 +74,19 @@ class FDBD:
 
     def score(self, features_BD: NDArray[np.floating]) -> Floats:
         """`[B]`."""
-        top = (features_BD.astype(np.float64) @ self.weight.T + self.bias).argmax(axis=1)
-        return np.asarray(-self.of_classes(features_BD)[np.arange(len(top)), top])
+        ratios_BC, logits_BC = self._of_classes(features_BD)
+        return np.asarray(-ratios_BC[np.arange(len(logits_BC)), logits_BC.argmax(axis=1)])
 
     def of_classes(self, features_BD: NDArray[np.floating]) -> Floats:
         """`[B, C]`: the ratio with any class in the place of the predicted one, see `boundary.py`; larger = nearer."""
+        return self._of_classes(features_BD)[0]
+
+    def _of_classes(self, features_BD: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """The ratios, and the logits."""
         h = features_BD.astype(np.float64)
         logits = h @ self.weight.T + self.bias
         gaps = logits - logits.max(axis=1, keepdims=True)
         weights_CC = boundary_weights(self.weight)
         off = np.linalg.norm(h - self.mean, axis=1, keepdims=True)
-        return (gaps * weights_CC.sum(axis=1) - gaps @ weights_CC) / np.maximum(off, np.finfo(np.float64).tiny)
+        ratios = (gaps * weights_CC.sum(axis=1) - gaps @ weights_CC) / np.maximum(off, np.finfo(np.float64).tiny)
+        return ratios, logits
