@@ -84,6 +84,18 @@ def test_floats_of_any_width_tell_classes_apart(kind):
     assert choose_output(proto, rows(9), None, None) == "out"
 
 
+@pytest.mark.parametrize("num_classes", [None, CLASSES])
+def test_of_outputs_alike_the_one_called_logits_tells_classes_apart(num_classes):
+    """A bundle's own network has distances of the same shape beside it; its name decides nothing else."""
+    alike = [helper.make_node("Identity", ["scores"], [name]) for name in ("boundary_distance", "logits")]
+    proto = classifier(alike, ["boundary_distance", "logits"])
+    assert choose_output(proto, rows(9), num_classes, None) == "logits"
+
+    column = helper.make_node("ReduceMax", ["scores"], ["logits"], keepdims=1)
+    proto = classifier([column], ["logits", "scores"])
+    assert choose_output(proto, rows(9), num_classes, None) == "scores"
+
+
 def test_a_list_of_dictionaries_can_be_named_and_means_what_goes_into_it():
     """scikit-learn's converters end in one."""
     zipmap = helper.make_node("ZipMap", ["scores"], ["zipped"], domain="ai.onnx.ml", classlabels_int64s=range(CLASSES))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from softkin.errors import InvalidInputError
+from softkin.scorer import LOGITS
 from softkin_training.fit_rows import axes_of
 from softkin_training.onnx_graphs import find_tensor
 from softkin_training.trial import TensorError, fixed_batch, try_once
@@ -31,7 +32,8 @@ def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None,
         probe: `[n >= 1, ...]` raw inputs to run it on.
         num_classes: C, None: any from 2 on.
         output: name of an output, tensor or node; None: the only output that fits, `[B, C]` before `[B, C, 1, 1]` and
-            the like, and those before a single column.
+            the like, and those before a single column; of several alike the one called `logits`, as a bundle's own
+            network has it beside representations and distances.
 
     Raises:
         InvalidInputError: nothing fits, or several do; lists the outputs with their shapes.
@@ -52,8 +54,8 @@ def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None,
     ranks = {name: _rank(values[tensor], rows, num_classes) for name, tensor in declared.items()}
     best = min((rank for rank in ranks.values() if rank is not None), default=None)
     found = [name for name, rank in ranks.items() if rank is not None and rank == best]
-    if len(found) == 1:
-        return declared[found[0]]
+    if len(found) == 1 or LOGITS in found:
+        return declared[LOGITS if LOGITS in found else found[0]]
     wanted = f"{num_classes} columns, one for each class name" if num_classes else "a column for each class"
     shapes = [f"{k!r} {values[v].dtype} {axes_of(values[v])}" for k, v in declared.items()]
     listed = "; ".join(shapes) or "none"

@@ -48,7 +48,7 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--output",
         metavar="NAME",
-        help="tensor or node with a number per class, or one for two, if several could be it",
+        help="tensor or node with a number per class, or one for two, if several could be it and none is called logits",
     )
     sub.add_argument(
         "--output-kind",
