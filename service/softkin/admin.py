@@ -69,7 +69,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         result = "failed"
         try:
             path = inside(self._root, request.path)
-            labels = [check_label(label) for label in request.labels]
+            labels = [check_label(label, "labels") for label in request.labels]
             with self._changing(context):
                 detector = self._known(path, labels)
                 result = "loaded" if detector is None else "unchanged"

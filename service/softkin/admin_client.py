@@ -12,6 +12,7 @@ from softkin.client_channel import File
 from softkin.connection import Connection
 from softkin.descriptions import DetectorInfo
 from softkin.errors import SoftkinError, UnavailableError
+from softkin.requests import check_text
 from softkin.v1 import admin_pb2 as pb
 from softkin.v1 import admin_pb2_grpc as pb_grpc
 from softkin.v1 import outlier_pb2, outlier_pb2_grpc
@@ -66,11 +67,14 @@ class AdminClient(Connection):
             labels: letters, digits, '-' and '_', at most 40.
 
         Raises:
-            InvalidInputError: the path leaves the bundle root, or a label is unfit.
+            InvalidInputError: the path leaves the bundle root, or it or a label is unfit.
             PreconditionError: the bundle is damaged, or is not what it claims to be.
             ConflictError: its version is loaded already, from another bundle.
             SoftkinError: anything else.
         """
+        check_text(path=path)
+        for label in labels:
+            check_text(labels=label)
         answer = self._call(self._stub.LoadDetector, pb.LoadDetectorRequest(path=path, labels=labels))
         return descriptions.proto_to_detector_info(answer.detector)
 
@@ -78,10 +82,12 @@ class AdminClient(Connection):
         """Stop serving a version.
 
         Raises:
+            InvalidInputError: one of them is no text.
             PreconditionError: it carries a label or is the last one of its name.
             NotFoundError: no such version.
             SoftkinError: anything else.
         """
+        check_text(detector=detector, version=version)
         self._call(self._stub.UnloadDetector, pb.UnloadDetectorRequest(detector=detector, version=version))
 
     def set_label(self, detector: str, version: str, label: str, *, force: bool = False) -> str:
@@ -97,11 +103,12 @@ class AdminClient(Connection):
             The version that carried it before; empty if none did.
 
         Raises:
-            InvalidInputError: the label is unfit.
+            InvalidInputError: the label is unfit, or one of them no text.
             PreconditionError: the version disagrees too much with what serves, or was compared on too few rows.
             NotFoundError: no such version.
             SoftkinError: anything else.
         """
+        check_text(detector=detector, version=version, label=label)
         request = pb.SetLabelRequest(detector=detector, version=version, label=label, force=force)
         return str(self._call(self._stub.SetLabel, request).previous_version)
 
@@ -109,9 +116,11 @@ class AdminClient(Connection):
         """Take a label away; returns the version that carried it.
 
         Raises:
+            InvalidInputError: the label is unfit, or one of them no text.
             NotFoundError: no version carries it.
             SoftkinError: anything else.
         """
+        check_text(detector=detector, label=label)
         request = pb.RemoveLabelRequest(detector=detector, label=label)
         return str(self._call(self._stub.RemoveLabel, request).previous_version)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
-from softkin.option_names import CONNECTION_OPTIONS, DETECTOR_OPTIONS, SCORE_OPTIONS, as_typed
+from softkin.option_names import ADMIN_OPTIONS, CONNECTION_OPTIONS, DETECTOR_OPTIONS, SCORE_OPTIONS, as_typed
 
 if TYPE_CHECKING:
     from softkin.client import Client
@@ -300,9 +300,7 @@ COMMANDS = {
     "serve": Command("Serve bundles over gRPC.", _serve_arguments, _serve),
     "score": Command("Score an array file against a server.", _score_arguments, _score, SCORE_OPTIONS),
     "drift": Command("Show what a server's drift watch has seen.", _drift_arguments, _drift, DETECTOR_OPTIONS),
-    "admin": Command(
-        "Load, unload and label detectors of a running server.", _admin_arguments, _admin, CONNECTION_OPTIONS
-    ),
+    "admin": Command("Load, unload and label detectors of a running server.", _admin_arguments, _admin, ADMIN_OPTIONS),
     "inspect": Command("Show a bundle's manifest; loading verifies its files.", _inspect_arguments, _inspect),
     "export-onnx": Command(
         "Write a bundle's whole detector as one ONNX model, for any runtime.", _export_arguments, _export

@@ -13,6 +13,7 @@ from grpc import aio
 from softkin.client_channel import File, call_metadata, open_channel
 from softkin.client_errors import call_error
 from softkin.errors import InvalidInputError, SoftkinError
+from softkin.requests import check_text
 
 LONGEST_TIMEOUT_SECONDS = 1_000_000_000
 """About thirty years; with some more gRPC's clock runs over, and every deadline has passed."""
@@ -53,6 +54,7 @@ class Endpoint:
             raise InvalidInputError(
                 "timeout_seconds", f"got {timeout_seconds}; must be more than 0 and at most {LONGEST_TIMEOUT_SECONDS}"
             )
+        check_text(target=target, **({} if tls_server_name is None else {"tls_server_name": tls_server_name}))
         self._target = target
         self._timeout_seconds = timeout_seconds
         self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)

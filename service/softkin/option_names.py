@@ -26,6 +26,14 @@ SCORE_OPTIONS = DETECTOR_OPTIONS | {
     **{name: option(name) for name in ("alpha", "guarantee", "confidence", "smoothing_seed")},
 }
 """Argument of what scores -> option."""
+ADMIN_OPTIONS = CONNECTION_OPTIONS | {
+    "path": "PATH",
+    "detector": "NAME",
+    "version": "VERSION",
+    "label": "LABEL",
+    "labels": "--label",
+}
+"""Argument of what changes a server -> option, or what stands for it in the usage."""
 
 
 def as_typed(error: SoftkinError, options: Mapping[str, str]) -> str:
@@ -33,7 +41,7 @@ def as_typed(error: SoftkinError, options: Mapping[str, str]) -> str:
 
     Args:
         error: of the library.
-        options: argument -> option, such as `timeout_seconds` -> `--timeout`.
+        options: argument -> what it is called on the command line, such as `timeout_seconds` -> `--timeout`.
     """
     field, text = "", str(error)
     if isinstance(error, InvalidInputError):

@@ -325,14 +325,18 @@ def _no_label(named: _Named, label: str) -> NotFoundError:
     return NotFoundError(f"no version carries the label {_shown(label)}; labels: {carried}")
 
 
-def check_label(label: str) -> str:
+def check_label(label: str, field: str = "label") -> str:
     """Return the label if it is fit to be one.
+
+    Args:
+        label: what was asked for.
+        field: where it stands in the request.
 
     Raises:
         InvalidInputError: empty, too long, or with other characters than letters, digits, '-' and '_'.
     """
     if not _LABEL.fullmatch(label):
-        raise InvalidInputError("label", f"got {_shown(label)}; 1 to 40 letters, digits, '-' or '_' are allowed")
+        raise InvalidInputError(field, f"got {_shown(label)}; 1 to 40 letters, digits, '-' or '_' are allowed")
     return label
 
 

@@ -17,6 +17,21 @@ ROW_LENGTH_BYTES = 32
 """Room for the length prefixes and the number of rows, which grow with what a request carries."""
 
 
+def check_text(**values: str) -> None:
+    """Refuse what cannot travel as text; gRPC and protobuf would not say what is wrong.
+
+    Raises:
+        InvalidInputError: names the argument, which is no text, or not of Unicode, as file names may be.
+    """
+    for field, value in values.items():
+        if not isinstance(value, str):
+            raise InvalidInputError(field, f"got {value!r}; must be text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError(field, f"got {value!r}; must be text that UTF-8 can spell") from None
+
+
 @dataclass(frozen=True)
 class Requests:
     """Makes the requests to one detector.
@@ -27,7 +42,7 @@ class Requests:
         label: instead of a version: the label that it carries.
 
     Raises:
-        InvalidInputError: one of them is no text.
+        InvalidInputError: as `check_text`.
     """
 
     detector: str
@@ -35,9 +50,7 @@ class Requests:
     label: str
 
     def __post_init__(self) -> None:
-        for field, value in vars(self).items():
-            if not isinstance(value, str):  # protobuf would say "bad argument type for built-in operation"
-                raise InvalidInputError(field, f"got {value!r}; must be text")
+        check_text(**vars(self))
 
     def head(
         self,

@@ -127,14 +127,14 @@ def test_without_a_root_nothing_is_loaded_but_labels_move(start, rows):
 @pytest.mark.parametrize("label", ["", "a b", "x" * 41])
 def test_an_unfit_label_is_refused_before_the_bundle_is_read(admin, loading, label):
     """INVALID_ARGUMENT that names the field."""
-    for call in (
-        lambda: admin.load("v2", ["fine", label]),
-        lambda: admin.set_label("standin", "1", label),
-        lambda: admin.remove_label("standin", label),
+    for field, call in (
+        ("labels", lambda: admin.load("v2", ["fine", label])),
+        ("label", lambda: admin.set_label("standin", "1", label)),
+        ("label", lambda: admin.remove_label("standin", label)),
     ):
         with pytest.raises(InvalidInputError) as e:
             call()
-        assert e.value.field == "label"
+        assert e.value.field == field
 
     assert loading.loaded == []
     assert listed(admin) == {"1": ()}

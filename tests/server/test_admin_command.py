@@ -52,7 +52,15 @@ def test_the_command_lists_what_is_loaded(command):
     ("arguments", "message"),
     [
         (("load", "nothing"), "softkin: error: "),
-        (("load", "../outside"), "softkin: error: path: got '../outside', which leaves the bundle root"),
+        (("load", "../outside"), "softkin: error: PATH: got '../outside', which leaves the bundle root"),
+        (("load", "\udcff"), "softkin: error: PATH: got '\\udcff'; must be text that UTF-8 can spell"),
+        (("load", "v2", "--label", "a b"), "softkin: error: --label: got 'a b'; 1 to 40 letters, digits, '-' or '_'"),
+        (("load", "v2", "--label", "\udcff"), "softkin: error: --label: got '\\udcff'; must be text"),
+        (("unload", "", "1"), "softkin: error: NAME: empty; the admin service takes no default, name it"),
+        (("unload", "standin", "\udcff"), "softkin: error: VERSION: got '\\udcff'; must be text"),
+        (("label", "standin", "1", "a b"), "softkin: error: LABEL: got 'a b'; 1 to 40 letters, digits, '-' or '_'"),
+        (("label", "\udcff", "1", "stable"), "softkin: error: NAME: got '\\udcff'; must be text"),
+        (("unlabel", "standin", "\udcff"), "softkin: error: LABEL: got '\\udcff'; must be text"),
         (
             ("unload", "standin", "1"),
             "softkin: error: version '1' is the only one of 'standin'; load another one first",
@@ -65,7 +73,7 @@ def test_the_command_lists_what_is_loaded(command):
     ],
 )
 def test_the_command_fails_with_one_line(command, arguments, message):
-    """Exit status 1, as all commands do."""
+    """Exit status 1, as all commands do; what is at fault is called as the usage calls it."""
     status, out, err = command(*arguments)
 
     assert (status, out) == (1, "")

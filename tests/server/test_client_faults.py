@@ -259,6 +259,15 @@ def test_names_are_text(field):
         asyncio.run(make())
 
 
+@pytest.mark.parametrize("field", ["target", "tls_server_name", "detector", "version", "label"])
+def test_text_is_what_utf_8_can_spell(field):
+    """File names and command lines may hold other bytes, which Python has as surrogates; gRPC fails on them."""
+    arguments = {"target": "localhost:1", field: "\udcff"}
+
+    with pytest.raises(InvalidInputError, match=rf"^{field}: got '\\udcff'; must be text that UTF-8 can spell"):
+        Client(**arguments)
+
+
 def test_an_unavailable_server_says_when_to_come_back():
     """A version that is being replaced states its delay, as an overload does."""
     status = Status(code=14, message="being replaced")
