@@ -75,7 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", f'"{etag}"')
             self.send_header("X-Repo-Commit", COMMIT)
         if status == 404:
-            self.send_header("X-Error-Code", "EntryNotFound" if NAME in self.path else "RepoNotFound")
+            missing = "Revision" if f"{NAME}/revision/" in self.path else "Entry" if NAME in self.path else "Repo"
+            self.send_header("X-Error-Code", f"{missing}NotFound")
         self.end_headers()
         if self.command == "GET":
             broken = etag and self.server.breaks_off

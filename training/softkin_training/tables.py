@@ -8,6 +8,8 @@ few at a time, and kept in Arrow again: at no time in memory as a whole.
 from __future__ import annotations
 
 import glob
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from softkin_training.sources import Source
 from softkin_training.stored_rows import StoredRows
 
 READ_AT_ONCE = 256
+COLUMNS_SHOWN = 4
 INDICES = ("Unnamed: 0", "__index_level_0__")
 """What pandas' row numbers are called once they were written, with no name of their own, to CSV and Parquet."""
 
@@ -39,12 +42,9 @@ def read_table(data: DataConfig) -> Source:
     loaded = _load(library, data)
     train, test = loaded["train"], loaded.get("test")
     inputs = data.input_columns or [c for c in train.column_names if c != data.label_column]
-    for split, table in loaded.items():
-        if missing := [c for c in (*inputs, data.label_column) if c not in table.column_names]:
-            key = "data.label_column" if data.label_column in missing else "data.input_columns"
-            raise RecipeError(
-                f"{key}: {data.path} has no column {missing[0]!r} in {split}; it has {table.column_names}"
-            )
+    if missing := [c for c in (*inputs, data.label_column) if c not in train.column_names]:  # of all splits the same
+        key = "data.label_column" if data.label_column in missing else "data.input_columns"
+        raise RecipeError(f"{key}: {data.path} has no column {missing[0]!r} in train; it has {train.column_names}")
     if not data.input_columns and (numbered := [c for c in inputs if c in INDICES]):
         remedy = f"data.input_columns = {[c for c in inputs if c not in INDICES]}"
         raise RecipeError(
@@ -62,8 +62,6 @@ def read_table(data: DataConfig) -> Source:
             for start in range(0, len(table), READ_AT_ONCE):
                 yield columns.read(table.data.slice(start, READ_AT_ONCE), start)
 
-        if not len(table):
-            raise DataError(f"{name}: there are no rows")
         files = [Path(f["filename"]) for f in table.cache_files]
         settings = {"split": split, "columns": inputs, "mode": data.image_mode, "size": data.image_size}
         y = _labels(table, values, data.label_column, name)
@@ -104,15 +102,26 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
     if len(chain) > 1 and isinstance(error, library.exceptions.DatasetGenerationError):
         text = f"{type(chain[1]).__name__}: {str(chain[1]).strip().splitlines()[0]}" if str(chain[1]).strip() else text
+    files = " and ".join(filter(None, (data.path, data.test_path)))
+    if unlike := next((e for e in chain if isinstance(e, library.table.CastError)), None):
+        lacks, more = (
+            sorted(set(a) - set(b))[:COLUMNS_SHOWN]
+            for a, b in itertools.permutations((unlike.requested_column_names, unlike.table_column_names))
+        )
+        return (
+            f"{files}: all tables must have the columns of the first, and one has {more or 'nothing'} more and lacks "
+            f"{lacks or 'nothing'}; mend the file, nothing of it was kept"
+        )
     if data.source != "hub":
-        files = " and ".join(filter(None, (data.path, data.test_path)))
         return f"{files}: cannot be read as {data.source} ({text}); mend the file, nothing of it was kept"
     if Path(data.path).is_dir() or Path(data.path).is_absolute():
         return (
             f"{data.path}: is no folder in the layout of the hub ({text}); it holds data/train-*.parquet, for example, "
             "and data/test-*.parquet where there are test rows"
         )
-    if any(isinstance(e, library.exceptions.DatasetNotFoundError) for e in chain) and not _unreachable(chain):
+    if any(isinstance(e, library.exceptions.DatasetNotFoundError) for e in chain) and not _unreachable(
+        chain, data.path
+    ):
         return (
             f"{data.path}: the hub has no such data set, or it is private ({text}); check data.path, data.subset and "
             "data.revision, or log in with `hf auth login`"
@@ -123,9 +132,11 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     )
 
 
-def _unreachable(chain: Sequence[BaseException]) -> bool:
+def _unreachable(chain: Sequence[BaseException], name: str) -> bool:
     words = ("connect", "offline", "reach", "timeout", "resolve", "name or service")
-    return any(word in f"{type(e).__name__} {e}".lower() for e in chain for word in words)
+    # Addresses and the data set's name may hold any of them: the hub's files lie under .../resolve/REVISION.
+    texts = [re.sub(r"https?://\S+", "", f"{type(e).__name__} {e}").replace(name, "").lower() for e in chain]
+    return any(word in text for text in texts for word in words)
 
 
 def _files(pattern: str) -> list[str]:
@@ -168,10 +179,7 @@ def _labels(table: Any, values: list[Any], label_column: str, name: str) -> NDAr
     import pyarrow.compute as pc
 
     column = table.data.column(label_column)
-    try:
-        found = pc.index_in(column, value_set=pa.array(values, column.type))
-    except pa.ArrowException as e:
-        raise DataError(f"{name}: the label column {label_column!r} is {column.type}, unlike in train ({e})") from None
+    found = pc.index_in(column, value_set=pa.array(values, column.type))
     missing = np.flatnonzero(found.is_null().to_numpy())
     if len(missing):
         value = column[int(missing[0])].as_py()
