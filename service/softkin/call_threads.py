@@ -111,6 +111,7 @@ class CallThreads:
             # would end the thread that takes all calls.
             if self._closed:
                 raise
+            self.unwrapped_places.make_room()
         return _DONE
 
     def shutdown(self, wait: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -27,7 +28,7 @@ class Places:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: dict[object, Cancellable] = {}
+        self._held: dict[object, tuple[Cancellable, float]] = {}
         self._left = threading.Condition()
 
     @contextmanager
@@ -36,8 +37,8 @@ class Places:
         place, longest = object(), None
         with self._left:
             if not self._left.wait_for(lambda: len(self._held) < self._limit, PATIENCE_SECONDS):
-                longest = self._held.pop(next(iter(self._held)))
-            self._held[place] = call
+                longest, _ = self._held.pop(next(iter(self._held)))
+            self._held[place] = call, time.monotonic()
         if longest is not None:
             longest.cancel()
         try:
@@ -46,3 +47,13 @@ class Places:
             with self._left:
                 if self._held.pop(place, None) is not None:
                     self._left.notify()
+
+    def make_room(self) -> None:
+        """Cancel the call that holds its place longest, for one that has no thread; not if that came a moment ago."""
+        with self._left:
+            place = next(iter(self._held), None)
+            if place is None or time.monotonic() - self._held[place][1] < PATIENCE_SECONDS:
+                return
+            longest, _ = self._held.pop(place)
+            self._left.notify()
+        longest.cancel()

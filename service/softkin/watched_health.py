@@ -126,8 +126,10 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
             return dict(self._open)
 
     def _submit(self, work: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # no further thread can be started: it waits for one of those that are there
+        try:
             self._senders.submit(work)
+        except RuntimeError:  # no further thread can be started: it waits for one of those that are there
+            self._reading.make_room()
 
 
 class _Watch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -13,7 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from garbage import frames_in_garbage
 from softkin.admission import MORE_CALLS, Admission
-from softkin.call_threads import UNWRAPPED_THREADS
+from softkin.call_threads import UNWRAPPED_AT_START, UNWRAPPED_THREADS
 from softkin.converters import array_to_tensor
 from softkin.server import SPARE_THREADS
 from softkin.v1 import outlier_pb2 as pb
@@ -201,6 +202,32 @@ def test_callers_of_health_and_reflection_that_send_nothing_do_not_keep_health_f
     assert next(running.health.Watch(health_pb2.HealthCheckRequest(service=READY), timeout=20)).status == SERVING
     assert READY in ProtoReflectionDescriptorDatabase(running.channel).get_services()
     assert silent[0].code() is Code.CANCELLED
+    left.set()
+
+
+def test_nor_do_they_where_no_further_thread_can_be_started(start, monkeypatch):
+    """Those that are there at the start are few: as many silent callers hold them all."""
+    running, begin, left = start(StandIn()), threading.Thread.start, threading.Event()
+
+    def no_more(thread):
+        if thread.name.startswith("rpc-unwrapped"):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    def silence():
+        left.wait(60)
+        yield from ()
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    opening = running.channel.stream_stream("/grpc.health.v1.Health/Check")
+    silent = [opening(silence(), timeout=20) for _ in range(UNWRAPPED_AT_START)]
+    # The next caller ends the one that came first, once that has had its time.
+    while not (ended := [call for call in silent if call.done()]):
+        with suppress(grpc.RpcError):
+            running.health.Check(health_pb2.HealthCheckRequest(), timeout=1)
+
+    assert is_serving(running)
+    assert {call.code() for call in ended} == {Code.CANCELLED}
     left.set()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -63,6 +64,33 @@ def test_more_watchers_that_do_not_read_than_threads_keep_no_other_waiting(start
 
     assert next(running.health.Watch(ANY, timeout=20)).status == Status.SERVING
     running.until(lambda: watchers() < before + len(silent))
+
+
+def test_nor_do_they_where_no_further_thread_can_be_started(start, does_not_read, monkeypatch):
+    """A single one would hold the only thread that sends."""
+    running, begin = start(StandIn()), threading.Thread.start
+
+    def no_more(thread):
+        if thread.name.startswith("health_"):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    before = watchers()
+    silent = does_not_read(running.target)
+    running.until(lambda: watchers() > before)
+    seen = []
+
+    def asked_again():
+        """Each ends one that holds the thread, once that has had its time."""
+        with suppress(grpc.RpcError):
+            seen.append(next(running.health.Watch(ANY, timeout=1)).status)
+        return bool(seen)
+
+    running.until(asked_again)
+
+    assert seen == [Status.SERVING]
+    silent.cancel()
 
 
 def test_a_message_that_is_none_is_refused_with_words(start):

@@ -42,6 +42,25 @@ def test_where_all_are_taken_the_longest_holder_goes(monkeypatch):
         call.thread.join(20)
 
 
+def test_room_is_made_by_whoever_has_had_his_time(monkeypatch):
+    """One that has just come is about to leave by itself; where nobody holds a place there is nothing to do."""
+    places = Places(9)
+    places.make_room()
+    first = Call(places)
+    assert first.holds.wait(20)
+    second = Call(places)
+    assert second.holds.wait(20)
+
+    monkeypatch.setattr("softkin.places.PATIENCE_SECONDS", 1000)
+    places.make_room()
+    early = first.cancelled
+    monkeypatch.setattr("softkin.places.PATIENCE_SECONDS", 0)
+    places.make_room()
+
+    assert (early, first.cancelled, second.cancelled) == (False, True, False)
+    second.go.set()
+
+
 def test_who_can_wait_for_a_place_costs_nobody_theirs(monkeypatch):
     """A burst of callers that do what they should is served one after the other."""
     monkeypatch.setattr("softkin.places.PATIENCE_SECONDS", 20)
