@@ -38,6 +38,14 @@ def classifier(weight_CD, bias_C, *, extra=()):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
 
 
+def passing_on():
+    """A model whose logits are its input."""
+    value = helper.make_tensor_value_info
+    ends = [value("x", TensorProto.FLOAT, ["n", CLASSES])], [value(LOGITS, TensorProto.FLOAT, ["n", CLASSES])]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], [LOGITS])], "passing on", *ends)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+
+
 def rows(n, seed=0, width=WIDTH):
     """Training rows."""
     x = np.random.default_rng(seed).normal(1, 2, size=(n, width)).astype(np.float32)
@@ -101,6 +109,25 @@ def test_a_row_at_the_mean_is_finite(head, tmp_path):
     assert found.max() > 1e6
 
 
+def test_a_row_at_the_mean_whose_classes_are_alike_is_at_every_boundary(tmp_path):
+    """Distance 0, where 0 would be divided by 0; two classes are enough."""
+    bank = Rows(np.full((3, WIDTH), 2.0, np.float32), np.zeros(3, np.int64), np.arange(3))
+
+    found = outputs_of(with_boundary(classifier(np.eye(2, WIDTH), np.zeros(2)), bank), bank.x, tmp_path)[BOUNDARY]
+
+    assert found.tolist() == [[0, 0]] * 3
+
+
+def test_distances_of_a_row_do_not_depend_on_the_rows_beside_it(head, tmp_path):
+    """Nor lose their digits where another row's logits are millions of times as large."""
+    model, x = with_boundary(classifier(*head), rows(300)), rows(4, seed=2).x
+    alone = outputs_of(model, x, tmp_path)[BOUNDARY]
+
+    beside = outputs_of(model, np.concatenate([x, 1e7 * np.abs(x)]), tmp_path)[BOUNDARY]
+
+    np.testing.assert_allclose(beside[:4], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_the_mean_is_taken_over_all_of_many_rows(head, tmp_path):
     """Every n-th of them: not the first ones, which may all be of one kind."""
     n = 2 * MEAN_ROWS
@@ -121,8 +148,9 @@ def test_the_mean_is_taken_over_all_of_many_rows(head, tmp_path):
             classifier(np.eye(CLASSES, WIDTH), np.ones(CLASSES), extra=[helper.make_node("Tanh", ["gemm"], [LOGITS])]),
             "needs a network whose logits are a linear layer's",
         ),
+        (passing_on(), "needs a network whose logits are a linear layer's"),
     ],
-    ids=["one class", "no linear layer"],
+    ids=["one class", "no linear layer", "no layer at all"],
 )
 def test_a_network_without_boundaries_is_refused(model, message):
     """With what it lacks."""
@@ -130,9 +158,11 @@ def test_a_network_without_boundaries_is_refused(model, message):
         with_boundary(model, rows(20))
 
 
-def test_a_network_that_overflows_is_refused(head):
+@pytest.mark.parametrize("features", [slice(None), slice(1)], ids=["everywhere", "in one feature"])
+def test_a_network_that_overflows_is_refused(head, features):
     """NaN would become part of every score."""
-    bank = Rows(np.full((3, WIDTH), np.inf, np.float32), np.zeros(3, np.int64), np.arange(3))
+    bank = Rows(np.full((3, WIDTH), 2.0, np.float32), np.zeros(3, np.int64), np.arange(3))
+    bank.x[:, features] = np.inf
 
     with pytest.raises(DataError, match="overflows on training rows"):
         with_boundary(classifier(*head), bank)

@@ -68,17 +68,14 @@ def find_head(model: onnx.ModelProto) -> Head | None:
     weight = constant(last.input[1])
     if weight is None or weight.ndim != 2:
         return None
-    if last.op_type == "Gemm":
-        options = {a.name: helper.get_attribute_value(a) for a in last.attribute}
-        if options.get("transA", 0):
+    options = {a.name: helper.get_attribute_value(a) for a in last.attribute}  # MatMul has none
+    if options.get("transA", 0):
+        return None
+    weight = options.get("alpha", 1.0) * (weight if options.get("transB", 0) else weight.T)
+    if len(last.input) > 2 and last.input[2]:
+        if bias is not None or (found := constant(last.input[2])) is None:
             return None
-        weight = options.get("alpha", 1.0) * (weight if options.get("transB", 0) else weight.T)
-        if len(last.input) > 2 and last.input[2]:
-            if bias is not None or (found := constant(last.input[2])) is None:
-                return None
-            bias = options.get("beta", 1.0) * found
-    else:
-        weight = weight.T
+        bias = options.get("beta", 1.0) * found
     bias = np.zeros(len(weight)) if bias is None else np.broadcast_to(bias.reshape(-1), (len(weight),))
     return Head(features=last.input[0], weight=weight, bias=bias)
 

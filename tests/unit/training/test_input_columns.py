@@ -151,3 +151,35 @@ def test_lists_of_which_one_is_missing_inside_another_are_refused():
 
     with pytest.raises(DataError, match=r"column 'a' has rows of \[1, None\] numbers; all must be as long"):
         read({"a": lists})
+
+
+REFUSED = {
+    "rows of five lengths": (
+        [[1] * n for n in (5, 4, 3, 2, 1)],
+        r"column 'a' has rows of \[1, 2, 3, 4\] numbers; all must",
+    ),
+    "lists of nothing": (pa.array([[], []], pa.list_(pa.int8())), "column 'a' has lists of no numbers; leave it out"),
+    "numbers missing in lists": ([[1, None], [2, 3]], "column 'a' has lists with missing numbers; fill them in"),
+    "words": (["x", "y"], "column 'a' is string, which is neither numbers nor images; leave it out"),
+    "lists of words": ([["x"], ["y"]], "column 'a' is list<.*>, which is neither numbers nor images; leave it out"),
+    "a structure": ([{"u": 1}, {"u": 2}], "column 'a' is struct<u: int64>, which is neither numbers nor images"),
+}
+
+
+@pytest.mark.parametrize(("column", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_array_of_numbers_is_refused(column, message):
+    """By the name of its column; a structure is an image where it has the library's two fields, and no other."""
+    with pytest.raises(DataError, match=f"^t: {message}"):
+        read({"a": column}, features={"a": {"u": None}} if "struct" in message else None)
+
+
+def test_maps_keep_their_shape_and_stand_alone():
+    """Beside other inputs there would be no telling which axis is which."""
+    x = np.arange(12).reshape(2, 2, 3)
+    maps = pa.array(x.tolist())
+
+    np.testing.assert_array_equal(read({"a": maps}), x)
+    with pytest.raises(
+        DataError, match=r"column 'a' holds 2 axes a row, .* the only input; say data\.input_columns = \['a'"
+    ):
+        read({"b": pa.array([1, 2]), "a": maps})
