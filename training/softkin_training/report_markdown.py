@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from softkin_training import report_tables as tables
@@ -87,4 +88,5 @@ def plain(text: str) -> str:
     text = " ".join(text.split())
     for special in ("\\", "|", "*", "`", "<", "]("):
         text = text.replace(special, special[:-1] + "\\" + special[-1])
-    return text
+    # Within words an underscore is one; around them it makes emphasis, and an ampersand may begin a character's name.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])|~|&(?=#?\w+;)", r"\\\g<0>", text)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from hostile_report import hostile_report
 from softkin_training import report_tables as tables
@@ -197,11 +200,24 @@ def test_markdown_has_every_table_once_under_its_heading(report):
         ("two\nlines  and\tmore", "two lines and more"),
         ("[link](http://x)", "[link]\\(http://x)"),
         ("a|b*c`d<e", "a\\|b\\*c\\`d\\<e"),
+        ("__init__ of snake_case_", "\\_\\_init\\_\\_ of snake_case\\_"),
+        ("~old~ &lt; &#60; R&D; A & B", "\\~old\\~ \\&lt; \\&#60; R\\&D; A & B"),
     ],
 )
 def test_text_is_shown_as_it_is(text, shown):
     """On one line, and neither code nor link."""
     assert plain(text) == shown
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab1 _*~`<>[]()!&;#\\|:/\"'.-+=", max_size=14))
+def test_a_cell_of_a_table_shows_any_text_as_it_is(text):
+    """To whoever renders the page."""
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(f"| head |\n|---|\n| {plain(text)} |\n")
+
+    _, cell = (token.children for token in page if token.type == "inline")
+    assert {part.type for part in cell} <= {"text", "text_special"}
+    assert "".join(part.content for part in cell) == " ".join(text.split())
 
 
 @pytest.fixture(scope="module")
