@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from softkin.descriptions import DriftInfo
 from softkin.errors import DataError
 from softkin.manifest import Manifest
+from softkin.nonconformity import Part
 from softkin.npz import array_of, open_npz
 from softkin.scores import ErrorBudget, Scores
 
@@ -31,6 +32,20 @@ OUTLIER = "outlier"
 """The verdict."""
 P_VALUE_WIDTH = len("1.234e-05")
 """Letters of the longest p-value in four digits."""
+FAR, FOR_CLASS = "far from the training rows of the predicted class", "for how far rows of that class usually are"
+MEANINGS: dict[Part, str] = {
+    "posterior": "training rows of other classes are nearer than those of the predicted one",
+    "posterior_hidden": "training rows of other classes are nearer, in the layers before the last",
+    "density": FAR,
+    "density_hidden": f"{FAR}, in the layers before the last",
+    "density_last": f"{FAR}, in the last layer",
+    "class_density": f"{FAR}, {FOR_CLASS}",
+    "class_density_hidden": f"{FAR}, {FOR_CLASS}, in the layers before the last",
+    "class_density_last": f"{FAR}, {FOR_CLASS}, in the last layer",
+    "energy": "the network's own logits are small",
+    "boundary_distance": "near the network's decision boundaries, for how far its features lie from usual ones",
+}
+"""What it says of a row that a part is large."""
 
 
 def spelled(text: str) -> str:
@@ -138,7 +153,7 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
         names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
         widths = [len(str(len(scores))), len(OUTLIER), max(map(len, names)), P_VALUE_WIDTH, P_VALUE_WIDTH]
         if scores.parts is not None:
-            widths.append(max(len(_foldable(name)) for name in scores.parts.names))
+            widths.append(max(len(_respect(scores, name)) for name in scores.parts.names))
         _print_columns(headers, cells, widths)
     else:
         rows = table(*map(markup.escape, headers))
@@ -147,10 +162,12 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
             verdict = f"[red]{row[1]}[/red]" if row[1] == OUTLIER else row[1]
             rows.add_row(row[0], verdict, *map(markup.escape, row[2:]))
         console.print(rows)
+    for line in _reasons(scores):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     b, flagged = scores.budget, int(scores.is_outlier.sum())
     console.print(
-        f"{len(scores)} rows, {flagged} flagged: {flagged / len(scores):.2%}; {promise(b)} ({b.calibration_size} "
-        f"calibration rows; {b.detector} {b.version} on {b.device})",
+        f"{len(scores)} row{'s' * (len(scores) > 1)}, {flagged} flagged: {flagged / len(scores):.2%}; {promise(b)} "
+        f"({b.calibration_size} calibration rows; {b.detector} {b.version} on {b.device})",
         highlight=False,
         soft_wrap=True,
     )
@@ -165,17 +182,37 @@ def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:
         f"{scores.credibility[i]:.4g}",
     ]
     if (p := scores.parts) is not None:
-        cells.append(_foldable(p.names[int(p.values[i].argmax())]) if scores.is_outlier[i] else "")
-    if (n := scores.neighbors) is not None:
+        cells.append(_respect(scores, p.names[int(p.values[i].argmax())]) if scores.is_outlier[i] else "")
+    if (n := scores.neighbors) is not None and len(classes) == 1:  # whose name would say nothing of them
+        cells.append(", ".join(str(d) for d in n.ids[i, -1] if d >= 0) or "none")
+    elif n is not None:
         counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1] if label >= 0)
         names = [f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()]
         cells.append(spelled(", ".join(names) or "none"))
     return cells
 
 
-def _foldable(name: str) -> str:
-    """The name of a part or layer with spaces, where a narrow terminal may fold it."""
-    return spelled(name.replace("_", " "))
+def _respect(scores: Scores, name: str) -> str:
+    """The name of a layer; that of a part with spaces, where a narrow terminal may fold it."""
+    return spelled(name if name in _layers(scores) else name.replace("_", " "))
+
+
+def _layers(scores: Scores) -> tuple[str, ...]:
+    return () if scores.neighbors is None else scores.neighbors.layers
+
+
+def _reasons(scores: Scores) -> Iterator[str]:
+    """What the respects mean in which outliers are strangest, a line each; nothing where there is but one."""
+    if scores.parts is None or len(scores.parts.names) < 2:
+        return
+    found = dict.fromkeys(scores.parts.names[i] for i in scores.parts.values[scores.is_outlier].argmax(axis=1))
+    layers = [name for name in found if name in _layers(scores)]
+    if layers:
+        named = spelled(", ".join(layers))
+        yield f"{named}: the layer in which the row is least like training rows of its predicted class"
+    for part, meaning in MEANINGS.items():
+        if part in found and part not in layers:
+            yield f"{_respect(scores, part)}: {meaning}"
 
 
 def _print_columns(headers: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]) -> None:

@@ -97,6 +97,54 @@ def test_plain_columns_stand_under_their_heads(capsys, monkeypatch):
     assert lines[6] == "0    inlier   a                0.5        0.06"
 
 
+def test_below_the_table_stands_what_the_strangest_respects_mean(capsys):
+    """Those of outliers alone, each once: `class_density` of an inlier needs no explanation."""
+    names = ("class_density", "energy", "posterior_hidden")
+    parts = Parts(names=names, values=np.array([[1.0, 0.0, 0.0], [2.0, 4.0, 3.0], [1.0, 9.0, 3.0]]))
+    scores = dataclasses.replace(three_rows(), parts=parts, is_outlier=np.array([False, True, True]))
+
+    display.print_table(scores, ["a", "b", "c"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(("class", "energy", "posterior"))] == [
+        "energy: the network's own logits are small"
+    ]
+    assert lines[-1].startswith("3 rows, 2 flagged")
+
+
+def test_a_layer_keeps_its_name_and_says_that_it_is_one(capsys):
+    """Underscores are its own, and a layer may be called like a part."""
+    neighbors = dataclasses.replace(three_rows().neighbors, layers=("conv_1", "energy"))
+    parts = Parts(names=("conv_1", "energy"), values=np.array([[1.0, 0.0], [4.0, 2.0], [1.0, 9.0]]))
+    scores = dataclasses.replace(
+        three_rows(), parts=parts, neighbors=neighbors, is_outlier=np.array([False, True, True])
+    )
+
+    display.print_table(scores, ["a", "b", "c"])
+
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert [row[5] for row in rows] == ["", "conv_1", "energy"]
+    assert "conv_1, energy: the layer in which" in out
+    assert "logits" not in out
+
+
+def test_of_one_class_the_table_shows_the_numbers_of_training_rows(capsys):
+    """Its name would be the same for all; a layer that overflows has none. One respect alone explains itself."""
+    parts = Parts(names=("dense",), values=np.array([[1.0], [4.0], [1.0]]))
+    neighbors = dataclasses.replace(
+        three_rows().neighbors, ids=np.array([[[0] * 3, [7, 5, 9]]] * 2 + [[[0] * 3, [-1] * 3]])
+    )
+    scores = dataclasses.replace(three_rows(), parts=parts, neighbors=neighbors)
+
+    display.print_table(scores, ["all"])
+
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert [row[6] for row in rows] == ["7, 5, 9", "7, 5, 9", "none"]
+    assert "dense: " not in out
+
+
 def test_a_table_of_eighty_letters_keeps_the_word_credibility_whole(capsys, monkeypatch):
     """The longest that stands in every table."""
     monkeypatch.setenv("COLUMNS", "80")
