@@ -1,14 +1,18 @@
-"""What `softkin-train run` and `evaluate` print of a report."""
+"""What `softkin-train run` and `evaluate` print of a report, and `ablate` of an ablation."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
 from hostile_report import hostile_report
+from softkin_training import ablation_table
 from softkin_training import report_tables as tables
-from softkin_training.report_terminal import print_summary
+from softkin_training.ablate import Cell
+from softkin_training.ablation_plan import FAR
+from softkin_training.report_terminal import print_ablation, print_summary
 
 pytestmark = pytest.mark.training
 
@@ -77,3 +81,81 @@ def test_names_neither_move_the_cursor_nor_colour_the_terminal(report, printed):
     assert "\\x1b[2J[bold]" in text
     assert "\\x07[red]note" in text
     assert "\\x1b[31m[b]softkin" in text
+
+
+def test_paragraphs_and_notes_stand_apart_and_the_table_says_what_it_is_a_mean_over(report, printed):
+    """The first names detector and version."""
+    lines = printed(dataclasses.replace(report, near=(), notes=("One.", "Two.")))
+
+    assert lines[0].startswith("tiny 1: 500 inliers, 300 calibration rows, alpha = 0.05, accuracy ")
+    at = lines.index("* One.")
+    assert lines[at - 1 : at + 4] == ["", "* One.", "", "* Two.", ""]
+    assert lines[at + 4].strip() == "Mean over 4 outlier sets"
+
+
+def test_long_names_take_no_room_from_the_figures(report, printed):
+    """They go on in the next line; what looks like an emoji's name is none."""
+    titled = {k: dataclasses.replace(s, title=f"{':bug: ' * 30}{k}") for k, s in report.scores.items()}
+
+    lines = printed(dataclasses.replace(report, scores=titled, near=()))
+
+    rows = cells(lines)
+    assert len(rows) == len(titled)
+    assert all(re.fullmatch(r"\d\.\d{4}", row[1]) for row in rows)
+    assert rows[0][0].startswith(":bug: :bug:")
+
+
+def in_bold(text):
+    """Figures that a terminal shows in bold."""
+    return re.findall(r"\x1b\[1m(?:\x1b\[0m)?([\d.]+)", text)
+
+
+def test_the_best_of_a_column_is_bold_in_a_terminal_with_colours(report, capsys, monkeypatch):
+    """Nothing else is coloured."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    plain = dataclasses.replace(report, near=())
+
+    print_summary(plain)
+
+    shown = capsys.readouterr().out
+    bold = in_bold(shown)
+    figures = [[s.mean_auroc, s.mean_caught] for s in plain.scores.values()]
+    highest = [tables.number(max(column)) for column in zip(*figures, strict=True)]
+    assert set(bold) == set(highest)
+    assert len(bold) == sum(tables.number(x) == best for row in figures for x, best in zip(row, highest, strict=True))
+
+
+def cell(train, seed, auroc, alarms=0.05):
+    """Of an ablation with one score and one outlier set."""
+    sets = {"elsewhere": {"auroc": auroc, "caught": {"value": auroc / 2}}}
+    score = {"title": "own", "false_alarms": {"value": alarms}, "outliers": sets}
+    report = {"accuracy": auroc, "scores": {"softkin": score}}
+    return Cell(family=FAR, train=train, detect="d", seed=seed, report=report)
+
+
+def test_an_ablation_shows_means_and_differences_to_its_first_variant(capsys, monkeypatch):
+    """With the sign of the difference, and p where there are seeds enough; false alarms have no best."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    made = [cell("a", s, 0.5 + s / 10, 0.04) for s in range(3)] + [cell("[b]:x:", s, 0.7 + s / 20) for s in range(3)]
+    table = ablation_table.summarise(made)
+
+    print_ablation(table)
+
+    shown = capsys.readouterr().out
+    text = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert text.splitlines()[0].strip() == "Accuracy, and its difference to a"
+    accuracy, means = (cells(part.splitlines()) for part in text.split("Means over seeds"))
+    p = table["accuracy"]["[b]:x:"]["paired"]["p"]
+    assert accuracy == [["a", "0.6000", "", ""], ["[b]:x:", "0.7500", "+0.1500", f"{p:.2g}"]]
+    assert means == [
+        ["softkin: d", "a", "0.6000", "0.3000", "0.0400"],
+        ["softkin: d", "[b]:x:", "0.7500", "0.3750", "0.0500"],
+    ]
+    assert not re.findall(r"[a-z]_[a-z]", text)  # names of measures are words
+    assert in_bold(shown) == ["0.7500", "0.3750"]
