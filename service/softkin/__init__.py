@@ -4,14 +4,13 @@
     scores = Detector.load("bundle").score(x)
     scores = Client("localhost:50051").score(x)
 
-Importing softkin loads neither grpc, onnxruntime nor torch; `Detector`, `Client` and `AsyncClient` do when they are
-first touched.
+Importing softkin loads nothing but its errors; what a name needs is loaded when it is first touched: NumPy for scores,
+onnxruntime for `Detector`, grpc for `Client` and `AsyncClient`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from softkin.errors import (
@@ -28,14 +27,14 @@ from softkin.errors import (
     StateError,
     UnavailableError,
 )
-from softkin.scores import ErrorBudget, Neighbors, Parts, Scores
 
 if TYPE_CHECKING:
     from softkin.async_client import AsyncClient
     from softkin.client import Client
     from softkin.detector import Detector
+    from softkin.scores import ErrorBudget, Neighbors, Parts, Scores
 
-__version__ = version("softkin")
+__version__: str
 
 __all__ = [
     "AsyncClient",
@@ -64,10 +63,15 @@ _LAZY = {
     "AsyncClient": ("softkin.async_client", "client"),
     "Client": ("softkin.client", "client"),
     "Detector": ("softkin.detector", "service"),
+    **dict.fromkeys(("ErrorBudget", "Neighbors", "Parts", "Scores"), ("softkin.scores", "client")),
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("softkin")
     if name not in _LAZY:
         raise AttributeError(f"module 'softkin' has no attribute {name!r}")
     module, extra = _LAZY[name]

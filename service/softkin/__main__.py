@@ -1,0 +1,19 @@
+"""Entry point of `softkin`, and `python -m softkin`: Ctrl-C ends it quietly from the first import on."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """As `softkin.cli.main`; 130 where it is interrupted, also while it is being imported."""
+    try:
+        from softkin import cli
+
+        return cli.main()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
