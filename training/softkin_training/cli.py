@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from softkin import __version__
 from softkin.console import OutputError, flushed
@@ -101,15 +100,25 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("evaluate", _evaluate, "measure a bundle beside other scores: DIR/report.html, report.md, report.json")
     sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
-    sub.add_argument("--inliers", required=True, type=Path, metavar="FILE", help="npz with x_test, and y_test if known")
     sub.add_argument(
-        "--outliers", required=True, nargs="+", metavar="NAME=FILE", help="npz files with x_test that should be flagged"
+        "--inliers",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="npz with x_test, and y_test if known; or a folder of images, whose folders may be called like classes",
+    )
+    sub.add_argument(
+        "--outliers",
+        required=True,
+        nargs="+",
+        metavar="NAME=FILE",
+        help="npz files with x_test, or folders of images, that should be flagged",
     )
     sub.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="npz with x_test, and y_test if known: inliers unseen so far, which give every other score p-values too",
+        help="like --inliers: inliers unseen so far, which give every other score p-values too",
     )
     sub.add_argument(
         "--near",
@@ -238,11 +247,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from softkin.bundle import read_manifest
     from softkin_training.evaluate import evaluate, write_report
-    from softkin_training.npz import checked_labels, read_npz
+    from softkin_training.evaluated_rows import read_inputs, read_labelled
     from softkin_training.report_terminal import print_summary
     from softkin_training.rows import Rows
 
-    num_classes = len(read_manifest(arguments.bundle).classes)
+    manifest = read_manifest(arguments.bundle)
     outliers = {}
     for item in arguments.outliers:
         name, equals, file = item.partition("=")
@@ -254,19 +263,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise InvalidInputError("--outliers", f"got the name {name!a}, which is not in UTF-8; choose another")
         if name in outliers:
             raise InvalidInputError("--outliers", f"got {name!r} twice; every set needs a name of its own")
-        outliers[name] = read_npz(Path(file), ("x_test",))["x_test"]
+        outliers[name] = read_inputs(Path(file), manifest)
     if arguments.corrupt < 0:
         raise InvalidInputError("--corrupt", f"got {arguments.corrupt}; must be 0 or more")
 
-    def read(path: Path) -> tuple[Any, Any]:
-        data = read_npz(path, ("x_test",), optional=("y_test",))
-        return data["x_test"], checked_labels(data, "test", num_classes, path) if "y_test" in data else None
-
     calibration = None
     if arguments.calibration:
-        x, y = read(arguments.calibration)
+        x, y = read_labelled(arguments.calibration, manifest)
         calibration = x if y is None else Rows(x, y, np.arange(len(y)))
-    inliers, labels = read(arguments.inliers)
+    inliers, labels = read_labelled(arguments.inliers, manifest)
     report = evaluate(
         arguments.bundle,
         inliers=inliers,

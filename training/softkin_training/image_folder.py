@@ -64,7 +64,7 @@ def read_unlabelled(folder: Path, data: DataConfig) -> NDArray[np.generic]:
         DataError: there are none, one cannot be read, or sizes are mixed.
     """
     reader = ImageReader(data.image_mode, data.image_size)
-    images = [reader.read(path, str(path)) for path in _images(folder)]
+    images = [reader.read(path, str(path)) for path in images_below(folder)]
     if not images:
         raise DataError(f"{folder}: holds no images; they must end in one of {sorted(SUFFIXES)}")
     return np.stack(images)
@@ -74,7 +74,7 @@ def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) 
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = _images(root / name) if (root / name).is_dir() else []
+        found = images_below(root / name) if (root / name).is_dir() else []
         paths += found
         labels += [label] * len(found)
     if not paths:
@@ -103,7 +103,8 @@ def _class_names(root: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """Files of images at any depth, sorted by path; nothing that starts with a dot."""
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
         path = Path(place)

@@ -1,0 +1,77 @@
+"""Rows that a bundle is evaluated on: an npz file, or a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softkin.errors import DataError
+from softkin.manifest import Manifest
+from softkin_training.fit_rows import ONE_CLASS
+from softkin_training.image_folder import SUFFIXES, images_below
+from softkin_training.image_reader import ImageReader, Mode
+from softkin_training.npz import checked_labels, read_npz
+
+Array = NDArray[Any]
+
+
+def read_inputs(path: Path, manifest: Manifest) -> Array:
+    """`[n, ...]` `x_test` of an npz file, or all images below a folder as the detector takes them.
+
+    Args:
+        path: file or folder.
+        manifest: of the bundle; images are resized where its recipe resized the training images.
+
+    Raises:
+        DataError: unreadable, no images, or images that the detector does not take.
+    """
+    return _read_images(path, images_below(path), manifest) if path.is_dir() else read_npz(path, ("x_test",))["x_test"]
+
+
+def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int64] | None]:
+    """The same with labels, where they are known.
+
+    Those of an npz file are its `y_test`, of images the folders directly below `path`, where all are called like
+    classes. None where the detector knows a single class, whatever labels the file has.
+
+    Raises:
+        DataError: as `read_inputs` does, or labels are none of the classes.
+    """
+    classes = manifest.classes
+    if path.is_dir():
+        images = images_below(path)
+        x = _read_images(path, images, manifest)
+        names = [image.relative_to(path).parts[0] for image in images]
+        known = set(names) <= set(classes)
+        return x, np.array([classes.index(name) for name in names]) if known else None
+    if classes == (ONE_CLASS,):
+        return read_inputs(path, manifest), None
+    arrays = read_npz(path, ("x_test",), optional=("y_test",))
+    return arrays["x_test"], checked_labels(arrays, "test", len(classes), path) if "y_test" in arrays else None
+
+
+def _read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
+    if not images:
+        raise DataError(f"{folder}: holds no images; they must end in one of {sorted(SUFFIXES)}")
+    mode: Mode = "L" if len(m.input_shape) == 2 else "RGB"
+    if m.input_dtype != "uint8" or len(m.input_shape) < 2 or m.input_shape[2:] not in ((), (3,)):
+        takes = ", ".join(["rows", *map(str, m.input_shape)])
+        raise DataError(
+            f"{folder}: is a folder, whose images are read as uint8 [rows, height, width] or [rows, height, width, 3], "
+            f"and this detector takes {m.input_dtype} [{takes}]; give an .npz with x_test"
+        )
+    height, width = m.input_shape[:2]
+    resized = m.provenance.get("recipe", {}).get("data", {}).get("image_size")
+    found = []
+    for path in images:
+        image = ImageReader(mode, [height, width] if resized else []).read(path, str(path))
+        if image.shape[:2] != (height, width):
+            raise DataError(
+                f"{path}: is {image.shape[0]} x {image.shape[1]} pixels, and this detector takes {height} x {width}, "
+                "which its recipe did not resize to; resize it as whoever calls the detector would"
+            )
+        found.append(image)
+    return np.stack(found)
