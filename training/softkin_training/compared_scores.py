@@ -29,6 +29,8 @@ TYPICAL_ROWS = 500
 FEATURES_TOLERANCE = 1e-3
 """Relative difference up to which a layer counts as the features that the logits are made of."""
 OURS = "softkin, same bank"
+COMPARING: frozenset[Part] = frozenset({"posterior", "posterior_hidden"})
+"""Parts that hold classes against each other, of which there must be two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,13 @@ def compared_scores(
         scores |= _reshaped(head, fitting, reference, fdbd, notes) | _of_logits()
     else:
         notes.append("Bare embeddings have no logits: scores made of logits are left out.")
+    if _one_class(subject):
+        notes.append("The detector has one class: scores that compare classes are left out.")
     return scores, notes
+
+
+def _one_class(subject: Subject) -> bool:
+    return subject.loaded.bank.num_classes < 2
 
 
 def _reference_rows(calibration: Pass | None, seed: int, notes: list[str]) -> NDArray[np.bool_] | None:
@@ -105,6 +113,8 @@ def _parts(subject: Subject) -> dict[str, Compared]:
     own = subject.detector.manifest.nonconformity
     same = {own, "energy"} | ({"density_last", "posterior_hidden"} if len(subject.layers) == 1 else set())
     same.add("boundary_distance")  # which is fDBD
+    if _one_class(subject):
+        same |= COMPARING
     # Class parts need reference rows; they and what they measure the hidden layers by are seen in joint scores.
     inside = {*CLASS_PARTS, "density_hidden"}
     return {
@@ -130,7 +140,8 @@ def _joints(
     for parts in JOINTS:
         no_logits = "energy" in parts and not subject.detector.has_logits
         no_boundary = "boundary_distance" in parts and fdbd is None
-        if no_logits or no_boundary or set(parts) == set(subject.detector.manifest.parts):
+        no_classes = _one_class(subject) and bool(COMPARING & set(parts))
+        if no_logits or no_boundary or no_classes or set(parts) == set(subject.detector.manifest.parts):
             continue
         at_reference = outputs(calibration).take(reference)
         joint = subject.nonconformity(parts, fit_references(plain, parts, at_reference))
@@ -175,12 +186,13 @@ def _neighbors(
             source=f"{sun}, summed over layers",
             score=lambda p: summed_distances(np.stack([p.kth(n) for n in subject.layers]), typical),
         )
-    found["dknn"] = Compared(
-        title="DkNN credibility",
-        source="Papernot & McDaniel 2018",
-        score=dknn,
-        p_values="none" if true is None else "complement",
-    )
+    if not _one_class(subject):
+        found["dknn"] = Compared(
+            title="DkNN credibility",
+            source="Papernot & McDaniel 2018",
+            score=dknn,
+            p_values="none" if true is None else "complement",
+        )
     return found
 
 
@@ -199,12 +211,13 @@ def _fitted(subject: Subject, head: _ReadableHead | None, notes: list[str]) -> d
             source="Lee et al. 2018, on the bank's rows",
             score=lambda p: gaussians.classes.score(p.z[last]),
         ),
-        "relative_mahalanobis": Compared(
+    }
+    if not _one_class(subject):
+        found["relative_mahalanobis"] = Compared(
             title=f"relative Mahalanobis, {last}",
             source="Ren et al. 2021, on the bank's rows",
             score=lambda p: gaussians.score(p.z[last]),
-        ),
-    }
+        )
     vim = None if head is None else _vim(subject, head, notes)
     if vim is not None:
         found["vim"] = _of_features("ViM", "Wang et al. 2022", vim.score)

@@ -17,6 +17,9 @@ from softkin_training.build import build
 from softkin_training.compared_scores import compared_scores
 from softkin_training.detection_metrics import auroc, fpr95, rate
 from softkin_training.evaluate import evaluate, write_report
+from softkin_training.expose import EMBEDDING
+from softkin_training.fit import fit_embeddings
+from softkin_training.fit_config import FitConfig
 from softkin_training.fitted_baselines import RelativeMahalanobis, summed_distances
 from softkin_training.subject import Subject
 
@@ -79,6 +82,20 @@ def test_bare_embeddings_have_no_scores_of_logits(tiny, tmp_path):
     ]
     assert len(found.credibility) == 10
     write_report(found, tmp_path / "out")
+
+
+def test_of_one_class_nothing_is_compared_that_compares_classes(tmp_path):
+    """Each of these would be the same number for every row, and look like a score that fails."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "vectors.npz", x_train=rng.normal(size=(200, 4)).astype(np.float32))
+    fit_embeddings(tmp_path / "vectors.npz", tmp_path, FitConfig(name="v", layers=[EMBEDDING]))
+    inliers, more = rng.normal(size=(2, 50, 4)).astype(np.float32)
+
+    path, outliers = tmp_path / "bundle", {"far": inliers + 5}
+    found = evaluate(path, inliers=inliers, labels=None, outliers=outliers, calibration=more)
+
+    assert list(found.scores) == ["softkin", "kth_neighbor", "mahalanobis"]
+    assert "The detector has one class: scores that compare classes are left out." in found.notes
 
 
 def test_joint_scores_without_logits_are_those_that_need_none(tiny, tmp_path):
