@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 
@@ -155,6 +156,20 @@ def test_a_label_chooses_the_version(start, rows):
     assert labels == ("canary",)
     with running.client(label="beta") as client, pytest.raises(NotFoundError, match="canary = 2, stable = 1"):
         client.score(rows(1))
+
+
+def test_arrays_are_split_alike_whatever_went_before(start, rows):
+    """What the last request carried is none of the next array's; after a full message there would be no room at all."""
+    running = start(StandIn(), max_message_bytes=1024)
+    with running.client() as client:
+        client.score(x := rows(500))
+        largest = math.ceil(500 / running.sample("softkin_request_rows_count"))
+        before = running.sample("softkin_request_rows_count")
+
+        found = list(client.score_stream([x[:largest]] * 3))
+
+    assert [len(s) for s in found] == [largest] * 3
+    assert running.sample("softkin_request_rows_count") == before + 3
 
 
 def test_what_no_waiting_can_help_is_no_overload(start, rows):
