@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from softkin.descriptions import DriftInfo
 from softkin.errors import DataError
 from softkin.manifest import Manifest
-from softkin.nonconformity import Part
+from softkin.nonconformity import PART_MEANINGS
 from softkin.npz import array_of, open_npz
 from softkin.scores import ErrorBudget, Scores
 
@@ -32,20 +32,6 @@ OUTLIER = "outlier"
 """The verdict."""
 P_VALUE_WIDTH = len("1.234e-05")
 """Letters of the longest p-value in four digits."""
-FAR, FOR_CLASS = "far from the training rows of the predicted class", "for how far rows of that class usually are"
-MEANINGS: dict[Part, str] = {
-    "posterior": "training rows of other classes are nearer than those of the predicted one",
-    "posterior_hidden": "training rows of other classes are nearer, in the layers before the last",
-    "density": FAR,
-    "density_hidden": f"{FAR}, in the layers before the last",
-    "density_last": f"{FAR}, in the last layer",
-    "class_density": f"{FAR}, {FOR_CLASS}",
-    "class_density_hidden": f"{FAR}, {FOR_CLASS}, in the layers before the last",
-    "class_density_last": f"{FAR}, {FOR_CLASS}, in the last layer",
-    "energy": "the network's own logits are small",
-    "boundary_distance": "near the network's decision boundaries, for how far its features lie from usual ones",
-}
-"""What it says of a row that a part is large."""
 
 
 def spelled(text: str) -> str:
@@ -210,7 +196,7 @@ def _reasons(scores: Scores) -> Iterator[str]:
     if layers:
         named = spelled(", ".join(layers))
         yield f"{named}: the layer in which the row is least like training rows of its predicted class"
-    for part, meaning in MEANINGS.items():
+    for part, meaning in PART_MEANINGS.items():
         if part in found and part not in layers:
             yield f"{_respect(scores, part)}: {meaning}"
 

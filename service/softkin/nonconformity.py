@@ -39,6 +39,20 @@ CLASS_PARTS: dict[Part, Part] = {
     "class_density_last": "density_last",
 }
 """Parts that measure another one in units of the class: its center and spread on reference rows of that class."""
+_FAR, _FOR_CLASS = "far from the training rows of the predicted class", "for how far rows of that class usually are"
+PART_MEANINGS: dict[Part, str] = {
+    "posterior": "training rows of other classes are nearer than those of the predicted one",
+    "posterior_hidden": "training rows of other classes are nearer, in the layers before the last",
+    "density": _FAR,
+    "density_hidden": f"{_FAR}, in the layers before the last",
+    "density_last": f"{_FAR}, in the last layer",
+    "class_density": f"{_FAR}, {_FOR_CLASS}",
+    "class_density_hidden": f"{_FAR}, {_FOR_CLASS}, in the layers before the last",
+    "class_density_last": f"{_FAR}, {_FOR_CLASS}, in the last layer",
+    "energy": "the network's own logits are small",
+    "boundary_distance": "near the network's decision boundaries, for how far its features lie from usual ones",
+}
+"""What it says of a row that a part is large."""
 CENTER, SCALE = "{}.center", "{}.scale"
 """Keys of a class part's center and spread among the references."""
 PRIOR_ROWS = 10

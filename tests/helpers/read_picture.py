@@ -45,6 +45,9 @@ class Drawn:
                 style = re.search(r"fill: (\S+?);", mark.get("style"))[1]
         self.columns = len({round(float(g[0].get("x"))) for g in parts.get("legend_1", ()) if _text(g)})
         """Of the legend."""
+        frame = next((path for g in parts.get("legend_1", ()) for path in g.findall(f"{SVG}path")), None)
+        self.legend_box = None if frame is None else np.sort(self.read(_points(frame.get("d"))), axis=0)[[0, -1]]
+        """`[2, 2]` corners of the legend's frame, in the units of the axes."""
 
     def styles(self) -> list[str]:
         """Colour and dashes of each line, in the order of drawing."""

@@ -85,6 +85,11 @@ def _one_class(subject: Subject) -> bool:
     return subject.loaded.bank.num_classes < 2
 
 
+def _called(layer: str) -> str:
+    """A layer in a title: torch numbers those of a Sequential, and `k-th neighbour distance, 5` would read as the k."""
+    return f"layer {layer}" if layer[:1].isdigit() else layer
+
+
 def _reference_rows(calibration: Pass | None, seed: int, notes: list[str]) -> NDArray[np.bool_] | None:
     """Which calibration rows some scores are fitted to, so that the others calibrate them."""
     if calibration is None:
@@ -105,7 +110,7 @@ def _reference_rows(calibration: Pass | None, seed: int, notes: list[str]) -> ND
 
 def _parts(subject: Subject) -> dict[str, Compared]:
     plain, last = subject.nonconformity(), subject.layers[-1]
-    titles = {"density_last": f"density, {last}"}
+    titles = {"density_last": f"density, {_called(last)}"}
 
     def score(part: Part) -> Callable[[Pass], Floats]:
         return lambda p: plain.part_score(part, p.outputs)
@@ -177,7 +182,9 @@ def _neighbors(
         return np.asarray(p.dknn_nonconformity().min(axis=1))
 
     found = {
-        "kth_neighbor": Compared(title=f"k-th neighbour distance, {last}", source=sun, score=lambda p: p.kth(last))
+        "kth_neighbor": Compared(
+            title=f"k-th neighbour distance, {_called(last)}", source=sun, score=lambda p: p.kth(last)
+        )
     }
     if len(subject.layers) > 1:
         typical = np.array([_typical_distance(subject.neighbors[n]) for n in subject.layers])
@@ -207,14 +214,14 @@ def _fitted(subject: Subject, head: _ReadableHead | None, notes: list[str]) -> d
     gaussians = RelativeMahalanobis.fit(subject.neighbors[last], subject.labels, subject.loaded.bank.num_classes)
     found = {
         "mahalanobis": Compared(
-            title=f"Mahalanobis, {last}",
+            title=f"Mahalanobis, {_called(last)}",
             source="Lee et al. 2018, on the bank's rows",
             score=lambda p: gaussians.classes.score(p.z[last]),
         ),
     }
     if not _one_class(subject):
         found["relative_mahalanobis"] = Compared(
-            title=f"relative Mahalanobis, {last}",
+            title=f"relative Mahalanobis, {_called(last)}",
             source="Ren et al. 2021, on the bank's rows",
             score=lambda p: gaussians.score(p.z[last]),
         )

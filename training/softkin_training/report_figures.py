@@ -134,7 +134,7 @@ def _diagram(bins: Sequence[Bin], picture_name: str, what: str, *, diagonal: boo
             p.axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="perfectly calibrated")
         p.axes.set(xlim=(0, 1), ylim=(0, 1.05), xlabel=what)
         p.axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        p.axes.legend(loc="upper left" if diagonal else "center right")
+        p.axes.legend(loc="best" if diagonal else "center right")
     return p.svg
 
 

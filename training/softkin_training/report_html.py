@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
+from softkin.nonconformity import PART_MEANINGS
 from softkin_training import report_figures as figures
 from softkin_training import report_tables as tables
 from softkin_training.report import Report
@@ -48,7 +49,7 @@ def html(report: Report) -> str:
 def _body(report: Report) -> Iterator[str]:
     yield f"<h1>Detection report: {escape(report.detector)} {escape(report.version)}</h1>"
     yield (
-        f'<p class="muted">{report.inlier_rows} inliers, {len(report.outlier_sets)} outlier sets, '
+        f'<p class="muted">{report.inlier_rows} inliers, {_sets(report.outlier_sets)}, '
         f"{report.calibration_size} calibration rows. Every score is computed on the same network, bank and rows.</p>"
     )
     yield from _promise(report)
@@ -97,6 +98,12 @@ def _body(report: Report) -> Iterator[str]:
     for term, meaning in GLOSSARY.items():
         yield f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>"
     yield "</dl>"
+    yield "<h3>What softkin's own scores see</h3>"
+    yield "<p>A row is strange in a part where this holds; joint scores put several parts on one scale.</p>"
+    yield '<dl class="glossary">'
+    for part, meaning in PART_MEANINGS.items():
+        yield f"<dt>{escape(part.replace('_', ' '))}</dt><dd>{escape(meaning)}</dd>"
+    yield "</dl>"
     yield "<h3>Where the scores come from</h3>"
     yield '<dl class="glossary">'
     for score in report.scores.values():
@@ -137,7 +144,7 @@ def _tiles(report: Report) -> Iterator[str]:
     alarms = own.false_alarms
     assert alarms is not None
     tiles = [
-        (f"{tables.group_title(g)} AUROC", number(own.mean("auroc", names)), _sets(names))
+        (f"{tables.group_title(g)} AUROC", number(own.mean("auroc", names)), f"over {_sets(names)}")
         for g, names in report.groups.items()
     ]
     tiles += [
@@ -195,7 +202,7 @@ def _corruptions(report: Report) -> Iterator[str]:
 
 def _sets(names: Iterable[str]) -> str:
     n = len(tuple(names))
-    return "over one outlier set" if n == 1 else f"over {n} outlier sets"
+    return "one outlier set" if n == 1 else f"{n} outlier sets"
 
 
 def _percent(share: float) -> str:

@@ -21,6 +21,7 @@ from softkin_training.expose import EMBEDDING
 from softkin_training.fit import fit_embeddings
 from softkin_training.fit_config import FitConfig
 from softkin_training.fitted_baselines import RelativeMahalanobis, summed_distances
+from softkin_training.onnx_graphs import rename
 from softkin_training.subject import Subject
 
 pytestmark = pytest.mark.training
@@ -275,6 +276,22 @@ def test_every_score_tells_where_it_comes_from(tiny):
         "max_softmax": ("max softmax", "Hendrycks & Gimpel 2017"),
     }
     assert {name: s.p_values for name, s in scores.items() if s.p_values != "conformal"} == {"dknn": "complement"}
+
+
+@pytest.mark.parametrize(("layer", "title"), [("5", "layer 5"), ("2.conv1", "layer 2.conv1"), ("layer4", "layer4")])
+def test_layers_that_are_numbered_are_called_layers(tiny, tmp_path, layer, title):
+    """As torch numbers those of a Sequential: `k-th neighbour distance, 5` would read as the k."""
+    model = onnx.load_from_string(tiny.model)
+    rename(model.graph, {"representation.narrow": f"representation.{layer}"})
+    layers = tuple(dataclasses.replace(x, name=layer) if x.name == "narrow" else x for x in tiny.spec.layers)
+    spec = dataclasses.replace(tiny.spec, layers=layers)
+    build(tmp_path / "b", model.SerializeToString(), spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+
+    scores, _ = compared_scores(Subject(bundles.read_bundle(tmp_path / "b")), None, None, 0)
+
+    titles = [s.title for s in scores.values() if ", " in s.title and "all layers" not in s.title]
+    names = ("density", "k-th neighbour distance", "Mahalanobis", "relative Mahalanobis")
+    assert titles == [f"{name}, {title}" for name in names]
 
 
 def test_a_bank_of_fewer_rows_than_neighbours_is_asked_for_all_of_them(tiny, tmp_path):

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hostile_report import NAMES, hostile_report
+from softkin.nonconformity import PART_MEANINGS, PARTS
 from softkin_training import report_figures as figures
 from softkin_training import report_tables as tables
 from softkin_training.report import HIGHER_IS_BETTER
@@ -210,10 +211,12 @@ def test_a_broken_promise_is_said_aloud(report):
 
 
 def test_every_column_is_explained(report, parsed):
-    """The glossary has each metric by the name that the tables use."""
+    """The glossary has each metric by the name that the tables use, and every part that a score can be made of."""
     glossary = parsed.text[parsed.text.index("What the figures mean") :]
     for name in (*tables.METRIC_NAMES.values(), "false alarms", "caught", "KS distance", "ECE", "NLL", "credibility"):
         assert name in glossary
+    for part in PARTS:
+        assert part.replace("_", " ") + PART_MEANINGS[part] in glossary
 
 
 def test_pictures_repeat_byte_for_byte_and_are_xml(report):

@@ -240,6 +240,22 @@ def test_a_diagram_shows_accuracy_and_share_of_rows_of_every_bin(report, what):
     assert all(text.endswith("%") and "." not in text for text in drawn.ticks["y"])
 
 
+@pytest.mark.parametrize("accuracy", [1.0, 0.0], ids=["high", "low"])
+def test_the_legend_of_a_reliability_diagram_hides_no_accuracy(report, accuracy):
+    """That of a few rows of low probability may lie anywhere."""
+    bins = [
+        Bin(low=i / 10, high=(i + 1) / 10, rows=9, mean=i / 10 + 0.05, accuracy=accuracy if i < 4 else i / 10)
+        for i in range(10)
+    ]
+    found = dataclasses.replace(report, classifier=dataclasses.replace(report.classifier, reliability=tuple(bins)))
+
+    drawn = Drawn(figures.reliability(found, "diagram"))
+
+    dots = drawn.dots("accuracy")
+    assert len(dots) == 10
+    assert not ((dots > drawn.legend_box[0]) & (dots < drawn.legend_box[1])).all(axis=1).any()
+
+
 def test_corrupted_inliers_are_drawn_by_severity_with_the_interval_of_what_is_flagged(report):
     """Of the kind asked for; each severity with its level below it."""
     levels = [x for x in report.corruptions.levels if x.kind == "blur"]
