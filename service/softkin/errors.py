@@ -33,6 +33,15 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can spell a text, and protobuf send it: names of files may hold other bytes, kept as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class SoftkinError(Exception):
     """Base of all errors raised by softkin. All of them can be pickled: process pools hand them on."""
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from softkin.bank import PRECISIONS
 from softkin.certificate import Certificate
-from softkin.errors import BundleError
+from softkin.errors import BundleError, is_unicode
 from softkin.mass import METRICS
 from softkin.nonconformity import FORMS, PARTS
 
@@ -184,10 +184,11 @@ def _check_values(m: Manifest, source: str) -> None:
     require(m.input_dtype in INPUT_DTYPES, "input_dtype", m.input_dtype, f"must be one of {INPUT_DTYPES}")
     axes = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in m.input_shape)
     require(axes, "input_shape", m.input_shape, "must be positive integers")
-    require(bool(m.classes) and all(isinstance(c, str) for c in m.classes), "classes", m.classes, "must be names")
+    names = all(isinstance(c, str) and is_unicode(c) for c in m.classes)
+    require(bool(m.classes) and names, "classes", m.classes, "must be names that UTF-8 can spell")
     require(bool(m.layers), "layers", m.layers, "must not be empty")
-    names = [layer.name for layer in m.layers]
-    require(len(set(names)) == len(names), "layers", names, "names must be unique")
+    layers = [layer.name for layer in m.layers]
+    require(len(set(layers)) == len(layers), "layers", layers, "names must be unique")
     for layer in m.layers:
         require(layer.metric in METRICS, f"metric of {layer.name}", layer.metric, f"must be one of {METRICS}")
         require(positive(layer.temperature), f"temperature of {layer.name}", layer.temperature, "must be positive")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from softkin import descriptions
 from softkin.converters import Limits, array_to_tensor
-from softkin.errors import InvalidInputError
+from softkin.errors import InvalidInputError, is_unicode
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import Guarantee
 
@@ -26,10 +26,8 @@ def check_text(**values: str) -> None:
     for field, value in values.items():
         if not isinstance(value, str):
             raise InvalidInputError(field, f"got {value!r}; must be text")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InvalidInputError(field, f"got {value!r}; must be text that UTF-8 can spell") from None
+        if not is_unicode(value):
+            raise InvalidInputError(field, f"got {value!r}; must be text that UTF-8 can spell")
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ def test_a_truncated_or_missing_file_is_found(tiny_copy, file):
     [
         pytest.param(lambda m: m.update(format_version=9), "format_version is 9, this softkin reads 4", id="future"),
         pytest.param(lambda m: m.pop("classes"), "classes must be a list", id="missing list"),
+        pytest.param(lambda m: m["classes"].append("\udce9"), "classes is .* must be names that", id="class name"),
         pytest.param(lambda m: m.pop("created"), "missing field 'created'", id="missing field"),
         pytest.param(lambda m: m.update(extra=1), "unknown field 'extra'", id="unknown field"),
         pytest.param(lambda m: m.update(bank_size="300"), "bank_size must be int, got '300'", id="type"),

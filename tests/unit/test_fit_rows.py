@@ -72,6 +72,12 @@ def test_class_names_may_stand_in_an_array_of_any_shape():
     assert class_names({}) == ()
 
 
+def test_class_names_are_text():
+    """A bundle would not take others, for no client could be told of them."""
+    with pytest.raises(DataError, match=r"^class_names has 'caf\\udce9', which UTF-8 cannot spell; rename it"):
+        class_names({"class_names": np.array(["a", "caf\udce9"])})
+
+
 def test_a_model_is_tried_on_rows_from_all_over_the_file(tmp_path, capsys):
     """Files are often sorted: logits of the first class may look like probabilities."""
     value = helper.make_tensor_value_info

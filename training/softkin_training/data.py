@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError, RecipeError
+from softkin.errors import DataError, RecipeError, is_unicode
 from softkin.manifest import INPUT_DTYPES
 from softkin_training.config import Recipe
 from softkin_training.data_config import DataConfig
@@ -82,6 +82,8 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
     name = data.path or data.source
     if len(source.class_names) < 2:
         raise DataError(f"{name}: has the classes {list(source.class_names)}; a classifier needs at least 2")
+    if odd := [c for c in source.class_names if not is_unicode(c)]:  # a bundle would refuse it after the training
+        raise DataError(f"{name}: has the class {odd[0]!r}, which UTF-8 cannot spell; rename it")
     chosen = data.known_classes or range(len(source.class_names))
     # Before the split moves them: the message names a row that can be found.
     if source.test is None:

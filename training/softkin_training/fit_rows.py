@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError
+from softkin.errors import DataError, is_unicode
 from softkin.manifest import INPUT_DTYPES
 from softkin_training.npz import checked_labels, read_npz
 from softkin_training.rows import Rows, refuse_repeated
@@ -85,8 +85,15 @@ def checked_rows(x: Array, key: str, path: str | Path) -> Array:
 
 
 def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
-    """The class names of a file, empty if it has none."""
-    return tuple(str(n) for n in arrays.get("class_names", np.array([])).reshape(-1))
+    """The class names of a file, empty if it has none.
+
+    Raises:
+        DataError: a name is not of Unicode.
+    """
+    names = tuple(str(n) for n in arrays.get("class_names", np.array([])).reshape(-1))
+    if odd := [n for n in names if not is_unicode(n)]:
+        raise DataError(f"class_names has {odd[0]!r}, which UTF-8 cannot spell; rename it")
+    return names
 
 
 def refuse_empty_classes(bank_rows: Rows, classes: tuple[str, ...], data: str | Path) -> None:

@@ -209,8 +209,18 @@ def test_a_cache_that_cannot_be_written_is_refused(folder, tmp_path, monkeypatch
         ),
         (lambda f: f.rename(f.parent / "moved"), ["data.test_rows=5"], DataError, "is no folder"),
         (lambda f: f.rename(f.parent / "moved"), [], DataError, "is no folder"),
+        (lambda f: paint(f / "train" / "caf\udce9", 1), [], DataError, "class 'caf.udce9', which UTF-8"),
     ],
-    ids=["both test", "unknown class", "no images", "no test", "other splits", "no folder", "no folder, no test rows"],
+    ids=[
+        "both test",
+        "unknown class",
+        "no images",
+        "no test",
+        "other splits",
+        "no folder",
+        "no folder, no test rows",
+        "no Unicode",
+    ],
 )
 def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path, edit, overrides, error, words):
     """The message says what is there and what is needed."""
