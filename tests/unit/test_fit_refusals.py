@@ -42,7 +42,10 @@ def refused(folder, capsys, monkeypatch, arguments, message):
 
 ONNX = "--onnx m.onnx --layers hidden --data d.npz"
 OPTIONS = {
-    "no layers": ("--onnx m.onnx --data d.npz", "--layers: is missing; --onnx needs it"),
+    "no layers": (
+        "--onnx m.onnx --data d.npz",
+        "--layers: is missing; --onnx needs it; any that is wrong lists those of the model",
+    ),
     "no data": ("--onnx m.onnx --layers hidden", "--data: is missing; --onnx needs it"),
     "layers of vectors": (
         "--embeddings d.npz --layers hidden",
@@ -84,7 +87,7 @@ OPTIONS = {
     "boundaries of probabilities": (
         "--onnx p.onnx --layers hidden --data d.npz --nonconformity joint --parts boundary_distance,density",
         "--parts: got 'boundary_distance', made of the linear layer before the logits, but 'p' is not what a linear "
-        "layer yields; leave it out",
+        "layer yields; leave it out, or name the tensor before the softmax by --output",
     ),
     "energy of probabilities": (
         "--onnx p.onnx --layers hidden --data d.npz --nonconformity joint --parts energy,density",
@@ -141,7 +144,17 @@ DATA = {
     ),
     "labels not integer": (
         changed(y_train=Y.astype(float)),
-        "d.npz: y_train is float64 (200,); it must be one integer per row",
+        "d.npz: y_train is float64 (200,); it must be one integer per row: y_train.astype(int), if it holds whole "
+        "numbers",
+    ),
+    "one-hot labels": (
+        changed(y_train=np.eye(4, dtype=np.int64)[Y]),
+        "d.npz: y_train is int64 (200, 4); it must be one integer per row: y_train.argmax(axis=1), if each row "
+        "marks its class",
+    ),
+    "column of labels": (
+        changed(y_train=Y[:, None]),
+        "d.npz: y_train is int64 (200, 1); it must be one integer per row: y_train.reshape(-1)",
     ),
     "fewer labels": (changed(y_train=Y[:9]), "d.npz: x_train has 200 rows, y_train 9; they must be equal"),
     "class names": (
@@ -202,7 +215,8 @@ VECTORS = {
     "text labels": (
         {"x_train": V, "y_train": np.array(["a"] * 200)},
         "",
-        "d.npz: y_train is <U1 (200,); it must be one integer per row",
+        "d.npz: y_train is <U1 (200,); it must be one integer per row: class_names, y_train = numpy.unique(y_train, "
+        "return_inverse=True)",
     ),
     "energy": (
         {"x_train": V, "y_train": Y},

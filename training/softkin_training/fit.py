@@ -252,8 +252,10 @@ def _refuse_parts(config: FitConfig, exposed: Exposed, num_classes: int = 2) -> 
         )
     if "boundary_distance" in parts and find_head(onnx.load_from_string(exposed.model)) is None:
         what = f"{exposed.output!r} is not what a linear layer yields" if exposed.output else "vectors have none"
+        before = ", or name the tensor before the softmax by --output" if exposed.output_kind == "probabilities" else ""
         raise InvalidInputError(
-            where, f"got 'boundary_distance', made of the linear layer before the logits, but {what}; leave it out"
+            where,
+            f"got 'boundary_distance', made of the linear layer before the logits, but {what}; leave it out{before}",
         )
     if num_classes < 2 and (comparing := {"posterior", "posterior_hidden"} & set(parts)):
         what = min(comparing)

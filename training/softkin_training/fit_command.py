@@ -92,8 +92,9 @@ def fit(arguments: argparse.Namespace) -> None:
     a = arguments
     for name, value in {"--layers": a.layers, "--data": a.data}.items():
         if bool(value) != bool(a.onnx):
-            remedy = "belongs to --onnx; leave it out" if value else "is missing; --onnx needs it"
-            raise InvalidInputError(name, remedy)
+            listed = "; any that is wrong lists those of the model" if name == "--layers" else ""
+            missing = f"is missing; --onnx needs it{listed}"
+            raise InvalidInputError(name, "belongs to --onnx; leave it out" if value else missing)
     if a.embeddings and (a.output or a.output_kind != "auto"):
         raise InvalidInputError("--output", "belongs to --onnx; vectors have no output")
     options = ("version", "metric", "max_dim", "bank_rows", "nonconformity", "alpha", "precision", "max_p_value_change")
@@ -135,9 +136,10 @@ def fit(arguments: argparse.Namespace) -> None:
         print("             the promise holds if the model was not trained on these rows; else give --calibration FILE")
     for used in m.layers:
         if used.metric == "cosine" and used.temperature < SHAKY_TEMPERATURE:
+            remedy = "take --whiten or --metric squared_euclidean," if a.embeddings else "name an earlier layer,"
             print(
                 f"temperature: {used.temperature:.2g} for {spelled(used.name)}, whose nearest rows are so alike that "
-                "rounding moves\n             scores by percents with batch size and processor; name an earlier layer, "
+                f"rounding moves\n             scores by percents with batch size and processor; {remedy} "
                 "or raise --temperature-scale"
             )
     c = m.certificate

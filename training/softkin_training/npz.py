@@ -48,7 +48,9 @@ def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, pa
     """
     x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise DataError(f"{path}: y_{split} is {y.dtype} {y.shape}; it must be one integer per row")
+        raise DataError(
+            f"{path}: y_{split} is {y.dtype} {y.shape}; it must be one integer per row: {_as_integers(y, f'y_{split}')}"
+        )
     num_rows = len(x) if x.ndim else 0
     if num_rows != len(y):
         raise DataError(f"{path}: x_{split} has {num_rows} rows, y_{split} {len(y)}; they must be equal")
@@ -60,3 +62,16 @@ def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, pa
             f"({len(outside)} labels lie outside)"
         )
     return y.astype(np.int64)
+
+
+def _as_integers(y: Array, name: str) -> str:
+    """How labels of another kind become indices of classes."""
+    if y.dtype.kind in "US":
+        return f"class_names, {name} = numpy.unique({name}, return_inverse=True)"
+    if y.ndim == 2 and y.shape[1] > 1:
+        return f"{name}.argmax(axis=1), if each row marks its class"
+    return (
+        f"{name}.reshape(-1)"
+        if np.issubdtype(y.dtype, np.integer)
+        else f"{name}.astype(int), if it holds whole numbers"
+    )
