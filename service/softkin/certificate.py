@@ -132,8 +132,12 @@ def smoothed_certified(alpha: float, n: int, confidence: float) -> float:
 
 
 def rows_to_certify(alpha: float, confidence: float) -> int:
-    """The fewest calibration rows with which anything can be certified at alpha: (1 - alpha)^n <= 1 - confidence."""
-    return math.ceil(math.log1p(-confidence) / math.log1p(-alpha) * (1 - 1e-14))  # equal but for rounding is enough
+    """The fewest calibration rows with which anything can be certified at alpha: (1 - alpha)^n <= 1 - confidence.
+
+    As for alpha 10^-18 where it is less: floating-point numbers go on to where no count of rows can follow.
+    """
+    of_one = math.log1p(-max(alpha, 1e-18))
+    return math.ceil(math.log1p(-confidence) / of_one * (1 - 1e-14))  # equal but for rounding is enough
 
 
 def smallest_certified(n: int, confidence: float) -> float:

@@ -23,6 +23,8 @@ from softkin.certificate import (
     smoothed_certified,
 )
 from softkin.conformal import rank, rounded_up
+from softkin.errors import InvalidInputError
+from softkin.verdicts import check_rule
 
 CONFIDENCES = (0.5, 0.9, 0.95, 0.99, 0.999999)
 
@@ -124,6 +126,15 @@ def test_the_rows_needed_are_enough_and_one_fewer_is_not(alpha, confidence):
     assert n >= 1
     assert binomial_cdf(0, n, alpha)[0] <= (1 - confidence) * (1 + 1e-8)
     assert n == 1 or binomial_cdf(0, n - 1, alpha)[0] > 1 - confidence
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-310, 1e-19])
+def test_there_is_a_number_of_rows_for_every_rate_however_small(alpha):
+    """A caller may ask for it, and is told."""
+    assert rows_to_certify(alpha, 0.95) == rows_to_certify(1e-18, 0.95) > 10**18
+
+    with pytest.raises(InvalidInputError, match=r"alpha: .* certify nothing .* or at least 2995732273\d* calibra"):
+        check_rule("certified", alpha=alpha, confidence=0.95, calibration_size=99, class_sizes=[50, 49])
 
 
 @settings(deadline=None)
