@@ -15,6 +15,8 @@ from prometheus_client.utils import floatToGoString
 
 MOST_WAITING = 64
 """Arrays that wait to be put into buckets: NumPy takes about as long for one as for all of them."""
+LARGE = 4096
+"""Values of an array that waits no longer: many of these would be much memory."""
 
 
 class Histogram(Collector):
@@ -51,7 +53,7 @@ class Histogram(Collector):
         with self._lock:
             waiting = self._waiting.setdefault(labels, [])
             waiting.append(values)
-            if len(waiting) >= MOST_WAITING:
+            if len(waiting) >= MOST_WAITING or len(values) >= LARGE:
                 self._catch_up(labels)
 
     def _catch_up(self, labels: tuple[str, ...]) -> None:
