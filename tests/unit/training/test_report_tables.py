@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -191,6 +192,53 @@ def test_markdown_has_every_table_once_under_its_heading(report):
     assert f"On {report.classifier.rows} labelled inliers." in lines
     highest = list(report.scores.values())[-1]
     assert any(line.startswith(f"| {plain(highest.title)} | **0.") for line in lines)
+
+
+def test_markdown_begins_with_what_was_measured_what_is_promised_and_all_scores(report):
+    """Notes between them, as a list; the last line ends the last table, or says why inliers were not corrupted."""
+    named = dataclasses.replace(report, detector="*my*", version="<1>", notes=("One *note*.", "Two."))
+
+    lines = markdown(named).splitlines()
+
+    assert lines[:11] == [
+        "# \\*my\\* \\<1>",
+        "",
+        opening(named),
+        "",
+        promise(named),
+        "",
+        "* One \\*note\\*.",
+        "* Two.",
+        "",
+        "| score | " + " | ".join(map(plain, tables.overview(report).head[1:])) + " |",
+        "|" + "---|" * len(tables.overview(report).head),
+    ]
+    assert len([line for line in lines[11 : lines.index("", 11)] if line.startswith("| ")]) == len(report.scores)
+    assert markdown(dataclasses.replace(named, notes=())).splitlines()[4:7] == [promise(named), "", lines[9]]
+    skipped = dataclasses.replace(report.corruptions, levels=[], skipped="rows are *vectors*")
+    text = markdown(dataclasses.replace(report, corruptions=skipped))
+    assert text.endswith("|\n\nInliers were not corrupted: rows are \\*vectors\\*.\n")
+
+
+def test_a_detector_whose_false_alarms_are_unknown_promises_and_finds_nothing(report):
+    """The certificate stands alone."""
+    own = dataclasses.replace(report.scores["softkin"], false_alarms=None)
+
+    text = promise(dataclasses.replace(report, scores=report.scores | {"softkin": own}))
+
+    assert text.startswith(f"Promised: at alpha = {report.alpha:g} at most {report.alpha:g} of inliers are flagged")
+    assert text.endswith(f"with confidence {report.certificate.confidence:g}.")
+
+
+def test_tables_of_markdown_stand_apart(report):
+    """A blank line between heading, note, table and heading: else they would be one paragraph."""
+    text = markdown(report)
+
+    assert "\n\n\n" not in text
+    for heading in re.findall(r"^## .*$", text, flags=re.MULTILINE):
+        assert f"\n\n{heading}\n\n" in text
+    notes = re.findall(r"^(.*)\n\n\|", text, flags=re.MULTILINE)
+    assert f"On {report.classifier.rows} labelled inliers." in notes
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from softkin_training import ablation_table
 from softkin_training import report_tables as tables
 from softkin_training.ablate import Cell
 from softkin_training.ablation_plan import FAR
+from softkin_training.data import HELD_OUT_SETS
 from softkin_training.report_terminal import print_ablation, print_summary
 
 pytestmark = pytest.mark.training
@@ -105,6 +106,19 @@ def test_long_names_take_no_room_from_the_figures(report, printed):
     assert rows[0][0].startswith(":bug: :bug:")
 
 
+def test_a_name_that_is_one_long_word_is_folded_and_never_cut(report, printed):
+    """It may differ from another at its end alone; the title says which set it is about, brackets and all."""
+    titled = {k: dataclasses.replace(s, title="x" * 150 + k) for k, s in report.scores.items()}
+    own = {k: dataclasses.replace(s, outliers={"[b]one": next(iter(s.outliers.values()))}) for k, s in titled.items()}
+
+    lines = printed(dataclasses.replace(report, scores=own, near=()))
+
+    names = "".join(line.strip("│").split("│")[0].strip() for line in lines if line.startswith("│"))
+    assert names == "".join("x" * 150 + k for k in own)
+    assert all(re.fullmatch(r"\d\.\d{4}", row[1]) for row in cells(lines))
+    assert any(line.strip() == "Against [b]one" for line in lines)
+
+
 def in_bold(text):
     """Figures that a terminal shows in bold."""
     return re.findall(r"\x1b\[1m(?:\x1b\[0m)?([\d.]+)", text)
@@ -128,12 +142,13 @@ def test_the_best_of_a_column_is_bold_in_a_terminal_with_colours(report, capsys,
     assert len(bold) == sum(tables.number(x) == best for row in figures for x, best in zip(row, highest, strict=True))
 
 
-def cell(train, seed, auroc, alarms=0.05):
+def cell(train, seed, auroc, alarms=0.05, *, family=FAR):
     """Of an ablation with one score and one outlier set."""
-    sets = {"elsewhere": {"auroc": auroc, "caught": {"value": auroc / 2}}}
+    name = "elsewhere" if family == FAR else HELD_OUT_SETS[0]
+    sets = {name: {"auroc": auroc, "caught": {"value": auroc / 2}}}
     score = {"title": "own", "false_alarms": {"value": alarms}, "outliers": sets}
     report = {"accuracy": auroc, "scores": {"softkin": score}}
-    return Cell(family=FAR, train=train, detect="d", seed=seed, report=report)
+    return Cell(family=family, train=train, detect="d", seed=seed, report=report)
 
 
 def test_an_ablation_shows_means_and_differences_to_its_first_variant(capsys, monkeypatch):
@@ -157,5 +172,23 @@ def test_an_ablation_shows_means_and_differences_to_its_first_variant(capsys, mo
         ["softkin: d", "a", "0.6000", "0.3000", "0.0400"],
         ["softkin: d", "[b]:x:", "0.7500", "0.3750", "0.0500"],
     ]
-    assert not re.findall(r"[a-z]_[a-z]", text)  # names of measures are words
+    heads = [line.strip("┃").split("┃") for line in text.splitlines() if line.startswith("┃")]
+    assert [[head.strip() for head in row] for row in heads] == [
+        ["network", "accuracy", "difference", "p"],
+        ["", "", "far", "far", "false"],
+        ["score", "network", "auroc", "caught", "alarms"],
+    ]
     assert in_bold(shown) == ["0.7500", "0.3750"]
+
+
+def test_what_one_variant_alone_has_is_left_empty_in_the_rows_of_the_others(capsys, monkeypatch):
+    """As while an ablation is under way."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    print_ablation(ablation_table.summarise([cell("a", 0, 0.5), cell("b", 0, 0.5), cell("b", 0, 0.7, family="pair")]))
+
+    _, means = (cells(part.splitlines()) for part in capsys.readouterr().out.split("Means over seeds"))
+    assert means == [
+        ["softkin: d", "a", "0.5000", "0.2500", "", "", "0.0500"],
+        ["softkin: d", "b", "0.5000", "0.2500", "0.7000", "0.3500", "0.0500"],
+    ]
