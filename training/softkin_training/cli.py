@@ -34,7 +34,8 @@ def _run_command(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("softkin"):
             raise
-        without_torch = command in (fit, _recalibrate) and not e.name.startswith("sklearn")  # which condensing takes
+        # Condensing takes sklearn, and folders of images PIL.
+        without_torch = command in (fit, _recalibrate) and not e.name.startswith(("sklearn", "PIL"))
         extra = "service" if without_torch else "training"
         return _fail(f"this needs the Python package {e.name}: pip install 'softkin[{extra}]'")
     except SoftkinError as e:
@@ -145,8 +146,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="npz with x_test, and y_test where there are classes: a plain sample of inliers, unseen by the network, "
-        "none picked by verdict",
+        help="npz with x_test, and y_test where there are classes, or a folder of images, one folder a class: a plain "
+        "sample of inliers, unseen by the network, none picked by verdict",
     )
     sub.add_argument("--out", required=True, type=folder, metavar="BUNDLE", help="bundle directory to write")
     sub.add_argument("--grow", action="store_true", help="add the rows to the bundle's own instead of replacing those")
@@ -247,7 +248,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from softkin.bundle import read_manifest
     from softkin_training.evaluate import evaluate, write_report
-    from softkin_training.evaluated_rows import read_inputs, read_labelled
+    from softkin_training.new_rows import read_inputs, read_labelled
     from softkin_training.report_terminal import print_summary
     from softkin_training.rows import Rows
 
@@ -291,11 +292,11 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
-    from softkin_training.fit_rows import read_test_rows
+    from softkin_training.new_rows import read_calibrating
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
 
-    x, y = read_test_rows(arguments.data, read_manifest(arguments.bundle).classes)
+    x, y = read_calibrating(arguments.data, read_manifest(arguments.bundle))
     m = recalibrate(
         arguments.bundle,
         arguments.out,

@@ -1,4 +1,4 @@
-"""What a bundle is evaluated on: files, or folders of images."""
+"""What a bundle is evaluated on and recalibrated with: files, or folders of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from softkin.errors import DataError
-from softkin_training.evaluated_rows import read_inputs, read_labelled
+from softkin_training.new_rows import read_calibrating, read_inputs, read_labelled
 from standin import manifest
 
 pytestmark = pytest.mark.training
@@ -105,3 +105,24 @@ def test_labels_of_a_file_are_left_alone_where_there_is_one_class(tmp_path):
     assert (len(x), y) == (4, None)
     with pytest.raises(DataError, match=r"y_test\[2\] is 2"):
         read_labelled(path, takes((3,), "float32"))
+
+
+def test_every_row_that_calibrates_has_a_label(folder):
+    """Where an image lies in no folder of a class, the message names the classes."""
+    x, y = read_calibrating(folder, takes((2, 3, 3)))
+
+    assert (len(x), y.tolist()) == (3, [0, 0, 1])
+    with pytest.raises(DataError, match=r"x: not all of its images lie in .* \(cat, bird\), .*: put them there"):
+        read_calibrating(folder, takes((2, 3, 3), classes=("cat", "bird")))
+
+
+def test_a_file_that_calibrates_needs_labels_but_of_one_class(tmp_path):
+    """As `softkin-train recalibrate` has it."""
+    path = tmp_path / "a.npz"
+    np.savez(path, x_test=np.zeros((4, 3), np.float32))
+
+    _, y = read_calibrating(path, takes((3,), "float32", classes=("all",)))
+
+    assert y.tolist() == [0] * 4
+    with pytest.raises(DataError, match="lacks \\['y_test'\\]"):
+        read_calibrating(path, takes((3,), "float32"))

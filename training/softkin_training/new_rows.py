@@ -1,4 +1,4 @@
-"""Rows that a bundle is evaluated on: an npz file, or a folder of images."""
+"""New rows for a finished bundle, to evaluate or recalibrate it: an npz file, or a folder of images. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError
 from softkin.manifest import Manifest
-from softkin_training.fit_rows import ONE_CLASS
+from softkin_training.fit_rows import ONE_CLASS, read_test_rows
 from softkin_training.image_folder import SUFFIXES, images_below
 from softkin_training.image_reader import ImageReader, Mode
 from softkin_training.npz import checked_labels, read_npz
@@ -51,6 +51,24 @@ def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int
         return read_inputs(path, manifest), None
     arrays = read_npz(path, ("x_test",), optional=("y_test",))
     return arrays["x_test"], checked_labels(arrays, "test", len(classes), path) if "y_test" in arrays else None
+
+
+def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int64]]:
+    """The same, with a label for every row; zeros where the detector knows a single class.
+
+    Raises:
+        DataError: as `read_labelled` does, or labels are missing.
+    """
+    if not path.is_dir():
+        return read_test_rows(path, manifest.classes)
+    x, y = read_labelled(path, manifest)
+    if y is None:
+        names = ", ".join(manifest.classes)
+        raise DataError(
+            f"{path}: not all of its images lie in a folder that is called like a class ({names}), and calibration "
+            "needs the class of each: put them there"
+        )
+    return x, y
 
 
 def _read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
