@@ -75,7 +75,7 @@ class Drawn:
         return self.read(np.array(at).reshape(-1, 2))
 
     def filled(self, color: str) -> np.ndarray:
-        """`[n, 2]` outline of the only area of a colour."""
+        """`[n, 2]` outline of the only area of a colour that lets others be seen through it."""
         (found,) = (points for g in self._axes for points in _areas(g, color))
         return self.read(found)
 
@@ -138,10 +138,10 @@ def _areas(group: ElementTree.Element, color: str) -> list[np.ndarray]:
     found = [
         _points(p.get("d"))
         for p in group.findall(f"{SVG}path")
-        if f"fill: {color}" in p.get("style") and p.get("clip-path")
+        if f"fill: {color}" in p.get("style") and "opacity: 0." in p.get("style") and p.get("clip-path")
     ]
     if "Collection" in group.get("id", ""):
         (path,), (use,) = group.iter(f"{SVG}path"), group.iter(f"{SVG}use")
-        if f"fill: {color}" in use.get("style"):
+        if f"fill: {color}; fill-opacity: 0." in use.get("style"):
             found.append(_points(path.get("d")) + np.array([float(use.get("x")), float(use.get("y"))]))
     return found

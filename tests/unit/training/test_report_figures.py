@@ -43,6 +43,13 @@ def on(points, at):
     return np.interp(at, points[:, 0], points[:, 1])
 
 
+def told_apart_without_colours(drawn):
+    """Whether each line of the legend has dashes of its own, and a colour, one of the page's."""
+    colors, dashes = zip(*(style.partition(" ")[::2] for style in drawn.legend.values()), strict=True)
+    assert all(color.startswith("var(--series-") for color in colors)
+    return len(set(colors)) == len(set(dashes)) == len(drawn.legend)
+
+
 def test_a_roc_curve_is_that_of_the_score_that_the_legend_names(report):
     """Against the set asked for; the bundle's own is the first and the thickest."""
     found = ranked(report, density=0.9, vim=0.8)
@@ -68,7 +75,7 @@ def test_a_roc_curve_is_that_of_the_score_that_the_legend_names(report):
     assert first == "softkin"
     assert all(drawn.width(first) > drawn.width(other) for other in others)
     assert drawn.styles()[-1] == drawn.legend[first]  # on top of the others
-    assert len(set(drawn.legend.values())) == len(drawn.legend)
+    assert told_apart_without_colours(drawn)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +151,7 @@ def test_a_histogram_of_scores_shows_shares_of_each_kind(report):
     assert drawn.title == f"outlier scores of inliers and of {NAMES[2]}"
     assert drawn.labels == {"x": "outlier score (first and last bar: and beyond)", "y": "share of rows"}
     assert list(drawn.legend) == ["inliers", NAMES[2]]
+    assert told_apart_without_colours(drawn)
     centers = [0.5, 1.5, 3.0]
     for i, (name, shares) in enumerate({"inliers": [0.6, 0.3, 0.1], NAMES[2]: [0, 0.25, 0.75]}.items()):
         np.testing.assert_allclose(heights(drawn.line(name), centers), shares, **NEAR)
@@ -271,6 +279,7 @@ def test_corrupted_inliers_are_drawn_by_severity_with_the_interval_of_what_is_fl
         "of those accepted": [x.accuracy_of_accepted for x in levels[:-1]],  # at the last all are flagged
     }
     assert list(drawn.legend) == list(lines)
+    assert told_apart_without_colours(drawn)
     for name, values in lines.items():
         expected = np.stack([np.arange(len(values)), values], axis=1)
         np.testing.assert_allclose(drawn.dots(name), expected, **NEAR)
