@@ -110,7 +110,7 @@ def split(x: NDArray[np.generic], head: pb.ScoreRequest, limits: Limits) -> list
     """
     if x.ndim == 0 or len(x) == 0:
         return [x]  # for the server to refuse, with its own words
-    row_bytes = x[0].nbytes
+    row_bytes = x[:1].nbytes
     head.ClearField("inputs")
     room = limits.max_message_bytes - head.ByteSize() - array_to_tensor(x[:0]).ByteSize()
     fitting = (room - ROW_LENGTH_BYTES) // max(row_bytes, 1)

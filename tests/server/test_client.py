@@ -220,7 +220,7 @@ def test_an_array_without_rows_is_refused_in_the_servers_words(shared_server):
         client.score(np.zeros((0, 2, 3), np.float32))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.bool_, np.complex64, np.str_])
+@pytest.mark.parametrize("dtype", [np.float16, np.bool_, np.complex64, np.str_, np.object_])
 def test_a_dtype_that_cannot_travel_is_refused_before_sending(shared_server, dtype):
     """The message lists the dtypes that can."""
     with (
