@@ -221,13 +221,14 @@ def test_an_array_without_rows_is_refused_in_the_servers_words(shared_server):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.bool_, np.complex64, np.str_, np.object_])
-def test_a_dtype_that_cannot_travel_is_refused_before_sending(shared_server, dtype):
+@pytest.mark.parametrize("shape", [(1, 2, 3), (1,)])  # rows of the last are no arrays
+def test_a_dtype_that_cannot_travel_is_refused_before_sending(shared_server, dtype, shape):
     """The message lists the dtypes that can."""
     with (
         shared_server.client() as client,
         pytest.raises(InvalidInputError, match="cannot travel; convert to one of: float32"),
     ):
-        client.score(np.zeros((1, 2, 3), dtype))
+        client.score(np.zeros(shape, dtype))
 
 
 def test_an_unknown_detector_is_a_not_found_error(shared_server, rows):
