@@ -6,7 +6,6 @@ Exit status: 0 done, 1 failed, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status. Wrong usage exits at once with status 2, as argparse does.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # class names and bars, on a terminal that is not UTF-8
     try:
         with flushed():
             return _run(sys.argv[1:] if argv is None else list(argv))

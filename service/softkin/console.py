@@ -1,8 +1,9 @@
-"""Standard output of a command line: what stays in its buffer is written, or what prevents that is told."""
+"""Standard output of a command line: it takes any text, and what prevents it from being written is told."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -23,12 +24,14 @@ class OutputError(Exception):
 
 @contextmanager
 def flushed() -> Iterator[None]:
-    """Write what is left in the buffer at the end, where a failure can still be told.
+    """Write what is left in the buffer at the end, where a failure can still be told; `?` for what cannot be shown.
 
     Raises:
         OutputError: the reader has left, or the disk is full; what is left is dropped, so that it cannot fail again at
             exit. Errors of other pipes and files come out as they are.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # class names, paths and bars, on a terminal that is not UTF-8
     try:
         yield
     except OSError as e:

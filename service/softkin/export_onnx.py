@@ -21,7 +21,7 @@ from softkin.chunks import chunk_rows_for, cut_into_chunks
 from softkin.detector import nonconformity_of, refuse_difference
 from softkin.detector_graph import OUTPUTS, DetectorGraph
 from softkin.device import Target
-from softkin.errors import BundleError, DeviceError
+from softkin.errors import BundleError, DeviceError, is_unicode
 from softkin.graph_builder import GraphBuilder
 from softkin.scorer import BOUNDARY, LOGITS, extend, layer_graphs, read_network
 from softkin.scorer_graph import representation_output, stack_masses
@@ -64,6 +64,8 @@ def write_export(bundle: Bundle, out: str | os.PathLike[str], *, force: bool = F
     """`export_onnx` of a bundle that has been read already."""
     target = Path(out).absolute()
     data = target.with_name(f"{target.name}.data")
+    if not is_unicode(data.name):
+        raise BundleError(f"{target}: the model names its data file, and UTF-8 cannot spell that; choose another name")
     if bundle.path.resolve() in target.resolve().parents:
         raise BundleError(f"{target}: lies inside the bundle {bundle.path}; choose another directory")
     for file in (target, data):

@@ -46,3 +46,19 @@ def test_only_its_own_failures_are_told_as_such(place, other, number, told, unbu
         )
 
     assert done.stderr.decode().strip() == told
+
+
+SHOWN = r"""
+from softkin.console import flushed
+with flushed():
+    print("caf\xe9 \udce9")
+"""
+
+
+def test_what_cannot_be_shown_is_replaced():
+    """Names of classes and files, at the end of hours of work, where a terminal lacks a letter, or Unicode does."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    done = subprocess.run([sys.executable, "-c", SHOWN], capture_output=True, text=True, env=environment, timeout=60)
+
+    assert (done.stdout, done.stderr) == ("caf? ?\n", "")

@@ -250,6 +250,7 @@ def test_paths_that_cannot_be_written_are_clear_errors(tiny, tiny_copy, tmp_path
         / "d.onnx": r"cannot write the export \(Not a directory\); .*; make the directory .* or choose another$",
         tmp_path / "folder": "it is a directory; choose another name",
         tiny_copy / "model.onnx": "lies inside the bundle",
+        tmp_path / "caf\udce9.onnx": "UTF-8 cannot spell that; choose another name",
     }.items():
         with pytest.raises(BundleError, match=message):
             export_onnx(tiny_copy, out, force=True)
