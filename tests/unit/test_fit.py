@@ -240,6 +240,14 @@ def test_whitening_reaches_the_bundle(files):
         assert two.temperature == pytest.approx(2 * one.temperature)
 
 
+def test_every_layer_may_have_a_metric_of_its_own(files):
+    """The bank holds the directions of one and the lengths of the other."""
+    assert fit(files, "--metric", "hidden=cosine,before=squared_euclidean") == 0
+
+    layers = read_bundle(files / "out" / "bundle").manifest.layers
+    assert [(layer.name, layer.metric) for layer in layers] == [("hidden", "cosine"), ("before", "squared_euclidean")]
+
+
 def test_help_tells_the_recipes_defaults(capsys):
     """The parser does not import the recipes, whose defaults hold: what it says must be theirs."""
     with pytest.raises(SystemExit):

@@ -56,6 +56,14 @@ OPTIONS = {
         f"{ONNX} --metric euclid",
         "--metric: got 'euclid': must be 'cosine' or 'squared_euclidean'",
     ),
+    "metric of another layer": (
+        f"{ONNX} --metric x=cosine",
+        "--metric: got {'x': 'cosine'}: needs exactly one metric for each of the layers ['hidden'], or one for all",
+    ),
+    "metrics": (
+        f"{ONNX} --metric hidden=l1",
+        "--metric: got {'hidden': 'l1'}: must be 'cosine' or 'squared_euclidean', one for all layers or one for each",
+    ),
     "max-dim": (f"{ONNX} --max-dim 0", "--max-dim: got 0: must be a whole number of at least 1"),
     "alpha": (f"{ONNX} --alpha 1.5", "--alpha: got 1.5: must be a number of more than 0 and less than 1"),
     "name": (

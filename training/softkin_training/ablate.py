@@ -136,16 +136,17 @@ def _refuse_one_folder(table: str, names: Sequence[str]) -> None:
 
 
 def _refuse_another_network(recipes: Mapping[str, Recipe]) -> None:
-    """Refuse a detect variant that wants what the first one's network, or its export, is not: it would be ignored."""
+    """Refuse a detect variant that wants what the first one's network, or the export that it shares, is not."""
     (first_name, first), *others = recipes.items()
     shared = _shared(first)
     for name, recipe in others:
         if odd := [key for key, value in _shared(recipe).items() if value != shared[key]]:
             raise RecipeError(
                 f"[detect] {name!r} and {first_name!r} differ in {odd[0]}, but all detect variants are built from one "
-                "export of one network; vary it under [train]"
+                "network; vary it under [train]"
             )
-        if more := [layer for layer in recipe.detector.layers if layer not in first.detector.layers]:
+        more = [layer for layer in recipe.detector.layers if layer not in first.detector.layers]
+        if more and _shares_export(recipe, first):
             raise RecipeError(
                 f"[detect] {name!r} has layers {more}, which {first_name!r} lacks; the first detect variant says which "
                 "layers are exported, so it must name all"
@@ -153,10 +154,13 @@ def _refuse_another_network(recipes: Mapping[str, Recipe]) -> None:
 
 
 def _shared(recipe: Recipe) -> dict[str, Any]:
-    sections = recipe.to_dict()
-    detector = {k: sections["detector"][k] for k in ("metric", "max_dim")}
-    keyed = {s: v if isinstance(v, dict) else {"": v} for s, v in (sections | {"detector": detector}).items()}
+    sections = {k: v for k, v in recipe.to_dict().items() if k != "detector"}
+    keyed = {s: v if isinstance(v, dict) else {"": v} for s, v in sections.items()}
     return {f"{s}.{k}".rstrip("."): v for s, keys in keyed.items() for k, v in keys.items()}
+
+
+def _shares_export(recipe: Recipe, first: Recipe) -> bool:
+    return (recipe.detector.metric, recipe.detector.max_dim) == (first.detector.metric, first.detector.max_dim)
 
 
 def _num_classes(recipe: Recipe) -> int:
@@ -177,17 +181,22 @@ def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: P
     """Train once, then build and evaluate each missing detect variant.
 
     The first of all says what is exported, whichever are missing: the seed of a layer's projection is its place there.
+    A variant of another metric or width has an export of its own.
     """
     first = next(iter(recipes.values()))
     dataset = load_dataset(first)
     folder.mkdir(parents=True, exist_ok=True)
-    export_step(first, dataset, folder, train(first, dataset, folder, resume=True, progress=False).model)
+    network = train(first, dataset, folder, resume=True, progress=False).model
+    export_step(first, dataset, folder, network)
     fewer = _first_rows(dataset, rows)
     for name, recipe in missing.items():
         out = folder / folder_of(name)
         out.mkdir(exist_ok=True)
         (out / MODEL).unlink(missing_ok=True)
-        shutil.copyfile(folder / MODEL, out / MODEL)
+        if _shares_export(recipe, first):
+            shutil.copyfile(folder / MODEL, out / MODEL)
+        else:
+            export_step(recipe, dataset, out, network)
         build_step(recipe, dataset, out)
         report = evaluate(
             out / BUNDLE,

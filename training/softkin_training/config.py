@@ -20,6 +20,7 @@ from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
 from softkin_training.config_section import Positive, Section, Width, require
 from softkin_training.data_config import AugmentationConfig, DataConfig
+from softkin_training.layer_metrics import checked_metrics, fits, metric_of
 from softkin_training.model_config import ModelConfig
 from softkin_training.recipe_faults import LOWER_NAME, NAME, describe
 from softkin_training.split import rows_for_alpha
@@ -99,7 +100,8 @@ class DetectorConfig(Section):
 
     layers: list[str]
     """Hidden layers whose representations are compared."""
-    metric: Metric = "cosine"
+    metric: Metric | dict[str, Metric] = "cosine"
+    """One for every layer, or one per layer: cosine compares directions, squared Euclidean distances lengths too."""
     max_dim: Width = 256
     """Wider layers are randomly projected to this many numbers."""
     nonconformity: Form = "density"
@@ -120,9 +122,17 @@ class DetectorConfig(Section):
     max_p_value_change: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Error budget of precision and condense: largest change of a calibration row's p-value; 1 = no limit."""
 
+    def metric_of(self, layer: str) -> Metric:
+        """Metric of one of `layers`."""
+        return metric_of(self.metric, layer)
+
+    _check_metric = field_validator("metric", mode="plain")(checked_metrics)
+
     @model_validator(mode="after")
     def _check(self) -> DetectorConfig:
         require(bool(self.layers), "layers", "must name at least one hidden layer")
+        same = fits(self.metric, self.layers)
+        require(same, "metric", f"needs exactly one metric for each of the layers {self.layers}, or one for all")
         require(len(set(self.joint_parts)) == len(self.joint_parts), "joint_parts", "must not repeat a part")
         needs_parts = self.nonconformity == "joint" and not self.joint_parts
         require(not needs_parts, "joint_parts", "must name at least one part for nonconformity = 'joint'")

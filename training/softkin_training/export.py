@@ -20,6 +20,7 @@ from softkin.errors import ExportError
 from softkin.mass import Metric
 from softkin.scorer import LOGITS, Network, reducer_key
 from softkin.scorer_graph import OPSET, representation_output
+from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.models import Classifier
 from softkin_training.projection import SMALLEST_NORM, describe_reducer, projection_matrix
 
@@ -81,7 +82,7 @@ def export(
     probe: NDArray[np.generic],
     *,
     layers: Sequence[str],
-    metric: Metric,
+    metric: Metrics,
     max_dim: int,
     seed: int,
     metadata: Mapping[str, str] | None = None,
@@ -92,7 +93,7 @@ def export(
         model: the classifier, on any device; it comes back on the CPU in eval mode.
         probe: `[n >= 2, ...]` raw inputs on which the proof is made.
         layers: hidden layers to export, in order.
-        metric: of the representations.
+        metric: of the representations: one for all layers, or one per layer.
         max_dim: wider layers are projected to this width.
         seed: of the projections.
         metadata: more of it for the model.
@@ -110,7 +111,7 @@ def export(
     with torch.no_grad():
         _, hidden = model.forward_with_hidden(x[:2])
         reducers = {
-            n: Reducer(hidden[n][0].numel(), max_dim=max_dim, metric=metric, seed=seed + i)
+            n: Reducer(hidden[n][0].numel(), max_dim=max_dim, metric=metric_of(metric, n), seed=seed + i)
             for i, n in enumerate(layers)
         }
         wrapped = _Exported(model, reducers).eval()

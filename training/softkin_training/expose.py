@@ -24,6 +24,7 @@ from softkin.scorer import BOUNDARY, LOGITS, MASSES, reducer_key
 from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
 from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output
 from softkin_training.foreign import adapt, the_input, with_wide_input
+from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.onnx_graphs import find_tensor, rename
 from softkin_training.projection import SMALLEST_NORM, describe_reducer, projection_matrix
 from softkin_training.trial import TensorError
@@ -79,7 +80,7 @@ def expose(
     probe: Array,
     *,
     layers: Sequence[str],
-    metric: Metric,
+    metric: Metrics,
     max_dim: int,
     seed: int,
     num_classes: int | None = None,
@@ -93,7 +94,7 @@ def expose(
         probe: `[n >= 1, ...]` raw inputs that the model is run on: to learn shapes, to tell probabilities from logits,
             and to prove that rows do not influence each other and that every change leaves the values as they are.
         layers: names of tensors of the main graph, or of nodes with one output; the batch is their first axis.
-        metric: of the representations.
+        metric: of the representations: one for all layers, or one per layer.
         max_dim: wider layers are projected to this many numbers.
         seed: of the projections: `seed + i` for layer i.
         num_classes: how many classes there are; None: as many as the output has columns.
@@ -127,7 +128,8 @@ def expose(
     for i, (name, tensor) in enumerate(tensors.items()):
         z_ND = adapted.values[tensor].reshape(len(probe), -1)
         width = z_ND.shape[1]
-        _add_representation(g, f"model/{tensor}", name, z_ND, metric=metric, max_dim=max_dim, seed=seed + i)
+        of_layer = metric_of(metric, name)
+        _add_representation(g, f"model/{tensor}", name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
         reducer = describe_reducer(width, max_dim, seed + i)
         found.append(ExposedLayer(name=name, tensor=tensor, width=width, reducer=reducer))
     _add_logits(g, f"model/{source}", kind, adapted.values[source].shape[1:])
@@ -147,7 +149,7 @@ def expose(
     for length in ["batch", *probe.shape[1:]] if not shape else ():
         shape.add(**{"dim_param" if isinstance(length, str) else "dim_value": length})
     return Exposed(
-        model=_serialised(network, g, found, metric, max_dim, num_logits=y_BC.shape[1]),
+        model=_serialised(network, g, found, max_dim, num_logits=y_BC.shape[1]),
         layers=tuple(found),
         output=source,
         output_kind=kind,
@@ -177,7 +179,7 @@ def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) 
     _add_representation(g, INPUTS, EMBEDDING, probe, metric=metric, max_dim=max_dim, seed=seed)
     reducer = describe_reducer(dim, max_dim, seed)
     layer = ExposedLayer(name=EMBEDDING, tensor=INPUTS, width=dim, reducer=reducer)
-    return Exposed(model=_serialised(network, g, [layer], metric, max_dim), layers=(layer,))
+    return Exposed(model=_serialised(network, g, [layer], max_dim), layers=(layer,))
 
 
 def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str]:
@@ -270,7 +272,6 @@ def _serialised(
     network: onnx.ModelProto,
     g: GraphBuilder,
     layers: Sequence[ExposedLayer],
-    metric: Metric,
     max_dim: int,
     *,
     num_logits: int = 0,

@@ -21,7 +21,7 @@ from softkin.errors import DataError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.scorer import LOGITS, Network
 from softkin_training.build import DetectorSpec, LayerSpec, build
-from softkin_training.expose import Exposed, embedding_network, expose
+from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
 from softkin_training.fit_config import FitConfig
 from softkin_training.fit_rows import ONE_CLASS, checked_rows, class_names, read_calibration, refuse_empty_classes
 from softkin_training.foreign import read_model
@@ -145,7 +145,8 @@ def fit_embeddings(
         raise DataError(f"{data}: has class_names but no y_train; add the labels, or leave class_names out")
     else:
         names, y = (ONE_CLASS,), np.zeros(len(x), np.int64)
-    exposed = embedding_network(_probe(x), metric=config.metric, max_dim=config.max_dim, seed=config.seed)
+    metric = config.metric_of(EMBEDDING)
+    exposed = embedding_network(_probe(x), metric=metric, max_dim=config.max_dim, seed=config.seed)
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}
     rows = Rows(x, y, np.arange(len(x)))
@@ -176,7 +177,7 @@ def _fit(
         name=config.name,
         version=config.version,
         classes=classes,
-        layers=tuple(LayerSpec(name=layer.name, metric=config.metric) for layer in exposed.layers),
+        layers=tuple(LayerSpec(name=layer.name, metric=config.metric_of(layer.name)) for layer in exposed.layers),
         nonconformity=config.nonconformity,
         parts=tuple(config.joint_parts),
         alpha=config.alpha,

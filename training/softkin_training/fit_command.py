@@ -60,7 +60,10 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         "name": (str, "of the detector (default: that of the file)"),
         "version": (str, "of the detector (default: 1)"),
         "temperature-scale": (float, "in units of the median distance between nearest bank rows (default: 0.25)"),
-        "metric": (str, "of the layers: cosine or squared_euclidean (default: cosine)"),
+        "metric": (
+            str,
+            "cosine or squared_euclidean for all layers, or LAYER=METRIC,... (default: cosine)",
+        ),
         "max-dim": (int, "wider layers are projected to this many numbers (default: 256)"),
         "bank-rows": (int, "training rows in the bank (default: 20000)"),
         "nonconformity": (str, "density, posterior or joint (default: density)"),
@@ -100,6 +103,8 @@ def fit(arguments: argparse.Namespace) -> None:
     options = ("version", "metric", "max_dim", "bank_rows", "nonconformity", "alpha", "precision", "max_p_value_change")
     more = ("condense", "seed", "whiten", "temperature_scale")
     given = {k: getattr(a, k) for k in (*options, *more) if getattr(a, k) is not None}
+    if a.metric and "=" in a.metric:
+        given["metric"] = {layer: metric for layer, _, metric in (x.rpartition("=") for x in names(a.metric))}
     config = fit_config(
         name=a.name or default_name(a.onnx or a.embeddings),
         layers=names(a.layers) if a.onnx else [EMBEDDING],

@@ -46,6 +46,7 @@ def fit_config(**options: Any) -> FitConfig:
         fault = e.errors()[0]
         if fault["type"] == "value_error":  # of two options that contradict each other, see config.py
             key, _, message = str(fault["ctx"]["error"]).rpartition("|")
+            key = key or str(fault["loc"][0])  # of a check of this one alone
         else:
             key, message = str(fault["loc"][0]), allowed(fault, FitConfig, value_at(options, fault["loc"]))
         value = f"got {options[key]!r}" if key in options else "is not set"

@@ -117,7 +117,7 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         name=recipe.name,
         version=recipe.version,
         classes=dataset.class_names,
-        layers=tuple(LayerSpec(name=n, metric=detector.metric) for n in detector.layers),
+        layers=tuple(LayerSpec(name=n, metric=detector.metric_of(n)) for n in detector.layers),
         nonconformity=detector.nonconformity,
         parts=tuple(detector.joint_parts) if detector.nonconformity == "joint" else (),
         alpha=detector.alpha,

@@ -113,6 +113,18 @@ def test_a_weight_may_differ_by_layer(recipe_file):
     assert [each.loss.weight_of(x) for x in each.loss.layers] == [-1.0, 0.5]
 
 
+def test_a_metric_may_differ_by_layer(recipe_file):
+    """One metric serves all layers, a table serves each its own; cosine is the default."""
+    default = load_recipe(recipe_file).detector
+    one = load_recipe(recipe_file, ["detector.metric=squared_euclidean"]).detector
+    table = 'detector.metric={conv1="cosine", dense="squared_euclidean"}'
+    each = load_recipe(recipe_file, [table]).detector
+
+    assert [default.metric_of(x) for x in default.layers] == ["cosine", "cosine"]
+    assert [one.metric_of(x) for x in one.layers] == ["squared_euclidean", "squared_euclidean"]
+    assert [each.metric_of(x) for x in each.layers] == ["cosine", "squared_euclidean"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -154,6 +166,13 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
         ("training.precision=16-mixed", ["training.precision is '16-mixed'", "cuda"]),
         ("detector.alpha=1.0", ["detector.alpha is 1.0: must be a number of more than 0 and less than 1"]),
         ("detector.metric=manhattan", ["detector.metric is 'manhattan': must be 'cosine' or 'squared_euclidean'"]),
+        ("detector.metric=3", ["detector.metric is 3: must be 'cosine' or 'squared_euclidean', one for all"]),
+        (
+            'detector.metric={conv1="l1", dense="cosine"}',
+            ["'conv1': 'l1'", "'squared_euclidean', one for all layers or one for each"],
+        ),
+        ('detector.metric={conv1="cosine"}', ["detector.metric is {'conv1': 'cosine'}", "layers ['conv1', 'dense']"]),
+        ("detector.metric={}", ["detector.metric is {}: must be 'cosine'"]),
         ("detector.layers=[]", ["detector.layers is []", "at least one"]),
         ('detector.layers=["conv3"]', ["detector.layers is ['conv3']", "('conv1', 'conv2', 'dense')"]),
         ('detector.layers=["conv1", "conv1"]', ["detector.layers", "must not repeat"]),

@@ -14,6 +14,7 @@ from softkin.scorer import Network, reducer_key
 from softkin.scorer_graph import representation_output
 from softkin_training import export as exporting
 from softkin_training.export import TOLERANCE, Reducer, export
+from softkin_training.layer_metrics import metric_of
 from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model, input_statistics
 from softkin_training.own_model import HookedClassifier
@@ -48,7 +49,10 @@ def exported(model, images, tmp_path, **changes) -> Network:
     return Network(path, device="cpu")
 
 
-@pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
+EACH = {"conv1": "cosine", "conv2": "squared_euclidean", "dense": "cosine"}
+
+
+@pytest.mark.parametrize("metric", ["cosine", "squared_euclidean", EACH], ids=["cosine", "squared_euclidean", "each"])
 def test_onnxruntime_reproduces_torch_from_raw_input(model, images, tmp_path, metric):
     """uint8 images in, logits and reduced representations out, for any batch size."""
     network = exported(model, images, tmp_path, metric=metric)
@@ -56,7 +60,8 @@ def test_onnxruntime_reproduces_torch_from_raw_input(model, images, tmp_path, me
     with torch.no_grad():
         logits, hidden = model.forward_with_hidden(torch.from_numpy(images))
         reducers = {
-            n: Reducer(hidden[n][0].numel(), max_dim=64, metric=metric, seed=3 + i) for i, n in enumerate(LAYERS)
+            n: Reducer(hidden[n][0].numel(), max_dim=64, metric=metric_of(metric, n), seed=3 + i)
+            for i, n in enumerate(LAYERS)
         }
         expected = {representation_output(n): r(hidden[n]).numpy() for n, r in reducers.items()}
     for rows in (1, 7, 20):
