@@ -56,23 +56,25 @@ def test_a_tensor_deep_inside_is_refused_by_what_holds_it_in_the_main_graph_or_t
 
 
 def test_an_output_that_a_node_leaves_out_is_no_output(tmp_path):
-    """A node with one that is there, and one of no name, is called by its own."""
+    """A node with one that is there, and one of no name, is called by its own; nor is an input that is left out one."""
     start = body()
     start[2:3] = [
-        node("Relu", ["before"], ["hidden"]),
+        node("Clip", ["before", "", "top"], ["low"]),
+        node("Relu", ["low"], ["hidden"]),
         node("MaxPool", ["deep"], ["pooled", ""], name="pool", kernel_shape=[1]),
     ]
-    start.insert(3, node("Unsqueeze", ["hidden", "axis"], ["deep"]))
+    start.insert(4, node("Unsqueeze", ["hidden", "axis"], ["deep"]))
     x = rows(5)
 
     found = exposed(
-        classifier(start=start, initializers=[tensor(np.array([1]), "axis")]),
+        classifier(start=start, initializers=[tensor(np.array([1]), "axis"), tensor(np.float32(1), "top")]),
         x,
         layers=["pool"],
     )
 
     assert found.layers[0].tensor == "pooled"
-    np.testing.assert_allclose(representation(found, "pool", x, tmp_path), reference(x)[0], atol=1e-5)
+    expected = np.minimum(reference(x)[0], 1)
+    np.testing.assert_allclose(representation(found, "pool", x, tmp_path), expected, atol=1e-5)
 
 
 def test_weights_that_are_mostly_zero_may_be_stored_as_such(tmp_path):
