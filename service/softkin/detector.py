@@ -40,7 +40,8 @@ class Detector:
         bundle: from `softkin.bundle.read_bundle`.
         device: as for `load`.
         threads: as for `load`.
-        scorer: of the bundle's model and bank, for those who run it themselves too; one of its own when None.
+        scorer: of the bundle's model and bank, shared with whoever made it; `device` and `threads` do not count then.
+            None: one of its own.
 
     Attributes:
         manifest: what the detector is.
