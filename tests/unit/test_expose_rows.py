@@ -12,6 +12,7 @@ from softkin.errors import InvalidInputError
 from softkin.manifest import INPUT_DTYPES
 from softkin.scorer import Network
 from softkin.scorer_graph import OLDEST_OPSET, representation_output
+from softkin_training import expose as exposing
 from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
 
 node, value = helper.make_node, helper.make_tensor_value_info
@@ -137,3 +138,15 @@ def test_an_input_may_not_be_called_as_what_a_detector_adds(tmp_path, name):
     assert found.changes == (f"calling its input {name!r} 'inputs'",)
     assert [i.name for i in onnx.load_from_string(found.model).graph.input] == ["inputs"]
     np.testing.assert_allclose(run(found, x, tmp_path)["logits"], reference(x)[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_projection_too_large_for_a_bundle_is_told_in_gigabytes(monkeypatch):
+    """Of float32; one that just fits is made."""
+    monkeypatch.setattr(exposing, "LARGEST_MODEL_BYTES", 2**24)
+    x = np.ones((2, 2**12), np.float32)
+
+    with pytest.raises(
+        InvalidInputError, match=r"4096 numbers a row, .* take 0\.05 GiB; a .* at most 0\.02 GiB: lower"
+    ):
+        embedding_network(x, metric="cosine", max_dim=3000, seed=0)
+    assert embedding_network(x, metric="cosine", max_dim=1000, seed=0).layers[0].width == 2**12
