@@ -195,7 +195,11 @@ def test_whoever_knows_better_names_output_and_kind(tmp_path):
     assert exposed(proto, output="scores").output_kind == "logits"
     assert exposed(proto, output="p", output_kind="logits").output_kind == "logits"
     x = rows(3)
-    logits = run(exposed(classifier([SOFTMAX], ["p"]), output="scores"), x, tmp_path)["logits"]
+    softmax = exposed(classifier([SOFTMAX], ["p"]))
+    assert softmax.before_softmax == "scores"
+    before = exposed(classifier([SOFTMAX], ["p"]), output=softmax.before_softmax)
+    assert (before.before_softmax, before.has_energy) == ("", True)
+    logits = run(before, x, tmp_path)["logits"]
     np.testing.assert_allclose(logits, reference(x)[1], atol=1e-5)
 
 

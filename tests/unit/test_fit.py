@@ -142,7 +142,7 @@ def test_names_of_the_model_are_spelled_out(files, capsys):
     assert "layer:       a\\x1b[2J\\nb, 5 numbers" in out
 
 
-def test_the_bundle_says_what_it_was_made_from(files):
+def test_the_bundle_says_what_it_was_made_from(files, capsys):
     """Model, tensors, output, its kind and the calibration, in the provenance."""
     onnx.save(good_classifier([SOFTMAX], ["p"]), files / "p.onnx")
 
@@ -154,6 +154,7 @@ def test_the_bundle_says_what_it_was_made_from(files):
     assert found["onnx"] == "p.onnx"
     assert found["layers"] == {"act": "hidden"}
     assert (found["output"], found["output_kind"]) == ("p", "probabilities")
+    assert "what the softmax is made of says more: --output scores\n" in capsys.readouterr().out
     assert found["calibration"] == {"share": 0.2}
     assert found["config"]["seed"] == 3
     assert {"softkin", "onnx", "numpy"} <= m.provenance["libraries"].keys()

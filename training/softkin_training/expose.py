@@ -25,7 +25,7 @@ from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
 from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output
 from softkin_training.foreign import adapt, the_input, with_wide_input
 from softkin_training.layer_metrics import Metrics, metric_of
-from softkin_training.onnx_graphs import find_tensor, rename
+from softkin_training.onnx_graphs import find_tensor, rename, softmax_input
 from softkin_training.projection import SMALLEST_NORM, describe_reducer, projection_matrix
 from softkin_training.trial import TensorError
 
@@ -67,6 +67,8 @@ class Exposed:
     output: str = ""
     """The tensor that the logits come from; empty for bare vectors."""
     output_kind: OutputKind = "logits"
+    before_softmax: str = ""
+    """What the output is the softmax of, if it is one: taken for the output in its place, it has energy."""
     num_classes: int = 0
     """Columns of the logits; 0 for bare vectors."""
     has_energy: bool = False
@@ -153,6 +155,7 @@ def expose(
         layers=tuple(found),
         output=source,
         output_kind=kind,
+        before_softmax=softmax_input(proto, source),
         num_classes=y_BC.shape[1],
         has_energy=kind == "logits" and bool(np.ptp(mass.energy(y_BC)) > ENERGY_TOLERANCE),
         changes=(*widened, *adapted.changes),

@@ -125,6 +125,8 @@ def fit(arguments: argparse.Namespace) -> None:
     if e.output:
         as_logits = ", their log serves as logits" if e.output_kind == "probabilities" else ""
         print(f"output:      {spelled(e.output)}, {e.num_classes} {e.output_kind}{as_logits}")
+    if e.before_softmax:
+        print(f"             what the softmax is made of says more: --output {spelled(e.before_softmax)}")
     print(f"classes:     {spelled(', '.join(m.classes[:10]))}{', ...' if len(m.classes) > 10 else ''}")
     left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
     print(f"bank:        {describe_bank(m)}{left_out}")

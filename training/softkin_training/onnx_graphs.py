@@ -22,6 +22,11 @@ def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [i for i in graph.input if i.name not in constants]
 
 
+def softmax_input(proto: onnx.ModelProto, tensor: str) -> str:
+    """Name of what a tensor is the softmax of; empty where a node of another kind yields it."""
+    return next((n.input[0] for n in proto.graph.node if n.op_type == "Softmax" and tensor in n.output), "")
+
+
 def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
     """Name of the tensor that `name` means: a tensor of the main graph, or the only output of a node of that name.
 
