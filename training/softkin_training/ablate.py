@@ -26,7 +26,7 @@ from softkin_training.data import Dataset, load_dataset
 from softkin_training.evaluate import evaluate
 from softkin_training.launch import refuse_torchrun
 from softkin_training.npz import read_npz
-from softkin_training.run import BUNDLE, MODEL, build_step, export_step
+from softkin_training.run import BUNDLE, EXPORTED_KEYS, MODEL, build_step, export_step
 from softkin_training.sources import read_source
 from softkin_training.train import train
 
@@ -160,7 +160,7 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
 
 
 def _shares_export(recipe: Recipe, first: Recipe) -> bool:
-    return (recipe.detector.metric, recipe.detector.max_dim) == (first.detector.metric, first.detector.max_dim)
+    return all(getattr(recipe.detector, k) == getattr(first.detector, k) for k in EXPORTED_KEYS)
 
 
 def _num_classes(recipe: Recipe) -> int:

@@ -15,6 +15,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from softkin.errors import ExportError
 from softkin.mass import Metric
@@ -22,7 +23,7 @@ from softkin.scorer import LOGITS, Network, reducer_key
 from softkin.scorer_graph import OPSET, representation_output
 from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.models import Classifier
-from softkin_training.projection import SMALLEST_NORM, describe_reducer, projection_matrix
+from softkin_training.projection import SMALLEST_NORM, describe_reducer, pooling, projection_matrix
 
 INPUT_NAME = "inputs"
 TOLERANCE = 1e-4
@@ -30,31 +31,35 @@ TOLERANCE = 1e-4
 
 
 class Reducer(nn.Module):
-    """Flattens activations, normalises them where the metric is cosine, and projects wide ones; see `projection.py`.
+    """Pools and flattens activations, normalises them where the metric is cosine, and projects wide ones.
+
+    See `projection.py`.
 
     Args:
-        width: numbers in one flattened activation.
+        width: numbers in one flattened activation, pooled.
         max_dim: wider activations are projected to this many numbers.
         metric: cosine rows leave with unit norm.
         seed: of the projection; it is part of the exported graph.
+        side: of the squares of maps that are pooled.
     """
 
-    projection: Tensor
+    projection: Tensor | None
 
-    def __init__(self, width: int, *, max_dim: int, metric: Metric, seed: int) -> None:
+    def __init__(self, width: int, *, max_dim: int, metric: Metric, seed: int, side: int = 1) -> None:
         super().__init__()
-        self.metric, self.dim = metric, min(width, max_dim)
-        self.description = describe_reducer(width, max_dim, seed)
+        self.metric, self.dim, self._side = metric, min(width, max_dim), side
+        self.description = describe_reducer(width, max_dim, seed, side)
         matrix = projection_matrix(width, max_dim, seed)
-        if matrix is not None:
-            self.register_buffer("projection", torch.from_numpy(matrix))
+        self.register_buffer("projection", None if matrix is None else torch.from_numpy(matrix))
 
     def forward(self, activations: Tensor) -> Tensor:
         """`[B, ...]` activations -> `[B, dim]` representations."""
+        if self._side > 1:
+            activations = avg_pool2d(activations.float(), self._side, ceil_mode=True, count_include_pad=False)
         z_BD = activations.flatten(1).float()
         if self.metric == "cosine":
             z_BD = _unit_rows(z_BD)
-        if self.description != "none":
+        if self.projection is not None:
             z_BD = z_BD @ self.projection
             if self.metric == "cosine":
                 z_BD = _unit_rows(z_BD)
@@ -85,6 +90,7 @@ def export(
     metric: Metrics,
     max_dim: int,
     seed: int,
+    max_side: int = 0,
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """Export a trained classifier and prove that onnxruntime reproduces it.
@@ -96,6 +102,7 @@ def export(
         metric: of the representations: one for all layers, or one per layer.
         max_dim: wider layers are projected to this width.
         seed: of the projections.
+        max_side: larger maps are averaged down to at most this many rows and columns before; 0 = none is.
         metadata: more of it for the model.
 
     Returns:
@@ -110,10 +117,10 @@ def export(
     x = torch.from_numpy(np.ascontiguousarray(probe))
     with torch.no_grad():
         _, hidden = model.forward_with_hidden(x[:2])
-        reducers = {
-            n: Reducer(hidden[n][0].numel(), max_dim=max_dim, metric=metric_of(metric, n), seed=seed + i)
-            for i, n in enumerate(layers)
-        }
+        reducers = {}
+        for i, n in enumerate(layers):
+            side, width = pooling(hidden[n].shape[1:], max_side)
+            reducers[n] = Reducer(width, max_dim=max_dim, metric=metric_of(metric, n), seed=seed + i, side=side)
         wrapped = _Exported(model, reducers).eval()
         expected = [t.numpy() for t in wrapped(x)]
     names = [LOGITS, *map(representation_output, layers)]

@@ -26,7 +26,7 @@ from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_outpu
 from softkin_training.foreign import adapt, the_input, with_wide_input
 from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.onnx_graphs import find_tensor, rename, softmax_input
-from softkin_training.projection import SMALLEST_NORM, describe_reducer, projection_matrix
+from softkin_training.projection import SMALLEST_NORM, describe_reducer, pooled, pooling, projection_matrix
 from softkin_training.trial import TensorError
 
 Array = NDArray[Any]
@@ -54,6 +54,8 @@ class ExposedLayer:
     """Its name in the model as it was given."""
     width: int
     """Numbers in one flattened row, before they are reduced."""
+    dim: int
+    """Numbers afterwards."""
     reducer: str
 
 
@@ -85,6 +87,7 @@ def expose(
     metric: Metrics,
     max_dim: int,
     seed: int,
+    max_side: int = 0,
     num_classes: int | None = None,
     output: str | None = None,
     output_kind: str = "auto",
@@ -99,6 +102,7 @@ def expose(
         metric: of the representations: one for all layers, or one per layer.
         max_dim: wider layers are projected to this many numbers.
         seed: of the projections: `seed + i` for layer i.
+        max_side: larger maps, `[B, C, H, W]`, are averaged down to at most this many rows and columns before; 0 = none.
         num_classes: how many classes there are; None: as many as the output has columns.
         output: tensor, node or output that gives a number per class, or one number for two classes; None: the only
             float output that fits.
@@ -128,12 +132,15 @@ def expose(
     g = GraphBuilder("expose")  # the bank comes with a builder of its own
     found = []
     for i, (name, tensor) in enumerate(tensors.items()):
-        z_ND = adapted.values[tensor].reshape(len(probe), -1)
-        width = z_ND.shape[1]
-        of_layer = metric_of(metric, name)
-        _add_representation(g, f"model/{tensor}", name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
-        reducer = describe_reducer(width, max_dim, seed + i)
-        found.append(ExposedLayer(name=name, tensor=tensor, width=width, reducer=reducer))
+        z, from_tensor = adapted.values[tensor], f"model/{tensor}"
+        width = z[0].size
+        side, left = pooling(z.shape[1:], max_side)
+        if side > 1:
+            from_tensor, z = _pool(g, from_tensor, side), pooled(z.astype(np.float64), side)
+        z_ND, of_layer = z.reshape(len(probe), -1), metric_of(metric, name)
+        _add_representation(g, from_tensor, name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
+        reducer = describe_reducer(left, max_dim, seed + i, side)
+        found.append(ExposedLayer(name=name, tensor=tensor, width=width, dim=min(left, max_dim), reducer=reducer))
     _add_logits(g, f"model/{source}", kind, adapted.values[source].shape[1:])
 
     network = adapted.proto
@@ -151,7 +158,7 @@ def expose(
     for length in ["batch", *probe.shape[1:]] if not shape else ():
         shape.add(**{"dim_param" if isinstance(length, str) else "dim_value": length})
     return Exposed(
-        model=_serialised(network, g, found, max_dim, num_logits=y_BC.shape[1]),
+        model=_serialised(network, g, found, num_logits=y_BC.shape[1]),
         layers=tuple(found),
         output=source,
         output_kind=kind,
@@ -181,8 +188,8 @@ def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) 
     g = GraphBuilder("expose")
     _add_representation(g, INPUTS, EMBEDDING, probe, metric=metric, max_dim=max_dim, seed=seed)
     reducer = describe_reducer(dim, max_dim, seed)
-    layer = ExposedLayer(name=EMBEDDING, tensor=INPUTS, width=dim, reducer=reducer)
-    return Exposed(model=_serialised(network, g, [layer], max_dim), layers=(layer,))
+    layer = ExposedLayer(name=EMBEDDING, tensor=INPUTS, width=dim, dim=min(dim, max_dim), reducer=reducer)
+    return Exposed(model=_serialised(network, g, [layer]), layers=(layer,))
 
 
 def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str]:
@@ -266,6 +273,13 @@ def _add_representation(
     g.nodes.append(helper.make_node("Identity", [z_BD], [name], name=f"expose/{name}"))
 
 
+def _pool(g: GraphBuilder, source: str, side: int) -> str:
+    """Name of the means of squares of maps `[B, C, H, W]`; those at the far edges may be smaller."""
+    z = g.op("Cast", [source], to=TensorProto.FLOAT)
+    square = [side, side]
+    return g.op("AveragePool", [z], kernel_shape=square, strides=square, ceil_mode=1, count_include_pad=0)
+
+
 def _far_off(z_ND: Array, center: Array) -> bool:
     spread = np.square(z_ND - center).sum(axis=1).mean()
     return bool(np.square(center).sum() > FAR_OFF * spread)
@@ -275,7 +289,6 @@ def _serialised(
     network: onnx.ModelProto,
     g: GraphBuilder,
     layers: Sequence[ExposedLayer],
-    max_dim: int,
     *,
     num_logits: int = 0,
 ) -> bytes:
@@ -283,7 +296,7 @@ def _serialised(
     graph.node.extend(g.nodes)
     graph.initializer.extend(g.initializers)
     shapes = {LOGITS: num_logits} if num_logits else {}
-    shapes |= {representation_output(layer.name): min(layer.width, max_dim) for layer in layers}
+    shapes |= {representation_output(layer.name): layer.dim for layer in layers}
     del graph.output[:]
     graph.output.extend(helper.make_tensor_value_info(k, TensorProto.FLOAT, ["batch", n]) for k, n in shapes.items())
     for key in [p for p in network.metadata_props if p.key.startswith("softkin.")]:

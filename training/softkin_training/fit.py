@@ -89,6 +89,7 @@ def fit_onnx(
         layers=config.layers,
         metric=config.metric,
         max_dim=config.max_dim,
+        max_side=config.max_side,
         seed=config.seed,
         num_classes=len(names) if names else None,
         output=output,

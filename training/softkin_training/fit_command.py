@@ -65,6 +65,7 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
             "cosine or squared_euclidean for all layers, or LAYER=METRIC,... (default: cosine)",
         ),
         "max-dim": (int, "wider layers are projected to this many numbers (default: 256)"),
+        "max-side": (int, "larger feature maps are averaged down to this many rows and columns (default: 0, none)"),
         "bank-rows": (int, "training rows in the bank (default: 20000)"),
         "nonconformity": (str, "density, posterior or joint (default: density)"),
         "parts": (str, f"of the joint form, joined by commas: {', '.join(PARTS)}"),
@@ -100,8 +101,8 @@ def fit(arguments: argparse.Namespace) -> None:
             raise InvalidInputError(name, "belongs to --onnx; leave it out" if value else missing)
     if a.embeddings and (a.output or a.output_kind != "auto"):
         raise InvalidInputError("--output", "belongs to --onnx; vectors have no output")
-    options = ("version", "metric", "max_dim", "bank_rows", "nonconformity", "alpha", "precision", "max_p_value_change")
-    more = ("condense", "seed", "whiten", "temperature_scale")
+    options = ("version", "metric", "max_dim", "max_side", "bank_rows", "nonconformity", "alpha", "precision")
+    more = ("max_p_value_change", "condense", "seed", "whiten", "temperature_scale")
     given = {k: getattr(a, k) for k in (*options, *more) if getattr(a, k) is not None}
     if a.metric and "=" in a.metric:
         given["metric"] = {layer: metric for layer, _, metric in (x.rpartition("=") for x in names(a.metric))}

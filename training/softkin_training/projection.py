@@ -5,6 +5,10 @@ Needs neither torch nor onnx, so that a model from either side is reduced in the
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +33,33 @@ def projection_matrix(width: int, max_dim: int, seed: int) -> NDArray[np.float32
     return matrix.astype(np.float32)
 
 
-def describe_reducer(width: int, max_dim: int, seed: int) -> str:
-    """What the model's metadata and the manifest say about `projection_matrix` of the same arguments."""
-    return "none" if width <= max_dim else f"gaussian-projection({width}->{max_dim}, seed={seed})"
+def pooling(shape: Sequence[int], max_side: int) -> tuple[int, int]:
+    """Side of the squares whose means take the place of an activation's numbers, and how many numbers are left.
+
+    Neighbours in a map say much the same, so that a random projection of all of them keeps less of what tells rows
+    apart than one of their means (docs/decisions/0025).
+
+    Args:
+        shape: of one activation; maps are `[C, H, W]`, anything else is left as it is: squares of 1.
+        max_side: the most rows or columns that maps keep; 0 = all of them.
+    """
+    if not max_side or len(shape) != 3:
+        return 1, math.prod(shape)
+    side = -(-max(shape[1:]) // max_side)
+    return side, shape[0] * math.prod(-(-n // side) for n in shape[1:])
+
+
+def pooled(z: NDArray[Any], side: int) -> NDArray[Any]:
+    """`[B, C, ceil(H / side), ceil(W / side)]` means of squares; those at the far edges may be smaller."""
+    for axis in (2, 3):
+        starts = np.arange(0, z.shape[axis], side)
+        sizes = np.diff(starts, append=z.shape[axis])
+        z = np.add.reduceat(z, starts, axis=axis) / np.expand_dims(sizes, tuple(range(1, z.ndim - axis)))
+    return z
+
+
+def describe_reducer(width: int, max_dim: int, seed: int, side: int = 1) -> str:
+    """What the model's metadata and the manifest say about `projection_matrix` after `pooling` to `width` numbers."""
+    steps = [f"average-pool({side}x{side})"] if side > 1 else []
+    steps += [f"gaussian-projection({width}->{max_dim}, seed={seed})"] if width > max_dim else []
+    return " + ".join(steps) or "none"

@@ -37,6 +37,8 @@ EXPORTED = "softkin.exported"
 """Key of a model's metadata: the settings and the training rows that it comes from."""
 WHERE_IT_RAN = tuple(f"training.{k}" for k in ("accelerator", "devices", "cpu_threads", "checkpoint_every_epochs"))
 """Keys that say where and how training ran, not which model it makes; resuming still wants them equal."""
+EXPORTED_KEYS = ("metric", "max_dim", "max_side")
+"""Of the detector, what an exported model depends on beside the network and its layers."""
 LIBRARIES = ("softkin", "torch", "onnx", "onnxruntime-gpu", "numpy")
 
 
@@ -70,6 +72,7 @@ def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier |
         layers=detector.layers,
         metric=detector.metric,
         max_dim=detector.max_dim,
+        max_side=detector.max_side,
         seed=recipe.seed,
         metadata={EXPORTED: json.dumps(_decisive(recipe) | {"train": fingerprint(dataset.train)}, sort_keys=True)},
     )
@@ -85,7 +88,7 @@ def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier |
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """What an exported model depends on."""
     weights = {k: v for k, v in deciding(recipe.to_dict()).items() if k not in WHERE_IT_RAN}
-    return weights | {f"detector.{k}": getattr(recipe.detector, k) for k in ("metric", "max_dim")}
+    return weights | {f"detector.{k}": getattr(recipe.detector, k) for k in EXPORTED_KEYS}
 
 
 def _refuse_another_export(path: Path, model: bytes, recipe: Recipe, train: str) -> None:

@@ -18,6 +18,7 @@ from softkin_training.layer_metrics import metric_of
 from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model, input_statistics
 from softkin_training.own_model import HookedClassifier
+from softkin_training.projection import pooled
 
 pytestmark = pytest.mark.training
 
@@ -69,6 +70,35 @@ def test_onnxruntime_reproduces_torch_from_raw_input(model, images, tmp_path, me
         np.testing.assert_allclose(found["logits"], logits[:rows].numpy(), atol=TOLERANCE * float(logits.abs().max()))
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value[:rows], atol=TOLERANCE * float(np.abs(value).max()))
+
+
+@pytest.mark.parametrize("max_side", [2, 4, 5])
+def test_larger_maps_are_averaged_down_first(model, images, tmp_path, max_side):
+    """Maps of 6 x 6 and 3 x 3, in squares that need not fit; a layer without maps is left as it is."""
+    network = exported(model, images, tmp_path, metric="squared_euclidean", max_dim=10_000, max_side=max_side)
+
+    with torch.no_grad():
+        _, hidden = model.forward_with_hidden(torch.from_numpy(images))
+    for name, side in zip(LAYERS, {2: (3, 2, 1), 4: (2, 1, 1), 5: (2, 1, 1)}[max_side], strict=True):
+        z = hidden[name].numpy()
+        means = pooled(z, side) if side > 1 else z
+        outputs = network.run(images)[representation_output(name)]
+        np.testing.assert_allclose(outputs, means.reshape(len(z), -1), atol=1e-5 * np.abs(z).max())
+        described = f"average-pool({side}x{side})" if side > 1 else "none"
+        assert network.metadata[reducer_key(name)] == described
+
+
+def test_means_of_squares_are_those_of_a_loop():
+    """Also where the last ones are cut off."""
+    z = np.random.default_rng(0).normal(size=(2, 3, 5, 7))
+
+    found = pooled(z, 3)
+
+    assert found.shape == (2, 3, 2, 3)
+    for row, top in enumerate((0, 3)):
+        for column, left in enumerate((0, 3, 6)):
+            square = z[:, :, top : top + 3, left : left + 3]
+            np.testing.assert_allclose(found[:, :, row, column], square.mean(axis=(2, 3)))
 
 
 def test_wide_layers_are_projected_and_narrow_ones_kept(model, images, tmp_path):

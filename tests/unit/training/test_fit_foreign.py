@@ -28,6 +28,7 @@ from softkin.settings import ServerSettings
 from softkin_training.cli import main
 from softkin_training.export import Reducer
 from softkin_training.expose import expose
+from softkin_training.projection import pooling
 
 pytestmark = pytest.mark.training
 
@@ -117,8 +118,8 @@ def cnn():
 
 
 @pytest.mark.parametrize("batch", ["free", "fixed"])
-@pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
-def test_an_exposed_layer_of_a_torch_model_equals_its_hook(cnn, tmp_path, batch, metric):
+@pytest.mark.parametrize(("metric", "max_side"), [("cosine", 0), ("squared_euclidean", 0), ("squared_euclidean", 3)])
+def test_an_exposed_layer_of_a_torch_model_equals_its_hook(cnn, tmp_path, batch, metric, max_side):
     """Reduced as the export of softkin's own models reduces it, whatever the batch size of the export."""
     x = np.random.default_rng(0).normal(size=(12, 1, 8, 8)).astype(np.float32)
     shapes = ({0: torch.export.Dim("batch")},) if batch == "free" else None
@@ -135,7 +136,7 @@ def test_an_exposed_layer_of_a_torch_model_equals_its_hook(cnn, tmp_path, batch,
         for name, layer in zip(convolutions, (cnn.conv1, cnn.conv2), strict=True)
     ]
 
-    found = expose(proto, x, layers=convolutions, metric=metric, max_dim=64, seed=5)
+    found = expose(proto, x, layers=convolutions, metric=metric, max_dim=64, seed=5, max_side=max_side)
 
     path = tmp_path / "exposed.onnx"
     path.write_bytes(found.model)
@@ -146,7 +147,9 @@ def test_an_exposed_layer_of_a_torch_model_equals_its_hook(cnn, tmp_path, batch,
         outputs = network.run(x[:rows])
         np.testing.assert_allclose(outputs["logits"], logits.numpy(), atol=1e-5)
         for i, name in enumerate(convolutions):
-            reducer = Reducer(seen[name][0].numel(), max_dim=64, metric=metric, seed=5 + i)
+            side, width = pooling(seen[name].shape[1:], max_side)
+            assert (side > 1) == bool(max_side)
+            reducer = Reducer(width, max_dim=64, metric=metric, seed=5 + i, side=side)
             assert found.layers[i].reducer == reducer.description
             expected = reducer(seen[name]).numpy()
             scale = float(np.abs(expected).max())
