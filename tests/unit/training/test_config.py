@@ -263,7 +263,7 @@ def test_a_command_leaves_the_keys_of_a_recipe_as_they_are(recipe_file, tmp_path
     """Some options of another command have their names."""
     assert main(["train", str(recipe_file), "--out", str(tmp_path / "o"), "--set", "detector.joint_part=3"]) == 1
 
-    assert "did you mean 'joint_parts'? allowed keys: layers, metric, max_dim, nonconformity, joint_parts, alpha" in (
+    assert "did you mean 'joint_parts'? allowed keys: layers, metric, max_dim, max_side, nonconformity, joint_parts, alpha" in (
         capsys.readouterr().err
     )
 
