@@ -58,7 +58,11 @@ OPTIONS = {
     ),
     "metric of another layer": (
         f"{ONNX} --metric x=cosine",
-        "--metric: got {'x': 'cosine'}: needs exactly one metric for each of the layers ['hidden'], or one for all",
+        "--metric: got {'x': 'cosine'}: lacks a metric for the layers ['hidden']; give one for each, or one for all",
+    ),
+    "metric of no layer": (
+        f"{ONNX} --metric hidden=cosine,x=cosine",
+        "--metric: got {'hidden': 'cosine', 'x': 'cosine'}: ['x'] not among the layers ['hidden']",
     ),
     "metrics": (
         f"{ONNX} --metric hidden=l1",

@@ -20,7 +20,7 @@ from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
 from softkin_training.config_section import Positive, Section, Width, require
 from softkin_training.data_config import AugmentationConfig, DataConfig
-from softkin_training.layer_metrics import checked_metrics, fits, metric_of
+from softkin_training.layer_metrics import checked_metrics, metric_of, without_layer, without_metric
 from softkin_training.model_config import ModelConfig
 from softkin_training.recipe_faults import LOWER_NAME, NAME, describe
 from softkin_training.split import rows_for_alpha
@@ -133,8 +133,8 @@ class DetectorConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> DetectorConfig:
         require(bool(self.layers), "layers", "must name at least one hidden layer")
-        same = fits(self.metric, self.layers)
-        require(same, "metric", f"needs exactly one metric for each of the layers {self.layers}, or one for all")
+        lacking = without_metric(self.metric, self.layers)
+        require(not lacking, "metric", f"lacks a metric for the layers {lacking}; give one for each, or one for all")
         require(len(set(self.joint_parts)) == len(self.joint_parts), "joint_parts", "must not repeat a part")
         needs_parts = self.nonconformity == "joint" and not self.joint_parts
         require(not needs_parts, "joint_parts", "must name at least one part for nonconformity = 'joint'")
@@ -173,6 +173,10 @@ class Recipe(Section):
             require(len(set(layers)) == len(layers), key, "must not repeat a layer")
             unknown = [x for x in layers if x not in existing]
             require(not unknown, key, f"{unknown} not among the hidden layers of this {self.model.kind}: {existing}")
+        # A metric of a layer that is not compared does no harm: so detector.layers can be overridden by itself.
+        unknown = without_layer(self.detector.metric, existing)
+        named = f"{unknown} not among the hidden layers of this {self.model.kind}: {existing}"
+        require(not unknown, "detector.metric", named)
         enough = rows_for_alpha(self.detector.alpha, self.detector.nonconformity)
         fits = self.data.calibration_rows >= enough
         needed = f"must be at least {enough}, so that alpha = {self.detector.alpha:g} can be a p-value"

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from softkin.errors import InvalidInputError
 from softkin_training.config import DetectorConfig
 from softkin_training.config_section import Width
+from softkin_training.layer_metrics import without_layer
 from softkin_training.recipe_faults import NAME, allowed, value_at
 
 OPTION_NAMES = {"joint_parts": "parts"}
@@ -31,6 +32,8 @@ class FitConfig(DetectorConfig):
     def _check_parts(self) -> FitConfig:
         if self.joint_parts and self.nonconformity != "joint":
             raise ValueError("joint_parts|belong to nonconformity = 'joint' and only to it")
+        if unknown := without_layer(self.metric, self.layers):
+            raise ValueError(f"metric|{unknown} not among the layers {self.layers}")
         return self
 
 

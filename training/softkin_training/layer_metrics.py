@@ -32,6 +32,11 @@ def checked_metrics(value: object) -> Metric | dict[str, Metric]:
     raise ValueError(f"must be {allowed}{'' if isinstance(value, str) else ', one for all layers or one for each'}")
 
 
-def fits(metrics: Metrics, layers: Sequence[str]) -> bool:
-    """Whether there is exactly one metric for each of the layers."""
-    return isinstance(metrics, str) or metrics.keys() == set(layers)
+def without_metric(metrics: Metrics, layers: Sequence[str]) -> list[str]:
+    """The layers that have none."""
+    return [] if isinstance(metrics, str) else [layer for layer in layers if layer not in metrics]
+
+
+def without_layer(metrics: Metrics, layers: Sequence[str]) -> list[str]:
+    """What has a metric and is none of the layers."""
+    return [] if isinstance(metrics, str) else [name for name in metrics if name not in layers]

@@ -13,9 +13,10 @@ from scipy.stats import ttest_rel
 
 from softkin import InvalidInputError, RecipeError
 from softkin_training import ablation_table
-from softkin_training.ablate import Cell, ablate
+from softkin_training.ablate import Cell, _toml, ablate
 from softkin_training.ablation_plan import FAR, Plan, load_plan
 from softkin_training.cli import main
+from softkin_training.config import load_recipe
 from softkin_training.report_terminal import print_ablation
 
 QUICK = [
@@ -104,6 +105,18 @@ def test_a_variant_of_another_metric_has_an_export_of_its_own(tmp_path: Path):
 
     assert together["lengths"] == alone["lengths"] != cosine["lengths"]
     assert together["a"] == together["b"] != together["lengths"]
+
+
+@pytest.mark.parametrize("recipe", ["mnist", "fashion_mnist"])
+def test_the_default_plan_fits_the_recipes_that_it_is_for(recipe):
+    """Its last detector is the one that they ship."""
+    variants = [
+        load_recipe(recipe, ["data.path=x.npz", *(f"{k}={_toml(v)}" for k, v in keys.items())])
+        for keys in load_plan().detect.values()
+    ]
+
+    assert variants[-1].detector == load_recipe(recipe, ["data.path=x.npz"]).detector
+    assert len({v.detector.model_dump_json() for v in variants}) == len(variants)
 
 
 def test_figures_are_means_deviations_and_paired_differences_over_seeds():

@@ -123,6 +123,10 @@ def test_a_metric_may_differ_by_layer(recipe_file):
     assert [default.metric_of(x) for x in default.layers] == ["cosine", "cosine"]
     assert [one.metric_of(x) for x in one.layers] == ["squared_euclidean", "squared_euclidean"]
     assert [each.metric_of(x) for x in each.layers] == ["cosine", "squared_euclidean"]
+    assert (
+        load_recipe(recipe_file, [table, 'detector.layers=["dense"]']).detector.metric_of("dense")
+        == "squared_euclidean"
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +175,8 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
             'detector.metric={conv1="l1", dense="cosine"}',
             ["'conv1': 'l1'", "'squared_euclidean', one for all layers or one for each"],
         ),
-        ('detector.metric={conv1="cosine"}', ["detector.metric is {'conv1': 'cosine'}", "layers ['conv1', 'dense']"]),
+        ('detector.metric={conv1="cosine"}', ["detector.metric is {'conv1': 'cosine'}", "for the layers ['dense']"]),
+        ('detector.metric={conv1="cosine", dense="cosine", fc="cosine"}', ["['fc'] not among the hidden layers"]),
         ("detector.metric={}", ["detector.metric is {}: must be 'cosine'"]),
         ("detector.layers=[]", ["detector.layers is []", "at least one"]),
         ('detector.layers=["conv3"]', ["detector.layers is ['conv3']", "('conv1', 'conv2', 'dense')"]),
@@ -263,8 +268,9 @@ def test_a_command_leaves_the_keys_of_a_recipe_as_they_are(recipe_file, tmp_path
     """Some options of another command have their names."""
     assert main(["train", str(recipe_file), "--out", str(tmp_path / "o"), "--set", "detector.joint_part=3"]) == 1
 
-    assert "did you mean 'joint_parts'? allowed keys: layers, metric, max_dim, max_side, nonconformity, joint_parts, alpha" in (
-        capsys.readouterr().err
+    assert (
+        "did you mean 'joint_parts'? allowed keys: layers, metric, max_dim, max_side, nonconformity, joint_parts, alpha"
+        in (capsys.readouterr().err)
     )
 
 
