@@ -60,10 +60,7 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         "name": (str, "of the detector (default: that of the file)"),
         "version": (str, "of the detector (default: 1)"),
         "temperature-scale": (float, "in units of the median distance between nearest bank rows (default: 0.25)"),
-        "metric": (
-            str,
-            "cosine or squared_euclidean for all layers, or LAYER=METRIC,... (default: cosine)",
-        ),
+        "metric": (str, "cosine or squared_euclidean for all layers, or LAYER=METRIC,... (default: cosine)"),
         "max-dim": (int, "wider layers are projected to this many numbers (default: 256)"),
         "max-side": (int, "larger feature maps are averaged down to this many rows and columns (default: 0, none)"),
         "bank-rows": (int, "training rows in the bank (default: 20000)"),
