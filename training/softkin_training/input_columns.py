@@ -32,6 +32,7 @@ class InputColumns:
 
     def __init__(self, features: Mapping[str, Any], names: Sequence[str], reader: ImageReader, table: str) -> None:
         self._names, self._reader, self._table = list(names), reader, table
+        self._shapes: dict[str, list[int]] = {}
         self._images = [n for n in names if _is_image(features[n])]
         if self._images and len(names) > 1:
             others = [n for n in names if n != self._images[0]]
@@ -55,7 +56,7 @@ class InputColumns:
                 )
         if self._images:
             return self._read_images(table.column(self._images[0]), first_row)
-        parts = [self._numbers(table.column(name), name) for name in self._names]
+        parts = [self._numbers(table.column(name), name, first_row) for name in self._names]
         if len(parts) == 1 and parts[0].ndim > 1:
             x = parts[0]
         else:
@@ -78,7 +79,7 @@ class InputColumns:
             images.append(self._reader.read(Path(path) if encoded is None else encoded, name))
         return np.stack(images)
 
-    def _numbers(self, column: Any, name: str) -> NDArray[np.generic]:
+    def _numbers(self, column: Any, name: str, first_row: int) -> NDArray[np.generic]:
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -96,6 +97,11 @@ class InputColumns:
                 raise DataError(f"{self._table}: column {name!r} has lists of no numbers; leave it out")
             shape.append(lengths[0])
             column = pc.list_flatten(column)
+        if (before := self._shapes.setdefault(name, shape[1:])) != shape[1:]:
+            raise DataError(
+                f"{self._table}: column {name!r} has rows of {before} numbers before row {first_row} and of "
+                f"{shape[1:]} from there on; all must be as long"
+            )
         if column.null_count:
             raise DataError(
                 f"{self._table}: column {name!r} has lists with missing numbers; fill them in, or drop those rows"

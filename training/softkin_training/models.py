@@ -70,8 +70,9 @@ def build_model(
 def input_statistics(x: Rows | NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of raw rows `[n, ...]` as `build_model` takes them.
 
-    Per feature for `[n, F]`, one pair for `[n, H, W]`, per channel for `[n, H, W, C]`. Where nothing varies std is 1.
-    Rows are read in blocks, twice, wherever they lie; equal rows give equal numbers.
+    Per feature for `[n, F]`, one pair for `[n, H, W]`, per channel for `[n, H, W, C]`. Where nothing varies that
+    float32 can tell, std is 1: what rounding leaves is no unit. Rows are read in blocks, twice, wherever they lie;
+    equal rows give equal numbers.
     """
     rows = x if isinstance(x, Rows) else Rows(x, np.zeros(len(x), np.int64), np.arange(len(x)))
     axes = (0,) if len(rows.row_shape) == 1 else (0, 1, 2)
@@ -79,7 +80,8 @@ def input_statistics(x: Rows | NDArray[Any]) -> tuple[NDArray[np.float64], NDArr
     mean = np.asarray(sum(b.sum(axis=axes, dtype=np.float64) for b in rows.blocks()) / count)
     squares = sum(np.square(b - mean).sum(axis=axes) for b in rows.blocks())
     std = np.sqrt(np.asarray(squares / count))
-    return mean, np.asarray(np.where(std > 0, std, 1.0))
+    least = np.maximum(np.finfo(np.float32).eps * np.abs(mean), np.finfo(np.float32).tiny)
+    return mean, np.asarray(np.where(std > least, std, 1.0))
 
 
 Parts = tuple[dict[str, nn.Module], list[nn.Module], int]

@@ -75,10 +75,11 @@ def read_table(data: DataConfig) -> Source:
 
 def _load(library: Any, data: DataConfig) -> dict[str, Any]:
     """Tables by split, `train` and perhaps `test`, from the library's cache or put there; whole or not at all."""
+    on_disk = {"keep_in_memory": False}  # whatever HF_DATASETS_IN_MEMORY_MAX_SIZE says: the cache goes by files
     try:
         if data.source == "hub":
             splits = {"train": data.train_split, **({"test": data.test_split} if data.test_split else {})}
-            found = library.load_dataset(data.path, data.subset or None, revision=data.revision or None)
+            found = library.load_dataset(data.path, data.subset or None, revision=data.revision or None, **on_disk)
             if unknown := [s for s in splits.values() if s not in found]:
                 key = "data.train_split" if data.train_split in unknown else "data.test_split"
                 raise RecipeError(
@@ -87,7 +88,7 @@ def _load(library: Any, data: DataConfig) -> dict[str, Any]:
                 )
             return {name: found[split] for name, split in splits.items()}
         files = {"train": _files(data.path)} | ({"test": _files(data.test_path)} if data.test_path else {})
-        return dict(library.load_dataset(data.source, data_files=files))
+        return dict(library.load_dataset(data.source, data_files=files, **on_disk))
     except SoftkinError:
         raise
     except Exception as e:  # the library and those under it have no common type

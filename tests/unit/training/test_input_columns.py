@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -151,6 +152,18 @@ def test_lists_of_which_one_is_missing_inside_another_are_refused():
 
     with pytest.raises(DataError, match=r"column 'a' has rows of \[1, None\] numbers; all must be as long"):
         read({"a": lists})
+
+
+@pytest.mark.parametrize(("shorter", "longer"), [([1, 2], [1, 2, 3]), ([[1], [2]], [[1, 2], [3, 4]])])
+def test_lists_that_grow_from_one_part_of_a_table_to_the_next_are_refused(shorter, longer):
+    """Each part by itself is even: what was read before counts too."""
+    inputs = InputColumns({"a": None}, ["a"], ImageReader("L", []), "t")
+    inputs.read(pa.table({"a": [shorter, shorter]}), 0)
+
+    before, now = (re.escape(str(list(np.shape(x)))) for x in (shorter, longer))
+    words = f"^t: column 'a' has rows of {before} numbers before row 2 and of {now} from there on; all must be as long"
+    with pytest.raises(DataError, match=words):
+        inputs.read(pa.table({"a": [longer]}), 2)
 
 
 REFUSED = {

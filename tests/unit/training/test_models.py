@@ -120,6 +120,17 @@ def test_a_constant_feature_does_not_divide_by_zero():
     assert std.tolist() == [1.0, 1.0]
 
 
+def test_what_rounding_leaves_of_a_constant_feature_is_no_unit():
+    """Sums of 0.1 do not come out even: a row that differed by a thousandth would lie 10^12 deviations away."""
+    x = np.stack([np.full(1000, 0.1), np.full(1000, 1e-42) * np.arange(1000), np.arange(1000) * 1e-30], axis=1)
+
+    mean, std = input_statistics(x)
+
+    assert std[:2].tolist() == [1.0, 1.0]  # the second is less than a deviation in float32 can be
+    assert std[2] == pytest.approx(x[:, 2].std())
+    assert mean == pytest.approx(x.mean(axis=0), rel=1e-9, abs=0)
+
+
 def test_weights_follow_the_random_state():
     """The same torch seed makes the same model."""
     first, again = (made(CNN, (8, 8), np.uint8)[0].state_dict() for _ in range(2))
