@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from softkin.errors import InvalidInputError, RecipeError
+from softkin.errors import DataError, InvalidInputError, RecipeError
+from softkin.staging import replacing
 from softkin_training.ablation_plan import FAR, Plan
+from softkin_training.checkpoint import AFRESH
 from softkin_training.config import Recipe, load_recipe
 from softkin_training.data import Dataset, load_dataset
 from softkin_training.evaluate import evaluate
@@ -74,7 +76,8 @@ def ablate(
 
     Raises:
         RecipeError: a variant's key or value does not fit the recipe, a detect variant needs a network of its own, a
-            class held out is none, two names mean one folder, or torchrun has started this; before anything is trained.
+            class held out is none or too few are left, two names mean one folder, or torchrun has started this; before
+            anything is trained. Or a variant was trained otherwise before.
         InvalidInputError: `out` cannot be written.
     """
     refuse_torchrun("ablate")
@@ -109,6 +112,8 @@ def _recipes(
     for family, held_out in plan.families.items():
         if outside := [c for c in held_out if c >= num_classes]:
             raise RecipeError(f"held_out.{family} has class {outside[0]}; the data have 0 to {num_classes - 1}")
+        if held_out and (left := num_classes - len(set(held_out))) < 2:
+            raise RecipeError(f"held_out.{family} leaves {left} of the {num_classes} classes; training needs 2 or more")
         for train_name, train_keys in plan.train.items():
             for seed in seeds:
                 found = {}
@@ -186,13 +191,17 @@ def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: P
     first = next(iter(recipes.values()))
     dataset = load_dataset(first)
     folder.mkdir(parents=True, exist_ok=True)
-    network = train(first, dataset, folder, resume=True, progress=False).model
+    try:
+        network = train(first, dataset, folder, resume=True, progress=False).model
+    except (RecipeError, DataError) as e:  # of a checkpoint that is another's, or damaged
+        raise type(e)(str(e).replace(AFRESH, f"remove {folder}: it is trained anew then")) from None
     export_step(first, dataset, folder, network)
     fewer = _first_rows(dataset, rows)
     for name, recipe in missing.items():
         out = folder / folder_of(name)
         out.mkdir(exist_ok=True)
-        (out / MODEL).unlink(missing_ok=True)
+        for old in (RECIPE, MODEL):  # the recipe comes last again: without it a cell is not done
+            (out / old).unlink(missing_ok=True)
         if _shares_export(recipe, first):
             shutil.copyfile(folder / MODEL, out / MODEL)
         else:
@@ -207,10 +216,15 @@ def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: P
             corruption_rows=0,
             compare=recipe is first,  # of the others, the table shows the bundle's own score alone
         )
-        (out / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        _write(out / REPORT, report.to_dict())
         shutil.rmtree(out / BUNDLE)  # tens of megabytes in every cell, and quickly built again
         (out / MODEL).unlink()
-        (out / RECIPE).write_text(json.dumps(recipe.to_dict() | {ROWS: rows}, indent=1) + "\n", encoding="utf-8")
+        _write(out / RECIPE, recipe.to_dict() | {ROWS: rows})
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _done(folder: Path, recipe: Recipe, rows: int) -> bool:

@@ -20,6 +20,9 @@ from softkin_training.processes import num_processes, on_first, rank, stacked
 UNDECISIVE = ("data.path", "data.test_path", "data.outliers", "training.probe_rows")
 """Keys that do not decide the weights; files may move, their rows are told by fingerprint."""
 
+AFRESH = "train again without --resume"
+"""What is left to do where a checkpoint is of no use."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -81,14 +84,14 @@ class Checkpoint:
             recipe, rng = dict(state["recipe"]), state["rng"]
             rng_of_processes = rng["torch"].reshape(-1, rng["torch"].shape[-1])
         except Exception as e:  # torch raises many types for a damaged file, with advice that would run its code
-            raise DataError(f"{self.path}: damaged, or no checkpoint of softkin; train again without --resume") from e
+            raise DataError(f"{self.path}: damaged, or no checkpoint of softkin; {AFRESH}") from e
         if odd := _differences(_completed(recipe), self.recipe.to_dict()):
-            raise RecipeError(f"{self.path} is another recipe's: {odd}; undo that, or train again without --resume")
+            raise RecipeError(f"{self.path} is another recipe's: {odd}; undo that, or {AFRESH}")
         if state["train_fingerprint"] != self.rows_fingerprint:
-            raise RecipeError(f"{self.path}: the training rows have changed; train again without --resume")
+            raise RecipeError(f"{self.path}: the training rows have changed; {AFRESH}")
         if num_processes() not in (1, len(rng_of_processes)):
             these = f"{len(rng_of_processes)} processes wrote it and these are {num_processes()}"
-            raise RecipeError(f"{self.path}: {these}; start as many, or train again without --resume")
+            raise RecipeError(f"{self.path}: {these}; start as many, or {AFRESH}")
         self.model.load_state_dict(state["model"])
         for group in state["optimizer"]["param_groups"]:
             group["fused"] = self.optimizer.defaults["fused"]  # a matter of the device, which may have been another

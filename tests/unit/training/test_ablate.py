@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -325,55 +326,31 @@ def made_up(train: str, family: str, seed: int, auroc: float) -> Cell:
     return Cell(family=family, train=train, detect="d", seed=seed, report=report)
 
 
-def test_a_key_that_no_recipe_has_is_refused_before_anything_is_trained(tmp_path: Path, capsys):
-    """Through the command line: status 1, nothing written; it says that the key is the plan's."""
-    plan = tmp_path / "plan.toml"
-    plan.write_text('[train.a]\n"loss.wait" = 1.0\n[detect.b]\n')
+def test_a_cell_that_was_stopped_while_it_was_written_is_run_again(done, tmp_path: Path, monkeypatch):
+    """Its old recipe.json stood beside the new report.json, so that figures on 40 rows counted as those on 50."""
+    out = shutil.copytree(done[0] / "all-classes" / "plain", tmp_path / "all-classes" / "plain").parents[1]
 
-    status = main(["ablate", "digits", "--plan", str(plan), "--out", str(tmp_path / "out")])
+    def rows_of(rows: int) -> list[int]:
+        cells = ablate("digits", ONE, out, overrides=QUICK, seeds=(0,), rows=rows, say=lambda line: None)
+        return [cell.report["inlier_rows"] for cell in cells]
 
-    assert status == 1
-    error = capsys.readouterr().err
-    assert error.startswith("softkin-train: error: train 'a' with detect 'b' of the plan: ")
-    assert "loss.wait is unknown" in error
-    assert not (tmp_path / "out").exists()
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
 
+    with monkeypatch.context() as patch:
+        # Its bundle is removed once the report is written.
+        patch.setattr("softkin_training.ablate.shutil", SimpleNamespace(copyfile=shutil.copyfile, rmtree=killed))
+        with pytest.raises(KeyboardInterrupt):
+            rows_of(40)
 
-def test_a_recipe_of_some_classes_is_told_how_to_follow_the_plan_that_ships(tmp_path: Path, capsys):
-    """That of the demo is the first that anybody tries."""
-    assert main(["ablate", "digits", "--out", str(tmp_path / "out")]) == 1
-
-    assert capsys.readouterr().err == (
-        "softkin-train: error: data.known_classes is [0, 1, 2, 3, 4, 5, 6, 7]; must be empty where a plan holds "
-        "classes out: --set 'data.known_classes=[]', or --plan FILE with one that has no [held_out]\n"
-    )
-    assert not (tmp_path / "out").exists()
+    assert rows_of(50) == [50, 50]
 
 
-def test_a_plan_may_give_each_layer_its_weight(tmp_path: Path, capsys):
-    """The table reaches the recipe as it is: here it is refused there, for a layer that has no term."""
-    plan = tmp_path / "plan.toml"
-    plan.write_text('[train.a]\n"loss.weight" = { dense1 = -0.1, nowhere = 0.03 }\n[detect.b]\n')
+def test_a_variant_that_became_another_is_refused_with_a_remedy_that_ablate_has(done, tmp_path: Path):
+    """It knows no --resume."""
+    out = shutil.copytree(done[0] / "all-classes" / "plain", tmp_path / "all-classes" / "plain").parents[1]
+    other = dataclasses.replace(ONE, train={"plain": {"loss.weight": -0.2}})
 
-    status = main(["ablate", "digits", "--plan", str(plan), "--out", str(tmp_path / "out")])
-
-    assert status == 1
-    assert "loss.weight is {'dense1': -0.1, 'nowhere': 0.03}: needs exactly one number" in capsys.readouterr().err
-
-
-def test_an_ablation_under_torchrun_is_refused(tmp_path: Path, monkeypatch):
-    """There every process but the first would end with the first training."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
-        monkeypatch.setenv(name, value)
-
-    with pytest.raises(RecipeError, match=r"ablate cannot run under torchrun; start it once, with --set training.devi"):
-        ablate("digits", PLAN, tmp_path / "out", overrides=QUICK)
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_built_in_plan_fits_the_recipe_it_was_made_for():
-    """It names variants, forms and the three near pairs."""
-    plan = load_plan()
-
-    assert next(iter(plan.train)) == "plain"
-    assert set(plan.families) == {FAR, "pullover + ankle boot", "sandal + shirt", "trouser + bag"}
+    with pytest.raises(RecipeError, match=r"loss\.weight: 0\.0 -> -0\.2; undo that, or remove .*/seed0: it is") as e:
+        ablate("digits", other, out, overrides=QUICK, seeds=(0,), rows=50, say=lambda line: None)
+    assert "--resume" not in str(e.value)
