@@ -67,10 +67,9 @@ class LayerBank:
         """What the scorer multiplies queries by."""
         return (1.0 if self.metric == "cosine" else 2.0) / self.temperature
 
-    @property
-    def row_offsets(self) -> NDArray[np.float32]:
-        """`[N]`: the offset of every row, wherever it is stored."""
-        return self.rows[:, -1].astype(np.float32) if self.offsets is None else self.offsets
+    def row_offsets(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """`[n]`: the offsets of tiled rows, wherever they are stored."""
+        return self.rows[rows, -1].astype(np.float32) if self.offsets is None else self.offsets[rows]
 
     def representations(self, rows: NDArray[np.integer] | NDArray[np.bool_] | slice) -> NDArray[np.float32]:
         """`[n, D]` float32: what the chosen tiled rows stand for, rounded as they are stored."""

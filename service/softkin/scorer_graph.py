@@ -50,7 +50,7 @@ def is_bounded(layer: LayerBank) -> bool:
     """
     if layer.metric != "cosine":
         return False
-    offsets = layer.row_offsets
+    offsets = layer.row_offsets()
     largest = float(np.abs(offsets[offsets > PADDING_OFFSET]).max(initial=0.0))
     longest = 1.0 if layer.precision == "float32" else 1.1
     exponent = layer.scale * (longest + largest)
@@ -64,7 +64,7 @@ class LayerGraph:
     Args:
         graph: where to add the nodes.
         name: of the layer.
-        layer: its bank; the rows themselves are not needed, only what they are stored in.
+        layer: its bank; of the rows only the offsets are read, and what they are stored in.
         bank: the whole bank.
         file: the safetensors file that holds it.
         bounded: see `is_bounded`.
@@ -107,10 +107,8 @@ class LayerGraph:
                 # whatever order the runtime takes them in.
                 while len(best) >= MERGE_CHUNKS and best[-MERGE_CHUNKS].merges == best[-1].merges:
                     best[-MERGE_CHUNKS:] = [self._merge_best(best[-MERGE_CHUNKS:], at_most)]
-            # After TopK, and in a shape that is known: then the runtime writes log softmaxes over the logits.
-            shape = np.array([0, len(chunk) // chunk.tile_rows, chunk.tile_rows], np.int64)
-            tiled = g.op("Reshape", [logits, g.constant(shape)])
-            tiles.append(self._sum_exp(tiled) if self.bounded else self._log_sum_exp_of_tiles(tiled))
+            # After TopK: then the runtime writes log softmaxes over the logits.
+            tiles.append(self._sum_exp(logits, chunk) if self.bounded else self._log_sum_exp_of_tiles(logits, chunk))
             labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
         mass = self._merge(self._join(tiles), np.concatenate(labels), shift)
         if at_most is None:
@@ -174,7 +172,7 @@ class LayerGraph:
         scales = g.op("Mul", [query.one, self._stored("scales", i, chunk)])
         products = g.op("Mul", [g.op("Cast", [products], to=TensorProto.FLOAT), scales])
         logits = g.op("Mul", [products, query.steps])
-        if not layer.row_offsets[chunk.start : chunk.stop].any():
+        if not layer.row_offsets(slice(chunk.start, chunk.stop)).any():
             return logits
         return g.op("Add", [logits, g.op("Mul", [self._stored("offsets", i, chunk), g.constant(float(layer.scale))])])
 
@@ -191,17 +189,27 @@ class LayerGraph:
             self.file.offset(array) + dtype.itemsize * chunk.start * width,
         )
 
-    def _sum_exp(self, x_BTR: str) -> str:
-        g = self.graph
-        return g.op("ReduceSum", [g.op("Exp", [x_BTR]), g.constant(np.array([2], np.int64))], keepdims=0)
+    def _tiled(self, x_BN: str, chunk: Chunk) -> str:
+        """`[B, tiles, rows of a tile]`, in a shape that is known: of others the runtime makes copies."""
+        shape = np.array([0, len(chunk) // chunk.tile_rows, chunk.tile_rows], np.int64)
+        return self.graph.op("Reshape", [x_BN, self.graph.constant(shape)])
 
-    def _log_sum_exp_of_tiles(self, x_BTR: str) -> str:
-        # Any row of a tile less its log softmax is the tile's log-sum-exp: one fused kernel instead of five passes. The
-        # first row is never padding.
+    def _sum_exp(self, x_BN: str, chunk: Chunk) -> str:
         g = self.graph
-        first = g.constant(np.array(0, np.int64))
-        row = g.op("Gather", [x_BTR, first], axis=2)
-        return g.op("Sub", [row, g.op("Gather", [g.op("LogSoftmax", [x_BTR], axis=2), first], axis=2)])
+        exponentials = g.op("Exp", [self._tiled(x_BN, chunk)])
+        return g.op("ReduceSum", [exponentials, g.constant(np.array([2], np.int64))], keepdims=0)
+
+    def _log_sum_exp_of_tiles(self, x_BN: str, chunk: Chunk) -> str:
+        # Any row of a tile less its log softmax is the tile's log-sum-exp: one fused kernel instead of five passes.
+        # Rounding is that of the row's logit: so the one nearest the center, which is never padding. A row far from all
+        # others would leave few digits of their mass.
+        g = self.graph
+        offsets = self.layer.row_offsets(slice(chunk.start, chunk.stop)).reshape(-1, chunk.tile_rows)
+        nearest = g.constant(np.arange(0, len(chunk), chunk.tile_rows) + offsets.argmax(axis=1))
+        row = g.op("Gather", [x_BN, nearest], axis=1)
+        log_softmax = g.op("LogSoftmax", [self._tiled(x_BN, chunk)], axis=2)
+        flat = g.op("Reshape", [log_softmax, g.constant(np.array([0, len(chunk)], np.int64))])
+        return g.op("Sub", [row, g.op("Gather", [flat, nearest], axis=1)])
 
     def _log_sum_exp(self, x_BTR: str) -> str:
         # Spelt out: onnxruntime's ReduceLogSumExp is scalar on CPU.

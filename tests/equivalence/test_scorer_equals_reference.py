@@ -7,7 +7,8 @@ import pytest
 
 from scorer_cases import RELATIVE, ROUNDING, make, packed, start, terms
 from softkin import mass
-from softkin.bank import LARGE_TILE_ROWS
+from softkin.bank import LARGE_TILE_ROWS, PRECISIONS
+from softkin.precision import reduce_precision
 
 CASES = {
     "one-row classes": [1, 1],
@@ -50,6 +51,26 @@ def test_masses_equal_the_reference(tmp_path, metric, factor, case, weighted):
     )
     rounding = np.array([ROUNDING * terms(query[n], v, metric) / temperature[n] for n, v in z.items()])
     assert (np.abs(found - expected) <= RELATIVE * np.maximum(np.abs(expected), 1.0) + rounding[None, :, None]).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("at", [0, 1, 63, 69])
+def test_a_row_far_from_all_others_does_not_blur_the_mass_of_its_class(tmp_path, precision, at):
+    """Wherever it stands in its tile: its logit is so low that float32 holds few digits of what others differ by."""
+    z, labels, _ = make([70, 70], {"a": 16}, "squared_euclidean", 0.5, False)
+    query = z["a"][:9].copy()
+    z["a"][np.flatnonzero(labels == 0)[at]] = 3000.0
+    temperature = float(np.median(mass.distances(query, z["a"], "squared_euclidean")))
+    bank = reduce_precision(packed(z, labels, {"a": temperature}, "squared_euclidean", None), precision)
+    rows = bank.layers["a"].representations(bank.labels >= 0)
+
+    found = start(tmp_path, bank, {"a": 16}).run(query).masses[:, 0]
+
+    expected = mass.class_mass(
+        query, rows, np.sort(labels), num_classes=2, temperature=temperature, metric="squared_euclidean"
+    )
+    rounded_queries = 0.05 if precision == "int8" else 1e-3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounded_queries)
 
 
 @pytest.mark.parametrize("inverse_temperature", [77, 80, 81])

@@ -96,5 +96,5 @@ def test_layers_may_hold_different_examples():
     real = bank.labels != PADDING_LABEL
     assert bank.ids[:, real].tolist() == [[5, 6, 7], [8, 9, 5]]
     assert bank.class_weights.tolist() == [4.0, 3.0]
-    difference = (bank.layers["b"].row_offsets - bank.layers["a"].row_offsets)[real]
+    difference = (bank.layers["b"].row_offsets() - bank.layers["a"].row_offsets())[real]
     np.testing.assert_allclose(difference, [0, 0.25 * np.log(2), -0.25 * np.log(2)], atol=1e-6)
