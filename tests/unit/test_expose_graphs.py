@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -144,3 +146,13 @@ def test_shapes_written_down_inside_a_branch_are_forgotten_too(tmp_path):
 
     expected = np.pad(-reference(x)[0], ((0, 0), (0, 1)))
     np.testing.assert_allclose(representation(found, "chosen", x, tmp_path), expected, atol=1e-5)
+
+
+def test_who_knows_no_name_is_shown_those_before_the_output():
+    """In their order, without what the model holds as constants."""
+    chain = [node("Neg", [f"t{i}" if i else "hidden"], [f"t{i + 1}"]) for i in range(60)]
+    chain.append(node("Constant", [], ["one"], value_float=1.0))
+
+    with pytest.raises(InvalidInputError) as e:
+        exposed(classifier(chain), rows(9), layers=["?"])
+    assert re.findall(r"'([^']*)'", str(e.value))[1:] == [f"t{i}" for i in range(41, 61)]

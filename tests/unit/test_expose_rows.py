@@ -37,6 +37,62 @@ def centred(x, tmp_path, metric="squared_euclidean", **options):
     return run(found, x, tmp_path)[representation_output(EMBEDDING)]
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_the_input_may_be_a_layer(tmp_path, half):
+    """The rows themselves, reduced as any layer is; the bundle says where they come from."""
+    to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    proto = classifier(inputs=[value("x", to, ["batch", *SHAPE])], start=[
+        node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT), *body()])  # fmt: skip
+    proto.graph.node[1].input[0] = "wide"
+    x = rows(20).astype(np.float16).astype(np.float32)
+
+    found = exposed(proto, x, layers=["x", "hidden"], metric="squared_euclidean")
+
+    assert (found.layers[0].name, found.layers[0].tensor, found.layers[0].width) == ("x", "x", 6)
+    outputs = run(found, x, tmp_path)
+    np.testing.assert_allclose(outputs[representation_output("x")], x.reshape(20, 6), rtol=1e-6)
+    np.testing.assert_allclose(outputs[representation_output("hidden")], reference(x)[0], atol=1e-2)
+    assert "x" not in [o for n in proto.graph.node for o in n.output]  # the caller's model stays as it is
+
+
+def test_a_model_of_trees_compares_rows(tmp_path):
+    """There is no other layer, and no standard operator either."""
+    trees = node(
+        "TreeEnsembleClassifier",
+        ["x"],
+        ["label", "p"],
+        domain="ai.onnx.ml",
+        nodes_treeids=[0, 0, 0],
+        nodes_nodeids=[0, 1, 2],
+        nodes_featureids=[0, 0, 0],
+        nodes_values=[0.0, 0.0, 0.0],
+        nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"],
+        nodes_truenodeids=[1, 0, 0],
+        nodes_falsenodeids=[2, 0, 0],
+        class_treeids=[0, 0, 0, 0],
+        class_nodeids=[1, 1, 2, 2],
+        class_ids=[0, 1, 0, 1],
+        class_weights=[1.0000001, -1.2e-7, 0.25, 0.75],
+        classlabels_int64s=[0, 1],
+    )
+    inputs = [value("x", TensorProto.FLOAT, [None, 3])]
+    proto = classifier(start=[trees], outputs=["p"], inputs=inputs, opset=0, domains=[("ai.onnx.ml", 1)])
+    x = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+
+    found = exposed(proto, x, layers=["x"], metric="squared_euclidean")
+
+    assert found.output_kind == "probabilities"  # a forest's may round to just below 0
+    outputs = run(found, x, tmp_path)
+    np.testing.assert_allclose(outputs[representation_output("x")], x, rtol=1e-6)
+    assert (outputs["logits"].argmax(axis=1) == (x[:, 0] > 0)).all()
+
+
+def test_the_input_is_a_layer_once():
+    """As any other."""
+    with pytest.raises(InvalidInputError, match="'x' is the input, which is among them already; leave it out"):
+        exposed(classifier(), rows(9), layers=["x", "hidden", "x"])
+
+
 def test_squared_distances_of_rows_far_from_the_origin_keep_their_digits(tmp_path):
     """Computed as |a|^2 + |b|^2 - 2 a.b in float32, they would have none: the origin moves among the rows."""
     x = np.random.default_rng(0).normal(1e4, 1, size=(50, 8)).astype(np.float32)

@@ -93,16 +93,14 @@ def test_a_classifier_becomes_a_bundle_that_keeps_its_promise(files, capsys):
 
 
 def test_labels_that_the_classifier_never_gets_right_are_remarked_upon(files, capsys):
-    """Columns in another order than labels, or rows in another scale, leave p-values valid and detection poor."""
-    x, y = sample(200, 2)
-    np.savez(files / "shifted.npz", x_test=x, y_test=(y + 1) % CLASSES)
+    """Labels at random, or rows in another scale, leave p-values valid and detection poor."""
+    x, _ = sample(200, 2)
+    np.savez(files / "random.npz", x_test=x, y_test=np.random.default_rng(0).integers(0, CLASSES, 200) % 3)
 
-    assert fit(files, "--calibration", files / "shifted.npz") == 0
+    assert fit(files, "--calibration", files / "random.npz") == 0
 
     text = capsys.readouterr().out
-    assert re.search(r"accuracy on them is 1\d\.\d%\n +always naming the largest class would reach 2\d\.\d%: ", text), (
-        text
-    )
+    assert re.search(r"accuracy on them is [123]\d\.\d%\n +always naming the largest class would reach", text), text
 
 
 def test_calibration_rows_of_one_class_are_no_ground_for_that_remark(files, capsys):

@@ -280,13 +280,13 @@ CALIBRATION = {
     ),
     "repeated": (
         {"x_test": np.concatenate([C, C[:2]]), "y_test": Y[:102]},
-        "calibration has 2 rows whose content came before, the first is example 300, a copy of example 200; remove the "
+        "c.npz: x_test has 2 rows whose content came before, the first is example 100, a copy of example 0; remove the "
         "copies, or the false-alarm rate does not hold",
     ),
     "rows of the bank": (
         {"x_test": np.concatenate([C, X[3:5]]), "y_test": Y[:102]},
-        "calibration has 2 rows whose content also stands in bank, the first is example 300; remove the duplicates, or "
-        "the false-alarm rate does not hold",
+        "c.npz: x_test has 2 rows whose content also stands in x_train of d.npz, the first is example 100; remove "
+        "them, or the false-alarm rate does not hold",
     ),
 }
 
@@ -343,7 +343,7 @@ def test_training_rows_outside_the_bank_do_not_calibrate_either(folder, capsys, 
         capsys,
         monkeypatch,
         f"{ONNX} --calibration c.npz --bank-rows 4",
-        "calibration has 4 rows whose content also stands in bank, .*",
+        "c.npz: x_test has 200 rows whose content also stands in x_train of d.npz, the first is example 100; .*",
     )
     kept = np.concatenate([C, X[100:102]])
     np.savez(folder / "c.npz", x_test=kept, y_test=Y[:102])
@@ -352,8 +352,8 @@ def test_training_rows_outside_the_bank_do_not_calibrate_either(folder, capsys, 
         capsys,
         monkeypatch,
         f"{ONNX} --calibration c.npz --bank-rows 4",
-        "calibration has 2 rows whose content also stands in the training rows, the first is example 300; remove them, "
-        "or the false-alarm rate does not hold",
+        "c.npz: x_test has 2 rows whose content also stands in x_train of d.npz, the first is example 100; remove "
+        "them, or the false-alarm rate does not hold",
     )
 
 

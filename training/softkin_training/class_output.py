@@ -21,7 +21,7 @@ OutputKind = Literal["logits", "probabilities"]
 OUTPUT_KINDS: tuple[str, ...] = ("auto", *get_args(OutputKind))
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 SUM_TOLERANCE = 1e-3
-"""How far from 1 the sum of a row of probabilities may lie."""
+"""How far from 1 the sum of a row of probabilities may lie, and one of them below 0."""
 
 
 def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None, output: str | None) -> str:
@@ -113,7 +113,7 @@ def kind_of(y_BC: NDArray[np.float32], asked: str, source: str) -> OutputKind:
         InvalidInputError: probabilities were asked for, and these are none.
     """
     sums = y_BC.sum(axis=1, dtype=np.float64)
-    outside = (y_BC < 0).any(axis=1) | (np.abs(sums - 1) > SUM_TOLERANCE)
+    outside = (y_BC < -SUM_TOLERANCE).any(axis=1) | (np.abs(sums - 1) > SUM_TOLERANCE)  # 1 - p rounds to below 0
     if asked == "logits" or (asked == "auto" and outside.any()):
         return "logits"
     if outside.any():

@@ -25,7 +25,14 @@ from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
 from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output
 from softkin_training.foreign import adapt, the_input, with_wide_input
 from softkin_training.layer_metrics import Metrics, metric_of
-from softkin_training.onnx_graphs import find_tensor, rename, softmax_input
+from softkin_training.onnx_graphs import (
+    copied_input,
+    find_tensor,
+    real_inputs,
+    rename,
+    softmax_input,
+    with_copied_input,
+)
 from softkin_training.projection import SMALLEST_NORM, describe_reducer, pooled, pooling, projection_matrix
 from softkin_training.trial import TensorError
 
@@ -98,7 +105,8 @@ def expose(
         proto: the classifier; it is left as it is.
         probe: `[n >= 1, ...]` raw inputs that the model is run on: to learn shapes, to tell probabilities from logits,
             and to prove that rows do not influence each other and that every change leaves the values as they are.
-        layers: names of tensors of the main graph, or of nodes with one output; the batch is their first axis.
+        layers: names of tensors of the main graph, or of nodes with one output; the batch is their first axis. That of
+            the input stands for the rows themselves: what there is to compare of a model of trees.
         metric: of the representations: one for all layers, or one per layer.
         max_dim: wider layers are projected to this many numbers.
         seed: of the projections: `seed + i` for layer i.
@@ -115,7 +123,7 @@ def expose(
     """
     if output_kind not in OUTPUT_KINDS:
         raise InvalidInputError("output_kind", f"got {output_kind!r}; must be one of {OUTPUT_KINDS}")
-    tensors = _find_layers(proto, layers)
+    proto, tensors = _find_layers(proto, layers)
     proto, widened = with_wide_input(proto)
     input_name = the_input(proto, probe).name
     source = choose_output(proto, probe, num_classes, output)
@@ -140,7 +148,8 @@ def expose(
         z_ND, of_layer = z.reshape(len(probe), -1), metric_of(metric, name)
         _add_representation(g, from_tensor, name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
         reducer = describe_reducer(left, max_dim, seed + i, side)
-        found.append(ExposedLayer(name=name, tensor=tensor, width=width, dim=min(left, max_dim), reducer=reducer))
+        origin = name if tensor == copied_input(name) else tensor
+        found.append(ExposedLayer(name=name, tensor=origin, width=width, dim=min(left, max_dim), reducer=reducer))
     _add_logits(g, f"model/{source}", kind, adapted.values[source].shape[1:])
 
     network = adapted.proto
@@ -192,16 +201,20 @@ def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) 
     return Exposed(model=_serialised(network, g, [layer]), layers=(layer,))
 
 
-def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> dict[str, str]:
+def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The model, in which its input is a tensor too where a layer names it, and the tensors by the layers' names."""
+    entries = {i.name for i in real_inputs(proto.graph)}
     tensors: dict[str, str] = {}
     for name in layers:
-        tensor = find_tensor(proto, name, "layers")
+        is_input = name in entries
+        tensor = copied_input(name) if is_input else find_tensor(proto, name, "layers")
         if tensor in tensors.values():
-            raise InvalidInputError(
-                "layers", f"{name!r} is tensor {tensor!r}, which is among them already; leave it out"
-            )
+            which = "the input" if is_input else f"tensor {tensor!r}"
+            raise InvalidInputError("layers", f"{name!r} is {which}, which is among them already; leave it out")
+        if is_input:
+            proto = with_copied_input(proto, name)
         tensors[name] = tensor
-    return tensors
+    return proto, tensors
 
 
 def _is_ours(name: str) -> bool:

@@ -47,6 +47,9 @@ class Fitted:
     """Share of the calibration rows that the classifier puts in their class; None for bare vectors."""
     largest_class: float
     """Share of the largest class among the calibration rows: the accuracy of whoever always names that."""
+    reordered: tuple[tuple[int, ...], float] | None = None
+    """The label that most calibration rows of each column have, where that is another order of the classes, and the
+    accuracy in it."""
 
 
 def fit_onnx(
@@ -204,17 +207,34 @@ def _fit(
         train_x=seen,
         replace=True,
     )
-    accuracy = None
+    accuracy = reordered = None
     if exposed.num_classes:
         predicted = Network(path / bundles.MODEL).run(calibration_rows.x)[LOGITS].argmax(axis=1)
         accuracy = float((predicted == calibration_rows.y).mean())
+        reordered = _other_order(predicted, calibration_rows.y, exposed.num_classes)
     return Fitted(
         manifest=manifest,
         exposed=exposed,
         repeated_rows=len(rows) - len(distinct),
         accuracy=accuracy,
         largest_class=float(np.bincount(calibration_rows.y).max() / len(calibration_rows)),
+        reordered=reordered,
     )
+
+
+def _other_order(
+    predicted: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int
+) -> tuple[tuple[int, ...], float] | None:
+    """The label of more than half of the rows of each column, where these are all the classes in another order."""
+    order = []
+    for column in range(num_classes):
+        counts = np.bincount(labels[predicted == column], minlength=num_classes)
+        if 2 * counts.max() <= counts.sum():
+            return None
+        order.append(int(counts.argmax()))
+    if order == list(range(num_classes)) or len(set(order)) < num_classes:
+        return None
+    return tuple(order), float((np.array(order)[predicted] == labels).mean())
 
 
 def _probe(x: NDArray[Any]) -> NDArray[Any]:

@@ -11,6 +11,8 @@ from softkin_training.arguments import folder, names
 SHAKY_TEMPERATURE = 1e-5
 """Rounding of a cosine distance, 1e-7, changes a logit by 1 % where the temperature is lower."""
 
+MOVED_SHOWN = 3
+
 
 def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
@@ -22,7 +24,8 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--layers",
         metavar="NAME[,NAME...]",
-        help=r"tensors or nodes of the model whose values tell rows apart; write \, for a comma within a name",
+        help=r"tensors or nodes of the model whose values tell rows apart, or its input; write \, for a comma within a "
+        "name",
     )
     sub.add_argument(
         "--data", metavar="FILE", help="npz with x_train as the model takes it, y_train, and class_names if known"
@@ -132,7 +135,15 @@ def fit(arguments: argparse.Namespace) -> None:
     accuracy = "" if fitted.accuracy is None else f"; the classifier's accuracy on them is {fitted.accuracy:.1%}"
     aside = ", less the quarter that the joint form sets aside" if m.parts else ""
     print(f"calibration: {m.calibration_size} rows {source}{aside}{accuracy}")
-    if fitted.accuracy is not None and fitted.accuracy <= fitted.largest_class < 1:
+    if fitted.reordered:
+        order, reached = fitted.reordered
+        moved = [f"column {column} has label {label}" for column, label in enumerate(order) if column != label]
+        others = ", ..." if len(moved) > MOVED_SHOWN else ""
+        print(
+            f"             labels and columns differ in their order: {', '.join(moved[:MOVED_SHOWN])}{others};\n"
+            f"             give labels and class_names in that of the columns, where it is {reached:.1%}"
+        )
+    elif fitted.accuracy is not None and fitted.accuracy <= fitted.largest_class < 1:
         print(
             f"             always naming the largest class would reach {fitted.largest_class:.1%}: are labels the index"
             "\n             of the model's column, and rows scaled as in its training? Where not, outliers are missed"

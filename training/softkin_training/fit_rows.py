@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from softkin.errors import DataError, is_unicode
 from softkin.manifest import INPUT_DTYPES
 from softkin_training.npz import checked_labels, read_npz
-from softkin_training.rows import Rows, refuse_repeated
+from softkin_training.rows import Rows, digests64, refuse_repeated, refuse_used
 
 Array = NDArray[Any]
 
@@ -29,7 +29,7 @@ def read_calibration(path: str | Path, rows: Rows, classes: tuple[str, ...], dat
         data: file of `rows`, for messages.
 
     Raises:
-        DataError: unreadable, of another dtype or shape, labels out of range, not finite, or repeated.
+        DataError: unreadable, of another dtype or shape, labels out of range, not finite, repeated, or in `rows` too.
     """
     x, y = read_test_rows(path, classes)
     if x.dtype != rows.x.dtype or x.shape[1:] != rows.x.shape[1:]:
@@ -37,9 +37,10 @@ def read_calibration(path: str | Path, rows: Rows, classes: tuple[str, ...], dat
             f"{path}: x_test is {x.dtype} {axes_of(x)}, x_train of {data} is {rows.x.dtype} {axes_of(rows.x)}; prepare "
             "both in the same way"
         )
-    found = Rows(x, y, len(rows) + np.arange(len(x)))
-    refuse_repeated(found)
-    return found
+    there, name = Rows(x, y, np.arange(len(x))), f"{path}: x_test"  # the caller counts in the file
+    refuse_used(there, digests64(rows), f"x_train of {data}", name)
+    refuse_repeated(there, name)
+    return Rows(x, y, len(rows) + np.arange(len(x)))
 
 
 def read_test_rows(path: str | Path, classes: tuple[str, ...]) -> tuple[Array, NDArray[np.int64]]:

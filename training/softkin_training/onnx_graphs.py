@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from softkin.errors import InvalidInputError
+from softkin.scorer_graph import OLDEST_OPSET
 
 NAMES_SHOWN = 20
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -25,6 +26,21 @@ def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 def softmax_input(proto: onnx.ModelProto, tensor: str) -> str:
     """Name of what a tensor is the softmax of; empty where a node of another kind yields it."""
     return next((n.input[0] for n in proto.graph.node if n.op_type == "Softmax" and tensor in n.output), "")
+
+
+def copied_input(name: str) -> str:
+    """The tensor that `with_copied_input` adds for the input of that name."""
+    return f"softkin/copy/{name}"
+
+
+def with_copied_input(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """A model in which a node yields what its input `name` is, so that it can be read as any tensor can."""
+    more = onnx.ModelProto()
+    more.CopyFrom(proto)
+    more.graph.node.insert(0, helper.make_node("Identity", [name], [copied_input(name)]))
+    if not any(o.domain in ("", "ai.onnx") for o in more.opset_import):  # a model of trees and nothing else
+        more.opset_import.append(helper.make_opsetid("", OLDEST_OPSET))
+    return more
 
 
 def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
@@ -54,11 +70,14 @@ def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
                 field, f"{name!r} lies inside {owner}; only tensors of the main graph can be read, name one of those"
             )
     names = sorted(tensors | {n.name for n in nodes if n.name})
-    closest = difflib.get_close_matches(name, names, n=NAMES_SHOWN, cutoff=0.0)
+    which, shown = "closest", difflib.get_close_matches(name, names, n=NAMES_SHOWN, cutoff=0.0)
+    if not difflib.get_close_matches(name, shown[:1]):  # of who knows no name yet, and looks for layers near the output
+        shown = [o for n in nodes if n.op_type != "Constant" for o in n.output if o][-NAMES_SHOWN:]
+        which = "last tensors"
     raise InvalidInputError(
         field,
-        f"got {name!r}, which is no tensor or node of the model; it has {len(names)} names, the closest are "
-        f"{_listed(closest)}",
+        f"got {name!r}, which is no tensor or node of the model; it has {len(names)} names, the {which} are "
+        f"{_listed(shown)}",
     )
 
 

@@ -135,13 +135,14 @@ def check_labels(rows: Rows, num_classes: int, name: str) -> None:
         raise DataError(f"{name}: labels must lie in [0, {num_classes}); got [{rows.y.min()}, {rows.y.max()}]")
 
 
-def refuse_used(rows: Rows, used: NDArray[np.uint64], where: str) -> None:
+def refuse_used(rows: Rows, used: NDArray[np.uint64], where: str, name: str = "calibration") -> None:
     """Refuse rows whose content has been used already.
 
     Args:
         rows: rows to calibrate with.
         used: `digests64` of the rows used.
         where: those stand in, for the message.
+        name: of `rows`, for the message.
 
     Raises:
         DataError: says how many rows are concerned and names the first.
@@ -149,12 +150,12 @@ def refuse_used(rows: Rows, used: NDArray[np.uint64], where: str) -> None:
     found = np.flatnonzero(np.isin(_first64(rows), used))
     if len(found):
         raise DataError(
-            f"calibration has {len(found)} rows whose content also stands in {where}, the first is example "
+            f"{name} has {len(found)} rows whose content also stands in {where}, the first is example "
             f"{int(rows.ids[found[0]])}; remove them, or the false-alarm rate does not hold"
         )
 
 
-def refuse_repeated(rows: Rows) -> None:
+def refuse_repeated(rows: Rows, name: str = "calibration") -> None:
     """Refuse calibration rows that repeat: copies are no independent draws, so n would count more rows than there are.
 
     Raises:
@@ -166,7 +167,7 @@ def refuse_repeated(rows: Rows) -> None:
     if copies:
         i = copies[0]
         raise DataError(
-            f"calibration has {len(copies)} rows whose content came before, the first is example {int(rows.ids[i])}, "
+            f"{name} has {len(copies)} rows whose content came before, the first is example {int(rows.ids[i])}, "
             f"a copy of example {int(rows.ids[originals[i]])}; remove the copies, or the false-alarm rate does not hold"
         )
 
