@@ -33,6 +33,8 @@ LARGE_TILE_ROWS = 256
 PADDING_LABEL = -1
 PADDING_OFFSET = np.float32(-1e30)
 """Finite, so that times any scale it stays finite, and far below every real logit."""
+CENTER_ROWS = 4096
+"""Rows that are enough to find the center by."""
 LARGEST_SQUARE = 1e28
 """Of a centred representation's norm: rows that are farther apart might be farther than padding."""
 
@@ -157,13 +159,15 @@ def pack(
     for (name, z_ND), w in zip(representations.items(), np.broadcast_to(w_KN, (len(representations), n)), strict=True):
         metric, temperature = metrics[name], temperatures[name]
         if metric == "squared_euclidean":
-            center = z_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
+            # Not the mean, which one huge row would draw away from all others, and their distances would be rounding.
+            sample = z_ND[:: -(-n // CENTER_ROWS)].astype(np.float64)
+            center = np.median(sample, axis=0).astype(np.float32)
             b = z_ND - center
             squares = np.square(b, dtype=np.float64).sum(axis=1)
             if squares.max() > LARGEST_SQUARE:
                 raise DataError(
-                    f"bank: layer {name!r} has rows {float(squares.max()) ** 0.5:.3g} away from its mean, and at most "
-                    f"{LARGEST_SQUARE**0.5:g} are scored right; scale the rows, or choose metric cosine"
+                    f"bank: layer {name!r} has rows {float(squares.max()) ** 0.5:.3g} away from its median, and at "
+                    f"most {LARGEST_SQUARE**0.5:g} are scored right; scale the rows, or choose metric cosine"
                 )
             offset = temperature / 2 * np.log(w) - squares / 2
         else:

@@ -79,7 +79,7 @@ def test_float32_is_the_bank_itself():
 
 def test_rows_too_large_for_float16_are_refused():
     """With the value and the remedy."""
-    bank = packed(np.array([[1e6, 0], [-2e6, 0], [1e6, 0]], np.float32), "squared_euclidean")
+    bank = packed(np.array([[1e6, 0], [-1e6, 0], [1e6, 0]], np.float32), "squared_euclidean")
 
     with pytest.raises(DataError, match=r"holds 2e\+06, too large for float16; use float32 or int8"):
         reduce_precision(bank, "float16")
