@@ -48,7 +48,7 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
     def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send_response_callback: Send
     ) -> None:
-        """Tell the status of a service, now and at every change."""
+        """Tell the status of a service, now and at every change; of one that has none, that it is unknown."""
 
         def send(response: health_pb2.HealthCheckResponse | None) -> None:
             with self._reading.hold(context):
@@ -58,7 +58,10 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
         with self._open_lock:
             self._open[watch] = context
         callbacks: list[Callable[[], None]] = []
-        super().Watch(request, SimpleNamespace(add_callback=callbacks.append), watch)
+        if request.service in self._server_status:
+            super().Watch(request, SimpleNamespace(add_callback=callbacks.append), watch)
+        else:  # the base class would keep the name for ever, and callers can think of as many as they like
+            watch(health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN))
 
         def left() -> None:
             for callback in callbacks:

@@ -119,6 +119,21 @@ def test_watchers_that_leave_at_once_are_forgotten(start):
     running.until(lambda: watchers() <= before)
 
 
+def test_names_of_no_service_are_unknown_and_not_kept(start):
+    """Not even while they are watched: whoever calls may think of as many as memory holds."""
+    running = start(StandIn())
+    names = [f"no such service {i}" for i in range(3)]
+
+    watches = [running.health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=20) for name in names]
+    seen = [next(watch).status for watch in watches]
+
+    kept = [key for found in gc.get_objects() if type(found) is dict for key in found if type(key) is str]
+    assert not set(kept) & set(names)
+    running.server.stop()
+    assert [list(watch) for watch in watches] == [[], [], []]
+    assert seen == [Status.SERVICE_UNKNOWN] * 3
+
+
 def test_the_threads_that_send_end_with_the_server(start):
     """A process may have one server after another."""
     before = threading.enumerate()
