@@ -24,6 +24,7 @@ from softkin.graph_builder import GraphBuilder
 from softkin.scorer import BOUNDARY, LOGITS, Network
 from softkin_training.network_head import FEATURES, Head, boundary_weights, find_head, with_features
 from softkin_training.rows import Rows
+from softkin_training.scratch import written_to
 
 PREFIX = "softkin.boundary"
 MEAN_ROWS = 5000
@@ -59,7 +60,8 @@ def _mean_features(model: onnx.ModelProto, rows: Rows) -> NDArray[np.float32]:
     step = -(-len(rows) // MEAN_ROWS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save(model, path)
+        with written_to(path.parent, "network"):
+            onnx.save(model, path)
         features_MD = Network(path).run(rows.read(np.arange(0, len(rows), step)))[FEATURES]
     mean = features_MD.mean(axis=0, dtype=np.float64).astype(np.float32)
     if not np.isfinite(mean).all():

@@ -28,6 +28,7 @@ from softkin_training.boundary import with_boundary
 from softkin_training.calibrate import Calibrated, calibrate
 from softkin_training.representations import extract
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
+from softkin_training.scratch import written_to
 from softkin_training.split import FEWEST_REFERENCES, reference_size
 from softkin_training.temperature import neighbor_distance
 from softkin_training.whitening import Whitening, with_whitening
@@ -99,7 +100,7 @@ def build(
 
     Raises:
         DataError: calibration overlaps with bank or training rows, there are too few rows for alpha, the error budget
-            is exceeded, or the model has no boundaries of which a part is made.
+            is exceeded, the model has no boundaries of which a part is made, or the temporary folder is full.
         BundleError: the directory cannot be written.
     """
     refuse_overlap(bank_rows, calibration_rows, "bank", "calibration")
@@ -113,11 +114,13 @@ def build(
         model = with_boundary(model, bank_rows)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / bundles.MODEL
-        path.write_bytes(model)
+        with written_to(path.parent, "network"):
+            path.write_bytes(model)
         z = extract(Network(path), bank_rows, [layer.name for layer in spec.layers], len(spec.classes), Path(folder))
         if spec.whiten:
             model, spec, z = _whitened(model, spec, z, bank_rows.y)
-            path.write_bytes(model)
+            with written_to(path.parent, "network"):
+                path.write_bytes(model)
         network = Network(path)
 
         def calibrated(bank: Bank) -> Calibrated:

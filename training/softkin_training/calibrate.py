@@ -18,6 +18,7 @@ from softkin.errors import DataError
 from softkin.nonconformity import Form, Nonconformity, Outputs, Part, fit_references, outlier_score
 from softkin.scorer import Scorer
 from softkin_training.rows import Rows
+from softkin_training.scratch import written_to
 
 Floats = NDArray[np.float64]
 
@@ -62,10 +63,11 @@ def calibrate(
         rows: calibration rows, disjoint from all others.
 
     Raises:
-        DataError: the network overflows on a row.
+        DataError: the network overflows on a row, or the bank cannot be written.
     """
     file = Path(tempfile.mkdtemp(dir=model.parent)) / "bank.safetensors"
-    save_file(bank_tensors(bank), file)
+    with written_to(file.parent, "bank"):
+        save_file(bank_tensors(bank), file)
     scorer = Scorer(model, bank, file)
     plain = Nonconformity(form="density", class_weights=bank.class_weights, layer_weights=layer_weights)
     references: dict[str, Floats] = {}

@@ -24,6 +24,7 @@ from softkin.scorer_graph import OPSET, representation_output
 from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.models import Classifier
 from softkin_training.projection import SMALLEST_NORM, describe_reducer, pooling, projection_matrix
+from softkin_training.scratch import written_to
 
 INPUT_NAME = "inputs"
 TOLERANCE = 1e-4
@@ -191,7 +192,8 @@ def _quiet() -> Iterator[None]:
 def _prove(serialized: bytes, probe: NDArray[np.generic], expected: dict[str, NDArray[np.float32]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(serialized)
+        with written_to(path.parent, "network"):
+            path.write_bytes(serialized)
         network = Network(path, device="cpu")
         for rows in sorted({1, min(3, len(probe)), len(probe)}):
             found = network.run(probe[:rows])

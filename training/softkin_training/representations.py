@@ -14,6 +14,7 @@ from softkin.scorer import LOGITS, Network
 from softkin.scorer_graph import representation_output
 from softkin.session import SLICE_ROWS
 from softkin_training.rows import Rows
+from softkin_training.scratch import written_to
 
 
 def extract(
@@ -41,22 +42,16 @@ def extract(
             )
     paths = {layer: folder / f"{i}.float32" for i, layer in enumerate(layers)}
     widths: dict[str, int] = {}
-    try:
-        with ExitStack() as stack:
-            files = {layer: stack.enter_context(path.open("wb")) for layer, path in paths.items()}
-            for start in range(0, len(rows), SLICE_ROWS):
-                outputs = network.run(rows.read(slice(start, start + SLICE_ROWS)))
-                if LOGITS in outputs and outputs[LOGITS].shape[1] != num_classes:
-                    raise DataError(
-                        f"the model has {outputs[LOGITS].shape[1]} logits, but {num_classes} class names are given"
-                    )
-                for layer, file in files.items():
-                    z = outputs[representation_output(layer)]
-                    widths[layer] = z.shape[1]
-                    file.write(np.ascontiguousarray(z, np.float32).data)
-    except OSError as e:
-        raise DataError(
-            f"{folder}: cannot write the representations ({e.strerror}); make room there, "
-            "or set TMPDIR to a larger disk"
-        ) from None
+    with written_to(folder, "representations"), ExitStack() as stack:
+        files = {layer: stack.enter_context(path.open("wb")) for layer, path in paths.items()}
+        for start in range(0, len(rows), SLICE_ROWS):
+            outputs = network.run(rows.read(slice(start, start + SLICE_ROWS)))
+            if LOGITS in outputs and outputs[LOGITS].shape[1] != num_classes:
+                raise DataError(
+                    f"the model has {outputs[LOGITS].shape[1]} logits, but {num_classes} class names are given"
+                )
+            for layer, file in files.items():
+                z = outputs[representation_output(layer)]
+                widths[layer] = z.shape[1]
+                file.write(np.ascontiguousarray(z, np.float32).data)
     return {n: np.asarray(np.memmap(path, np.float32, "r", shape=(len(rows), widths[n]))) for n, path in paths.items()}

@@ -24,6 +24,7 @@ from softkin.scorer import Scorer, read_network
 from softkin.scorer_graph import representation_output
 from softkin_training import baselines
 from softkin_training.network_head import FEATURES, Head, find_head, with_features
+from softkin_training.scratch import written_to
 from softkin_training.whitening import whitenings_of
 
 Floats = NDArray[np.float64]
@@ -73,7 +74,8 @@ class Subject:
             path = loaded.path / bundles.MODEL
             if self.head is not None:
                 path, also = Path(folder) / bundles.MODEL, [*also, FEATURES]
-                onnx.save(with_features(model, self.head), path)
+                with written_to(path.parent, "network"):
+                    onnx.save(with_features(model, self.head), path)
             self._scorer = Scorer(path, loaded.bank, loaded.path / bundles.BANK, also=also)
         self.detector = Detector(loaded, scorer=self._scorer)
 

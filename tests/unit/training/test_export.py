@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from softkin.errors import ExportError
+from softkin.errors import DataError, ExportError
 from softkin.scorer import Network, reducer_key
 from softkin.scorer_graph import representation_output
 from softkin_training import export as exporting
@@ -203,3 +204,11 @@ def test_what_is_not_the_networks_fault_is_not_blamed_on_it(images, error):
 
     with pytest.raises(type(error), match=str(error.args[-1])):
         export(failing, images, layers=["hidden"], metric="cosine", max_dim=64, seed=0)
+
+
+def test_an_export_that_finds_no_room_for_its_proof_says_so(model, images, monkeypatch, tmp_path):
+    """The network is run from a file in the temporary folder."""
+    monkeypatch.setattr(exporting.tempfile, "TemporaryDirectory", lambda: nullcontext(str(tmp_path / "nowhere")))
+
+    with pytest.raises(DataError, match=r"nowhere: cannot write the network \(No such file or directory\); make room"):
+        export(model, images, layers=LAYERS, metric="cosine", max_dim=64, seed=3)
