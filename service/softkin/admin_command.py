@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,8 +15,8 @@ from softkin.descriptions import DetectorInfo
 from softkin.display import table
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the actions, each with its own arguments."""
+def add_arguments(parser: argparse.ArgumentParser) -> Collection[argparse.ArgumentParser]:
+    """Add the actions, each with its own arguments; their parsers."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     load = actions.add_parser("load", help="load a bundle beside what is served")
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     listing = actions.add_parser("list", help="show what is loaded, and who carries which label")
     listing.add_argument("--json", action="store_true", help="one JSON object per version")
+    return actions.choices.values()
 
 
 def run(options: argparse.Namespace, client: AdminClient) -> int:

@@ -185,6 +185,15 @@ class AsyncClient(LearnsLimits, AsyncConnection):
         """
         return descriptions.proto_to_drift(await self._call(self._stub.GetDrift, self._requests.drift()))
 
+    async def detectors(self) -> list[DetectorInfo]:
+        """All that is loaded, in order of name, then version, whichever one this client scores with.
+
+        Raises:
+            UnavailableError: no answer in time.
+        """
+        answer = await self._call(self._stub.ListDetectors, pb.ListDetectorsRequest())
+        return [descriptions.proto_to_detector_info(d) for d in answer.detectors]
+
     async def healthy(self) -> bool:
         """Whether the server is ready to score; False too when it cannot be reached."""
         try:

@@ -1,4 +1,4 @@
-"""The `softkin` command: serve, score, drift, admin, inspect, export-onnx, healthcheck.
+"""The `softkin` command: serve, score, status, drift, admin, inspect, export-onnx, healthcheck.
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
 """
@@ -131,8 +131,9 @@ def _target_arguments(
     timeout_seconds: float = 30.0,
     target: str = "the server",
     timeout: str = "per call",
+    required: bool = True,
 ) -> None:
-    parser.add_argument("--target", required=True, metavar="HOST:PORT", help=target)
+    parser.add_argument("--target", required=required, metavar="HOST:PORT", help=target)
     parser.add_argument(
         "--timeout",
         type=float,
@@ -243,17 +244,47 @@ def _drift(options: argparse.Namespace) -> int:
     return 0
 
 
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    _target_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object per version")
+
+
+def _status(options: argparse.Namespace) -> int:
+    from softkin import display
+
+    with _client(options) as client:
+        serving = client.check_health()
+        found = client.detectors()
+    drifts = []
+    for d in found:
+        options.detector, options.detector_version, options.label = d.name, d.version, ""
+        with _client(options) as client:
+            drifts.append(client.drift())
+    display.print_status(found, drifts, as_json=options.json)
+    if not serving:
+        return _fail(f"{options.target} is not serving")
+    return 0
+
+
 def _admin_arguments(parser: argparse.ArgumentParser) -> None:
     from softkin import admin_command
 
-    _target_arguments(parser, timeout_seconds=600.0, target="the server's admin port")
-    admin_command.add_arguments(parser)
+    _target_arguments(parser, timeout_seconds=600.0, target="the server's admin port", required=False)
+    for action in admin_command.add_arguments(parser):
+        # As with the other commands they may come last; what is not given here must not undo what was given before.
+        again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+        _target_arguments(again, required=False)
+        for option in again._actions:
+            option.default = option.help = argparse.SUPPRESS
+            action._add_action(option)
 
 
 def _admin(options: argparse.Namespace) -> int:
     from softkin import admin_command
     from softkin.admin_client import AdminClient
 
+    if options.target is None:
+        raise UsageError("the following arguments are required: --target")
     with AdminClient(options.target, **_connection(options)) as client:
         return admin_command.run(options, client)
 
@@ -296,6 +327,9 @@ def _healthcheck(options: argparse.Namespace) -> int:
 COMMANDS = {
     "serve": Command("Serve bundles over gRPC.", _serve_arguments, _serve),
     "score": Command("Score an array file against a server.", _score_arguments, _score, SCORE_OPTIONS),
+    "status": Command(
+        "Show what a server serves, and how much of it is flagged.", _status_arguments, _status, CONNECTION_OPTIONS
+    ),
     "drift": Command("Show what a server's drift watch has seen.", _drift_arguments, _drift, DETECTOR_OPTIONS),
     "admin": Command("Load, unload and label detectors of a running server.", _admin_arguments, _admin, ADMIN_OPTIONS),
     "inspect": Command("Show a bundle's manifest; loading verifies its files.", _inspect_arguments, _inspect),

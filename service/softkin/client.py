@@ -173,6 +173,15 @@ class Client(LearnsLimits, Connection):
         """
         return descriptions.proto_to_drift(self._call(self._stub.GetDrift, self._requests.drift()))
 
+    def detectors(self) -> list[DetectorInfo]:
+        """All that is loaded, in order of name, then version, whichever one this client scores with.
+
+        Raises:
+            UnavailableError: no answer in time.
+        """
+        answer = self._call(self._stub.ListDetectors, pb.ListDetectorsRequest())
+        return [descriptions.proto_to_detector_info(d) for d in answer.detectors]
+
     def healthy(self) -> bool:
         """Whether the server is ready to score; False too when it cannot be reached."""
         try:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from softkin.descriptions import DriftInfo
+from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import DataError
 from softkin.manifest import Manifest
 from softkin.nonconformity import PART_MEANINGS
@@ -226,9 +226,7 @@ def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
     """Print what a drift watch has seen."""
     r = drift.report
     if as_json:
-        raw = dataclasses.asdict(drift) | {"alarm": r.alarm}
-        raw["report"]["histogram"] = r.histogram.tolist()
-        print(json.dumps(raw, allow_nan=False))
+        print(json.dumps(_drift_dict(drift), allow_nan=False))
         return
     facts, console = Table(show_header=False), Console(soft_wrap=True, emoji=False)
     bars = _bars(r.histogram, ascii_only=console.options.ascii_only)
@@ -244,6 +242,29 @@ def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
     }.items():
         facts.add_row(key, escape(value))
     console.print(facts, highlight=False)
+
+
+def print_status(detectors: Sequence[DetectorInfo], drifts: Sequence[DriftInfo], *, as_json: bool) -> None:
+    """Print what a server serves: every version, where it runs, and what its drift watch says, in a line each."""
+    rows = []
+    for d, drift in zip(detectors, drifts, strict=True):
+        r = drift.report
+        if as_json:
+            print(json.dumps({**dataclasses.asdict(d), "drift": _drift_dict(drift)}, allow_nan=False))
+        flagged = f"{r.flag_rate:.2%}" if r.window_rows else "-"
+        since = f"row {r.alarm_row}" if r.alarm else "no"
+        labels = ",".join(d.labels) or "-"
+        cells = (d.name, d.version, labels, d.digest[:12], d.device, str(r.rows), flagged, f"{r.alpha:g}", since)
+        rows.append([*map(spelled, cells)])
+    headers = ("detector", "version", "labels", "digest", "device", "rows", "flagged", "alpha", "drift")
+    if not as_json:
+        _print_columns(headers, rows, [max(len(row[i]) for row in rows) for i in range(len(headers) - 1)])
+
+
+def _drift_dict(drift: DriftInfo) -> dict[str, Any]:
+    found = dataclasses.asdict(drift) | {"alarm": drift.report.alarm}
+    found["report"]["histogram"] = drift.report.histogram.tolist()
+    return found
 
 
 def _bars(counts: NDArray[np.int64], *, ascii_only: bool) -> str:

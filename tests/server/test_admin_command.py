@@ -48,6 +48,17 @@ def test_the_command_lists_what_is_loaded(command):
     ]
 
 
+def test_connection_options_may_come_last(operated, capsys):
+    """As those of the other commands do; what came first still holds, and of what is given twice the last."""
+    target = ["--target", f"127.0.0.1:{operated.server.admin_port}"]
+
+    assert cli.main(["admin", "list", *target, "--timeout", "9"]) == 0
+    assert cli.main(["admin", "--target", "127.0.0.1:1", "list", *target]) == 0
+    assert "standin" in capsys.readouterr().out
+    assert cli.main(["admin", "--timeout", "0", "list", *target]) == 1
+    assert "--timeout: got 0.0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -102,10 +102,11 @@ def test_descriptions_drift_and_health_are_those_of_the_synchronous_client(serve
     """The other calls."""
 
     async def ask(client):
-        return [await call() for call in (client.detector_info, client.drift, client.check_health, client.healthy)]
+        calls = (client.detector_info, client.detectors, client.drift, client.check_health, client.healthy)
+        return [await call() for call in calls]
 
     with server.client() as client:
-        expected = [client.detector_info(), client.drift(), True, True]
+        expected = [client.detector_info(), client.detectors(), client.drift(), True, True]
 
     assert list(map(repr, run(server, ask))) == list(map(repr, expected))  # drift's has arrays
 

@@ -86,6 +86,7 @@ FLAGS = {
         "--smoothing-seed",
         *CONNECTION,
     ],
+    "status": ["--json", *CONNECTION],
     "drift": ["--detector", "--detector-version", "--json", "--label", *CONNECTION],
     "admin": CONNECTION,
     "inspect": ["--json"],
@@ -219,7 +220,7 @@ def test_a_failed_score_says_why_on_stderr_and_exits_1(shared_server, npz, capsy
     assert message in captured.err
 
 
-@pytest.mark.parametrize("command", [["score", "NPZ"], ["drift"], ["healthcheck"], ["admin", "list"]])
+@pytest.mark.parametrize("command", [["score", "NPZ"], ["status"], ["drift"], ["healthcheck"], ["admin", "list"]])
 def test_an_error_names_the_option_that_was_typed(shared_server, npz, capsys, command):
     """Not the argument of the library that it became."""
     name, *rest = [npz if a == "NPZ" else a for a in command]
@@ -342,6 +343,7 @@ def test_inspect_of_something_else_exits_1(tmp_path, capsys):
         (["serve", "b", "--tls-cert", "a"], "settings: tls_cert is set without tls_key"),
         (["serve", "b", "--config", "none.toml"], "config: none.toml: cannot be read (No such file or directory)"),
         (["drift"], "arguments are required: --target"),
+        (["admin", "list"], "arguments are required: --target"),
         (["score", "--target", "a:1", "x.npz", "--smoothing-seed", "x"], "--smoothing-seed: invalid int value: 'x'"),
         (["serve", "b", "--prot", "1"], "unrecognized arguments: --prot"),
         (["serve", "b", "--device", "tpu"], "--device: got 'tpu'; must be auto, cpu, cuda, cuda:N, or several of"),

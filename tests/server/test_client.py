@@ -166,6 +166,17 @@ def test_detector_info_says_what_the_detector_takes_and_what_stands_behind_it(st
     assert (info.default_alpha, info.calibration_size, info.smallest_p_value, info.bank_size) == (0.2, 99, 0.01, 7)
 
 
+def test_the_client_lists_what_is_loaded_whichever_one_it_scores_with(start):
+    """In order of name, then version, each as `detector_info` describes it."""
+    running = start(StandIn(version="2"), StandIn(), StandIn(name="a"))
+
+    with running.client(detector="a") as client:
+        found, own = client.detectors(), client.detector_info()
+
+    assert [(d.name, d.version) for d in found] == [("a", "1"), ("standin", "1"), ("standin", "2")]
+    assert found[0] == own
+
+
 def test_the_servers_alpha_holds_when_the_request_names_none(start, rows):
     """Request > server's --alpha > bundle's default."""
     with start(StandIn(), alpha=0.2).client() as client:
