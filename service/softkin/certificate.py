@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from softkin.conformal import rank
 
 DEFAULT_CONFIDENCE = 0.95
+REACH, FEWEST = 12, 50
+"""Standard deviations, and successes more, beyond which a binomial distribution is 0 to 25 digits."""
 ROUNDING = 1e-12
 """How much larger than 1 - confidence a chance may come out that is equal to it, as (1 - 0.3)^2 and 1 - 0.51 are."""
 
@@ -72,7 +74,7 @@ def false_alarm_bound(k: int, n: int, confidence: float) -> float:
     low, high = k / (n + 1) / 1e6, 1.0
     while high - low > 1e-13 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if binomial_cdf(k - 1, n, middle)[-1] > 1 - confidence else (low, middle)
+        low, high = (middle, high) if _chance_of_at_most(k - 1, n, middle) > 1 - confidence else (low, middle)
     return high
 
 
@@ -101,17 +103,15 @@ def _mean_beyond(k: int, n: int, confidence: float) -> float:
     if k == 0 or k > n:
         return quantile
     # x times the density of Beta(k, n + 1 - k) is k / (n + 1) times that of Beta(k + 1, n + 1 - k).
-    mean = k / (n + 1) * float(binomial_cdf(k, n + 1, quantile)[-1]) / (1 - confidence)
+    mean = k / (n + 1) * _chance_of_at_most(k, n + 1, quantile) / (1 - confidence)
     return min(max(mean, quantile), 1.0)  # rounding: near 1 the density beyond the quantile may come out as none
 
 
 @lru_cache(maxsize=256)
 def certified_rank(alpha: float, n: int, confidence: float) -> int:
     """The largest k whose `false_alarm_bound` is at most alpha; 0 where n rows certify nothing at alpha."""
-    # At confidence 0.5 and above the bound of rank k lies above (k - 1) / (n + 1): only one k past alpha's own rank can
-    # keep alpha.
-    most = rank(alpha, n) if confidence >= 0.5 else n
-    return min(int((binomial_cdf(most, n, alpha) <= (1 - confidence) * (1 + ROUNDING)).sum()), n)
+    first, cdf = binomial_cdf(n, alpha)
+    return min(first + int(np.searchsorted(cdf, (1 - confidence) * (1 + ROUNDING), side="right")), n)
 
 
 @lru_cache(maxsize=256)
@@ -145,11 +145,26 @@ def smallest_certified(n: int, confidence: float) -> float:
     return -math.expm1(math.log1p(-confidence) / n)
 
 
-def binomial_cdf(most: int, n: int, x: float) -> NDArray[np.float64]:
-    """`[most + 1]`: chance of at most 0, 1, ... `most` successes in n draws of chance x, x in (0, 1]; most <= n."""
+def _chance_of_at_most(k: int, n: int, x: float) -> float:
+    """Of so many successes in n draws of chance x, x in (0, 1]; 0 <= k < n."""
     if x >= 1.0:
-        return np.zeros(most + 1)
-    i = np.arange(1, most + 1)
-    steps = np.log((n + 1 - i) / i) + math.log(x) - math.log1p(-x)
-    log_pmf = n * math.log1p(-x) + np.concatenate([[0.0], np.cumsum(steps)])
-    return np.minimum(np.cumsum(np.exp(log_pmf)), 1.0)
+        return 0.0
+    first, cdf = binomial_cdf(n, x)
+    return 0.0 if k < first else float(cdf[min(k - first, len(cdf) - 1)])
+
+
+def binomial_cdf(n: int, x: float) -> tuple[int, NDArray[np.float64]]:
+    """Chances of few successes in n draws of chance x, x in (0, 1), as far as they are neither 0 nor 1 to 25 digits.
+
+    What is left out would take memory and time that grow with n instead of its square root.
+
+    Returns:
+        A number of successes; and the chances of at most so many, at most one more, and so on, ascending.
+    """
+    mode = min(math.floor((n + 1) * x), n)
+    reach = math.ceil(REACH * math.sqrt(n * x * (1 - x))) + FEWEST
+    first, last = max(mode - reach, 0), min(mode + reach, n)
+    i = np.arange(first + 1, last + 1)
+    log_pmf = np.concatenate([[0.0], np.cumsum(np.log((n + 1 - i) / i) + math.log(x) - math.log1p(-x))])
+    cdf = np.cumsum(np.exp(log_pmf - log_pmf[mode - first]))
+    return first, cdf / cdf[-1]
