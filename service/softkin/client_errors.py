@@ -32,7 +32,7 @@ _UNREACHED = {
     "Hostname Verification": "; give the name that is in the server's certificate (tls_server_name)",
     "CERTIFICATE_VERIFY_FAILED": "; give the authority that signed the server's certificate (tls_ca)",
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
-    "errors resolving": "; give HOST:PORT",
+    "errors resolving": "; give HOST:PORT, with a name that this machine can resolve",
     "Connection refused": "; no server listens there: start one, or give its HOST:PORT",
     "Failed parsing HTTP/2": "; no gRPC server answers there: give the port of --port, not that of --metrics-port",
 }

@@ -230,6 +230,14 @@ def test_a_port_where_nobody_listens_names_the_remedy(rows):
     assert str(e.value).endswith("; no server listens there: start one, or give its HOST:PORT")
 
 
+def test_a_name_that_cannot_be_resolved_names_the_remedy(rows):
+    """An address of the web is the commonest one."""
+    with Client("http://softkin:50051") as client, pytest.raises(UnavailableError) as e:
+        client.score(rows(1))
+
+    assert str(e.value).endswith("; give HOST:PORT, with a name that this machine can resolve")
+
+
 def test_the_port_of_the_metrics_names_the_remedy(shared_server, rows):
     """The two stand side by side in the log; gRPC speaks of frames."""
     target = f"127.0.0.1:{shared_server.server.metrics_port}"

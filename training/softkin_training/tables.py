@@ -43,8 +43,11 @@ def read_table(data: DataConfig) -> Source:
     train, test = loaded["train"], loaded.get("test")
     inputs = data.input_columns or [c for c in train.column_names if c != data.label_column]
     if missing := [c for c in (*inputs, data.label_column) if c not in train.column_names]:  # of all splits the same
-        key = "data.label_column" if data.label_column in missing else "data.input_columns"
-        raise RecipeError(f"{key}: {data.path} has no column {missing[0]!r} in train; it has {train.column_names}")
+        key = "data.label_column" if missing[0] == data.label_column else "data.input_columns"
+        there = f"it has {train.column_names}"
+        if data.source == "csv" and (mark := next((m for m in ";\t|" if m in train.column_names[0]), "")):
+            there = f"its first line divides columns by {mark!r}: write it with commas, and points in numbers"
+        raise RecipeError(f"{key}: {data.path} has no column {missing[0]!r} in train; {there}")
     if not data.input_columns and (numbered := [c for c in inputs if c in INDICES]):
         remedy = f"data.input_columns = {[c for c in inputs if c not in INDICES]}"
         raise RecipeError(

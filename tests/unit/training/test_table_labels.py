@@ -235,6 +235,21 @@ def test_a_recipe_says_which_column_holds_the_labels(tmp_path):
         load_and_read(tmp_path, path)
 
 
+@pytest.mark.parametrize(("mark", "said"), [(";", "';'"), ("\t", r"'\t'")])
+def test_a_csv_that_divides_columns_by_something_else_is_told_so(tmp_path, mark, said):
+    """As spreadsheets write it where numbers have commas; the key at fault is that of the column."""
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(mark.join(row) for row in (("a", "b", "label"), ("1,5", "2", "x"), ("3,5", "4", "y"))))
+
+    with pytest.raises(RecipeError) as refusal:
+        source(path, source="csv", input_columns=["a"])
+
+    assert str(refusal.value) == (
+        f"data.input_columns: {path} has no column 'a' in train; its first line divides columns by {said}: write it "
+        "with commas, and points in numbers"
+    )
+
+
 def load_and_read(tmp_path, path):
     """Through a recipe, as a command does."""
     return read_table(load_recipe("cifar10", ["data.source=parquet", f"data.path={path}", "data.test_rows=1"]).data)
