@@ -47,6 +47,8 @@ class UsedRows:
     seen: NDArray[np.uint64]
     """Rows that trained the network, stand in the bank, or set the scale of the joint form."""
     calibration: NDArray[np.uint64]
+    references: NDArray[np.uint64]
+    """Rows among `seen` that did nothing but set the scale of the joint form; none of another form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +333,12 @@ def _read_golden(file: Path, m: Manifest) -> Golden:
 
 def _read_used_rows(file: Path) -> UsedRows:
     tensors = TensorFile(file)
+
+    def digests(name: str) -> NDArray[np.uint64]:
+        return tensors.take(name, "uint64", (None,)).astype(np.uint64, copy=False)
+
     return UsedRows(
-        seen=tensors.take("seen", "uint64", (None,)).astype(np.uint64, copy=False),
-        calibration=tensors.take("calibration", "uint64", (None,)).astype(np.uint64, copy=False),
+        seen=digests("seen"),
+        calibration=digests("calibration"),
+        references=digests("references") if "references" in tensors else np.zeros(0, np.uint64),  # an older bundle
     )

@@ -48,6 +48,9 @@ class TensorFile:
         self._entries = header
         self._start = 8 + length
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
     def offset(self, name: str) -> int:
         """Byte offset of an array in the file, for a graph that points at it instead of copying it."""
         return self._start + int(self._entry(name)["data_offsets"][0])

@@ -36,9 +36,14 @@ def change_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 def change_array(path: Path, name: str, array: str, change: Callable[[NDArray[np.generic]], None]) -> None:
     """Change one array of a file in place, and let the manifest vouch for it."""
+    change_arrays(path, name, lambda tensors: change(tensors[array]))
+
+
+def change_arrays(path: Path, name: str, change: Callable[[dict[str, NDArray[np.generic]]], object]) -> None:
+    """Change the arrays of a file, and let the manifest vouch for it."""
     file = path / name
     tensors = load_file(file)
-    change(tensors[array])
+    change(tensors)
     save_file(tensors, file)
     content = file.read_bytes()
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+import resealed
 from softkin import DataError, Detector
-from softkin.bundle import read_bundle
+from softkin.bundle import USED_ROWS, read_bundle
 from softkin.certificate import certify
 from softkin.scorer import Network
 from softkin_training.build import build
@@ -137,6 +138,16 @@ def test_a_bundle_remembers_which_rows_it_saw_and_which_calibrate(tiny, tmp_path
     aside, calibrating = (tiny.calibration.x[part] for part in (order[:100], order[100:]))
     np.testing.assert_array_equal(loaded.used_rows.seen, digests64(np.concatenate([tiny.bank.x, aside])))
     np.testing.assert_array_equal(loaded.used_rows.calibration, digests64(calibrating))
+    np.testing.assert_array_equal(loaded.used_rows.references, digests64(aside))
+    alone = read_bundle(rebuild(tiny, tmp_path / "d", nonconformity="density", parts=()))
+    assert len(alone.used_rows.references) == 0
+
+
+def test_a_bundle_that_does_not_tell_which_rows_were_set_aside_is_read(tiny_copy):
+    """As those of older versions are."""
+    resealed.change_arrays(tiny_copy, USED_ROWS, lambda tensors: tensors.pop("references"))
+
+    assert len(read_bundle(tiny_copy).used_rows.references) == 0
 
 
 def test_a_certificate_is_of_the_rows_that_calibrate(tiny, tmp_path):

@@ -96,6 +96,7 @@ def test_a_grown_calibration_is_the_union_of_old_and_new(tiny, tmp_path):
     }
     for b in (new, both):
         assert np.array_equal(b.used_rows.seen, old.used_rows.seen)
+        assert np.array_equal(b.used_rows.references, old.used_rows.references)
         assert {k: v.tolist() for k, v in b.calibration.references.items()} == {
             k: v.tolist() for k, v in old.calibration.references.items()
         }

@@ -158,7 +158,9 @@ def build(
         calibration=chosen.calibration,
         golden=golden,
         used_rows=UsedRows(
-            seen=np.unique(np.concatenate([digests64(x) for x in seen])), calibration=digests64(calibration)
+            seen=np.unique(np.concatenate([digests64(x) for x in seen])),
+            calibration=digests64(calibration),
+            references=np.zeros(0, np.uint64) if reference is None else digests64(reference),
         ),
         replace=replace,
     )

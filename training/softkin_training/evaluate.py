@@ -83,16 +83,16 @@ def evaluate(
     _check_names(outliers, near)
     if labels is not None:
         check_labels(Rows(inliers, labels, np.arange(len(labels))), len(m.classes), "inliers")
+    if isinstance(calibration, Rows):
+        check_labels(calibration, len(m.classes), "calibration")
     calibration_rows = calibration if calibration is None or isinstance(calibration, Rows) else _unlabelled(calibration)
     for what, x in {INLIERS: inliers, **{f"outliers {name!r}": x for name, x in outliers.items()}}.items():
         subject.check(x, what)
     if calibration_rows is not None:
         subject.check(calibration_rows.x, "calibration")
-    passes = {INLIERS: subject.run(inliers), **{key(name): subject.run(x) for name, x in outliers.items()}}
-    calibrating = None
-    if calibration_rows is not None:
-        calibrating = subject.run(calibration_rows.x)
         _check_calibration(loaded, calibration_rows, inliers)
+    passes = {INLIERS: subject.run(inliers), **{key(name): subject.run(x) for name, x in outliers.items()}}
+    calibrating = None if calibration_rows is None else subject.run(calibration_rows.x)
     true_classes = calibration.y if isinstance(calibration, Rows) else None
     others, notes = compared_scores(subject, calibrating, true_classes, seed) if compare else ({}, [])
 
@@ -160,10 +160,9 @@ def _unlabelled(x: NDArray[np.generic]) -> Rows:
 
 
 def _check_calibration(loaded: Bundle, rows: Rows, inliers: NDArray[np.generic]) -> None:
-    # Among the rows seen are those that the joint form sets aside, which may calibrate every other score.
-    set_aside = max((len(r) for r in loaded.calibration.references.values()), default=0)
-    if np.isin(digests64(rows.x), loaded.used_rows.seen).sum() > set_aside:
-        refuse_used(rows, loaded.used_rows.seen, f"the training or bank rows of {loaded.path}")
+    # What the joint form sets aside may calibrate every other score.
+    used = np.setdiff1d(loaded.used_rows.seen, loaded.used_rows.references)
+    refuse_used(rows, used, f"the training or bank rows of {loaded.path}")
     refuse_used(rows, digests64(inliers), "the inliers")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from softkin import bundle as bundles
 from softkin import conformal
-from softkin.bundle import Bundle, UsedRows
+from softkin.bundle import Bundle
 from softkin.calibration import Calibration
 from softkin.certificate import certify
 from softkin.detector import Detector, nonconformity_of
@@ -98,7 +98,7 @@ def recalibrate(
         bank=old.bank,
         calibration=calibration,
         golden=old.golden,
-        used_rows=UsedRows(seen=old.used_rows.seen, calibration=used),
+        used_rows=dataclasses.replace(old.used_rows, calibration=used),
     )
 
 

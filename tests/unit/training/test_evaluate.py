@@ -302,6 +302,9 @@ def test_mistakes_are_refused(tiny):
         evaluate(tiny.path, **{**options, "labels": np.arange(3)})
     with pytest.raises(DataError, match=r"labels must lie in \[0, 3\)"):
         evaluate(tiny.path, **{**options, "labels": np.arange(500)})
+    calibration = dataclasses.replace(tiny.calibration, y=tiny.calibration.y + 1)
+    with pytest.raises(DataError, match=r"calibration: labels must lie in \[0, 3\); got \[1, 3\]"):
+        evaluate(tiny.path, **options, calibration=calibration)
     with pytest.raises(InvalidInputError, match="calibration: dtype is float64"):
         evaluate(tiny.path, **options, calibration=tiny.calibration.x.astype(np.float64))
 
@@ -340,8 +343,10 @@ def test_calibration_rows_that_were_used_before_are_refused(tiny):
     with pytest.raises(DataError, match=r"calibration has 300 rows .* training or bank rows"):
         evaluate(tiny.path, **options, calibration=tiny.bank)
     one_too_many = np.r_[tiny.calibration.x, tiny.bank.x[:1]]  # beside the rows that the joint form sets aside
-    with pytest.raises(DataError, match=r"calibration has 101 rows .* training or bank rows"):
+    with pytest.raises(DataError, match=r"calibration has 1 rows .* training or bank rows .* is example 400;"):
         evaluate(tiny.path, **options, calibration=one_too_many)
+    with pytest.raises(DataError, match=r"calibration has 90 rows .* training or bank rows"):  # fewer than set aside
+        evaluate(tiny.path, **options, calibration=tiny.bank.take(np.arange(90)))
     with pytest.raises(DataError, match=r"calibration has 500 rows .* the inliers"):
         evaluate(tiny.path, **options, calibration=tiny.inliers)
 
