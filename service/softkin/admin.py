@@ -109,6 +109,9 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         _require(detector=request.detector)
         check_label(request.label)
         with self._changing(context):
+            last = self._registry.last(request.detector)
+            if last is not None and request.label == STABLE:
+                self._shadow.check_promotion(last)
             previous = self._registry.remove_label(request.detector, request.label)
             log.info(log_line("unlabelled", detector=request.detector, label=request.label, previous=previous))
         return pb.RemoveLabelResponse(previous_version=previous)

@@ -117,6 +117,7 @@ class AdminClient(Connection):
 
         Raises:
             InvalidInputError: the label is unfit, or one of them no text.
+            PreconditionError: without `stable` a version would serve that `set_label` would not promote.
             NotFoundError: no version carries it.
             SoftkinError: anything else.
         """

@@ -79,8 +79,12 @@ class _Named:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def last(self) -> str:
+        return list(self.versions)[-1]
+
+    @property
     def default(self) -> str:
-        return self.labels.get(STABLE) or list(self.versions)[-1]
+        return self.labels.get(STABLE) or self.last
 
 
 class Registry:
@@ -275,6 +279,11 @@ class Registry:
         """The version of a name that serves by default, if there is one."""
         named = self._named.get(name)
         return None if named is None else named.versions[named.default]
+
+    def last(self, name: str) -> ScoringDetector | None:
+        """The version of a name that serves by default where none is labelled stable, if there is one."""
+        named = self._named.get(name)
+        return None if named is None else named.versions[named.last]
 
     def labels_of(self, detector: ScoringDetector) -> tuple[str, ...]:
         """The labels that a detector carries, sorted."""

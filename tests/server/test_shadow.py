@@ -286,6 +286,20 @@ class TestPromotion:
             assert admin.set_label("standin", "2", "stable") == "2"
             assert admin.set_label("standin", "1", "stable") == "2"
 
+    def test_taking_stable_away_is_no_way_around_it(self, shadowed):
+        """Without the label the version that came last would serve, which is the candidate."""
+        running = shadowed(Shifted(version="2"))
+        with running.admin() as admin:
+            with pytest.raises(PreconditionError, match=r"version '2' was compared .* on 0 rows, and shadow_min_rows"):
+                admin.remove_label("standin", "stable")
+            refused = running.score(np.zeros((1, 2, 3), np.float32)).budget.version
+
+            admin.remove_label("standin", "shadow")
+            assert admin.remove_label("standin", "stable") == "1"
+
+        assert refused == "1"
+        assert running.score(np.zeros((1, 2, 3), np.float32)).budget.version == "2"
+
     def test_loading_the_same_bundle_again_as_stable_is_no_way_around_it(self, start, loading, tmp_path):
         """LoadDetector moves labels too."""
         standin_bundles.write(tmp_path / "v2", "2", shift=10)

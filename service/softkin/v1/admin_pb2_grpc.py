@@ -90,7 +90,8 @@ class DetectorAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RemoveLabel(self, request, context):
-        """Takes a label away. NOT_FOUND: no version carries it.
+        """Takes a label away. FAILED_PRECONDITION: without "stable" a version would serve that SetLabel would not promote.
+        NOT_FOUND: no version carries it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
