@@ -43,9 +43,13 @@ class DriftWatches:
     def add(self, detector: ScoringDetector) -> DriftWatch:
         """Watch a detector, from its saved state where there is one; another digest is another watch.
 
+        One that is watched already goes on.
+
         Raises:
             StateError: the saved state cannot be read or is of another detector; names the file and the remedy.
         """
+        if (known := self._watches.get(detector.digest)) is not None:
+            return known[1]
         watch = DriftWatch(detector.calibration_scores, level=self._level)
         m, file = detector.manifest, None
         if self._folder is not None:

@@ -221,7 +221,9 @@ class Reloader:
             self._loader.undescribe(before)
             self._loader.forget(before)
         else:
+            self._loader.describe(old, before)  # auto may have found another device this time
             self._registry.exchange(before.version, old)
+            self._loader.note_fallback()
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -141,6 +141,36 @@ def test_the_old_version_is_loaded_again_when_the_new_one_fails(running, loading
     assert running.score(rows(1), detector="standin").budget.version == "1"
 
 
+def test_a_version_that_comes_back_on_another_device_is_shown_there(start, loading, tmp_path, rows):
+    """With device auto it takes the CPU where the GPU's memory is not free again; its drift watch goes on."""
+    old, new, link = tmp_path / "v1", tmp_path / "v2", tmp_path / "bundle"
+
+    def load(path, **options):
+        detector = loading(path, **options)
+        detector.device = "cuda" if len(loading.loaded) == 1 else "cpu"
+        return detector
+
+    write(old, 1)
+    write(new, 2)
+    link.symlink_to(old)
+    running = start(load=load, bundles=(link,), reload_policy="resource")
+    running.score(rows(5))
+    running.until(lambda: running.sample("softkin_drift_rows", detector="standin", version="1") == 5)
+    link.unlink()
+    link.symlink_to(new)
+    loading.failures = [RuntimeError("out of memory")]
+
+    running.server.reloader.reload()
+    shown = list(running.series("softkin_detector_info"))
+    watched = running.sample("softkin_drift_rows", detector="standin", version="1")
+    running.server.reloader.reload()
+
+    assert len(shown) == 1
+    assert "'device': 'cpu'" in shown[0]
+    assert watched == 5
+    assert [s for s in running.series("softkin_detector_info") if "'version': '1'" in s] == []
+
+
 @pytest.mark.parametrize("when", ["built", "warmed up"])
 def test_the_memory_of_a_version_that_fails_is_free_before_the_old_one_is_loaded_again(
     start, loading, tmp_path, rows, when
