@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 ROWS = 2000
 """Test rows, and rows of each outlier set, that a detector is measured on."""
 EPOCHS = {"fashion_mnist": 5, "mnist": 2}
-REDUCED = ("data.calibration_rows=3000", "training.batch_size=128", "training.cpu_threads=1", "detector.bank_rows=8000")
+REDUCED = ("data.calibration_rows=3000", "training.batch_size=128", "training.cpu_threads=1")
 """What makes 32 networks fit into an evening; the recipes ship more of everything."""
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from softkin.conformal import SurpriseLines
 from softkin.graph_builder import GraphBuilder
-from softkin.nonconformity import CENTER, CLASS_PARTS, SCALE, Nonconformity, Part
+from softkin.nonconformity import CENTER, CLASS_PARTS, SCALE, TAIL_FROM, TAIL_WEIGHT, TAILS, Nonconformity, Part
 
 Floats = NDArray[np.float64]
 
@@ -128,11 +128,11 @@ class DetectorGraph:
             for name, tensor in doubles.items()
         }
         finite_B1 = g.op("Unsqueeze", [finite_B, self._axes(1)])
-        form, references = self.nonconformity.form, self.nonconformity.references
+        form = self.nonconformity.form
         if form != "joint":
             a_BC = self._part(form, finite)
         else:
-            terms = [tail_surprise(g, self._part(p, finite), references[p]) for p in self.nonconformity.parts]
+            terms = [self._surprise(p, finite) for p in self.nonconformity.parts]
             squares = [g.op("Mul", [term, term]) for term in terms]
             total = squares[0]
             for square in squares[1:]:
@@ -147,6 +147,15 @@ class DetectorGraph:
         as_int = g.op("Cast", [below], to=TensorProto.INT32)
         lowest = g.op("ReduceMin", [as_int, self._axes(*axes)], keepdims=0)
         return g.op("Cast", [lowest], to=TensorProto.BOOL)
+
+    def _surprise(self, part: Part, outputs: dict[str, str]) -> str:
+        """`[B, C]`: one part on the scale of all."""
+        g = self.graph
+        surprise = tail_surprise(g, self._part(TAILS.get(part, part), outputs), self.nonconformity.references[part])
+        if part not in TAILS:
+            return surprise
+        beyond = g.op("Max", [g.op("Sub", [surprise, g.constant(np.array(TAIL_FROM))]), g.constant(np.array(0.0))])
+        return g.op("Mul", [g.constant(np.array(TAIL_WEIGHT)), beyond])
 
     def _part(self, part: Part, outputs: dict[str, str]) -> str:
         """`[B, C]`: one part on its own scale."""

@@ -25,6 +25,7 @@ Part = Literal[
     "density",
     "density_hidden",
     "density_last",
+    "density_hidden_tail",
     "class_density",
     "class_density_hidden",
     "class_density_last",
@@ -39,6 +40,11 @@ CLASS_PARTS: dict[Part, Part] = {
     "class_density_last": "density_last",
 }
 """Parts that measure another one in units of the class: its center and spread on reference rows of that class."""
+TAILS: dict[Part, Part] = {"density_hidden_tail": "density_hidden"}
+"""Parts that speak only where another one is very surprising: of its surprise what goes beyond `TAIL_FROM`."""
+TAIL_FROM, TAIL_WEIGHT = 3.0, 2.0
+"""Where tails start, and how much what is beyond counts. One row in twenty (e^-3) that is like the reference rows gets
+there, so a tail costs the other parts next to nothing, and still tells what it alone tells (docs/decisions/0026)."""
 _FAR, _FOR_CLASS = "far from the training rows of the predicted class", "for how far rows of that class usually are"
 PART_MEANINGS: dict[Part, str] = {
     "posterior": "training rows of other classes are nearer than those of the predicted one",
@@ -46,6 +52,7 @@ PART_MEANINGS: dict[Part, str] = {
     "density": _FAR,
     "density_hidden": f"{_FAR}, in the layers before the last",
     "density_last": f"{_FAR}, in the last layer",
+    "density_hidden_tail": f"very {_FAR}, in the layers before the last",
     "class_density": f"{_FAR}, {_FOR_CLASS}",
     "class_density_hidden": f"{_FAR}, {_FOR_CLASS}, in the layers before the last",
     "class_density_last": f"{_FAR}, {_FOR_CLASS}, in the last layer",
@@ -130,7 +137,7 @@ class Nonconformity:
     def _of_finite(self, outputs: Outputs) -> Floats:
         if self.form != "joint":
             return self.part(self.form, outputs)
-        surprises = [self._surprise[p](self.part(p, outputs)) for p in self.parts]
+        surprises = [self._surprise(p, self.part(p, outputs)) for p in self.parts]
         # A row that one part finds very strange outweighs one that several find a little strange, as a sum would not.
         return np.asarray(np.sqrt(sum(s * s for s in surprises)), np.float64)
 
@@ -152,7 +159,7 @@ class Nonconformity:
 
     def _terms_of_finite(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> list[Floats]:
         if self.form == "joint":
-            return [self._surprise[p](outlier_score(self.part(p, outputs), classes_B)) for p in self.parts]
+            return [self._surprise(p, outlier_score(self.part(p, outputs), classes_B)) for p in self.parts]
         terms = []
         for i in range(len(self.layer_weights)):
             layer = replace(self, layer_weights=self.layer_weights[i : i + 1])
@@ -160,13 +167,18 @@ class Nonconformity:
             terms.append(outlier_score(layer.part(self.form, of_layer), classes_B))
         return terms
 
+    def _surprise(self, part: Part, scores: Floats) -> Floats:
+        surprise = self._lines[part](scores)
+        return TAIL_WEIGHT * np.maximum(surprise - TAIL_FROM, 0.0) if part in TAILS else surprise
+
     @cached_property
-    def _surprise(self) -> dict[Part, SurpriseLines]:
+    def _lines(self) -> dict[Part, SurpriseLines]:
         return {p: SurpriseLines.through(self.references[p]) for p in self.parts}
 
     def part(self, part: Part, outputs: Outputs) -> Floats:
         """`[B, C]`: one part on its own scale."""
         m = outputs.masses
+        part = TAILS.get(part, part)
         if part in CLASS_PARTS:
             center, scale = self.references[CENTER.format(part)], self.references[SCALE.format(part)]
             return (self.part(CLASS_PARTS[part], outputs) - center) / scale

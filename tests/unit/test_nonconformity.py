@@ -40,6 +40,29 @@ def plain(layers=3, **changes):
     )
 
 
+def surprise(part, values, references):
+    """Of a tail twice what is beyond 3."""
+    whole = conformal.tail_surprise(np.atleast_1d(values), references[part])
+    return 2 * np.clip(whole - 3, 0, None) if part.endswith("_tail") else whole
+
+
+def test_a_tail_speaks_where_one_reference_row_in_twenty_would():
+    """Not of the rows among which it was fitted but for those, and the farther the louder."""
+    reference = outputs(0, 400)
+    parts = ("density_hidden_tail", "density_hidden")
+    joint = replace(plain(), form="joint", parts=parts, references=fit_references(plain(), parts, reference))
+    far = replace(reference, masses=reference.masses - np.float32(100))
+    classes = reference.logits.argmax(axis=1)
+
+    tail, whole = joint.terms(reference, classes).T
+    far_tail, far_whole = joint.terms(far, classes).T
+
+    assert 0.03 < (tail > 0).mean() < 0.05  # one row in e^3, but for ties of rank
+    assert (tail[whole <= 3] == 0).all()
+    assert (far_tail > far_whole).all()
+    np.testing.assert_allclose(far_tail, 2 * (far_whole - 3), rtol=1e-12)
+
+
 def test_the_joint_form_is_the_length_of_the_vector_of_surprises():
     """All parts, every row and class by hand."""
     reference, rows = outputs(0, 200), outputs(1, 20)
@@ -59,7 +82,7 @@ def test_the_joint_form_is_the_length_of_the_vector_of_surprises():
             squares = 0.0
             for part in PARTS:
                 value = joint.part(part, rows)[b, j]
-                squares += float(conformal.tail_surprise(np.array([value]), references[part])[0]) ** 2
+                squares += surprise(part, value, references).item() ** 2
             assert found[b, j] == pytest.approx(math.sqrt(squares), rel=1e-12)
 
 
@@ -74,7 +97,7 @@ def test_the_terms_of_a_joint_score_are_the_surprises_of_its_parts():
     assert found.shape == (20, len(PARTS))
     for p, part in enumerate(PARTS):
         values = [joint.part(part, rows)[b, j] for b, j in enumerate(classes)]
-        np.testing.assert_allclose(found[:, p], conformal.tail_surprise(values, joint.references[part]), rtol=1e-12)
+        np.testing.assert_allclose(found[:, p], surprise(part, values, joint.references), rtol=1e-12)
     np.testing.assert_allclose(np.sqrt((found**2).sum(axis=1)), outlier_score(joint(rows), classes), rtol=1e-12)
 
 
@@ -147,7 +170,7 @@ def test_a_class_without_reference_rows_gets_the_units_of_all():
 @pytest.mark.parametrize("part", [p for p in PARTS if p not in CLASS_PARTS and p != "boundary_distance"])
 def test_a_part_is_its_definition(part, layers):
     """By loops over the layers that it looks at: all, all but the last one of several, or the last one alone."""
-    rows, (kind, _, which) = outputs(5, 8, layers=layers), part.partition("_")
+    rows, (kind, _, which) = outputs(5, 8, layers=layers), part.removesuffix("_tail").partition("_")
     looked_at = {"": range(layers), "hidden": range(max(1, layers - 1)), "last": [layers - 1]}[which]
 
     found = plain(layers).part(part, rows)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
-from softkin.nonconformity import CLASS_PARTS, PARTS, Nonconformity, Outputs, Part, fit_references, outlier_score
+from softkin.nonconformity import CLASS_PARTS, PARTS, TAILS, Nonconformity, Outputs, Part, fit_references, outlier_score
 from softkin_training import baselines, feature_baselines
 from softkin_training.feature_baselines import FDBD
 from softkin_training.fitted_baselines import RelativeMahalanobis, ViM, summed_distances, vim_origin
@@ -120,8 +120,8 @@ def _parts(subject: Subject) -> dict[str, Compared]:
     same.add("boundary_distance")  # which is fDBD
     if _one_class(subject):
         same |= COMPARING
-    # Class parts need reference rows; they and what they measure the hidden layers by are seen in joint scores.
-    inside = {*CLASS_PARTS, "density_hidden"}
+    # Class parts and tails need reference rows; they and what they measure the hidden layers by are seen in joint scores.
+    inside = {*CLASS_PARTS, *TAILS, "density_hidden"}
     return {
         part: Compared(title=titles.get(part, part.replace("_", " ")), source=OURS, score=score(part))
         for part in PARTS
