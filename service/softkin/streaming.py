@@ -58,7 +58,7 @@ class Streams:
         """The answers of one stream.
 
         Raises:
-            OverloadedError: too many streams are open.
+            OverloadedError: too many streams are open, or there is no thread for one more.
             CallEndedError: the caller no longer waits.
         """
         with self._lock:
@@ -110,7 +110,13 @@ class _Stream:
         if not self._context.add_callback(self._end):
             raise ended(self._context)
         reader = threading.Thread(target=self._read, args=(requests,), name="stream", daemon=True)
-        reader.start()
+        try:
+            reader.start()
+        except RuntimeError:  # the system gives this process no further thread
+            raise OverloadedError(
+                f"no thread is left for another stream; retry after {RETRY_AFTER_SECONDS:g} s, or send unary calls",
+                RETRY_AFTER_SECONDS,
+            ) from None
         try:
             more = True
             while more:
