@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,12 @@ class TensorFile:
         try:
             with safe_open(file, framework="numpy"):  # checks that header and offsets hold together
                 pass
-            with file.open("rb") as f:
-                (length,) = struct.unpack("<Q", f.read(8))
-                header = json.loads(f.read(length))
+            # Once for all: the file may be replaced by another before its arrays are taken.
+            self._bytes = np.memmap(file, np.uint8, "r")
         except (OSError, SafetensorError) as e:
             raise BundleError(f"{file}: not a readable safetensors file ({e}); build the bundle again") from None
-        self._entries = header
-        self._start = 8 + length
+        self._start = 8 + int.from_bytes(self._bytes[:8].tobytes(), "little")
+        self._entries = json.loads(self._bytes[8 : self._start].tobytes())
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -75,7 +74,9 @@ class TensorFile:
             )
         if 0 in found_shape:
             return np.zeros(found_shape, found_dtype)
-        array = np.memmap(self.file, found_dtype, "r", self.offset(name), found_shape)
+        start = self.offset(name)
+        array = self._bytes[start : start + math.prod(found_shape) * found_dtype.itemsize].view(found_dtype)
+        array = array.reshape(found_shape)
         if found_dtype.kind == "f":
             rows = max(1, FINITE_CHECK_BYTES // array[:1].nbytes)
             if not all(np.isfinite(array[i : i + rows]).all() for i in range(0, len(array), rows)):

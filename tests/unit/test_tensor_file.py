@@ -47,6 +47,19 @@ def test_a_copy_does_without_the_file_and_a_map_is_the_file(file):
     assert not mapped.flags.writeable
 
 
+def test_a_file_that_is_replaced_meanwhile_is_read_to_its_end(file):
+    """As a bundle is by a newer one: header and arrays of two files would be mixed."""
+    tensors = TensorFile(file)
+    save_file({"a": np.full((5, 4), 7, np.float32)}, file.with_name("other"))
+    file.with_name("other").replace(file)
+
+    found = tensors.take("a", "float32", (5, 4))
+    file.unlink()
+
+    np.testing.assert_array_equal(found, np.arange(20).reshape(5, 4))
+    np.testing.assert_array_equal(tensors.take("b", "float64", (3,)), np.ones(3))
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape", "asked"),
     [
