@@ -118,6 +118,7 @@ class ServerCertificate:
         now = datetime.now(UTC)
         for certificate in chain:
             self._refuse_expired("tls_cert", certificate, now)
+            self._refuse_early(certificate, now)
         if files.client_ca is not None:
             authorities = self._certificates("tls_client_ca", files.client_ca)
             # Beside its successor an old authority may stay until the last client has changed over.
@@ -172,6 +173,15 @@ class ServerCertificate:
                 option,
                 f"{self._paths[option]}: the certificate of {_subject(certificate)} expired on "
                 f"{expires:%Y-%m-%d %H:%M} UTC; renew it",
+            )
+
+    def _refuse_early(self, certificate: x509.Certificate, now: datetime) -> None:
+        begins = certificate.not_valid_before_utc
+        if begins > now:
+            raise InvalidInputError(
+                "tls_cert",
+                f"{self._paths['tls_cert']}: the certificate of {_subject(certificate)} is not valid before "
+                f"{begins:%Y-%m-%d %H:%M:%S} UTC; wait until then, or set this machine's clock right",
             )
 
 

@@ -168,7 +168,7 @@ def test_a_renewed_certificate_serves_new_connections_while_open_ones_go_on(star
 
 
 @pytest.mark.parametrize(
-    "step", ["key missing", "key not yet", "certificate cut", "expired", "not PEM", "authority cut"]
+    "step", ["key missing", "key not yet", "certificate cut", "expired", "early", "not PEM", "authority cut"]
 )
 def test_a_half_written_renewal_keeps_the_old_certificate_and_the_next_step_completes_it(
     start, ca, server_files, caplog, step
@@ -180,7 +180,7 @@ def test_a_half_written_renewal_keeps_the_old_certificate_and_the_next_step_comp
     old = cert.read_bytes(), key.read_bytes(), ca.file.read_bytes()
     expiry = running.sample(EXPIRY)
 
-    ca.issue("server", expired=step == "expired")
+    ca.issue("server", expired=step == "expired", early=step == "early")
     new = cert.read_bytes()
     if step == "key missing":
         key.unlink()
@@ -266,6 +266,8 @@ def broken(ca, other_ca, what):
     files = {**ca.issue("server"), "tls_client_ca": ca.file}
     if what == "expired":
         files |= ca.issue("server", expired=True)
+    if what == "early":
+        files |= ca.issue("server", early=True)
     if what == "other key":
         files["tls_key"] = other_ca.issue("other")["tls_key"]
     if what == "swapped":
@@ -305,6 +307,10 @@ def broken(ca, other_ca, what):
         (
             "expired",
             r"tls_cert: .*server.crt: the certificate of .*CN=server.* expired on 2020-01-01 00:00 UTC; renew it",
+        ),
+        (
+            "early",
+            r"tls_cert: .*CN=server.* is not valid before 2120-01-01 00:00:00 UTC; wait until then, or set",
         ),
         ("no authority", r"tls_client_ca: .*server.key: not a PEM file of certificates"),
     ],
