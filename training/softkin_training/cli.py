@@ -112,8 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         "--outliers",
         required=True,
         nargs="+",
+        action="extend",
         metavar="NAME=FILE",
-        help="npz files with x_test, or folders of images, that should be flagged",
+        help="npz files with x_test, or folders of images, that should be flagged; may be repeated",
     )
     sub.add_argument(
         "--calibration",

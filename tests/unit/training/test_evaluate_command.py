@@ -82,9 +82,10 @@ def test_mistakes_end_with_one_clear_line(tiny, files, capsys, more, inliers, me
     assert message in error
 
 
-def test_two_sets_of_one_name_are_refused(tiny, files, capsys):
-    """One would hide the other."""
-    twice = [f"far={files / 'far.npz'}", f"far={files / 'close.npz'}"]
+@pytest.mark.parametrize("repeated", [(), ("--outliers",)])
+def test_two_sets_of_one_name_are_refused(tiny, files, capsys, repeated):
+    """One would hide the other, also where the option itself is repeated."""
+    twice = [f"far={files / 'far.npz'}", *repeated, f"far={files / 'close.npz'}"]
 
     assert command(tiny, files, "--outliers", *twice) == 1
     assert "'far' twice" in capsys.readouterr().err
