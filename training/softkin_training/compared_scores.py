@@ -120,7 +120,7 @@ def _parts(subject: Subject) -> dict[str, Compared]:
     same.add("boundary_distance")  # which is fDBD
     if _one_class(subject):
         same |= COMPARING
-    # Class parts and tails need reference rows; they and what they measure the hidden layers by are seen in joint scores.
+    # Class parts and tails need reference rows; they and what they measure the hidden layers by are in joint scores.
     inside = {*CLASS_PARTS, *TAILS, "density_hidden"}
     return {
         part: Compared(title=titles.get(part, part.replace("_", " ")), source=OURS, score=score(part))
