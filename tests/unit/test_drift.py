@@ -146,6 +146,14 @@ def test_every_bet_is_a_density():
         np.testing.assert_allclose(drift_bets.bets(np.array([p]))[0], densities(p), rtol=1e-12, err_msg=str(p))
 
 
+def test_a_saved_state_speaks_of_the_same_bets_in_every_version():
+    """It holds a stake for each, by place, and no more: whoever changes one must have older states refused."""
+    assert (LOW_TAILS, LOW_SHARES) == ((0.002, 0.01, 0.03, 0.1, 0.3), (0.03, 0.1, 0.3))
+    assert (HIGH_TAILS, HIGH_SHARES) == ((0.03, 0.1, 0.3), (0.1, 0.3))
+    assert (BAND_STARTS, BAND_WIDTH, BAND_SHARE) == ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), 0.1, 0.3)
+    assert RESERVE == 0.5
+
+
 def test_the_capital_is_staked_once():
     """What has been staked up to row t and what is kept make 1, without cancellation after a million rows."""
     t = np.arange(1, 1_000_001)

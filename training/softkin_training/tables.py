@@ -183,6 +183,8 @@ def _labels(table: Any, values: list[Any], label_column: str, name: str) -> NDAr
     import pyarrow.compute as pc
 
     column = table.data.column(label_column)
+    if pa.types.is_string_view(column.type):  # in which Arrow looks nothing up
+        column = column.cast(pa.large_string())
     found = pc.index_in(column, value_set=pa.array(values, column.type))
     missing = np.flatnonzero(found.is_null().to_numpy())
     if len(missing):

@@ -48,6 +48,7 @@ LABELS = {
     "yes and no": (pa.array([True, False, True]), ("False", "True"), [1, 0, 1]),
     "words": (pa.array(["b", "a", "b"]), ("a", "b"), [1, 0, 1]),
     "large strings": (pa.array(["b", "a", "b"], pa.large_string()), ("a", "b"), [1, 0, 1]),
+    "views of strings": (pa.array(["b", "a", "b"], pa.string_view()), ("a", "b"), [1, 0, 1]),
     "a space that tells nothing apart": (pa.array(["b ", "a", "b "]), ("a", "b "), [1, 0, 1]),
 }
 
