@@ -20,6 +20,8 @@ SENDERS = 256
 """Threads at most that send to watchers, started when needed: one who does not read holds a thread until it goes."""
 SILENT_READERS = 192
 """Of those threads that watchers can hold, until one more ends the first of them."""
+MOST_WATCHES = 10_000
+"""Open at the same time, of 25 KB each: anybody may open any number on one connection. One more ends the first."""
 LAST_WORDS_SECONDS = 1.0
 """In which a watcher can take the end of its watch."""
 
@@ -55,8 +57,13 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
                 send_response_callback(response)
 
         watch = _Watch(send, self._submit)
+        longest = None
         with self._open_lock:
+            if len(self._open) >= MOST_WATCHES:
+                longest = self._open.pop(next(iter(self._open)))
             self._open[watch] = context
+        if longest is not None:
+            longest.cancel()
         callbacks: list[Callable[[], None]] = []
         if request.service in self._server_status:
             super().Watch(request, SimpleNamespace(add_callback=callbacks.append), watch)
@@ -67,7 +74,7 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
             for callback in callbacks:
                 callback()
             with self._open_lock:
-                del self._open[watch]
+                self._open.pop(watch, None)
 
         if not context.add_callback(left):
             left()  # before it was told anything; the base class would keep it for ever

@@ -134,6 +134,27 @@ def test_names_of_no_service_are_unknown_and_not_kept(start):
     assert seen == [Status.SERVICE_UNKNOWN] * 3
 
 
+def test_watches_are_bounded_and_the_next_one_ends_the_first(start, monkeypatch):
+    """Nobody is let in for them with a token, and each takes memory for as long as its caller pleases."""
+    monkeypatch.setattr("softkin.watched_health.MOST_WATCHES", 2)
+    running = start(StandIn())
+    watches, seen = [], []
+
+    for _ in range(4):  # each after the one before, which has begun
+        watches.append(running.health.Watch(ANY, timeout=20))
+        seen.append(next(watches[-1]).status)
+    ended = []
+    for watch in watches[:2]:
+        with pytest.raises(grpc.RpcError) as e:
+            next(watch)
+        ended.append(e.value.code())
+    running.server.stop()
+
+    assert seen == [Status.SERVING] * 4
+    assert ended == [grpc.StatusCode.CANCELLED] * 2
+    assert [[r.status for r in watch] for watch in watches[2:]] == [[Status.NOT_SERVING]] * 2
+
+
 def test_the_threads_that_send_end_with_the_server(start):
     """A process may have one server after another."""
     before = threading.enumerate()
