@@ -13,8 +13,9 @@ from softkin import DataError, Detector
 from softkin.bundle import USED_ROWS, read_bundle
 from softkin.certificate import certify
 from softkin.scorer import Network
-from softkin_training.build import build
+from softkin_training.build import LayerSpec, build
 from softkin_training.condense import condense
+from softkin_training.expose import EMBEDDING, embedding_network
 from softkin_training.rows import Rows, digests64, fingerprint, refuse_overlap
 from softkin_training.temperature import neighbor_distance
 
@@ -54,6 +55,24 @@ def test_auto_takes_the_fewest_bits_within_the_budget(tiny, tmp_path):
     assert loose.approximation.budget == change
     assert tight.bank_precision == "float16"
     assert (none.bank_precision, none.approximation) == ("float32", None)
+
+
+def test_auto_passes_over_float16_where_it_cannot_hold_the_rows(tiny, tmp_path):
+    """float32 can; asked for by name it is refused."""
+    x = (1e5 * np.random.default_rng(0).normal(size=(300, 8))).astype(np.float32)
+    network = embedding_network(x, metric="squared_euclidean", max_dim=8, seed=0)
+    spec = dataclasses.replace(
+        tiny.spec,
+        classes=("all",),
+        layers=(LayerSpec(name=EMBEDDING, metric="squared_euclidean"),),
+        **{"nonconformity": "density", "parts": (), "precision": "auto", "max_p_value_change": 1e-9},
+    )
+    bank, calibration = (Rows(x[i], np.zeros(len(i), np.int64), i) for i in np.split(np.arange(300), [200]))
+    rows = {"bank_rows": bank, "calibration_rows": calibration}
+
+    assert build(tmp_path / "b", network.model, spec, **rows).bank_precision == "float32"
+    with pytest.raises(DataError, match=r"bank: a representation holds .*, too large for float16; use float32 or int8"):
+        build(tmp_path / "c", network.model, dataclasses.replace(spec, precision="float16"), **rows)
 
 
 def test_an_error_budget_that_cannot_be_kept_is_refused(tiny, tmp_path):

@@ -43,13 +43,19 @@ def choose(
         The choice, and how it differs from `exact`; None where it is `exact`.
 
     Raises:
-        DataError: nothing that was asked for keeps the budget, or a value does not fit into float16.
+        DataError: nothing that was asked for keeps the budget, or a value does not fit into the float16 asked for.
     """
     found = {}
     for name in FEWEST_BITS_FIRST if precision == "auto" else (precision,):
         if name == "float32" and bank is exact.bank:
             return exact, None
-        candidate = calibrated(reduce_precision(bank, name))
+        try:
+            rounded = reduce_precision(bank, name)
+        except DataError:
+            if precision == "auto":  # too large for float16: float32 holds them
+                continue
+            raise
+        candidate = calibrated(rounded)
         approximation = compare(exact, candidate, budget=budget, alpha=alpha, outliers=outliers)
         if approximation.max_p_value_change <= budget:
             return candidate, approximation
