@@ -65,7 +65,10 @@ def test_auto_passes_over_float16_where_it_cannot_hold_the_rows(tiny, tmp_path):
         tiny.spec,
         classes=("all",),
         layers=(LayerSpec(name=EMBEDDING, metric="squared_euclidean"),),
-        **{"nonconformity": "density", "parts": (), "precision": "auto", "max_p_value_change": 1e-9},
+        nonconformity="density",
+        parts=(),
+        precision="auto",
+        max_p_value_change=1e-9,
     )
     bank, calibration = (Rows(x[i], np.zeros(len(i), np.int64), i) for i in np.split(np.arange(300), [200]))
     rows = {"bank_rows": bank, "calibration_rows": calibration}
