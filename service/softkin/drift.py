@@ -159,7 +159,7 @@ class DriftWatch:
         """Go on from a `state`. An alarm at another level than before is judged by the largest martingale so far.
 
         Raises:
-            ValueError: the state is of another calibration or another version of softkin.
+            ValueError: the state is of another calibration or another version of softkin, or damaged.
         """
         now = self.state()
         if state.keys() != now.keys():
@@ -171,6 +171,9 @@ class DriftWatch:
         rows, alarm_row = map(int, state["counters"])
         if weights.sum() != len(self._calibration) + 1 + rows or not np.array_equal(state["values"], now["values"]):
             raise ValueError("it belongs to another calibration")
+        below_inf = all((np.asarray(array, np.float64) < np.inf).all() for array in state.values())  # no NaN either
+        if not below_inf or weights.min() < 1 or (np.diff(state["keys"]) < 0).any():  # an alarm might never come
+            raise ValueError("it is damaged: no watch has such numbers")
         with self._lock:
             self._keys = np.array(state["keys"], np.float64)
             self._weights = weights.copy()

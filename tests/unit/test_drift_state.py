@@ -201,6 +201,17 @@ def test_rows_that_were_observed_before_a_restore_are_replaced():
     assert w.report().rows == 0
 
 
+def damaged(name, *values):
+    """A state of which one array begins with other numbers; integers are moved by them."""
+    state = watch()[0].state()
+    array = state[name].copy()
+    if array.dtype.kind == "i":
+        array[: len(values)] += np.array(values)
+    else:
+        array[: len(values)] = values
+    return state | {name: array}
+
+
 REFUSED = {
     "another calibration of the same size": (lambda: watch(seed=5)[0].state(), "it belongs to another calibration"),
     "another size": (lambda: watch(n=N + 1)[0].state(), r"array 'values' is float64\[100\]"),
@@ -218,6 +229,10 @@ REFUSED = {
         lambda: watch()[0].state() | {"counters": np.array([3, 0])},
         "it belongs to another calibration",
     ),
+    "evidence that is none": (lambda: damaged("evidence", np.nan), "it is damaged"),
+    "wealth without end": (lambda: damaged("log_wealth", np.inf), "it is damaged"),
+    "gaps out of order": (lambda: damaged("keys", 3.0), "it is damaged"),
+    "a gap with less than nothing": (lambda: damaged("weights", -5, 5), "it is damaged"),
 }
 
 
