@@ -18,7 +18,7 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
     Temperatures of 0.1 to 0.5 of it separate outliers equally well; ten times more and far rows drown the near ones.
 
     Args:
-        z_ND: `[N >= 2, D]` representations.
+        z_ND: `[N, D]` representations.
         sample: indices of the rows to take the median over.
         metric: of the distances.
 
@@ -26,9 +26,11 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
         A positive distance; copies of a row do not count as neighbours.
 
     Raises:
-        DataError: representations are not finite, or all are equal, so the layer carries no information, or their
-            numbers are so large, so small or so nearly alike that float32 cannot tell them apart.
+        DataError: there is one row, representations are not finite, or all are equal, so the layer carries no
+            information, or their numbers are so large, so small or so nearly alike that float32 cannot tell them apart.
     """
+    if len(z_ND) < 2:
+        raise DataError("the bank has a single row, which has no neighbour; take more rows, or condense less")
     with np.errstate(over="ignore"):
         sizes = _sizes(z_ND, metric)
     if bad := int((~np.isfinite(z_ND)).any(axis=1).sum()):
@@ -40,6 +42,11 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
             "float32; scale the rows, or choose metric cosine where only directions count"
         )
     dead = (z_ND == 0).all(axis=1)
+    if dead.all():
+        raise DataError(
+            "all representations of a layer are zero, as those of dead units are, and those whose length float32 "
+            "cannot hold; leave the layer out, or scale the rows down"
+        )
     nearest = []
     for part in np.array_split(sample, max(1, len(sample) // 256)):
         d = _fast_distances(z_ND[part], z_ND, metric)

@@ -41,7 +41,7 @@ def test_one_row_of_another_size_does_not_hide_the_distances_of_all_others():
 
 def test_a_dead_layer_is_refused_by_cosine_too():
     """Zeros have no direction, and so are 1 apart: a temperature came of that, and a detector that told nothing."""
-    with pytest.raises(DataError, match="all representations of a layer are equal"):
+    with pytest.raises(DataError, match="all representations of a layer are zero, as those of dead units are, and"):
         neighbor_distance(np.zeros((50, 4), np.float32), np.arange(50), "cosine")
 
 
@@ -51,6 +51,27 @@ def test_rows_beyond_float32_are_called_that(tmp_path, capsys):
 
     assert fit(tmp_path, x) == 1
     assert "80 of 80 rows become NaN or infinity in float32; scale the rows" in capsys.readouterr().err
+
+
+def test_rows_whose_length_float32_cannot_hold_are_not_called_equal(tmp_path, capsys):
+    """By cosine they become zeros: the remedy is another scale."""
+    x = 1e30 * np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+
+    assert fit(tmp_path, x) == 1
+    assert (
+        "and those whose length float32 cannot hold; leave the layer out, or scale the rows" in capsys.readouterr().err
+    )
+
+
+def test_a_bank_of_one_row_has_no_neighbours(tmp_path, capsys):
+    """Nor are its rows equal, as was said of them; a class of one row among others does no harm."""
+    x = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+
+    assert fit(tmp_path, x, "--bank-rows", "1") == 1
+    assert (
+        "the bank has a single row, which has no neighbour; take more rows, or condense less" in capsys.readouterr().err
+    )
+    assert neighbor_distance(x[:2], np.arange(2), "cosine") > 0
 
 
 def fit(tmp_path, x, *more):
@@ -79,7 +100,7 @@ def test_the_layer_that_tells_nothing_is_named(tmp_path):
     rows, more = (Rows(x[i], np.zeros(len(x[i]), np.int64), i) for i in np.split(np.arange(90), [60]))
 
     with pytest.raises(
-        DataError, match="layer 'dead': all representations of a layer are equal to within the rounding"
+        DataError, match="layer 'dead': all representations of a layer are zero, as those of dead units are"
     ):
         build(tmp_path / "b", model.SerializeToString(), spec, bank_rows=rows, calibration_rows=more)
 
