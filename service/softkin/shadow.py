@@ -11,8 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
 from softkin.certificate import false_alarm_bound
@@ -23,6 +25,7 @@ from softkin.registry import SHADOW, STABLE, Registry, ScoringDetector
 from softkin.scores import RowScores, Scores
 from softkin.settings import ServerSettings
 from softkin.tickets import Ticket
+from softkin.verdicts import Rule
 
 CONFIDENCE = 0.95
 
@@ -63,6 +66,19 @@ class Comparison:
         return self.difference / max(self.scored, 1)
 
 
+class _Answered(NamedTuple):
+    """What is compared of an answered request, and no more: its ticket holds the scores of its whole batch."""
+
+    candidate: ScoringDetector
+    live: str
+    """Digest of the version that answered."""
+    x: NDArray[np.generic]
+    rule: Rule
+    smoothing_seed: int | None
+    p_value: NDArray[np.float64]
+    is_outlier: NDArray[np.bool_]
+
+
 class Shadow:
     """Compares candidates with what serves, and judges whether one may take its place.
 
@@ -94,7 +110,7 @@ class Shadow:
         self._room = max(4 * settings.max_batch_rows, settings.max_rows)
         self._room_bytes = settings.max_message_bytes
         self._changed = threading.Condition(threading.Lock())
-        self._queue: deque[tuple[ScoringDetector, Ticket]] = deque()
+        self._queue: deque[_Answered] = deque()
         self._pending_rows = self._pending_bytes = 0
         self._closed = False
         self._cancellation = Cancellation()
@@ -112,12 +128,23 @@ class Shadow:
             return
         if self._draw() >= self._settings.shadow_share:
             return
-        rows = len(ticket.x)
+        rows, share = len(ticket.x), ticket.share
+        assert share is not None
+        own = slice(None) if share.rows is None else share.rows
+        answered = _Answered(
+            candidate=shadow,
+            live=live.digest,
+            x=ticket.x,
+            rule=ticket.rule,
+            smoothing_seed=ticket.smoothing_seed,
+            p_value=share.scores.p_value[own].copy(),
+            is_outlier=share.scores.is_outlier[own].copy(),
+        )
         busy = self._busy()
         with self._changed:
             fits = self._pending_rows + rows <= self._room and self._pending_bytes + ticket.x.nbytes <= self._room_bytes
             if fits and not busy and not self._closed:
-                self._queue.append((shadow, ticket))
+                self._queue.append(answered)
                 self._pending_rows += rows
                 self._pending_bytes += ticket.x.nbytes
                 self._changed.notify()
@@ -173,60 +200,60 @@ class Shadow:
 
     def _work(self) -> None:
         while (taken := self._next()) is not None:
-            self._compare(*taken)
+            self._compare(taken)
             with self._changed:
-                self._pending_rows -= len(taken[1].x)
-                self._pending_bytes -= taken[1].x.nbytes
+                self._pending_rows -= len(taken.x)
+                self._pending_bytes -= taken.x.nbytes
             del taken  # an idle thread must not hold a detector that is served no longer
 
-    def _next(self) -> tuple[ScoringDetector, Ticket] | None:
+    def _next(self) -> _Answered | None:
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
             return None if self._closed else self._queue.popleft()
 
-    def _compare(self, shadow: ScoringDetector, ticket: Ticket) -> None:
-        live, rows = ticket.scores, len(ticket.x)
-        assert live is not None
+    def _compare(self, answered: _Answered) -> None:
+        candidate, rows = answered.candidate, len(answered.x)
         try:
-            own = self._score(shadow, ticket)
+            own = self._score(answered)
         except CancelledError:
             own = None
         except Exception as e:
             # After a promotion its callers would have met this too.
-            self._add(shadow, ticket, Comparison(shadow="", live="", rows=rows, disagreements=rows))
-            self._complain(shadow, e)
+            self._add(answered, Comparison(shadow="", live="", rows=rows, disagreements=rows))
+            self._complain(candidate, e)
             return
         if own is None:
-            self._count(shadow, "dropped", rows)
+            self._count(candidate, "dropped", rows)
             return
         found = Comparison(
             shadow="",
             live="",
             rows=rows,
-            disagreements=int(np.count_nonzero(own.is_outlier != live.is_outlier)),
+            disagreements=int(np.count_nonzero(own.is_outlier != answered.is_outlier)),
             scored=rows,
-            difference=float(np.abs(own.p_value - live.p_value).sum()),
+            difference=float(np.abs(own.p_value - answered.p_value).sum()),
         )
-        self._add(shadow, ticket, found)
+        self._add(answered, found)
 
-    def _score(self, shadow: ScoringDetector, ticket: Ticket) -> Scores | None:
+    def _score(self, answered: _Answered) -> Scores | None:
         """What the shadow would have answered; None when callers had to wait meanwhile, or the server stops."""
-        r, step = ticket.rule, self._settings.max_batch_rows
-        rule = shadow.rule(alpha=r.alpha, guarantee=r.guarantee, confidence=r.confidence, smoothed=r.smoothed)
-        x = shadow.check(ticket.x)
+        candidate, r, step = answered.candidate, answered.rule, self._settings.max_batch_rows
+        rule = candidate.rule(alpha=r.alpha, guarantee=r.guarantee, confidence=r.confidence, smoothed=r.smoothed)
+        x = candidate.check(answered.x)
         parts = []
         for start in range(0, len(x), step):
             if self._busy():
                 return None
-            parts.append(shadow.score_rows(x[start : start + step], cancellation=self._cancellation))
-        return shadow.judge(RowScores.concatenate(parts), rule, x, smoothing_seed=ticket.smoothing_seed)
+            parts.append(candidate.score_rows(x[start : start + step], cancellation=self._cancellation))
+        return candidate.judge(RowScores.concatenate(parts), rule, x, smoothing_seed=answered.smoothing_seed)
 
-    def _add(self, shadow: ScoringDetector, ticket: Ticket, found: Comparison) -> None:
-        name, live = shadow.manifest.name, ticket.detector.digest
+    def _add(self, answered: _Answered, found: Comparison) -> None:
+        candidate, live = answered.candidate, answered.live
+        name = candidate.manifest.name
         before = self._comparisons.get(name)
-        if before is None or (before.shadow, before.live) != (shadow.digest, live):
-            before = Comparison(shadow=shadow.digest, live=live)
+        if before is None or (before.shadow, before.live) != (candidate.digest, live):
+            before = Comparison(shadow=candidate.digest, live=live)
         added = replace(
             before,
             rows=before.rows + found.rows,
@@ -235,8 +262,8 @@ class Shadow:
             difference=before.difference + found.difference,
         )
         self._comparisons = {**self._comparisons, name: added}
-        self._count(shadow, "disagree", found.disagreements)
-        self._count(shadow, "agree", found.rows - found.disagreements)
+        self._count(candidate, "disagree", found.disagreements)
+        self._count(candidate, "agree", found.rows - found.disagreements)
 
     def _count(self, shadow: ScoringDetector, result: str, rows: int) -> None:
         self._metrics.shadow_rows(shadow.manifest.name, shadow.manifest.version, result, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 
@@ -11,7 +12,9 @@ from scipy import stats
 
 import standin_bundles
 from softkin.errors import DeviceError, PreconditionError
+from softkin.scores import Scores
 from softkin.shadow import Comparison
+from softkin.tickets import Ticket
 from standin import StandIn
 from standin_bundles import Shifted
 
@@ -145,6 +148,20 @@ def test_what_waits_is_bounded_in_bytes_too(shadowed, rows, gate):
 
     assert dropped == {"dropped": 26}
     assert counted(running) == {"agree": 85, "dropped": 26}
+
+
+def test_what_waits_holds_its_rows_and_verdicts_and_nothing_of_the_batch_it_was_in(shadowed, rows, gate):
+    """P-values of every class for all rows of a batch would be megabytes for each request of one row."""
+    candidate = Shifted(version="2", gate=gate)
+    running = shadowed(candidate, workers=1)
+    running.score(rows(3))
+    assert candidate.entered.acquire(timeout=20)
+
+    running.score(rows(2), num_neighbors=3)
+
+    running.until(lambda: not [found for found in gc.get_objects() if type(found) in (Ticket, Scores)])
+    gate.set()
+    settle(running, 5)
 
 
 def test_a_busy_server_drops_what_it_would_compare(start, shadowed, rows, gate):
