@@ -30,7 +30,7 @@ def join(parts: Sequence[Scores]) -> Scores:
         parts: at least one.
 
     Returns:
-        One answer; `stage_seconds` are summed.
+        One answer; `stage_seconds` are summed, and `budget.device` names all devices that the parts come from.
 
     Raises:
         UnavailableError: they come from different detectors or rules.
@@ -38,18 +38,21 @@ def join(parts: Sequence[Scores]) -> Scores:
     first = parts[0]
     if len(parts) == 1:
         return first
-    if any(_without_selection(p.budget) != _without_selection(first.budget) for p in parts):
+    if any(_common(p.budget) != _common(first.budget) for p in parts):
         raise UnavailableError("the detector was replaced between two requests for one array; score the array again")
     joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
+    # Calls take turns among servers, and one of them may have fallen back to the CPU.
+    devices = ",".join(dict.fromkeys(p.budget.device for p in parts))
     return replace(
-        _select_again(replace(first, **joined)),
+        _select_again(replace(first, budget=replace(first.budget, device=devices), **joined)),
         **evidence_of(parts),
         stage_seconds={k: sum(p.stage_seconds.get(k, 0.0) for p in parts) for k in first.stage_seconds},
     )
 
 
-def _without_selection(budget: ErrorBudget) -> ErrorBudget:
+def _common(budget: ErrorBudget) -> ErrorBudget:
     """What must be the same in all answers for one array; a selection's threshold is each request's own."""
+    budget = replace(budget, device="")
     if budget.guarantee != "false_discovery_rate":
         return budget
     return replace(budget, p_value_threshold=0.0, fewest_selectable=None)

@@ -304,6 +304,20 @@ def test_an_overload_is_told_apart_and_says_how_long_to_wait(start, rows, gate):
     assert running.sample("softkin_rejected_total", reason="queue_full") == 1
 
 
+def test_answers_of_one_detector_on_two_devices_are_joined(rows):
+    """Calls take turns among the servers of a target, and one of them may have fallen back to the CPU."""
+    detector, x, parts = StandIn(), rows(5), []
+    whole = detector.score(x)
+    for device, part in (("cuda", x[:2]), ("cpu", x[2:4]), ("cuda", x[4:])):
+        scores = detector.score(part)
+        parts.append(replace(scores, budget=replace(scores.budget, device=device)))
+
+    found = join(parts)
+
+    assert found.p_value.tolist() == whole.p_value.tolist()
+    assert found.budget == replace(whole.budget, device="cuda,cpu")
+
+
 def test_answers_from_two_detectors_are_never_joined(start, rows):
     """When the default version changes between two requests for one array, the client says so instead of mixing."""
     parts = [StandIn(version=v).score(rows(2)) for v in ("1", "2")]
