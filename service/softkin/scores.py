@@ -126,8 +126,8 @@ class ErrorBudget:
     digest: str
     """sha256 over the bundle's manifest: it names every file's own sha256."""
     device: str
-    """Where it really runs: `cuda` or `cpu`; with commas between, one for each shard of the bank, or each server that had
-    a part of the rows."""
+    """Where it really runs: `cuda` or `cpu`; with commas between, one for each shard of the bank, or for each server
+    that had a part of the rows."""
     guarantee: str
     """What alpha promises; see `softkin.verdicts`."""
     alpha: float
