@@ -83,8 +83,10 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
     started = time.perf_counter()
 
     def stop() -> None:
-        server.stop()
-        signals.put(0)
+        try:
+            server.stop()
+        finally:  # or a fault in there would leave the process waiting for another signal
+            signals.put(0)
 
     stopping = threading.Thread(target=stop, name="drain")
     stopping.start()

@@ -1,0 +1,32 @@
+"""The process around a server: how it ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from queue import SimpleQueue
+from types import SimpleNamespace
+
+import pytest
+
+from softkin.process import _drain
+from softkin.settings import ServerSettings
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_while_it_stops_does_not_keep_the_process_waiting():
+    """For a second signal, which an orchestrator sends only as SIGKILL."""
+
+    def stop():
+        raise RuntimeError("a fault")
+
+    server = SimpleNamespace(stop=stop, pending_requests=0, abandoned_requests=0, changing=False)
+    signals: SimpleQueue[int] = SimpleQueue()
+    signals.put(signal.SIGTERM)
+    ended = []
+    draining = threading.Thread(target=lambda: ended.append(_drain(server, ServerSettings(), signals)), daemon=True)
+
+    draining.start()
+    draining.join(20)
+
+    assert ended == [0]
