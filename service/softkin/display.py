@@ -258,7 +258,7 @@ def print_status(detectors: Sequence[DetectorInfo], drifts: Sequence[DriftInfo],
         rows.append([*map(spelled, cells)])
     headers = ("detector", "version", "labels", "digest", "device", "rows", "flagged", "alpha", "drift")
     if not as_json:
-        _print_columns(headers, rows, [max(len(row[i]) for row in rows) for i in range(len(headers) - 1)])
+        _print_columns(headers, rows, [max((len(row[i]) for row in rows), default=0) for i in range(len(headers) - 1)])
 
 
 def _drift_dict(drift: DriftInfo) -> dict[str, Any]:

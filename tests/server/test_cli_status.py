@@ -76,6 +76,17 @@ def test_a_server_that_is_not_ready_is_shown_and_told(start, capsys):
     assert captured.err == f"softkin: error: {running.target} is not serving\n"
 
 
+def test_a_server_that_starts_has_nothing_to_show_yet(start, capsys):
+    """It answers, and is not serving."""
+    running = start(StandIn(), ready=False)
+
+    assert status(running) == 1
+
+    captured = capsys.readouterr()
+    assert captured.out.split() == HEADERS.split()
+    assert captured.err == f"softkin: error: {running.target} is not serving\n"
+
+
 def test_a_name_moves_no_cursor(start, capsys):
     """It comes from a bundle, which another may have made."""
     running = start(StandIn(name="a\x1b[2Jb"))
