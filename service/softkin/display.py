@@ -211,10 +211,10 @@ def _print_columns(headers: Sequence[str], rows: Iterable[Sequence[str]], widths
 def promise(b: ErrorBudget) -> str:
     """What the verdicts of an answer promise, in a line."""
     if b.guarantee == "false_discovery_rate":
-        return (
-            f"of the rows flagged at most {b.alpha:.2%} are inliers, in expectation; "
-            f"{b.fewest_selectable} of the rows must have the smallest p-value before any is flagged"
-        )
+        rate = f"of the rows flagged at most {b.alpha:.2%} are inliers, in expectation"
+        if b.fewest_selectable is None:
+            return rate
+        return f"{rate}; {b.fewest_selectable} of the rows must have the smallest p-value before any is flagged"
     bound = f"at most {b.false_alarm_bound:.2%} with this calibration set, at confidence {b.confidence:g}"
     if b.guarantee == "certified":
         return f"inliers alone give {bound} (certified at alpha {b.alpha:g})"

@@ -63,7 +63,7 @@ def _select_again(joined: Scores) -> Scores:
     b = joined.budget
     if b.guarantee != "false_discovery_rate":
         return joined
-    found = select(joined.p_value, b.calibration_size, b.alpha)
+    found = select(joined.p_value, b.calibration_size, b.alpha, smoothed=b.smoothed)
     return replace(
         joined,
         is_outlier=found.is_outlier,

@@ -140,7 +140,8 @@ class ErrorBudget:
     """The rate that false alarms at this threshold do not exceed, for this calibration set; the worst class's for
     `class_conditional`; None for `false_discovery_rate`, which is about a batch."""
     fewest_selectable: int | None
-    """For `false_discovery_rate`: how many rows of the batch must have the smallest p-value before any is flagged."""
+    """For `false_discovery_rate`: how many rows of the batch must have the smallest p-value before any is flagged; None
+    where p-values are smoothed, because there is no smallest then."""
     calibration_size: int
     smallest_p_value: float
     """1 / (calibration_size + 1), for `class_conditional` of the smallest class: no alpha below it is accepted."""

@@ -38,7 +38,8 @@ class Verdicts:
     """The rate that false alarms do not exceed with the rule's confidence, for this calibration set; the worst class's
     for `class_conditional`, None for `false_discovery_rate`."""
     fewest_selectable: int | None
-    """For `false_discovery_rate`: how many rows of the batch must have the smallest p-value before any is flagged."""
+    """For `false_discovery_rate`: how many rows of the batch must have the smallest p-value before any is flagged; None
+    where p-values are smoothed, because there is no smallest then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Rule:
             p_values: `[B]`; those of the predicted class for `class_conditional`.
         """
         if self.guarantee == "false_discovery_rate":
-            return select(p_values, self.calibration_size, self.alpha)
+            return select(p_values, self.calibration_size, self.alpha, smoothed=self.smoothed)
         threshold, bound = self._fixed
         return Verdicts(
             is_outlier=p_values <= threshold,
@@ -121,14 +122,14 @@ class Rule:
         return certificate.false_alarm_bound(rank(threshold, n), n, self.confidence)
 
 
-def select(p_values: NDArray[np.float64], n: int, rate: float) -> Verdicts:
+def select(p_values: NDArray[np.float64], n: int, rate: float, *, smoothed: bool) -> Verdicts:
     """Verdicts of `false_discovery_rate` on a whole batch of p-values `[B]` from n calibration rows."""
     threshold = selection.selection_threshold(p_values, rate)
     return Verdicts(
         is_outlier=p_values <= threshold,
         p_value_threshold=threshold,
         false_alarm_bound=None,
-        fewest_selectable=selection.fewest_selectable(len(p_values), n, rate),
+        fewest_selectable=None if smoothed else selection.fewest_selectable(len(p_values), n, rate),
     )
 
 

@@ -80,11 +80,12 @@ def test_verdicts_and_budget_follow_from_the_guarantee(detector, mixed, guarante
         return smoothed_bound(flagged, n, 0.9) if smooth else beta.ppf(0.9, int(flagged), n + 1 - int(flagged))
 
     k = (smoothed_certified if smooth else certified_rank)(0.1, N, 0.9)
+    fewest = None if smooth else fewest_selectable(100, N, 0.1)
     expected = {
         "marginal": (0.1, bound(0.1 * (N + 1), N), None),
         "certified": (k / (N + 1), bound(k, N), None),
         "class_conditional": (0.1, max(bound(0.1 * (n + 1), n) for n in sizes), None),
-        "false_discovery_rate": (selection_threshold(scores.p_value, 0.1), None, fewest_selectable(100, N, 0.1)),
+        "false_discovery_rate": (selection_threshold(scores.p_value, 0.1), None, fewest),
     }[guarantee]
     b = scores.budget
     assert b.p_value_threshold == expected[0]

@@ -48,6 +48,10 @@ PROMISES = {
         "of the rows flagged at most 5.00% are inliers, in expectation; 7 of the rows must have the smallest p-value "
         "before any is flagged",
     ),
+    "false_discovery_rate, smoothed": (
+        {"guarantee": "false_discovery_rate", "false_alarm_bound": None, "smoothed": True},
+        "of the rows flagged at most 5.00% are inliers, in expectation",
+    ),
 }
 REPORT = DriftReport(
     rows=12_345,
@@ -74,7 +78,7 @@ def test_the_line_under_a_table_says_what_the_guarantee_promises(guarantee):
     """Each in its own words; never an alpha where the promise is another."""
     changes, text = PROMISES[guarantee]
 
-    assert display.promise(dataclasses.replace(BUDGET, guarantee=guarantee, **changes)) == text
+    assert display.promise(dataclasses.replace(BUDGET, **{"guarantee": guarantee, **changes})) == text
 
 
 def drift_rows(capsys, **changes):

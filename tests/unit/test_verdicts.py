@@ -96,6 +96,16 @@ def test_false_discovery_rate_selects_in_the_batch(m, seed, rate):
     assert found.fewest_selectable == fewest_selectable(m, N, rate)
 
 
+def test_a_single_row_is_selected_where_its_smoothed_p_value_is_small_enough():
+    """There is no smallest p-value, of which so and so many rows were needed."""
+    p = np.append(np.full(999, 0.9), 1e-6)
+
+    smoothed, plain = (rule("false_discovery_rate", alpha=0.05, smoothed=s).decide(p) for s in (True, False))
+
+    assert smoothed.is_outlier.tolist() == [False] * 999 + [True]
+    assert (smoothed.fewest_selectable, plain.fewest_selectable) == (None, fewest_selectable(1000, N, 0.05))
+
+
 def test_false_discovery_rate_flags_nothing_where_nothing_is_strange():
     """Threshold 0, which no p-value reaches."""
     found = rule("false_discovery_rate").decide(np.full(10, 0.5))
