@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins import Precision
 from pydantic import ValidationError
 
 from softkin.errors import DataError, InvalidInputError, RecipeError
@@ -36,6 +37,8 @@ class Checkpoint:
     snnl: LayeredSnnl
     shuffle: torch.Generator
     device: torch.device
+    precision: Precision = field(default_factory=Precision)
+    """Of the training; in 16 bits it has a state, the scale of the loss."""
 
     def save(self, history: list[dict[str, Any]]) -> None:
         """Replace the file by the state after the epochs of `history`; for all processes together, the first writes.
@@ -52,6 +55,7 @@ class Checkpoint:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "temperatures": self.snnl.state_dict(),
+            "precision": self.precision.state_dict(),
             "rng": {
                 "shuffle": self.shuffle.get_state(),
                 "torch": stacked(torch.get_rng_state(), self.device),
@@ -97,6 +101,8 @@ class Checkpoint:
             group["fused"] = self.optimizer.defaults["fused"]  # a matter of the device, which may have been another
         self.optimizer.load_state_dict(state["optimizer"])
         self.snnl.load_state_dict(state["temperatures"])
+        if scale := state.get("precision"):  # an older version's has none
+            self.precision.load_state_dict(scale)
         self.shuffle.set_state(rng["shuffle"])
         torch.set_rng_state(rng_of_processes[rank()].clone())  # of memory of its own: torch crashes on some views
         if self.device.type == "cuda" and len(rng["cuda"]):

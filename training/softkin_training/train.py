@@ -116,7 +116,8 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
     shuffle = torch.Generator().manual_seed(recipe.seed)
     steps_per_epoch = sum(1 for _ in balanced_batches(y, settings.batch_size, torch.Generator().manual_seed(0)))
     path = out_dir / CHECKPOINT
-    checkpoint = Checkpoint(path, recipe, fingerprint(rows), model, optimizer, snnl, shuffle, fabric.device)
+    precision = fabric.strategy.precision
+    checkpoint = Checkpoint(path, recipe, fingerprint(rows), model, optimizer, snnl, shuffle, fabric.device, precision)
     history = checkpoint.load() if resume and on_first(path.exists) else []
     probe = _probe(recipe, dataset)
     recorder = Recorder(out_dir)
