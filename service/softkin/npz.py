@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,7 +34,10 @@ def open_npz(path: str | Path, remedy: str) -> Iterator[NpzFile]:
             yield file
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({reason_of(e)})") from None
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+    except MemoryError as e:
+        raise DataError(f"{path}: is too large for the memory here ({e}); take a part of its rows") from None
+    # Old headers NumPy parses as Python.
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as e:
         reason = str(e) or "it ends too soon"
         raise DataError(f"{path}: not an .npz file of plain arrays ({reason}); {remedy}") from None
 

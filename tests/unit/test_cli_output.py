@@ -156,6 +156,12 @@ def archive(name, content):
     return out.getvalue()
 
 
+def with_header(text):
+    """An .npz file whose array has this header, in the oldest version of the format, and nothing else."""
+    header = text.ljust(117).encode() + b"\n"
+    return archive("x_test.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -165,6 +171,7 @@ def archive(name, content):
         (damaged(), "not an .npz file"),
         (encrypted(), "not an .npz file of plain arrays .*password required"),
         (cut_short(), r"not an .npz file of plain arrays \(it ends too soon\)"),
+        (with_header("{'descr': '<f8', 'shape': (9"), "not an .npz file of plain arrays"),
         (archive("x_test", "text"), "'x_test' is no array"),
         (archive("x_test.npy", "text"), "'x_test' is no array"),
     ],
@@ -175,6 +182,7 @@ def archive(name, content):
         "damaged",
         "encrypted",
         "cut short",
+        "half a header",
         "a member that is no array",
         "a member that only looks like one",
     ],
@@ -189,6 +197,15 @@ def test_a_file_that_is_no_npz_is_refused_with_the_remedy(tmp_path, content, mes
 
     assert "pickle" not in str(e.value)
     assert str(e.value).endswith("; write one with numpy.savez(FILE, x_test=ROWS), or choose another array with --key")
+
+
+def test_an_array_larger_than_memory_is_refused_with_words(tmp_path):
+    """And with another remedy than to write the file anew."""
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,)}"
+    (tmp_path / "x.npz").write_bytes(with_header(header))
+
+    with pytest.raises(DataError, match=r"x\.npz: is too large for the memory here \(Unable to .* TiB .*take a part"):
+        display.read_array(str(tmp_path / "x.npz"), "x_test")
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path):
