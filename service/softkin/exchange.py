@@ -38,7 +38,7 @@ class Exchange:
         """Why there are no more arrays, if not because the source is at its end."""
 
     def requests(self, x: NDArray[np.generic]) -> Iterator[pb.ScoreStreamRequest]:
-        """The requests for the next array; each is to be serialized before the next is taken.
+        """The requests for the next array, each with rows of its own.
 
         Raises:
             InvalidInputError: the array cannot travel.
