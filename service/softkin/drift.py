@@ -127,7 +127,7 @@ class DriftWatch:
         with self._lock:
             self._catch_up()
             recent = self._recent[: min(self._rows, WINDOW_ROWS)]
-            bins = np.clip(np.ceil(recent.astype(np.float64) * HISTOGRAM_BINS - 1e-6) - 1, 0, HISTOGRAM_BINS - 1)
+            bins = np.maximum(np.ceil(recent.astype(np.float64) * HISTOGRAM_BINS - 1e-6) - 1, 0)
             return DriftReport(
                 rows=self._rows,
                 level=self.level,
