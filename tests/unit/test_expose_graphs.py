@@ -13,6 +13,7 @@ from softkin.errors import InvalidInputError
 from softkin.scorer import Network
 from softkin.scorer_graph import representation_output
 from softkin_training.expose import Exposed, expose
+from softkin_training.onnx_graphs import rename
 
 node, value = helper.make_node, helper.make_tensor_value_info
 FLOAT = TensorProto.FLOAT
@@ -79,8 +80,9 @@ def test_an_output_that_a_node_leaves_out_is_no_output(tmp_path):
     np.testing.assert_allclose(representation(found, "pool", x, tmp_path), expected, atol=1e-5)
 
 
-def test_weights_that_are_mostly_zero_may_be_stored_as_such(tmp_path):
-    """Old models list them among the inputs, as they do other constants."""
+@pytest.mark.parametrize("name", ["w1", "logits", "representation.hidden"])
+def test_weights_that_are_mostly_zero_may_be_stored_as_such(tmp_path, name):
+    """Old models list them among the inputs, as they do other constants; they may be called as a tensor of ours is."""
     w = np.zeros((6, WIDTH), np.float32)
     w[[0, 4], [1, 3]] = 2.0, -1.0
     proto = classifier()
@@ -92,6 +94,7 @@ def test_weights_that_are_mostly_zero_may_be_stored_as_such(tmp_path):
     )
     proto.graph.sparse_initializer.append(sparse)
     proto.graph.input.append(value("w1", FLOAT, [6, WIDTH]))
+    rename(proto.graph, {"w1": name})
     x = rows(5)
 
     found = exposed(proto, x)

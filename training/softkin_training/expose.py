@@ -155,6 +155,7 @@ def expose(
     network = adapted.proto
     # A tensor of the model may be called as one of ours is, `logits` above all.
     produced = [o for n in network.graph.node for o in n.output] + [t.name for t in network.graph.initializer]
+    produced += [t.values.name for t in network.graph.sparse_initializer]
     names = {n: f"model/{n}" for n in produced if n}
     if _is_ours(input_name):
         names[input_name] = INPUTS
