@@ -302,27 +302,6 @@ def test_streams_over_the_limit_are_refused_and_calls_are_not(start, rows, feed)
     assert list(first) == []
 
 
-def test_a_stream_that_gets_no_thread_may_come_again(start, rows, monkeypatch):
-    """No fault of the server: where a system has no more threads, some end soon. Calls have theirs from the start."""
-    running, begin = start(StandIn()), threading.Thread.start
-
-    def no_more(thread):
-        if thread.name == "stream":
-            raise RuntimeError("can't start new thread")
-        begin(thread)
-
-    with monkeypatch.context() as short:
-        short.setattr(threading.Thread, "start", no_more)
-        with pytest.raises(grpc.RpcError) as e:
-            answers(running, [message(rows(1))])
-    found = answers(running, [message(rows(1))])
-
-    assert e.value.code() is Code.RESOURCE_EXHAUSTED
-    assert e.value.details() == "no thread is left for another stream; retry after 1 s, or send unary calls"
-    assert len(found) == 1
-    assert running.sample("softkin_streams") == 0
-
-
 def test_a_drain_finishes_open_streams(start, rows, gate, feed):
     """What was accepted is answered before the server is gone."""
     detector = StandIn(gate=gate)

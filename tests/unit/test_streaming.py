@@ -129,3 +129,18 @@ def test_the_end_of_a_stream_ends_the_wait_for_its_window():
     stream = _Stream(None, metrics, 0, Context(gone=False))
 
     assert waits_for_the_end(stream, partial(stream._read, requests()), received)
+
+
+def test_a_stream_that_gets_no_thread_may_come_again(monkeypatch):
+    """No fault of the server: where a system has no more threads, some end soon."""
+
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    stream = _Stream(None, None, 1, Context(gone=False))
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+
+    with pytest.raises(OverloadedError, match="no thread is left for another stream; retry after 1 s, or send") as e:
+        next(stream.answers(iter(())))
+
+    assert e.value.retry_after_seconds == 1
