@@ -33,7 +33,7 @@ LARGE_TILE_ROWS = 256
 PADDING_LABEL = -1
 PADDING_OFFSET = np.float32(-1e30)
 """Finite, so that times any scale it stays finite, and far below every real logit."""
-CENTER_ROWS = 4096
+CENTER_ROWS = 1024
 """Rows that are enough to find the center by."""
 LARGEST_SQUARE = 1e28
 """Of a centred representation's norm: rows that are farther apart might be farther than padding."""
