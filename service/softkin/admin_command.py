@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,33 +15,32 @@ from softkin.descriptions import DetectorInfo
 from softkin.display import table
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> Collection[argparse.ArgumentParser]:
-    """Add the actions, each with its own arguments; their parsers."""
+def add_arguments(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """Add the actions, each with its own arguments and those of `common`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    load = actions.add_parser("load", help="load a bundle beside what is served")
+    load = actions.add_parser("load", parents=[common], help="load a bundle beside what is served")
     load.add_argument("path", metavar="PATH", help="bundle directory, relative to the server's --bundle-root")
     load.add_argument(
         "--label", action="append", default=[], metavar="L", help="label to give it once it serves; may be repeated"
     )
 
-    unload = actions.add_parser("unload", help="stop serving a version; calls in flight finish on it")
+    unload = actions.add_parser("unload", parents=[common], help="stop serving a version; calls in flight finish on it")
     unload.add_argument("name", metavar="NAME", help="detector")
     unload.add_argument("version", metavar="VERSION", help="its version; must carry no label")
 
-    label = actions.add_parser("label", help="move a label: promotion, or rollback when moved back")
+    label = actions.add_parser("label", parents=[common], help="move a label: promotion, or rollback when moved back")
     label.add_argument("name", metavar="NAME", help="detector")
     label.add_argument("version", metavar="VERSION", help="the version that shall carry the label")
     label.add_argument("label", metavar="LABEL", help="'stable' serves by default, 'shadow' scores silently")
     label.add_argument("--force", action="store_true", help="promote although the shadow comparison speaks against it")
 
-    unlabel = actions.add_parser("unlabel", help="take a label away")
+    unlabel = actions.add_parser("unlabel", parents=[common], help="take a label away")
     unlabel.add_argument("name", metavar="NAME", help="detector")
     unlabel.add_argument("label", metavar="LABEL", help="the label")
 
-    listing = actions.add_parser("list", help="show what is loaded, and who carries which label")
+    listing = actions.add_parser("list", parents=[common], help="show what is loaded, and who carries which label")
     listing.add_argument("--json", action="store_true", help="one JSON object per version")
-    return actions.choices.values()
 
 
 def run(options: argparse.Namespace, client: AdminClient) -> int:

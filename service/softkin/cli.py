@@ -137,7 +137,7 @@ def _target_arguments(
     parser.add_argument(
         "--timeout",
         type=float,
-        default=timeout_seconds,
+        default=parser.argument_default or timeout_seconds,
         metavar="SECONDS",
         help=f"{timeout} (default: {timeout_seconds:g})",
     )
@@ -269,14 +269,11 @@ def _status(options: argparse.Namespace) -> int:
 def _admin_arguments(parser: argparse.ArgumentParser) -> None:
     from softkin import admin_command
 
-    _target_arguments(parser, timeout_seconds=600.0, target="the server's admin port", required=False)
-    for action in admin_command.add_arguments(parser):
-        # As with the other commands they may come last; what is not given here must not undo what was given before.
-        again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-        _target_arguments(again, required=False)
-        for option in again._actions:
-            option.default = option.help = argparse.SUPPRESS
-            action._add_action(option)
+    # As with the other commands they may come last; what is not given there must not undo what was given before.
+    again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    for place in parser, again:
+        _target_arguments(place, timeout_seconds=600.0, target="the server's admin port", required=False)
+    admin_command.add_arguments(parser, again)
 
 
 def _admin(options: argparse.Namespace) -> int:
