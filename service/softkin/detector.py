@@ -104,6 +104,13 @@ class Detector:
         """
         return cls(bundles.read_bundle(path), device=device, threads=threads)
 
+    def __repr__(self) -> str:
+        m = self.manifest
+        return (
+            f"<Detector {m.name} version {m.version}: {len(m.classes)} classes, {m.bank_size} bank rows, "
+            f"{m.calibration_size} calibration rows, on {self.device}>"
+        )
+
     def score(
         self,
         x: ArrayLike,

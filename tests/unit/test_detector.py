@@ -41,6 +41,14 @@ def test_the_answer_says_what_stands_behind_it(detector, tiny):
     assert budget.smallest_p_value == 1 / 301
 
 
+def test_a_detector_says_in_a_line_what_it_is(detector, tiny):
+    """In a notebook, or a log."""
+    m = detector.manifest
+    assert repr(detector) == (
+        f"<Detector tiny version 1: {len(m.classes)} classes, {len(tiny.bank)} bank rows, 300 calibration rows, on cpu>"
+    )
+
+
 def test_verdict_is_p_value_at_most_alpha(detector, tiny):
     """alpha is inclusive and can be given per call."""
     scores = detector.score(tiny.inliers)
