@@ -140,6 +140,15 @@ def test_an_input_that_tells_no_shape_gets_that_of_the_rows():
     assert [d.dim_param or d.dim_value for d in axes] == ["batch", *SHAPE]
 
 
+def test_an_input_of_any_height_and_width_takes_those_of_the_rows(tmp_path):
+    """As fully convolutional networks have them."""
+    x = rows(20)
+
+    found = exposed(classifier(inputs=[value("x", FLOAT, ["batch", "height", None])]), x)
+
+    np.testing.assert_allclose(run(found, x, tmp_path)["logits"], reference(x)[1], rtol=1e-5, atol=1e-5)
+
+
 def test_a_layer_too_wide_to_project_is_refused_before_its_projection_is_drawn(monkeypatch):
     """Numbers in the millions are what a convolution's first layer gives for a photograph."""
     monkeypatch.setattr(exposing, "LARGEST_MODEL_BYTES", 50)
@@ -149,28 +158,37 @@ def test_a_layer_too_wide_to_project_is_refused_before_its_projection_is_drawn(m
         exposed(classifier(), rows(20), max_dim=4)
 
 
-def in_half(*, wide_output):
+def in_half(*, wide_output, batch="batch"):
     """The classifier of `foreign_models` in float16, with a float32 output where asked."""
+    start = body("Reshape" if batch == 1 else "Flatten")
+    start[0].input[0] = "same"
+    start.insert(0, node("Identity", ["x"], ["same"]))
     proto = classifier(
-        start=[*body(), node("Cast", ["scores"], ["wide"], to=FLOAT)],
-        inputs=[value("x", HALF, ["batch", *SHAPE])],
-        outputs=["wide"] if wide_output else [value("scores", HALF, ["batch", CLASSES])],
-        opset=17,
+        start=[*start, node("Cast", ["scores"], ["wide"], to=FLOAT)],
+        inputs=[value("x", HALF, [batch, *SHAPE])],
+        outputs=["wide"] if wide_output else [value("scores", HALF, [batch, CLASSES])],
+        opset=21 if batch == 1 else 17,  # whose conversion would put nodes in order
+        initializers=[tensor(np.array([1, 6]), "shape")],
     )
-    for constant in proto.graph.initializer:
+    for constant in proto.graph.initializer[:2]:
         halved = np.frombuffer(constant.raw_data, np.float32).astype(np.float16)
         constant.raw_data, constant.data_type = halved.tobytes(), HALF
     return proto
 
 
 @pytest.mark.parametrize("wide_output", [True, False])
-def test_a_model_that_takes_float16_takes_float32_rows(tmp_path, wide_output):
-    """No detector takes float16; the cast is the model's first node, and the change is told."""
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_a_model_that_takes_float16_takes_float32_rows(tmp_path, batch, wide_output):
+    """No detector takes float16; the cast is the model's first node, and the change is told.
+
+    A shape that fixes the batch size two nodes behind it is freed too.
+    """
     x = rows(20)
 
-    found = exposed(in_half(wide_output=wide_output), x, layers=["hidden", "before"])
+    found = exposed(in_half(batch=batch, wide_output=wide_output), x, layers=["hidden", "before"])
 
     assert found.changes[0] == "taking float32 rows where it took float16"
+    assert ("freeing the batch axis from 1" in found.changes) == (batch == 1)
     out = run(found, x, tmp_path)
     np.testing.assert_allclose(out["logits"], reference(x)[1], atol=2e-2)
     assert out[representation_output("hidden")].dtype == np.float32
