@@ -11,7 +11,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import groupby
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from softkin.batch_times import BatchTimes
 from softkin.errors import CancelledError, ExpiredError, UnavailableError
@@ -261,22 +264,21 @@ class Batcher:
             complete = sum(map(len, ticket.parts.values())) == len(ticket.x)
         if complete:
             joined = RowScores.concatenate([ticket.parts[at] for at in sorted(ticket.parts)])
+            ticket.parts.clear()
             self._judge([(ticket, slice(0, len(ticket.x)))], joined)
 
     def _judge(self, tickets: list[tuple[Ticket, slice]], found: RowScores) -> None:
         """One set of p-values and verdicts for tickets with the same rule; `found` begins at the first one's rows."""
         started = time.monotonic()
-        first, origin = tickets[0][0], tickets[0][1].start
+        first = tickets[0][0]
         scores = first.detector.judge(found, first.rule, first.x, smoothing_seed=first.smoothing_seed)
-        if len(tickets) > 1:
-            scores.lists()  # here once, instead of in every caller's thread
+        shares = _shares(tickets, scores)
         stages = {"infer": found.infer_seconds, "calibrate": time.monotonic() - started}
         live = []
         with self._changed:
-            for ticket, rows in tickets:
-                own = None if len(tickets) == 1 else slice(rows.start - origin, rows.stop - origin)
-                stages["queue"] = ticket.started - ticket.submitted
-                if self._settle(ticket, None, Share(scores, own, stages.copy())):
+            for (ticket, _), share in zip(tickets, shares, strict=True):
+                share.stage_seconds.update(stages, queue=ticket.started - ticket.submitted)
+                if self._settle(ticket, None, share):
                     live.append(ticket)
         for ticket in live:
             ticket.latch.release()
@@ -284,6 +286,8 @@ class Batcher:
             self._scored(scores)
         for ticket in live:
             self._answered(ticket)
+            if ticket.reader is not None:
+                ticket.x = ticket.x[:0].copy()  # the answer may have to wait; what was asked need not
 
     def _recover(self, batch: Batch, error: Exception) -> None:
         """The device failed on a batch: run every request's rows by themselves, so that only the guilty one fails."""
@@ -333,3 +337,28 @@ class Batcher:
 def _share_verdicts(a: Ticket, b: Ticket) -> bool:
     """Whether both get the p-values and verdicts that their rows get in company."""
     return a.rule is b.rule and a.rule.guarantee != "false_discovery_rate" and not a.rule.smoothed
+
+
+def _shares(tickets: list[tuple[Ticket, slice]], scores: Scores) -> list[Share]:
+    """What each ticket gets of scores that were judged together; of a copy, if it may have to wait for its reader.
+
+    A reader that does not read holds its own rows then, and not what others got with them.
+    """
+    shares: list[Share] = []
+    origin = tickets[0][1].start
+    for reader, group in groupby(tickets, key=_reader):
+        whose = list(group)
+        held, start = scores, origin
+        if reader is not None:
+            start = whose[0][1].start
+            held = scores.take(np.arange(start - origin, whose[-1][1].stop - origin))
+        if len(tickets) > 1:
+            held.lists()  # here once, instead of in every caller's thread
+        for _, rows in whose:
+            own = None if len(tickets) == 1 else slice(rows.start - start, rows.stop - start)
+            shares.append(Share(held, own, {}))
+    return shares
+
+
+def _reader(pair: tuple[Ticket, slice]) -> int | None:
+    return pair[0].reader

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Rows: TypeAlias = slice | NDArray[np.intp]
+"""Which rows to take: a slice gives views, numbers give copies."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +32,7 @@ class Neighbors:
     shares: NDArray[np.float32]
     """`[B, L, K]`: the neighbour's share of the row's whole soft-nearest-neighbour mass in that layer, in [0, 1]."""
 
-    def take(self, rows: slice) -> Neighbors:
+    def take(self, rows: Rows) -> Neighbors:
         """Those of some rows."""
         arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in _NEIGHBOR_ARRAYS}
         return replace(self, **arrays)
@@ -62,7 +65,7 @@ class Parts:
     values: NDArray[np.float64]
     """`[B, P]`: surprises, at least 0; higher = stranger."""
 
-    def take(self, rows: slice) -> Parts:
+    def take(self, rows: Rows) -> Parts:
         """Those of some rows."""
         return replace(self, values=self.values[rows])
 
@@ -191,8 +194,8 @@ class Scores:
             found = self.__dict__["_lists"] = {name: getattr(self, name).tolist() for name in _ROW_ARRAYS}
         return found
 
-    def take(self, rows: slice) -> Scores:
-        """The answer for some rows: views, with stage times of its own to fill. Not for `false_discovery_rate`."""
+    def take(self, rows: Rows) -> Scores:
+        """The answer for some rows, with stage times of its own to fill. Not for `false_discovery_rate`."""
         return Scores(
             outlier_score=self.outlier_score[rows],
             p_value=self.p_value[rows],

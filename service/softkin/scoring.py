@@ -93,14 +93,14 @@ class ScoringPath:
         return detector.manifest.default_alpha if self._settings.alpha is None else self._settings.alpha
 
     def submit(self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext) -> Ticket:
-        """Check a request, admit it and queue it.
+        """Check a request of a stream, admit it and queue it.
 
         Raises:
             InvalidInputError: names the field, the value and what is allowed.
             OverloadedError: too much is pending.
             UnmeetableError: what is pending leaves no time for the deadline.
         """
-        ticket = self._admit(detector, call, context)
+        ticket = self._admit(detector, call, context, reader=id(context))
         try:
             self._batcher.submit(ticket)
         except BaseException:
@@ -108,7 +108,9 @@ class ScoringPath:
             raise
         return ticket
 
-    def _admit(self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext) -> Ticket:
+    def _admit(
+        self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext, reader: int | None = None
+    ) -> Ticket:
         rule = detector.rule(
             alpha=self.default_alpha(detector) if call.alpha is None else call.alpha,
             guarantee=call.guarantee or self._settings.guarantee,
@@ -126,6 +128,7 @@ class ScoringPath:
             num_neighbors=call.num_neighbors,
             smoothing_seed=call.smoothing_seed,
             deadline=time.monotonic() + remaining if limited else math.inf,
+            reader=reader,
             ended=partial(self.admission.leave, *share),
         )
         if limited and (expected := self._batcher.expected_seconds(ticket)) > remaining:

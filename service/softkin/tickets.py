@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from softkin.cancellation import Cancellation
 from softkin.errors import CancelledError
 from softkin.registry import ScoringDetector
-from softkin.scores import RowScores, Scores, Share
+from softkin.scores import RowScores, Share
 from softkin.verdicts import Rule
 
 
@@ -26,6 +26,7 @@ class Ticket:
         num_neighbors: nearest training rows per row and layer.
         smoothing_seed: given where the rule is smoothed.
         deadline: when nobody waits for it any more, by `time.monotonic`.
+        reader: a number for whom the answer may have to wait for; None where a thread takes it at once.
         ended: called once, when there is a result of any kind.
     """
 
@@ -39,6 +40,7 @@ class Ticket:
         "latch",
         "num_neighbors",
         "parts",
+        "reader",
         "rule",
         "share",
         "smoothing_seed",
@@ -57,6 +59,7 @@ class Ticket:
         num_neighbors: int = 0,
         smoothing_seed: int | None = None,
         deadline: float = math.inf,
+        reader: int | None = None,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.detector = detector
@@ -65,6 +68,7 @@ class Ticket:
         self.num_neighbors = num_neighbors
         self.smoothing_seed = smoothing_seed
         self.deadline = deadline
+        self.reader = reader
         self.ended = ended
         self.submitted = self.started = 0.0
         self.taken = 0
@@ -75,11 +79,6 @@ class Ticket:
         self.done = False
         self.latch = threading.Lock()  # held until there is a result: a tenth of the cost of an Event
         self.latch.acquire()
-
-    @property
-    def scores(self) -> Scores | None:
-        """The answer, once there is one."""
-        return None if self.share is None else self.share.own()
 
     def wait(self) -> Share:
         """Block until there is an answer. To be called once.

@@ -9,7 +9,7 @@ import pytest
 
 from softkin.errors import CancelledError, DeviceError
 from standin import StandIn
-from ticket_cases import assert_same, rows, ticket
+from ticket_cases import ARRAYS, assert_same, rows, ticket
 
 WAIT_SECONDS = 20.0
 
@@ -180,3 +180,61 @@ def test_false_discoveries_are_counted_in_each_request_by_itself(make):
         assert_same(scores, StandIn().score(x, guarantee="false_discovery_rate", alpha=0.3))
     assert [int(s.is_outlier.sum()) for s in found] == [1, 0]
     assert detector.batches == [10]
+
+
+def held_bytes(found):
+    """Of all arrays that an answer keeps alive, those behind views too."""
+    arrays = [getattr(found, name) for name in ARRAYS]
+    arrays += [getattr(found.neighbors, name) for name in ("ids", "labels", "distances", "shares")]
+    owners = [a if a.base is None else a.base for a in (*arrays, found.parts.values)]
+    return sum({id(o): o.nbytes for o in owners}.values())
+
+
+@pytest.mark.parametrize("kind", [{}, {"guarantee": "false_discovery_rate"}, {"seed": 7}])
+def test_what_may_wait_for_a_slow_reader_holds_the_rows_of_that_reader_alone(make, kind):
+    """A request of one row would keep the scores of its whole batch, and every request of a reader another batch's."""
+    batcher, detector, told = make(), StandIn(), threading.Semaphore(0)
+    batcher._answered = lambda ticket: told.release()
+    slow, company, again = (ticket(detector, rows(1, n), reader=n, num_neighbors=2, **kind) for n in (1, 2, 3))
+    others = ticket(detector, rows(200), num_neighbors=2, **kind)
+
+    together(batcher, slow, others, company, again)
+    shares = [t.wait() for t in (slow, company, again, others)]
+
+    assert detector.batches == [203]
+    for share, offset in zip(shares, (1, 2, 3), strict=False):
+        expected = StandIn().score(rows(1, offset), num_neighbors=2, alpha=0.05, **options(kind))
+        assert_same(share.own(), expected)
+        assert held_bytes(share.scores) <= 2 * held_bytes(expected)
+    for _ in range(4):
+        assert told.acquire(timeout=WAIT_SECONDS)
+    batcher.close()
+    assert [t.x.base is None and t.x.nbytes for t in (slow, company, again)] == [0, 0, 0]
+
+
+def options(kind):
+    """As `score` calls them."""
+    return {"smoothing_seed" if name == "seed" else name: value for name, value in kind.items()}
+
+
+def test_answers_that_are_taken_at_once_are_no_copies(make):
+    """Nor are those of requests of one reader from each other."""
+    batcher, detector = make(), StandIn()
+    first, second = ticket(detector, rows(2)), ticket(detector, rows(3, 2))
+    third, fourth = ticket(detector, rows(1, 5), reader=1), ticket(detector, rows(2, 6), reader=1)
+
+    together(batcher, first, second, third, fourth)
+    a, b, c, d = (t.wait() for t in (first, second, third, fourth))
+
+    assert a.scores is b.scores
+    assert (c.scores is d.scores, len(c.scores)) == (True, 3)
+    assert_same(d.own(), StandIn().score(rows(2, 6), alpha=0.05))
+
+
+def test_a_request_in_slices_keeps_none_of_them_once_it_is_answered(make):
+    """They hold a number for every class, and the batches that they were in."""
+    cut = ticket(StandIn(), rows(7))
+    make(max_batch_rows=4).submit(cut)
+
+    assert len(cut.wait()) == 7
+    assert not cut.parts

@@ -32,19 +32,41 @@ class Call:
         return True
 
 
-def test_a_request_that_a_closed_batcher_refuses_leaves_the_gate_once():
+@pytest.fixture
+def path():
+    """Of a server without a port."""
+    metrics = Metrics(CollectorRegistry(), version="0")
+    found = ScoringPath(ServerSettings(bundles=["x"]), Registry(), metrics, DriftWatches())
+    yield found
+    found.close()
+
+
+def request():
+    """Two rows."""
+    return ScoreCall(np.zeros((2, *SHAPE), np.float32), None, None, None, None, 0)
+
+
+def test_a_request_that_a_closed_batcher_refuses_leaves_the_gate_once(path):
     """The call's own end comes on top: pending counts must not fall below 0."""
-    path = ScoringPath(
-        ServerSettings(bundles=["x"]), Registry(), Metrics(CollectorRegistry(), version="0"), DriftWatches()
-    )
     path.close()
     call = Call()
-    rows = ScoreCall(np.zeros((2, *SHAPE), np.float32), None, None, None, None, 0)
 
     with pytest.raises(UnavailableError, match="the server is stopping"):
-        path.score(StandIn(), rows, call)
+        path.score(StandIn(), request(), call)
     for ended in call.ended:
         ended()
 
     gate = path.admission
     assert (gate.pending_rows, gate.pending_bytes, gate.pending_requests) == (0, 0, 0)
+
+
+def test_streams_may_be_slow_to_read_and_unary_callers_are_not(path):
+    """What a stream has not read yet must not hold what others got with it: each stream is told from the others."""
+    first, second = Call(), Call()
+    tickets = [path.submit(StandIn(), request(), call) for call in (first, first, second)]
+    for ticket in tickets:
+        ticket.wait()
+
+    assert tickets[0].reader == tickets[1].reader != tickets[2].reader
+    assert None not in (tickets[0].reader, tickets[2].reader)
+    assert path._admit(StandIn(), request(), first).reader is None
