@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import grpc
@@ -39,11 +40,18 @@ _UNREACHED = {
 """Words of gRPC for a server that was not reached, and what may help."""
 
 
+_TOO_LARGE = "max_message_bytes", "larger than max", "exceeds maximum size"
+"""Words of the server, of gRPC and of gRPC for Java for a message that is too large."""
+UNSTATED_DELAY_SECONDS = 1.0
+"""What callers are told to wait where somebody on the way limits them and does not say for how long."""
+
+
 def call_error(e: Any, target: str) -> SoftkinError:
     """The error for a call that failed; `e` is the RpcError of grpc or of grpc.aio."""
     # Pairs, whichever it is: that of grpc.aio looks like a mapping to dict, and in some versions is none.
-    milliseconds = dict(iter(e.trailing_metadata() or ())).get(RETRY_AFTER)
-    retry_after = None if milliseconds is None else float(milliseconds) / 1000
+    milliseconds = dict(iter(e.trailing_metadata() or ())).get(RETRY_AFTER, "")
+    # Proxies write there what they like; a negative number states no delay.
+    retry_after = int(milliseconds) / 1000 if re.fullmatch("[0-9]{1,9}", milliseconds) else None
     return _error(e.code(), e.details() or "", retry_after, target)
 
 
@@ -59,19 +67,20 @@ def answer_error(status: Status, target: str) -> SoftkinError:
 
 def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | None, target: str) -> SoftkinError:
     if code is grpc.StatusCode.INVALID_ARGUMENT:
-        field, _, message = details.partition(": ")
-        return InvalidInputError(field, message)
+        field, colon, message = details.partition(": ")
+        return InvalidInputError(field, message) if colon else InvalidInputError("request", f"{target}: {details}")
     if code in _OWN_WORDS:
         return _OWN_WORDS[code](details)
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return AuthenticationError(f"{target}: {details}; give one that the server takes (token, or --token-file)")
     if code is grpc.StatusCode.PERMISSION_DENIED:
         return AuthenticationError(f"{target}: {details}")
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_seconds is None:
-        return InvalidInputError("message", f"{target}: {details}")  # too large: waiting does not help
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        assert retry_after_seconds is not None
-        return OverloadedError(f"{target}: {details}", retry_after_seconds)
+        if retry_after_seconds is None and any(words in details for words in _TOO_LARGE):
+            return InvalidInputError("message", f"{target}: {details}")  # waiting does not help
+        return OverloadedError(
+            f"{target}: {details}", UNSTATED_DELAY_SECONDS if retry_after_seconds is None else retry_after_seconds
+        )
     if code is grpc.StatusCode.UNAVAILABLE:
         remedy = next((remedy for words, remedy in _UNREACHED.items() if words in details), "")
         return UnavailableError(f"{target}: {details}{remedy}", retry_after_seconds)
