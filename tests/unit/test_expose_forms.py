@@ -149,6 +149,20 @@ def test_an_input_of_any_height_and_width_takes_those_of_the_rows(tmp_path):
     np.testing.assert_allclose(run(found, x, tmp_path)["logits"], reference(x)[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("max_dim", "dim"), [(3, 3), (256, WIDTH)])
+def test_a_representation_is_declared_as_wide_as_it_is(max_dim, dim):
+    """Of a classifier's layer and of bare vectors; whoever reads the graph sizes buffers by it."""
+    vectors = np.random.default_rng(0).normal(size=(20, WIDTH)).astype(np.float32)
+    both = (
+        exposed(classifier(), rows(20), max_dim=max_dim),
+        embedding_network(vectors, metric="cosine", max_dim=max_dim, seed=0),
+    )
+
+    for found in both:
+        shape = onnx.load_from_string(found.model).graph.output[-1].type.tensor_type.shape
+        assert found.layers[0].dim == shape.dim[1].dim_value == dim
+
+
 def test_a_layer_too_wide_to_project_is_refused_before_its_projection_is_drawn(monkeypatch):
     """Numbers in the millions are what a convolution's first layer gives for a photograph."""
     monkeypatch.setattr(exposing, "LARGEST_MODEL_BYTES", 50)
