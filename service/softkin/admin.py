@@ -23,7 +23,6 @@ from softkin.scoring import ended
 from softkin.security import Security
 from softkin.servicer import OutlierServicer
 from softkin.settings import ServerSettings
-from softkin.shadow import Shadow
 from softkin.v1 import admin_pb2 as pb
 from softkin.v1 import admin_pb2_grpc as pb_grpc
 from softkin.v1 import outlier_pb2
@@ -40,7 +39,6 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
     Args:
         loader: makes the changes, one at a time.
         registry: what is served.
-        shadow: has a say in promotions.
         metrics: where loads are counted.
         info: describes a detector.
         root: directory that bundles must lie in; None refuses every load.
@@ -50,14 +48,12 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         self,
         loader: Loader,
         registry: Registry,
-        shadow: Shadow,
         metrics: Metrics,
         info: Callable[[ScoringDetector], outlier_pb2.DetectorInfo],
         root: Path | None,
     ) -> None:
         self._loader = loader
         self._registry = registry
-        self._shadow = shadow
         self._metrics = metrics
         self._info = info
         self._root = root
@@ -96,9 +92,6 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         _require(detector=request.detector, version=request.version)
         check_label(request.label)
         with self._changing(context):
-            found = self._registry.loaded(request.detector, request.version)
-            if found is not None and request.label == STABLE and not request.force:
-                self._shadow.check_promotion(found)
             previous = self._set_label(request.detector, request.version, request.label, force=request.force)
         return pb.SetLabelResponse(previous_version=previous)
 
@@ -109,9 +102,6 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         _require(detector=request.detector)
         check_label(request.label)
         with self._changing(context):
-            last = self._registry.last(request.detector)
-            if last is not None and request.label == STABLE:
-                self._shadow.check_promotion(last)
             previous = self._registry.remove_label(request.detector, request.label)
             log.info(log_line("unlabelled", detector=request.detector, label=request.label, previous=previous))
         return pb.RemoveLabelResponse(previous_version=previous)
@@ -132,14 +122,12 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         found = self._loader.known(path)
         if found is None:
             return None
-        if STABLE in labels:
-            self._shadow.check_promotion(found)
-        for label in labels:
+        for label in sorted(labels, key=lambda label: label != STABLE):  # first what may be refused
             self._set_label(found.manifest.name, found.manifest.version, label)
         return found
 
     def _set_label(self, name: str, version: str, label: str, *, force: bool = False) -> str:
-        previous = self._registry.set_label(name, version, label)
+        previous = self._registry.set_label(name, version, label, force=force)
         _log_label(name, version, label, previous=previous or "none", force=force)
         return previous
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,12 +79,8 @@ class _Named:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def last(self) -> str:
-        return list(self.versions)[-1]
-
-    @property
     def default(self) -> str:
-        return self.labels.get(STABLE) or self.last
+        return self.labels.get(STABLE) or list(self.versions)[-1]
 
 
 class Registry:
@@ -92,9 +88,14 @@ class Registry:
 
     The version that serves by default is the one labelled `stable`; without that label, the last one added. Readers in
     other threads see the detectors before a change or after it, never between.
+
+    Attributes:
+        check_default: given the version that a change would make the default, before it does; raises PreconditionError
+            where it may not.
     """
 
     def __init__(self) -> None:
+        self.check_default: Callable[[ScoringDetector], None] = lambda detector: None
         self._lock = threading.Lock()
         self._named: dict[str, _Named] = {}
 
@@ -148,6 +149,7 @@ class Registry:
 
         Raises:
             NotFoundError: there is no such version of the detector's name.
+            PreconditionError: by `check_default`.
         """
         name, new = detector.manifest.name, detector.manifest.version
         with self._lock:
@@ -185,7 +187,7 @@ class Registry:
 
         Raises:
             NotFoundError: no such name or version.
-            PreconditionError: it carries a label, or is the only one of its name.
+            PreconditionError: it carries a label, or is the only one of its name, or by `check_default`.
         """
         with self._lock:
             found = self._version(name, version)
@@ -195,21 +197,31 @@ class Registry:
                 raise PreconditionError(f"version {version!r} carries {', '.join(carried)}; move its labels first")
             if len(named.versions) == 1:
                 raise PreconditionError(f"version {version!r} is the only one of {name!r}; load another one first")
-            self._put(name, {v: d for v, d in named.versions.items() if v != version}, named.labels)
+            try:
+                self._put(name, {v: d for v, d in named.versions.items() if v != version}, named.labels)
+            except PreconditionError as e:
+                raise PreconditionError(f"without version {version!r} another one serves by default: {e}") from None
         return found
 
-    def set_label(self, name: str, version: str, label: str) -> str:
+    def set_label(self, name: str, version: str, label: str, *, force: bool = False) -> str:
         """Move a label to a loaded version; returns the version that had it, empty if none.
+
+        Args:
+            name: of the detector.
+            version: that shall carry the label.
+            label: which one.
+            force: whether the version may become the default whatever `check_default` says.
 
         Raises:
             InvalidInputError: the label is unfit.
             NotFoundError: no such name or version.
+            PreconditionError: by `check_default`.
         """
         check_label(label)
         with self._lock:
             self._loaded_version(name, version)
             named = self._named[name]
-            self._put(name, named.versions, {**named.labels, label: version})
+            self._put(name, named.versions, {**named.labels, label: version}, force=force)
             return named.labels.get(label, "")
 
     def remove_label(self, name: str, label: str) -> str:
@@ -217,6 +229,7 @@ class Registry:
 
         Raises:
             NotFoundError: no such name, or no version carries it.
+            PreconditionError: by `check_default`.
         """
         with self._lock:
             named = self._named.get(name)
@@ -280,11 +293,6 @@ class Registry:
         named = self._named.get(name)
         return None if named is None else named.versions[named.default]
 
-    def last(self, name: str) -> ScoringDetector | None:
-        """The version of a name that serves by default where none is labelled stable, if there is one."""
-        named = self._named.get(name)
-        return None if named is None else named.versions[named.last]
-
     def labels_of(self, detector: ScoringDetector) -> tuple[str, ...]:
         """The labels that a detector carries, sorted."""
         named = self._named.get(detector.manifest.name, _Named())
@@ -296,8 +304,19 @@ class Registry:
         for name in sorted(named):
             yield from (d for _, d in sorted(named[name].versions.items()) if d is not None)
 
-    def _put(self, name: str, versions: Mapping[str, ScoringDetector | None], labels: Mapping[str, str]) -> None:
-        self._named = {**self._named, name: _Named(versions, labels)}
+    def _put(
+        self,
+        name: str,
+        versions: Mapping[str, ScoringDetector | None],
+        labels: Mapping[str, str],
+        *,
+        force: bool = False,
+    ) -> None:
+        named = _Named(versions, labels)
+        default = versions[named.default]
+        if default is not None and default is not self.default(name) and not force:
+            self.check_default(default)
+        self._named = {**self._named, name: named}
 
     def _name(self, name: str) -> _Named:
         named = self._named

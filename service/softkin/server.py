@@ -117,9 +117,7 @@ class Server:
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._grpc)
         self._admin: AdminListener | None = None
         if settings.admin_port is not None:
-            admin = AdminServicer(
-                self._loader, registry, self._path.shadow, metrics, self._servicer.info, settings.bundle_root
-            )
+            admin = AdminServicer(self._loader, registry, metrics, self._servicer.info, settings.bundle_root)
             self._admin = AdminListener(settings, metrics, self._security, admin, self._servicer)
         self._hurry = threading.Event()
         self._stopped = threading.Event()

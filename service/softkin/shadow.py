@@ -116,6 +116,7 @@ class Shadow:
         self._cancellation = Cancellation()
         self._comparisons: dict[str, Comparison] = {}
         self._complained = ""
+        registry.check_default = self.check_promotion
         metrics.shadows_watched(self._reports)
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
         self._thread.start()
@@ -160,13 +161,13 @@ class Shadow:
         return found if (found.shadow, found.live) == (none.shadow, none.live) else none
 
     def check_promotion(self, candidate: ScoringDetector) -> None:
-        """Let a version become the one that serves; one that is no shadow always may.
+        """Let another version become the one that serves; one that is no shadow always may.
 
         Raises:
             PreconditionError: it was compared on too few rows, or disagrees too much.
         """
         m, s = candidate.manifest, self._settings
-        if SHADOW not in self._registry.labels_of(candidate) or self._registry.default(m.name) is candidate:
+        if SHADOW not in self._registry.labels_of(candidate):
             return
         found = self.comparison(candidate)
         remedy = f"or set {STABLE!r} with force"

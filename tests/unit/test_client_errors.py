@@ -59,7 +59,7 @@ def test_a_limit_on_the_way_is_an_overload_and_no_fault_of_the_request(details):
 )
 def test_a_message_that_is_too_large_stays_so(details):
     """No wait helps: in the words of the server, of gRPC for C, Go and Java."""
-    with pytest.raises(InvalidInputError, match="^message: a:1: "):
+    with pytest.raises(InvalidInputError, match=r"^message: a:1: "):
         raise failed(Code.RESOURCE_EXHAUSTED, details)
 
 

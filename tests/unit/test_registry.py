@@ -283,3 +283,33 @@ def test_readers_never_see_a_change_half_made():
 
     assert failures == []
     assert seen
+
+
+def test_whoever_must_agree_is_asked_about_another_default_alone_and_before_it_serves():
+    """Reloads that keep the version, and labels that move elsewhere, change nothing for callers who name none."""
+    asked = []
+    registry = registry_of(StandIn(version="1"), StandIn(version="2"))
+
+    def refuse(detector):
+        asked.append((detector.manifest.version, registry.get().manifest.version))
+        raise PreconditionError("no")
+
+    registry.check_default = refuse
+    registry.set_label("standin", "1", "canary")
+    registry.set_label("standin", "2", "stable")
+    registry.remove_label("standin", "stable")
+    registry.exchange("1", StandIn(version="3"))
+    assert asked == []
+
+    registry.remove_label("standin", "canary")
+    with pytest.raises(PreconditionError, match=r"^without version '2' another one serves by default: no$"):
+        registry.remove("standin", "2")
+    with pytest.raises(PreconditionError, match=r"^no$"):
+        registry.set_label("standin", "3", "stable")
+    with pytest.raises(PreconditionError, match=r"^no$"):
+        registry.exchange("2", StandIn(version="4"))
+    assert asked == [("3", "2"), ("3", "2"), ("4", "2")]
+    assert versions(registry) == [("standin", "2"), ("standin", "3")]
+
+    assert registry.set_label("standin", "3", "stable", force=True) == ""
+    assert registry.get().manifest.version == "3"

@@ -74,8 +74,8 @@ class DetectorAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadDetector(self, request, context):
-        """Stops serving a version. FAILED_PRECONDITION: it carries a label or is the last one of its name. NOT_FOUND: no such
-        version.
+        """Stops serving a version. FAILED_PRECONDITION: it carries a label or is the last one of its name, or without it a
+        version would serve that SetLabel would not promote. NOT_FOUND: no such version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
