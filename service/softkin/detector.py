@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -309,9 +310,12 @@ class Detector:
 
     def _prove(self, bundle: Bundle) -> None:
         """Score the golden rows: a bundle that answers differently here than where it was built must not serve."""
-        if not len(bundle.golden.inputs):
+        x = bundle.golden.inputs
+        zeros = np.zeros((1, *self.manifest.input_shape), self.manifest.input_dtype)
+        _refuse_other_classes(self._scorer.run(x[:1] if len(x) else zeros), bundle.path / bundles.MODEL)
+        if not len(x):
             return
-        found = self.score(bundle.golden.inputs).outlier_score
+        found = self.score(x).outlier_score
         refuse_difference(found, bundle.golden, f"{bundle.path / bundles.GOLDEN} on {self.device}")
 
 
@@ -324,6 +328,15 @@ def _make_rule(manifest: Manifest, alpha: float, guarantee: Guarantee, confidenc
         class_sizes=manifest.predicted_class_rows,
         smoothed=smoothed,
     )
+
+
+def _refuse_other_classes(outputs: Outputs, model: Path) -> None:
+    """Some graphs do not say how many numbers they yield: a run does."""
+    classes = outputs.masses.shape[2]
+    for name, array in ((LOGITS, outputs.logits), (BOUNDARY, outputs.boundary)):
+        if array is not None and array.shape[1:] != (classes,):
+            numbers = "x".join(map(str, array.shape[1:]))
+            raise BundleError(f"{model}: has {numbers} {name}, the bank has {classes} classes; build it again")
 
 
 def refuse_difference(found: NDArray[np.floating], golden: Golden, where: str) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from softkin import BundleError, Detector, InvalidInputError, conformal, mass
 from softkin.bank import PADDING_LABEL
-from softkin.bundle import read_bundle
+from softkin.bundle import MODEL, read_bundle
 from softkin_training.build import LayerSpec, build
 
 
@@ -277,4 +278,22 @@ def test_a_bundle_that_scores_its_golden_rows_differently_does_not_load(tiny, mo
     object.__setattr__(bundle.golden, "outlier_scores", bundle.golden.outlier_scores + 0.1)
 
     with pytest.raises(BundleError, match=r"golden row \d+ scores .* when built"):
+        Detector(bundle, device="cpu")
+
+
+@pytest.mark.parametrize("golden", [True, False])
+@pytest.mark.parametrize("columns", [2, 6])
+def test_a_network_that_hides_its_number_of_classes_is_found_out_when_it_is_loaded(tiny, tiny_copy, columns, golden):
+    """Of a class that the bank does not know a request would ask for scores in vain."""
+    model = onnx.load_from_string(tiny.model)
+    weights = next(i for i in model.graph.initializer if i.name == "w")
+    weights.CopyFrom(numpy_helper.from_array(np.resize(numpy_helper.to_array(weights), (12, columns)), "w"))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    (tiny_copy / MODEL).write_bytes(model.SerializeToString())
+    bundle = replace(read_bundle(tiny.path), path=tiny_copy)
+    if not golden:
+        none = replace(bundle.golden, inputs=bundle.golden.inputs[:0], outlier_scores=bundle.golden.outlier_scores[:0])
+        bundle = replace(bundle, golden=none)
+
+    with pytest.raises(BundleError, match=rf"model\.onnx: has {columns} logits, the bank has 3 classes; build"):
         Detector(bundle, device="cpu")
