@@ -183,7 +183,7 @@ class Registry:
         """Serve a version no longer; calls that hold it finish on it.
 
         Returns:
-            The version; None if it had been withdrawn.
+            The version; None if it had been withdrawn: then its labels go with it, and the name if there is no other.
 
         Raises:
             NotFoundError: no such name or version.
@@ -193,12 +193,13 @@ class Registry:
             found = self._version(name, version)
             named = self._named[name]
             carried = sorted(k for k, v in named.labels.items() if v == version)
-            if carried:
+            others = {v: d for v, d in named.versions.items() if v != version}
+            if found is not None and carried:
                 raise PreconditionError(f"version {version!r} carries {', '.join(carried)}; move its labels first")
-            if len(named.versions) == 1:
+            if found is not None and all(d is None for d in others.values()):
                 raise PreconditionError(f"version {version!r} is the only one of {name!r}; load another one first")
             try:
-                self._put(name, {v: d for v, d in named.versions.items() if v != version}, named.labels)
+                self._put(name, others, {k: v for k, v in named.labels.items() if v != version})
             except PreconditionError as e:
                 raise PreconditionError(f"without version {version!r} another one serves by default: {e}") from None
         return found
@@ -313,10 +314,11 @@ class Registry:
         force: bool = False,
     ) -> None:
         named = _Named(versions, labels)
-        default = versions[named.default]
+        default = versions[named.default] if versions else None
         if default is not None and default is not self.default(name) and not force:
             self.check_default(default)
-        self._named = {**self._named, name: named}
+        changed = {**self._named, name: named}
+        self._named = {k: v for k, v in changed.items() if v.versions}
 
     def _name(self, name: str) -> _Named:
         named = self._named

@@ -136,15 +136,15 @@ class Reloader:
         path = path.resolve()  # once: a link that is moved meanwhile must not mix two bundles
         known = self._loader.known(path, replacing=None if stays else (name, version))
         if known is not None:
-            if before is not None and before != Loaded.of(known):
-                self._give_way(before, known, moved)
+            if before != Loaded.of(known) and self._registry.has_place(name, version):
+                self._give_way(name, version, before, known, moved)
             return known
         manifest = bundle.read_manifest(path)
         if manifest.name == name and self._registry.has_place(name, version):
             return self._replace(path, goes, version, moved)
         new = self._loader.add(path, keep_default=True)
-        if goes is not None:
-            self._unload_if_free(goes)
+        if not stays and self._registry.has_place(name, version):
+            self._unload_if_free(name, version)
         return new
 
     def _held_elsewhere(self, before: Loaded, path: Path) -> bool:
@@ -186,21 +186,23 @@ class Reloader:
             self._loader.forget(before)
         return new
 
-    def _give_way(self, before: Loaded, known: ScoringDetector, moved: tuple[str, ...] | None) -> None:
-        """What the path holds is loaded already, from elsewhere."""
-        if known.manifest.name == before.name:
-            self._registry.exchange(before.version, known, labels=moved)
-            if moved is None:
+    def _give_way(
+        self, name: str, version: str, before: Loaded | None, known: ScoringDetector, moved: tuple[str, ...] | None
+    ) -> None:
+        """What the path holds is loaded already, from elsewhere; what it held before may be withdrawn."""
+        if known.manifest.name == name:
+            self._registry.exchange(version, known, labels=moved)
+            if moved is None and before is not None:
                 self._loader.undescribe(before)
                 self._loader.forget(before)
         elif moved is None:
-            self._unload_if_free(before)
+            self._unload_if_free(name, version)
 
-    def _unload_if_free(self, before: Loaded) -> None:
+    def _unload_if_free(self, name: str, version: str) -> None:
         try:
-            self._loader.unload(before.name, before.version)
+            self._loader.unload(name, version)
         except PreconditionError as e:
-            log.warning(log_line("kept", detector=before.name, version=before.version, reason=e))
+            log.warning(log_line("kept", detector=name, version=version, reason=e))
 
     def _withdraw(self, before: Loaded) -> None:
         """Give the memory of a version back, once its last request in flight has ended."""

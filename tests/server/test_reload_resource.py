@@ -6,6 +6,7 @@ import threading
 import weakref
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
@@ -238,3 +239,51 @@ def test_a_version_that_cannot_come_back_is_replaced_by_the_next_bundle_that_loa
     assert e.value.code() is grpc.StatusCode.UNAVAILABLE
     assert shown == []
     assert running.score(rows(1), detector="standin").budget.version == following
+
+
+@pytest.fixture
+def gone(running, loading, tmp_path):
+    """Version 1 was dropped for another bundle; that one failed, and so did version 1 when it should come back."""
+    write(tmp_path / "bundle", 2)
+    loading.failures = [RuntimeError("no"), RuntimeError("no")]
+    running.server.reloader.reload()
+    assert refusal(running) is grpc.StatusCode.UNAVAILABLE
+    return running
+
+
+def refusal(running):
+    """What a caller of the version is told."""
+    with pytest.raises(grpc.RpcError) as e:
+        running.score(np.zeros((1, 2, 3), np.float32), detector="standin", version="1")
+    return e.value.code()
+
+
+def test_a_version_that_cannot_come_back_leaves_when_its_path_holds_another_name(gone, tmp_path, rows):
+    """Callers who were told to retry would do so for ever: nothing will be loaded in its place any more."""
+    standin_bundles.write(tmp_path / "bundle", "1", name="renamed")
+
+    gone.server.reloader.reload()
+
+    assert refusal(gone) is grpc.StatusCode.NOT_FOUND
+    assert gone.score(rows(1), detector="renamed").budget.version == "1"
+
+
+@pytest.mark.parametrize("name", ["standin", "renamed"])
+def test_a_version_that_cannot_come_back_gives_way_to_what_was_loaded_by_hand(gone, loading, tmp_path, rows, name):
+    """The path holds now what is loaded already; that gets the labels, where it has the same name."""
+    standin_bundles.write(tmp_path / "bundle", "3", name=name)
+    gone.server._loader.add(tmp_path / "bundle")
+    gone.server._registry.set_label(name, "3", "canary")
+
+    gone.server.reloader.reload()
+
+    assert refusal(gone) is grpc.StatusCode.NOT_FOUND
+    assert gone.score(rows(1), detector=name).budget.version == "3"
+
+
+def test_a_version_that_cannot_come_back_can_be_unloaded(gone, rows):
+    """Though it is the only one of its name, and labelled: it serves nobody."""
+    gone.server._loader.unload("standin", "1")
+
+    assert refusal(gone) is grpc.StatusCode.NOT_FOUND
+    assert gone.score(rows(1)).budget.detector == "other"  # which need not be named any more
