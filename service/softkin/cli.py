@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin.console import OutputError, flushed
-from softkin.errors import InvalidInputError, SoftkinError
+from softkin.errors import InvalidInputError, NotFoundError, SoftkinError
 from softkin.option_names import ADMIN_OPTIONS, CONNECTION_OPTIONS, DETECTOR_OPTIONS, SCORE_OPTIONS, as_typed
 
 if TYPE_CHECKING:
@@ -252,15 +253,13 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 def _status(options: argparse.Namespace) -> int:
     from softkin import display
 
+    found = []
     with _client(options) as client:
         serving = client.check_health()
-        found = client.detectors()
-    drifts = []
-    for d in found:
-        options.detector, options.detector_version, options.label = d.name, d.version, ""
-        with _client(options) as client:
-            drifts.append(client.drift())
-    display.print_status(found, drifts, as_json=options.json)
+        for detector in client.detectors():
+            with suppress(NotFoundError):  # unloaded meanwhile
+                found.append((detector, client.drift(detector)))
+    display.print_status(found, as_json=options.json)
     if not serving:
         return _fail(f"{options.target} is not serving")
     return 0

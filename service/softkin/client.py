@@ -164,14 +164,18 @@ class Client(LearnsLimits, Connection):
         """
         return descriptions.proto_to_detector_info(self._describe().detector)
 
-    def drift(self) -> DriftInfo:
-        """What the server's drift watch of the detector has seen.
+    def drift(self, of: DetectorInfo | None = None) -> DriftInfo:
+        """What the server's drift watch of a detector has seen.
+
+        Args:
+            of: one of `detectors`; None for the one that this client scores with.
 
         Raises:
             NotFoundError: no such detector or version.
             UnavailableError: no answer in time.
         """
-        return descriptions.proto_to_drift(self._call(self._stub.GetDrift, self._requests.drift()))
+        asked = self._requests if of is None else Requests(of.name, of.version, "")
+        return descriptions.proto_to_drift(self._call(self._stub.GetDrift, asked.drift()))
 
     def detectors(self) -> list[DetectorInfo]:
         """All that is loaded, in order of name, then version, whichever one this client scores with.

@@ -244,10 +244,10 @@ def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
     console.print(facts, highlight=False)
 
 
-def print_status(detectors: Sequence[DetectorInfo], drifts: Sequence[DriftInfo], *, as_json: bool) -> None:
+def print_status(detectors: Sequence[tuple[DetectorInfo, DriftInfo]], *, as_json: bool) -> None:
     """Print what a server serves: every version, where it runs, and what its drift watch says, in a line each."""
     rows = []
-    for d, drift in zip(detectors, drifts, strict=True):
+    for d, drift in detectors:
         r = drift.report
         if as_json:
             print(json.dumps({**dataclasses.asdict(d), "drift": _drift_dict(drift)}, allow_nan=False))

@@ -8,7 +8,9 @@ import threading
 import numpy as np
 import pytest
 
+from event_loops import run
 from softkin import cli
+from softkin.client import Client
 from standin import StandIn
 
 HEADERS = "detector  version  labels  digest        device  rows  flagged  alpha  drift"
@@ -93,3 +95,34 @@ def test_a_name_moves_no_cursor(start, capsys):
 
     assert status(running) == 0
     assert "a\\x1b[2Jb" in capsys.readouterr().out
+
+
+def test_a_version_that_is_unloaded_while_it_is_asked_about_is_left_out(running, capsys, monkeypatch):
+    """Between the list and its drift watch; the others are shown, and nothing has failed."""
+    listed = Client.detectors
+
+    def detectors(client):
+        found = listed(client)
+        running.server._registry.add(StandIn(version="2"))
+        running.server._registry.remove("standin", "1")
+        return found
+
+    monkeypatch.setattr(Client, "detectors", detectors)
+
+    assert status(running) == 0
+
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["detector", "other"]
+    assert captured.err == ""
+
+
+def test_the_drift_of_every_version_can_be_asked_for_on_one_connection(running):
+    """Whichever detector the client scores with."""
+
+    async def use(client):
+        return [(await client.drift(d)).detector for d in await client.detectors()]
+
+    with running.client(detector="standin") as client:
+        assert [client.drift(d).detector for d in client.detectors()] == ["other", "standin"]
+        assert client.drift().detector == "standin"
+    assert run(running, use) == ["other", "standin"]
