@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from softkin.arguments import as_float
 from softkin.errors import InvalidInputError
 
 Floats = NDArray[np.float64]
@@ -119,6 +120,7 @@ def check_alpha(alpha: float, n: int) -> float:
     Raises:
         InvalidInputError: alpha is not in (0, 1), or below 1 / (n + 1), where nothing could ever be flagged.
     """
+    alpha = as_float("alpha", alpha)
     if not 0.0 < alpha < 1.0:  # also catches NaN
         raise InvalidInputError("alpha", f"got {alpha:g}; it is a false-alarm rate and must lie strictly in (0, 1)")
     if alpha < smallest_p_value(n):

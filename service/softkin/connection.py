@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
+from softkin.arguments import as_float
 from softkin.client_channel import File, call_metadata, open_channel
 from softkin.client_errors import call_error
 from softkin.errors import InvalidInputError, SoftkinError
@@ -50,10 +51,10 @@ class Endpoint:
         tls_server_name: str | None,
         token: str | None,
     ) -> None:
+        allowed = f"more than 0 and at most {LONGEST_TIMEOUT_SECONDS}"
+        timeout_seconds = as_float("timeout_seconds", timeout_seconds, f"a number, {allowed}")
         if not 0 < timeout_seconds <= LONGEST_TIMEOUT_SECONDS:
-            raise InvalidInputError(
-                "timeout_seconds", f"got {timeout_seconds}; must be more than 0 and at most {LONGEST_TIMEOUT_SECONDS}"
-            )
+            raise InvalidInputError("timeout_seconds", f"got {timeout_seconds}; must be {allowed}")
         check_text(target=target, **({} if tls_server_name is None else {"tls_server_name": tls_server_name}))
         self._target = target
         self._timeout_seconds = timeout_seconds

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softkin import bundle as bundles
 from softkin import conformal, verdicts
+from softkin.arguments import as_float, as_num_neighbors, as_seed
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.bundle import Bundle, Golden
 from softkin.cancellation import Cancellation
@@ -144,10 +145,7 @@ class Detector:
             CancelledError: `cancellation` was used.
         """
         rule = self.rule(alpha=alpha, guarantee=guarantee, confidence=confidence, smoothed=smoothing_seed is not None)
-        if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
-            raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
-        if num_neighbors < 0:
-            raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
+        smoothing_seed, num_neighbors = as_seed(smoothing_seed), as_num_neighbors(num_neighbors)
         x = self.check(np.asarray(x))
         found = self.score_rows(x, num_neighbors=num_neighbors, cancellation=cancellation)
         started = time.perf_counter()
@@ -168,7 +166,9 @@ class Detector:
         Raises:
             InvalidInputError: names the argument, the value and what is allowed.
         """
-        return self._rules(self.manifest.default_alpha if alpha is None else alpha, guarantee, confidence, smoothed)
+        guarantee = verdicts.check_guarantee(guarantee)
+        alpha = self.manifest.default_alpha if alpha is None else as_float("alpha", alpha)
+        return self._rules(alpha, guarantee, as_float("confidence", confidence), smoothed)
 
     def check(self, x: NDArray[np.generic]) -> NDArray[np.generic]:
         """The rows, in C order, if this detector takes them.
@@ -326,6 +326,7 @@ def _make_rule(manifest: Manifest, alpha: float, guarantee: Guarantee, confidenc
         confidence=confidence,
         calibration_size=manifest.calibration_size,
         class_sizes=manifest.predicted_class_rows,
+        classes=manifest.classes,
         smoothed=smoothed,
     )
 

@@ -222,6 +222,7 @@ class Loader:
                 confidence=s.confidence,
                 calibration_size=m.calibration_size,
                 class_sizes=m.predicted_class_rows,
+                classes=m.classes,
             )
         except InvalidInputError as e:  # of several detectors, the others may honour it
             raise InvalidInputError(e.field, f"{e.message} (detector {m.name!r} version {m.version!r})") from None

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import descriptions
+from softkin.arguments import as_float, as_num_neighbors, as_seed
 from softkin.converters import Limits, array_to_tensor
 from softkin.errors import InvalidInputError, is_unicode
 from softkin.v1 import outlier_pb2 as pb
@@ -63,19 +64,15 @@ class Requests:
         Raises:
             InvalidInputError: an argument cannot travel.
         """
-        if num_neighbors < 0:
-            raise InvalidInputError("num_neighbors", f"got {num_neighbors}; must be 0 or more")
-        if smoothing_seed is not None and not 0 <= smoothing_seed < 2**64:
-            raise InvalidInputError("smoothing_seed", f"got {smoothing_seed}; must lie in [0, 2^64)")
         return pb.ScoreRequest(
             detector=self.detector,
             version=self.version,
             label=self.label,
-            alpha=alpha,
+            alpha=None if alpha is None else as_float("alpha", alpha),
             guarantee=pb.GUARANTEE_UNSPECIFIED if guarantee is None else descriptions.guarantee_number(guarantee),
-            confidence=confidence,
-            smoothing_seed=smoothing_seed,
-            num_neighbors=min(num_neighbors, 2**32 - 1),
+            confidence=None if confidence is None else as_float("confidence", confidence),
+            smoothing_seed=as_seed(smoothing_seed),
+            num_neighbors=min(as_num_neighbors(num_neighbors), 2**32 - 1),
         )
 
     def description(self) -> pb.GetDetectorRequest:

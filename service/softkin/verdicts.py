@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import certificate, selection
+from softkin.arguments import as_float
 from softkin.certificate import DEFAULT_CONFIDENCE
 from softkin.conformal import check_alpha, rank, rounded_up, smallest_p_value
 from softkin.errors import InvalidInputError
@@ -140,6 +141,7 @@ def check_rule(
     confidence: float = DEFAULT_CONFIDENCE,
     calibration_size: int,
     class_sizes: Sequence[int],
+    classes: Sequence[str] = (),
     smoothed: bool = False,
 ) -> Rule:
     """The rule, if the calibration rows can honour it.
@@ -150,20 +152,21 @@ def check_rule(
         confidence: over the draw of the calibration rows, in (0, 1).
         calibration_size: n.
         class_sizes: calibration rows by predicted class.
+        classes: their names, for errors, which otherwise give a class's number.
         smoothed: whether the p-values are.
 
     Raises:
         InvalidInputError: names the argument, its value, what is allowed, and how many calibration rows would do.
     """
-    if guarantee not in GUARANTEES:
-        raise InvalidInputError("guarantee", f"got {guarantee!r}; allowed: {', '.join(GUARANTEES)}")
+    guarantee = check_guarantee(guarantee)
+    alpha, confidence = as_float("alpha", alpha), as_float("confidence", confidence)
     if not 0.0 < confidence < 1.0:
         raise InvalidInputError("confidence", f"got {confidence:g}; it must lie strictly in (0, 1)")
     if 0.0 < alpha < 1.0:  # first what asks for most: its remedy does for the rest too
         if guarantee == "certified":
             _check_certified(alpha, calibration_size, confidence)
         if guarantee == "class_conditional":
-            _check_class_sizes(alpha, class_sizes)
+            _check_class_sizes(alpha, class_sizes, classes)
     check_alpha(alpha, calibration_size)
     return Rule(
         guarantee=guarantee,
@@ -186,17 +189,32 @@ def _check_certified(alpha: float, n: int, confidence: float) -> None:
         )
 
 
-def _check_class_sizes(alpha: float, class_sizes: Sequence[int]) -> None:
+def check_guarantee(guarantee: str) -> Guarantee:
+    """Return it, if it is one.
+
+    Raises:
+        InvalidInputError: names those there are.
+    """
+    for known in GUARANTEES:
+        if guarantee == known:
+            return known
+    raise InvalidInputError("guarantee", f"got {guarantee!r}; allowed: {', '.join(GUARANTEES)}")
+
+
+def _check_class_sizes(alpha: float, class_sizes: Sequence[int], classes: Sequence[str]) -> None:
     rows = min(class_sizes)
-    remedy = "use guarantee marginal, or calibrate with rows of it"
+    number = class_sizes.index(rows)
+    name = repr(classes[number]) if classes else str(number)
     if rows == 0:
         raise InvalidInputError(
-            "guarantee", f"class_conditional, but class {class_sizes.index(0)} has no calibration rows; {remedy}"
+            "guarantee",
+            f"class_conditional, but class {name} has no calibration rows; use guarantee marginal, or calibrate with "
+            "rows of it",
         )
     least = rounded_up(smallest_p_value(rows))
     if alpha < smallest_p_value(rows):
         raise InvalidInputError(
             "alpha",
-            f"got {alpha:g}, but class {class_sizes.index(rows)} has only {rows} calibration rows, which cannot give a "
+            f"got {alpha:g}, but class {name} has only {rows} calibration rows, which cannot give a "
             f"p-value below {least}; use alpha >= {least}, guarantee marginal, or more calibration rows",
         )

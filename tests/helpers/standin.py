@@ -198,6 +198,7 @@ def _make_rule(
         confidence=confidence,
         calibration_size=CALIBRATION_SIZE,
         class_sizes=class_sizes,
+        classes=manifest().classes,
         smoothed=smoothed,
     )
 

@@ -95,7 +95,7 @@ BAD = {
     ),
     "too few rows of a class": (
         one_row(guarantee=pb.GUARANTEE_CLASS_CONDITIONAL, alpha=0.04),
-        "alpha: got 0.04, but class 2 has only 19 calibration rows, which cannot give a p-value below 0.05",
+        "alpha: got 0.04, but class 'sneaker [new]' has only 19 calibration rows, which cannot give a p-value below",
     ),
     "too many neighbours": (one_row(num_neighbors=6), "num_neighbors: got 6; this server gives 0 to max"),
 }

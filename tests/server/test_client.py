@@ -101,6 +101,9 @@ def test_a_selection_that_is_the_servers_default_spans_all_requests_too(start):
         ({"smoothing_seed": -1}, r"smoothing_seed: got -1; must lie in \[0, 2\^64\)"),
         ({"smoothing_seed": 2**64}, r"smoothing_seed: got 18446744073709551616; must lie in \[0, 2\^64\)"),
         ({"num_neighbors": -1}, "num_neighbors: got -1; must be 0 or more"),
+        ({"num_neighbors": "1"}, "num_neighbors: got '1'; must be an integer, 0 or more"),
+        ({"alpha": "0.1"}, r"alpha: got '0\.1'; must be a number strictly in \(0, 1\)"),
+        ({"confidence": "0.9"}, r"confidence: got '0\.9'; must be a number strictly in \(0, 1\)"),
     ],
 )
 def test_what_cannot_travel_is_refused_before_sending(shared_server, rows, options, message):

@@ -189,6 +189,13 @@ def test_a_timeout_that_no_clock_can_hold_is_refused(seconds):
         Client("localhost:1", timeout_seconds=seconds)
 
 
+@pytest.mark.parametrize("seconds", ["30", None, [30]])
+def test_a_timeout_is_a_number(seconds):
+    """Text of a file of settings, for instance, is none yet."""
+    with pytest.raises(InvalidInputError, match=r"^timeout_seconds: got .*; must be a number, more than 0 and at most"):
+        Client("localhost:1", timeout_seconds=seconds)
+
+
 def test_the_longest_timeout_is_one(shared_server, rows):
     """What is allowed works."""
     with shared_server.client(timeout_seconds=1_000_000_000) as client:

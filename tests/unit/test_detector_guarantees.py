@@ -172,7 +172,14 @@ def test_only_the_verdicts_of_a_selection_depend_on_the_batch(detector, tiny):
         ({"guarantee": "most"}, "guarantee: got 'most'; allowed: marginal, certified, class_conditional, false_dis"),
         ({"confidence": 1.0}, r"confidence: got 1; it must lie strictly in \(0, 1\)"),
         ({"guarantee": "certified", "alpha": 0.005}, "alpha: got 0.005, but 300 .* or at least 598 calibration rows"),
-        ({"guarantee": "class_conditional", "alpha": 0.004}, "alpha: got 0.004, but class [0-2] has only [0-9]+ cal"),
+        ({"guarantee": "class_conditional", "alpha": 0.004}, "alpha: got 0.004, but class '[abc]' has only [0-9]+ "),
+        ({"alpha": "0.1"}, r"^alpha: got '0\.1'; must be a number strictly in \(0, 1\)$"),
+        ({"alpha": [0.1]}, r"^alpha: got \[0\.1\]; must be a number strictly in \(0, 1\)$"),
+        ({"alpha": 10**400}, r"^alpha: got 10+\.\.\.0+; must be a number strictly in \(0, 1\)$"),
+        ({"confidence": "0.9"}, r"^confidence: got '0\.9'; must be a number strictly in \(0, 1\)$"),
+        ({"guarantee": ["marginal"]}, r"^guarantee: got \['marginal'\]; allowed: marginal, certified, class_cond"),
+        ({"smoothing_seed": "7"}, r"^smoothing_seed: got '7'; must be an integer in \[0, 2\^64\)$"),
+        ({"num_neighbors": 1.5}, r"^num_neighbors: got 1\.5; must be an integer, 0 or more$"),
         ({"smoothing_seed": -1}, r"smoothing_seed: got -1; must lie in \[0, 2\^64\)"),
         ({"smoothing_seed": 2**64}, r"smoothing_seed: got 18446744073709551616; must lie in \[0, 2\^64\)"),
     ],
@@ -224,3 +231,16 @@ def test_without_a_network_it_is_the_class_of_smallest_nonconformity(tiny, tmp_p
     tied = (scores.class_p_values == [1 / (n + 1) for n in sizes]).all(axis=1)
     assert tied.sum() > 10
     assert {expected[i] for i in np.flatnonzero(tied)} == {0, 1, 2}
+
+
+def test_numbers_may_be_those_of_numpy(detector, mixed):
+    """They are what sweeps over alpha and loops over seeds yield; the answer tells Python's own."""
+    expected = detector.score(mixed, alpha=0.25, confidence=0.5, smoothing_seed=7, num_neighbors=2)
+
+    found = detector.score(
+        mixed, alpha=np.float32(0.25), confidence=np.float64(0.5), smoothing_seed=np.uint8(7), num_neighbors=np.int64(2)
+    )
+
+    assert (found.budget, type(found.budget.alpha)) == (expected.budget, float)
+    assert found.p_value.tolist() == expected.p_value.tolist()
+    assert found.neighbors.ids.tolist() == expected.neighbors.ids.tolist()

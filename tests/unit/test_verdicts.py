@@ -223,6 +223,16 @@ REFUSED = {
         "alpha: got 0.003, but class 2 has only 60 calibration rows, which cannot give a p-value below 0.0163935; use "
         "alpha >= 0.0163935, guarantee marginal, or more calibration rows",
     ),
+    "a named class with too few rows": (
+        ("class_conditional", {"alpha": 0.01, "classes": ("cat", "dog", "bird")}),
+        "alpha: got 0.01, but class 'bird' has only 60 calibration rows, which cannot give a p-value below 0.0163935; "
+        "use alpha >= 0.0163935, guarantee marginal, or more calibration rows",
+    ),
+    "a named class without rows": (
+        ("class_conditional", {"class_sizes": (160, 0, 140), "classes": ("cat", "dog", "bird")}),
+        "guarantee: class_conditional, but class 'dog' has no calibration rows; use guarantee marginal, or calibrate "
+        "with rows of it",
+    ),
     "a class without rows": (
         ("class_conditional", {"class_sizes": (160, 0, 140)}),
         "guarantee: class_conditional, but class 1 has no calibration rows; use guarantee marginal, or calibrate with "

@@ -1,0 +1,64 @@
+"""Numbers that callers give from Python: whatever made them, or an error that names the argument."""
+
+from __future__ import annotations
+
+import operator
+import reprlib
+from numbers import Real
+
+from softkin.errors import InvalidInputError
+
+RATE = "a number strictly in (0, 1)"
+SEEDS = 2**64
+
+
+def as_float(field: str, value: float, what: str = RATE) -> float:
+    """The number as Python's own, NumPy's too; whether it is in range is for others to say.
+
+    Args:
+        field: the argument's name.
+        value: what was given.
+        what: it must be, for the error.
+
+    Raises:
+        InvalidInputError: it is no real number.
+    """
+    try:
+        if isinstance(value, Real):
+            return float(value)
+    except OverflowError:
+        pass
+    raise InvalidInputError(field, f"got {reprlib.repr(value)}; must be {what}")
+
+
+def as_seed(value: int | None) -> int | None:
+    """A smoothing seed, if there is one.
+
+    Raises:
+        InvalidInputError: it is no integer in [0, 2^64).
+    """
+    if value is None:
+        return None
+    seed = _as_int("smoothing_seed", value, "an integer in [0, 2^64)")
+    if not 0 <= seed < SEEDS:
+        raise InvalidInputError("smoothing_seed", f"got {seed}; must lie in [0, 2^64)")
+    return seed
+
+
+def as_num_neighbors(value: int) -> int:
+    """How many neighbours to give.
+
+    Raises:
+        InvalidInputError: it is no integer, or below 0.
+    """
+    k = _as_int("num_neighbors", value, "an integer, 0 or more")
+    if k < 0:
+        raise InvalidInputError("num_neighbors", f"got {k}; must be 0 or more")
+    return k
+
+
+def _as_int(field: str, value: int, what: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InvalidInputError(field, f"got {reprlib.repr(value)}; must be {what}") from None
