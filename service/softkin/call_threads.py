@@ -18,8 +18,9 @@ from softkin.places import Places
 
 UNWRAPPED_THREADS = 256
 """At most, for calls of the services that are left alone; most are started when they are needed, which is rare."""
-UNWRAPPED_PLACES = 192
-"""Of those threads that their callers can hold, until one more ends the first of them."""
+UNWRAPPED_PLACES = 32
+"""Of those threads that their callers can hold, until one more ends the first of them. They ask for no token, and each
+may have a message on its way that takes the memory of the largest request; yet a burst of probes must find room."""
 UNWRAPPED_AT_START = 4
 STACK_LEVELS = 200
 """Of a nested list whose text takes some 100 kB of stack to make, which is what a call takes."""
