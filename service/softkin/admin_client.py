@@ -11,7 +11,7 @@ from softkin import descriptions
 from softkin.client_channel import File
 from softkin.connection import Connection
 from softkin.descriptions import DetectorInfo
-from softkin.errors import SoftkinError, UnavailableError
+from softkin.errors import InvalidInputError, SoftkinError, UnavailableError
 from softkin.requests import check_text
 from softkin.v1 import admin_pb2 as pb
 from softkin.v1 import admin_pb2_grpc as pb_grpc
@@ -73,6 +73,8 @@ class AdminClient(Connection):
             SoftkinError: anything else.
         """
         check_text(path=path)
+        if isinstance(labels, str):  # its letters would be labels
+            raise InvalidInputError("labels", f"got {labels!r}; must be a list of labels")
         for label in labels:
             check_text(labels=label)
         answer = self._call(self._stub.LoadDetector, pb.LoadDetectorRequest(path=path, labels=labels))
@@ -83,7 +85,8 @@ class AdminClient(Connection):
 
         Raises:
             InvalidInputError: one of them is no text.
-            PreconditionError: it carries a label or is the last one of its name.
+            PreconditionError: it carries a label or is the last one of its name, or without it a version would serve
+                that `set_label` would not promote.
             NotFoundError: no such version.
             SoftkinError: anything else.
         """

@@ -55,3 +55,11 @@ def test_what_is_no_bundle_is_a_failed_precondition_with_its_message(admin, root
 
     with pytest.raises(PreconditionError, match=message):
         admin.load(path)
+
+
+def test_a_label_alone_is_no_list_of_labels(admin, loading):
+    """Text is a sequence too, and every letter of it a fit label."""
+    with pytest.raises(InvalidInputError, match=r"^labels: got 'stable'; must be a list of labels$"):
+        admin.load("v2", "stable")
+
+    assert loading.loaded == []
