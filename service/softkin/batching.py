@@ -287,7 +287,7 @@ class Batcher:
         for ticket in live:
             self._answered(ticket)
             if ticket.reader is not None:
-                ticket.x = ticket.x[:0].copy()  # the answer may have to wait; what was asked need not
+                ticket.forget_request()
 
     def _recover(self, batch: Batch, error: Exception) -> None:
         """The device failed on a batch: run every request's rows by themselves, so that only the guilty one fails."""

@@ -99,6 +99,10 @@ class Ticket:
         finally:
             del error
 
+    def forget_request(self) -> None:
+        """Keep the answer alone, which may have to wait for its reader: rows and detector take memory in vain."""
+        del self.x, self.detector
+
 
 class Batch:
     """Slices of tickets of one detector that run together."""
