@@ -24,7 +24,7 @@ def as_float(field: str, value: float, what: str = RATE) -> float:
         InvalidInputError: it is no real number.
     """
     try:
-        if isinstance(value, Real):
+        if type(value) is float or isinstance(value, Real):  # the first is usual, and costs a tenth
             return float(value)
     except OverflowError:
         pass
