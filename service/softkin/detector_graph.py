@@ -151,7 +151,7 @@ class DetectorGraph:
     def _surprise(self, part: Part, outputs: dict[str, str]) -> str:
         """`[B, C]`: one part on the scale of all."""
         g = self.graph
-        surprise = tail_surprise(g, self._part(TAILS.get(part, part), outputs), self.nonconformity.references[part])
+        surprise = tail_surprise(g, self._part(part, outputs), self.nonconformity.references[part])
         if part not in TAILS:
             return surprise
         beyond = g.op("Max", [g.op("Sub", [surprise, g.constant(np.array(TAIL_FROM))]), g.constant(np.array(0.0))])
@@ -165,7 +165,7 @@ class DetectorGraph:
             references = self.nonconformity.references
             center, scale = (g.constant(references[key.format(part)]) for key in (CENTER, SCALE))
             return g.op("Div", [g.op("Sub", [self._part(CLASS_PARTS[part], outputs), center]), scale])
-        if part in ("posterior_hidden", "density_hidden"):
+        if part in ("posterior_hidden", "density_hidden", "density_hidden_tail"):
             hidden = np.arange(max(1, len(layers) - 1))
             m_BLC, layers = g.op("Gather", [m_BLC, g.constant(hidden)], axis=1), layers[hidden]
             part = "posterior" if part == "posterior_hidden" else "density"

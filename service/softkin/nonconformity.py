@@ -29,6 +29,7 @@ Part = Literal[
     "class_density",
     "class_density_hidden",
     "class_density_last",
+    "class_density_hidden_tail",
     "energy",
     "boundary_distance",
 ]
@@ -38,13 +39,14 @@ CLASS_PARTS: dict[Part, Part] = {
     "class_density": "density",
     "class_density_hidden": "density_hidden",
     "class_density_last": "density_last",
+    "class_density_hidden_tail": "density_hidden",
 }
 """Parts that measure another one in units of the class: its center and spread on reference rows of that class."""
-TAILS: dict[Part, Part] = {"density_hidden_tail": "density_hidden"}
-"""Parts that speak only where another one is very surprising: of its surprise what goes beyond `TAIL_FROM`."""
-TAIL_FROM, TAIL_WEIGHT = 3.0, 2.0
-"""Where tails start, and how much what is beyond counts. One row in twenty (e^-3) that is like the reference rows gets
-there, so a tail costs the other parts next to nothing, and still tells what it alone tells (docs/decisions/0026)."""
+TAILS: frozenset[Part] = frozenset({"density_hidden_tail", "class_density_hidden_tail"})
+"""Parts that speak only where the one of that name without `_tail` is very surprising: what goes beyond `TAIL_FROM`."""
+TAIL_FROM, TAIL_WEIGHT = 2.5, 2.5
+"""Where tails start, and how much what is beyond counts. One row in twelve (e^-2.5) that is like the reference rows is
+beyond, so a tail costs the other parts next to nothing, and still tells what it alone tells (docs/decisions/0026)."""
 _FAR, _FOR_CLASS = "far from the training rows of the predicted class", "for how far rows of that class usually are"
 PART_MEANINGS: dict[Part, str] = {
     "posterior": "training rows of other classes are nearer than those of the predicted one",
@@ -56,6 +58,7 @@ PART_MEANINGS: dict[Part, str] = {
     "class_density": f"{_FAR}, {_FOR_CLASS}",
     "class_density_hidden": f"{_FAR}, {_FOR_CLASS}, in the layers before the last",
     "class_density_last": f"{_FAR}, {_FOR_CLASS}, in the last layer",
+    "class_density_hidden_tail": f"very {_FAR}, {_FOR_CLASS}, in the layers before the last",
     "energy": "the network's own logits are small",
     "boundary_distance": "near the network's decision boundaries, for how far its features lie from usual ones",
 }
@@ -178,7 +181,6 @@ class Nonconformity:
     def part(self, part: Part, outputs: Outputs) -> Floats:
         """`[B, C]`: one part on its own scale."""
         m = outputs.masses
-        part = TAILS.get(part, part)
         if part in CLASS_PARTS:
             center, scale = self.references[CENTER.format(part)], self.references[SCALE.format(part)]
             return (self.part(CLASS_PARTS[part], outputs) - center) / scale
@@ -187,7 +189,7 @@ class Nonconformity:
         hidden = slice(None, max(1, m.shape[1] - 1))
         if part == "posterior_hidden":  # the last layer parts the classes, whatever the row: it has little to say here
             return mass.posterior(m[:, hidden], self.layer_weights[hidden])
-        if part == "density_hidden":
+        if part in ("density_hidden", "density_hidden_tail"):
             return mass.density(m[:, hidden], self.class_weights, self.layer_weights[hidden])
         if part == "density":
             return mass.density(m, self.class_weights, self.layer_weights)

@@ -54,7 +54,7 @@ class Parts:
     The respects are the parts of a detector with nonconformity `joint`, and the layers of any other. Each is given as
     its surprise: minus the natural log of the p-value of the part's, or layer's, own score, against the detector's
     reference rows for a part, against its calibration rows for a layer. Half of all inliers are below 0.7, one in
-    twenty is above 3. A part whose name ends in `_tail` is twice what the surprise exceeds 3 by, and 0 for the rest.
+    twenty is above 3. A part whose name ends in `_tail` is 2.5 times what the surprise exceeds 2.5 by, or 0.
     The outlier score of `joint` is the length of the vector of surprises.
 
     A row on which the network overflows has +inf everywhere, as its outlier score is.

@@ -118,7 +118,7 @@ def test_calibration_rows_from_the_bank_are_refused(tiny, tmp_path):
 
 def test_too_few_calibration_rows_for_alpha_are_refused(tiny, tmp_path):
     """With the number that is needed."""
-    few = tiny.calibration.take(np.arange(24))
+    few = tiny.calibration.take(np.arange(36))
 
     with pytest.raises(DataError, match=r"18 rows cannot give a p-value of 0\.05; at least 19"):
         rebuild(tiny, tmp_path / "b", calibration=few)
@@ -156,8 +156,8 @@ def test_a_bundle_remembers_which_rows_it_saw_and_which_calibrate(tiny, tmp_path
     """Those set aside are among the seen, for they made the scale; a file that holds either must not calibrate anew."""
     loaded = read_bundle(rebuild(tiny, tmp_path / "b"))
 
-    order = np.random.default_rng(tiny.spec.seed).permutation(400)
-    aside, calibrating = (tiny.calibration.x[part] for part in (order[:100], order[100:]))
+    order = np.random.default_rng(tiny.spec.seed).permutation(600)
+    aside, calibrating = (tiny.calibration.x[part] for part in (order[:300], order[300:]))
     np.testing.assert_array_equal(loaded.used_rows.seen, digests64(np.concatenate([tiny.bank.x, aside])))
     np.testing.assert_array_equal(loaded.used_rows.calibration, digests64(calibrating))
     np.testing.assert_array_equal(loaded.used_rows.references, digests64(aside))

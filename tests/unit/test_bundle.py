@@ -54,13 +54,13 @@ def test_what_is_written_is_what_is_read(tiny):
     assert bundle.digest == hashlib.sha256((tiny.path / "manifest.json").read_bytes()).hexdigest()
     assert bundle.bank.size == bundle.manifest.bank_size == 300
     assert len(bundle.calibration.outlier_scores) == bundle.manifest.calibration_size == 300
-    assert {len(r) for r in bundle.calibration.references.values()} == {100}
+    assert {len(r) for r in bundle.calibration.references.values()} == {300}
     assert bundle.golden.inputs.shape == (16, 12)
     assert bundle.manifest.predicted_class_rows == bundle.calibration.rows_by_predicted_class(3)
     assert bundle.manifest.certificate == certify(0.05, 300)
     for digests in vars(bundle.used_rows).values():
         assert (np.diff(digests.astype(object)) > 0).all()
-    assert len(bundle.used_rows.seen) == 300 + 100
+    assert len(bundle.used_rows.seen) == 300 + 300
     assert len(bundle.used_rows.calibration) == 300
     assert not np.isin(bundle.used_rows.calibration, bundle.used_rows.seen).any()
 

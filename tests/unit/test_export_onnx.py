@@ -97,7 +97,7 @@ def variant(tiny, out, *, metric="cosine", form="joint", parts=None, model=None,
         ("joint", ("energy",)),
         ("joint", ("boundary_distance", "density")),
         ("joint", ("density_hidden", "class_density_hidden", "class_density_last", "posterior_hidden")),
-        ("joint", ("density_hidden_tail", "energy")),
+        ("joint", ("density_hidden_tail", "class_density_hidden_tail", "energy")),
     ],
 )
 def test_plain_onnxruntime_gives_the_numbers_of_the_detector(tiny, tmp_path, metric, form, parts):

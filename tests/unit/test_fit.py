@@ -219,7 +219,7 @@ def test_all_options_reach_the_bundle(files, capsys):
     assert {(layer.metric, layer.dim) for layer in m.layers} == {("squared_euclidean", 4)}
     assert m.classes == ("a", "b", "c", "d")
     assert m.approximation.budget == 0.9
-    aside = "calibration: 60 rows (0.2 of x_train), less the quarter that the joint form sets aside; "
+    aside = "calibration: 40 rows (0.2 of x_train), less the half that the joint form sets aside; "
     assert aside in capsys.readouterr().out
 
 

@@ -86,7 +86,7 @@ OPTIONS = {
         f"{ONNX} --nonconformity joint --parts energie",
         "--parts: got ['energie']: must be 'posterior', 'posterior_hidden', 'density', 'density_hidden', "
         "'density_last', 'density_hidden_tail', 'class_density', 'class_density_hidden', 'class_density_last', "
-        "'energy' or 'boundary_distance'; did you mean 'energy'?",
+        "'class_density_hidden_tail', 'energy' or 'boundary_distance'; did you mean 'energy'?",
     ),
     "auto without a budget": (
         f"{ONNX} --precision auto",

@@ -41,15 +41,16 @@ def plain(layers=3, **changes):
 
 
 def surprise(part, values, references):
-    """Of a tail twice what is beyond 3."""
+    """Of a tail 2.5 times what is beyond 2.5."""
     whole = conformal.tail_surprise(np.atleast_1d(values), references[part])
-    return 2 * np.clip(whole - 3, 0, None) if part.endswith("_tail") else whole
+    return 2.5 * np.clip(whole - 2.5, 0, None) if part.endswith("_tail") else whole
 
 
-def test_a_tail_speaks_where_one_reference_row_in_twenty_would():
+@pytest.mark.parametrize("part", ["density_hidden", "class_density_hidden"])
+def test_a_tail_speaks_where_one_reference_row_in_twelve_would(part):
     """Not of the rows among which it was fitted but for those, and the farther the louder."""
     reference = outputs(0, 400)
-    parts = ("density_hidden_tail", "density_hidden")
+    parts = (f"{part}_tail", part)
     joint = replace(plain(), form="joint", parts=parts, references=fit_references(plain(), parts, reference))
     far = replace(reference, masses=reference.masses - np.float32(100))
     classes = reference.logits.argmax(axis=1)
@@ -57,10 +58,10 @@ def test_a_tail_speaks_where_one_reference_row_in_twenty_would():
     tail, whole = joint.terms(reference, classes).T
     far_tail, far_whole = joint.terms(far, classes).T
 
-    assert 0.03 < (tail > 0).mean() < 0.05  # one row in e^3, but for ties of rank
-    assert (tail[whole <= 3] == 0).all()
+    assert (tail > 0).mean() == pytest.approx(math.exp(-2.5), abs=0.01)
+    assert (tail[whole <= 2.5] == 0).all()
     assert (far_tail > far_whole).all()
-    np.testing.assert_allclose(far_tail, 2 * (far_whole - 3), rtol=1e-12)
+    np.testing.assert_allclose(far_tail, 2.5 * (far_whole - 2.5), rtol=1e-12)
 
 
 def test_the_joint_form_is_the_length_of_the_vector_of_surprises():

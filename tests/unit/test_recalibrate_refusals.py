@@ -79,7 +79,7 @@ REFUSALS = {
         lambda _, tiny: tiny.calibration,
         {},
         DataError,
-        r"calibration has 100 rows whose content also stands in the training, bank or reference rows",
+        r"calibration has 300 rows whose content also stands in the training, bank or reference rows",
     ),
     "rows that calibrate already": (
         lambda r, tiny: joined(r, calibrating(tiny, tiny.path).take(np.arange(3))),

@@ -103,7 +103,7 @@ def _reference_rows(calibration: Pass | None, seed: int, notes: list[str]) -> ND
     reference = np.zeros(rows, bool)
     reference[np.random.default_rng(seed).permutation(rows)[: reference_size(rows)]] = True
     if reference.sum() < FEWEST_REFERENCES:
-        notes.append(f"{rows} calibration rows are too few for joint scores, ReAct and fDBD, which need 6: left out.")
+        notes.append(f"{rows} calibration rows are too few for joint scores, ReAct and fDBD, which need 3: left out.")
         return None
     return reference
 

@@ -181,7 +181,7 @@ class Recipe(Section):
         fits = self.data.calibration_rows >= enough
         needed = f"must be at least {enough}, so that alpha = {self.detector.alpha:g} can be a p-value"
         if self.detector.nonconformity == "joint":
-            needed += " after the joint form set a quarter of the rows aside"
+            needed += " after the joint form set half of the rows aside"
         require(fits, "data.calibration_rows", f"{needed}; or raise detector.alpha")
         if isinstance(self.loss.weight, dict):
             same = self.loss.weight.keys() == set(self.loss.layers)

@@ -133,7 +133,7 @@ def fit(arguments: argparse.Namespace) -> None:
     print(f"bank:        {describe_bank(m)}{left_out}")
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
     accuracy = "" if fitted.accuracy is None else f"; the classifier's accuracy on them is {fitted.accuracy:.1%}"
-    aside = ", less the quarter that the joint form sets aside" if m.parts else ""
+    aside = ", less the half that the joint form sets aside" if m.parts else ""
     print(f"calibration: {m.calibration_size} rows {source}{aside}{accuracy}")
     if fitted.reordered:
         order, reached = fitted.reordered

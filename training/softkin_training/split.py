@@ -12,7 +12,7 @@ from softkin.errors import InvalidInputError
 from softkin.nonconformity import Form
 from softkin_training.rows import Rows, row_digests
 
-REFERENCE_SHARE = 0.25
+REFERENCE_SHARE = 0.5
 """Part of the calibration rows that puts the parts of the joint form on one scale; the rest calibrates the sum."""
 FEWEST_REFERENCES = 2
 

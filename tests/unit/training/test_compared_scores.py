@@ -117,13 +117,13 @@ def test_joint_scores_without_logits_are_those_that_need_none(tiny, tmp_path):
 
 
 def test_some_calibration_rows_are_fitted_to_and_the_others_calibrate(tiny):
-    """A quarter, by the seed, the same for all such scores; ReAct's limit is a quantile of those rows alone."""
+    """Half, by the seed, the same for all such scores; ReAct's limit is a quantile of those rows alone."""
     subject = Subject(bundles.read_bundle(tiny.path))
     calibration = subject.run(tiny.calibration.x)
     scores, again, other = (compared_scores(subject, calibration, None, seed)[0] for seed in (7, 7, 8))
 
     fitted = ~scores["react"].calibrates
-    assert (len(fitted), fitted.sum()) == (400, 100)
+    assert (len(fitted), fitted.sum()) == (600, 300)
     for name in ("joint_energy_density", "joint_class_density_boundary_distance", "fdbd"):
         assert (~scores[name].calibrates == fitted).all()
     assert (again["react"].calibrates == scores["react"].calibrates).all()
@@ -151,7 +151,7 @@ def test_without_calibration_rows_what_is_fitted_to_them_is_left_out_and_told(ti
     assert note.endswith("Give the rows with --calibration FILE.")
 
 
-@pytest.mark.parametrize(("rows", "enough"), [(5, False), (6, True)])
+@pytest.mark.parametrize(("rows", "enough"), [(2, False), (3, True)])
 def test_the_fewest_calibration_rows_for_a_joint_score_are_those_that_are_told(tiny, rows, enough):
     """Two to fit to, and the note names the number that would do."""
     subject = Subject(bundles.read_bundle(tiny.path))
@@ -159,7 +159,7 @@ def test_the_fewest_calibration_rows_for_a_joint_score_are_those_that_are_told(t
     scores, notes = compared_scores(subject, subject.run(tiny.calibration.x[:rows]), None, 0)
 
     assert ({"joint_energy_density", "react"} <= scores.keys()) == enough
-    assert any("5 calibration rows are too few" in note and "need 6" in note for note in notes) == (not enough)
+    assert any("2 calibration rows are too few" in note and "need 3" in note for note in notes) == (not enough)
 
 
 def test_parts_are_told_by_their_names_and_are_what_their_names_say(tiny):

@@ -232,9 +232,9 @@ def test_the_joint_form_needs_rows_for_its_scale_too(recipe_file):
     """Refused when the recipe is read: training would be in vain."""
     joint = ["detector.nonconformity=joint", 'detector.joint_parts=["density", "energy"]']
 
-    with pytest.raises(RecipeError, match=r"calibration_rows is 24: must be at least 25, .* a quarter of the rows"):
-        load_recipe(recipe_file, [*joint, "data.calibration_rows=24"])
-    assert load_recipe(recipe_file, [*joint, "data.calibration_rows=25"]).data.calibration_rows == 25
+    with pytest.raises(RecipeError, match=r"calibration_rows is 36: must be at least 37, .* half of the rows"):
+        load_recipe(recipe_file, [*joint, "data.calibration_rows=36"])
+    assert load_recipe(recipe_file, [*joint, "data.calibration_rows=37"]).data.calibration_rows == 37
 
 
 def test_all_faults_are_told_at_once(recipe_file):

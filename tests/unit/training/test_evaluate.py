@@ -104,11 +104,11 @@ def test_every_score_is_there_and_calibrated(report):
 
 
 def test_every_score_is_calibrated_by_the_same_rows(report, tiny):
-    """All of them but for a quarter where a score is fitted to that; energy by hand."""
+    """All of them but for half where a score is fitted to that; energy by hand."""
     sizes = {name: r.calibration_size for name, r in report.scores.items()}
     assert [sizes.pop(name) for name in ("softkin", *FITTED_TO_CALIBRATION_ROWS)] == [300] * 5
     assert sizes.pop("dknn") is None
-    assert set(sizes.values()) == {400}
+    assert set(sizes.values()) == {600}
 
     detector = Detector.load(tiny.path)
     found = {k: mass.energy(detector.outputs(x).logits) for k, x in (("c", tiny.calibration.x), ("i", tiny.inliers))}
@@ -135,7 +135,7 @@ def test_calibration_rows_without_labels_calibrate_all_but_dknn(tiny):
         tiny.path, inliers=tiny.inliers, labels=None, outliers={"far": tiny.outliers}, calibration=tiny.calibration.x
     )
 
-    assert found.scores["vim"].calibration_size == 400
+    assert found.scores["vim"].calibration_size == 600
     assert found.scores["dknn"].false_alarms is None
     assert found.scores["dknn"].outliers["far"].caught is None
 
@@ -343,7 +343,7 @@ def test_calibration_rows_that_were_used_before_are_refused(tiny):
     with pytest.raises(DataError, match=r"calibration has 300 rows .* training or bank rows"):
         evaluate(tiny.path, **options, calibration=tiny.bank)
     one_too_many = np.r_[tiny.calibration.x, tiny.bank.x[:1]]  # beside the rows that the joint form sets aside
-    with pytest.raises(DataError, match=r"calibration has 1 rows .* training or bank rows .* is example 400;"):
+    with pytest.raises(DataError, match=r"calibration has 1 rows .* training or bank rows .* is example 600;"):
         evaluate(tiny.path, **options, calibration=one_too_many)
     with pytest.raises(DataError, match=r"calibration has 90 rows .* training or bank rows"):  # fewer than set aside
         evaluate(tiny.path, **options, calibration=tiny.bank.take(np.arange(90)))
@@ -360,7 +360,7 @@ def test_inliers_that_made_the_bundle_are_told(tiny, report):
         outliers={"far": tiny.outliers},
     )
 
-    assert found.notes[0].startswith("407 of the inliers have content that the bundle was trained, built or calibrated")
+    assert found.notes[0].startswith("607 of the inliers have content that the bundle was trained, built or calibrated")
     assert not any("of the inliers" in note for note in report.notes)
 
 
