@@ -31,7 +31,7 @@ def _markdown(results: dict[str, Any]) -> Iterable[str]:
     if m["gpu"]:
         yield f"The scorers run on a GPU: {m['gpu']}."
     yield "Small and large bank: vectors of 64 numbers, 1,500 and 40,000 rows. Network: what the recipe fashion_mnist"
-    yield "makes, which takes 28 x 28 images and has 20,500 rows of three layers. One compute thread per worker, and one"
+    yield "makes, which takes 28 x 28 images and has 20,500 rows of 3 layers. One compute thread per worker, and one"
     yield "worker where nothing else is said."
     yield from table(
         ["", "calls per second", "server CPU per 1,000 calls, s", "median latency, ms"],
