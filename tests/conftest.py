@@ -73,7 +73,7 @@ def _http_ports_close_at_once() -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A bundle in the joint form over two layers; never change its files: copy them (`tiny_copy`)."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(0)
     centers = rng.normal(size=(CLASSES, WIDTH)) * 2
 
     def rows(n: int, first_id: int) -> Rows:
@@ -91,10 +91,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         parts=("posterior", "density", "density_last"),
     )
     path = tmp_path_factory.mktemp("bundles") / "tiny"
-    model, bank, calibration = tiny_model(centers), rows(300, 0), rows(600, 1000)
+    model, bank, some = tiny_model(centers), rows(300, 0), rows(400, 1000)
+    outliers, inliers = (10 * rng.normal(size=(50, WIDTH))).astype(np.float32), rows(500, 5000).x
+    more = rows(200, 1400)
+    calibration = Rows(*(np.concatenate(pair) for pair in ((some.x, more.x), (some.y, more.y), (some.ids, more.ids))))
     build(path, model, spec, bank_rows=bank, calibration_rows=calibration)
-    outliers = (10 * rng.normal(size=(50, WIDTH))).astype(np.float32)
-    return Tiny(path, model, spec, bank, calibration, rows(500, 5000).x, outliers)
+    return Tiny(path, model, spec, bank, calibration, inliers, outliers)
 
 
 @pytest.fixture

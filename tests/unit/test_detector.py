@@ -167,9 +167,10 @@ def test_the_score_of_a_sum_is_made_of_its_layers(tiny, tmp_path, form):
     assert found.parts.names == found.neighbors.layers == ("wide", "narrow")
     for i in range(2):
         known = np.sort(terms(tiny.calibration.x, i))
-        np.testing.assert_allclose(
-            found.parts.values[:, i], conformal.tail_surprise(terms(x, i), known), rtol=1e-5, atol=1e-5
-        )
+        expected = conformal.tail_surprise(terms(x, i), known)
+        # A posterior near 0 has few digits left of float32 masses, which are rounded otherwise beside neighbours.
+        rtol = 1e-5 if form == "density" else 1e-3
+        np.testing.assert_allclose(found.parts.values[:, i], expected, rtol=rtol, atol=1e-5)
     usual = found.parts.values[:300]
     assert (usual > 3).mean() < 0.12
     # Of a network that is sure of everything most rows have one posterior, and are strange in none.
