@@ -179,11 +179,14 @@ class Detector:
         m = self.manifest
         if x.dtype != m.input_dtype:
             raise InvalidInputError(
-                "inputs", f"dtype is {x.dtype}, this detector takes {m.input_dtype}; convert without rescaling"
+                "inputs",
+                f"dtype is {x.dtype}, this detector takes {m.input_dtype}; give rows of the type and scale that it was "
+                "built with",
             )
         if x.ndim != 1 + len(m.input_shape) or x.shape[1:] != m.input_shape:
             axes = ", ".join(["rows", *map(str, m.input_shape)])
-            raise InvalidInputError("inputs", f"shape is {list(x.shape)}, this detector takes [{axes}]")
+            single = f"; send a single row as {[1, *m.input_shape]}" if x.shape == m.input_shape else ""
+            raise InvalidInputError("inputs", f"shape is {list(x.shape)}, this detector takes [{axes}]{single}")
         if len(x) == 0:
             raise InvalidInputError("inputs", "there are no rows; send at least 1")
         if x.dtype.kind == "f":

@@ -87,7 +87,8 @@ def _inputs(request: pb.ModelInferRequest, manifest: Manifest, limits: Limits) -
     if tensor.datatype != datatype:
         raise InvalidInputError(
             "inputs[0].datatype",
-            f"got {reprlib.repr(tensor.datatype)}, this detector takes {datatype!r}; convert without rescaling",
+            f"got {reprlib.repr(tensor.datatype)}, this detector takes {datatype!r}; give rows of the type and scale "
+            "that it was built with",
         )
     refuse_unknown("inputs[0].parameters", tensor.parameters)
     check_rows(tensor.shape, limits, "inputs[0].shape")

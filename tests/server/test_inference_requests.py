@@ -63,7 +63,8 @@ BAD = {
     "wrong name": (request(inputs=[tensor(name="INPUT__0")]), "inputs[0].name: got 'INPUT__0'; allowed: 'input'"),
     "wrong datatype": (
         request(inputs=[tensor(datatype="FP64")]),
-        "inputs[0].datatype: got 'FP64', this detector takes 'FP32'; convert without rescaling",
+        "inputs[0].datatype: got 'FP64', this detector takes 'FP32'; give rows of the type and scale that it was built "
+        "with",
     ),
     "no such datatype": (request(inputs=[tensor(datatype="x" * 999)]), "inputs[0].datatype: got 'xxxxxxxxxxxx...xxx"),
     "parameter of the input": (

@@ -201,7 +201,7 @@ def test_threads_get_their_own_rows_back(detector, tiny):
     [
         pytest.param(np.zeros((2, 12)), "dtype is float64, this detector takes float32", id="dtype"),
         pytest.param(np.zeros((2, 11), np.float32), r"shape is \[2, 11\], .* takes \[rows, 12\]", id="shape"),
-        pytest.param(np.zeros(12, np.float32), r"shape is \[12\]", id="rank"),
+        pytest.param(np.zeros(12, np.float32), r"shape is \[12\], .*; send a single row as \[1, 12\]", id="rank"),
         pytest.param(np.zeros((0, 12), np.float32), "there are no rows; send at least 1", id="empty"),
         pytest.param(
             np.array([[0.0] * 12, [np.nan] * 12], np.float32), "row 1 has NaN or infinity; every value", id="NaN"

@@ -28,7 +28,7 @@ REFUSALS = {
         lambda r, _: dataclasses.replace(r, x=np.abs(r.x).astype(np.uint8)),
         {},
         InvalidInputError,
-        r"inputs: dtype is uint8, this detector takes float32; convert without rescaling",
+        r"inputs: dtype is uint8, this detector takes float32; give rows of the type and scale that it was built with",
     ),
     "other shape": (
         lambda r, _: dataclasses.replace(r, x=r.x[:, :5]),

@@ -66,8 +66,8 @@ def _body(report: Report) -> Iterator[str]:
     yield f"<h3>Flagged at alpha = {report.alpha:g}</h3>{_table(tables.flagged(report))}"
     for group, names in report.groups.items():
         if len(names) > 1:
-            which = "all" if group == tables.ALL else f"the {group}"
-            yield f"<h3>Mean over {which} {len(names)} outlier sets</h3>"
+            which = f"all {len(names)}" if group == tables.ALL else f"{len(names)} {group}"
+            yield f"<h3>Mean over {which} outlier sets</h3>"
             yield _table(tables.metrics(report, "", names))
 
     yield '<h2 id="sets">Outlier sets</h2>'

@@ -101,6 +101,12 @@ def test_markdown_states_promise_means_sets_and_notes(report):
     )
 
 
+def test_the_page_titles_means_as_markdown_does(report, page):
+    """Of all sets, and of near or far ones."""
+    for heading in ("Mean over all 4 outlier sets", "Mean over 3 far outlier sets"):
+        assert f"<h3>{heading}</h3>" in page
+
+
 def test_json_holds_plain_finite_values(report):
     """It can be read back by any reader: no NaN, no infinity."""
     raw = json.loads(json.dumps(report.to_dict(), allow_nan=False))
