@@ -104,12 +104,26 @@ def _class_names(root: Path) -> list[str]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Files of images at any depth, sorted by path; nothing that starts with a dot."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        path = Path(place)
-        seen.add(path.resolve())
-        # A link to a folder above would lead round and round.
-        folders[:] = [f for f in folders if not f.startswith(".") and (path / f).resolve() not in seen]
-        found += [path / f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith(".")]
+    """Files of images at any depth, sorted by path; nothing that starts with a dot.
+
+    A folder is read once, where it stands, or else at the first link that leads there.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    found, seen, starts = [], set(), [folder]
+    for start in starts:  # which grows by the links below
+        for place, folders, files in os.walk(start, onerror=_refuse_folder):
+            path = Path(place)
+            if (real := path.resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(f for f in folders if not f.startswith("."))  # the disk's order decides nothing
+            starts += [path / f for f in folders if os.path.islink(path / f)]
+            found += [path / f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith(".")]
     return sorted(found)
+
+
+def _refuse_folder(e: OSError) -> None:
+    raise DataError(f"{e.filename}: cannot be read as a folder ({e.strerror})")

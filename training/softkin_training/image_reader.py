@@ -46,8 +46,11 @@ class ImageReader:
         try:
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
                 image = _eight_bits(opened, name).convert(self.mode)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-            raise DataError(f"{name}: cannot be read as an image ({e}); replace it, or take it away") from None
+        except DataError:
+            raise
+        except Exception as e:  # of any type: Pillow's decoders trust what a file says of itself
+            reason = "no known format" if isinstance(e, UnidentifiedImageError) else e
+            raise DataError(f"{name}: cannot be read as an image ({reason}); replace it, or take it away") from None
         if self.size:
             if [image.height, image.width] != self.size:
                 image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)

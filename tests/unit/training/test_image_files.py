@@ -1,0 +1,129 @@
+"""Images below a folder, and what is in each file: what is found, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from softkin.errors import DataError
+from softkin_training.image_folder import images_below
+from softkin_training.image_reader import ImageReader
+
+pytestmark = pytest.mark.training
+
+
+def files(root, *names):
+    """Empty files below a folder, whose names are all that counts."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(root):
+    """Their names, from the folder on."""
+    return [str(path.relative_to(root)) for path in images_below(root)]
+
+
+@pytest.mark.parametrize("link", ["a", "z", "m/a", "m/deep/z"])
+def test_a_folder_that_a_link_leads_to_is_read_once_where_it_stands(tmp_path, link):
+    """Its images came twice where the disk listed the folder before the link, else once, by the name of the link."""
+    files(tmp_path, "m/deep/1.png", "m/deep/2.png", "0.png")
+    (tmp_path / link).symlink_to(tmp_path / "m" / "deep")
+
+    assert found(tmp_path) == ["0.png", "m/deep/1.png", "m/deep/2.png"]
+
+
+def test_a_folder_elsewhere_is_read_at_the_first_link_that_leads_there(tmp_path):
+    """Through links that it holds itself, too."""
+    files(tmp_path, "out/1.png", "far/2.png", "in/3.png")
+    (tmp_path / "out" / "on").symlink_to("../far")
+    for link in ("b", "a"):
+        (tmp_path / "in" / link).symlink_to("../out")
+
+    assert found(tmp_path / "in") == ["3.png", "a/1.png", "a/on/2.png"]
+
+
+@pytest.mark.parametrize("links", [("a/up", ".."), ("a/self", "."), ("a/to_b", "../b")])
+def test_links_that_lead_round_and_round_end(tmp_path, links):
+    """Into the folder itself, one above, or one that links back."""
+    files(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / links[0]).symlink_to(links[1])
+    (tmp_path / "b" / "to_a").symlink_to("../a")
+
+    assert len(images_below(tmp_path)) == len({path.resolve() for path in images_below(tmp_path)}) == 2
+
+
+def test_only_what_is_called_like_an_image_and_is_not_hidden_is_found(tmp_path):
+    """Sorted by path, whatever the case of the suffix."""
+    files(tmp_path, "b.JPG", "a/c.Png", "a.tiff", "x.txt", "png", ".png", ".d.png", ".h/1.png", "b.png.bak")
+    (tmp_path / "folder.png").mkdir()
+
+    assert found(tmp_path) == ["a/c.Png", "a.tiff", "b.JPG"]
+
+
+def test_a_folder_that_cannot_be_read_is_refused_not_left_out(tmp_path):
+    """Here one whose path is longer than any may be: its images would silently be missing."""
+    files(tmp_path, "1.png")
+    above = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=above)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+
+    with pytest.raises(DataError, match=r"d/d+: cannot be read as a folder \(File name too long\)$"):
+        images_below(tmp_path)
+
+
+def encoded(image, kind):
+    """An image's file."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def a_tiff_whose_strip_begins_at_a_fraction():
+    """A file that Pillow opens, and then fails on as on a fault of its own."""
+    whole = bytearray(encoded(Image.new("L", (4, 4)), "tiff"))
+    order = "<" if whole[:2] == b"II" else ">"
+    start = struct.unpack_from(f"{order}I", whole, 4)[0]
+    for i in range(struct.unpack_from(f"{order}H", whole, start)[0]):
+        tag = start + 2 + 12 * i
+        if struct.unpack_from(f"{order}H", whole, tag)[0] == 273:  # StripOffsets
+            struct.pack_into(f"{order}HII", whole, tag + 2, 5, 1, 8)  # one RATIONAL, at byte 8
+    return bytes(whole)
+
+
+DAMAGED = {
+    "nothing": b"",
+    "another kind of file": b"<svg></svg>",
+    "cut short": encoded(Image.new("L", (40, 40)), "png")[:50],
+    "a strip at a fraction of a byte": a_tiff_whose_strip_begins_at_a_fraction(),
+}
+
+
+@pytest.mark.parametrize("source", ["bytes", "file"])
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_whatever_is_wrong_with_a_file_it_is_refused_by_name(tmp_path, content, source):
+    """Pillow's decoders raise errors of many kinds; none says where in memory something lies."""
+    path = tmp_path / "x.tif"
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match=r"^x: cannot be read as an image \(.*\); replace it, or take it away$") as e:
+        ImageReader("RGB", []).read(content if source == "bytes" else path, "x")
+
+    assert " at 0x" not in str(e.value)
+
+
+def test_an_image_of_unknown_range_inside_a_table_is_refused_as_such():
+    """It can be read; which value is white is what nobody knows."""
+    image = encoded(Image.fromarray(np.ones((2, 2), np.float32)), "tiff")
+
+    with pytest.raises(DataError, match=r"^row 7: its pixels are floating point, and no file says"):
+        ImageReader("L", []).read(image, "row 7")
