@@ -27,6 +27,8 @@ from softkin_training.stored_rows import StoredRows
 
 READ_AT_ONCE = 256
 COLUMNS_SHOWN = 4
+_SUBSETS = re.compile(r"(?:Config name is missing|BuilderConfig .* not found)\..*?vailable.*?: (\[.*?\])", re.DOTALL)
+"""How the library says that there is no subset of a name, or that one of several must be named."""
 INDICES = ("Unnamed: 0", "__index_level_0__")
 """What pandas' row numbers are called once they were written, with no name of their own, to CSV and Parquet."""
 
@@ -48,6 +50,10 @@ def read_table(data: DataConfig) -> Source:
         if data.source == "csv" and (mark := next((m for m in ";\t|" if m in train.column_names[0]), "")):
             there = f"its first line divides columns by {mark!r}: write it with commas, and points in numbers"
         raise RecipeError(f"{key}: {data.path} has no column {missing[0]!r} in train; {there}")
+    if not inputs:
+        raise DataError(
+            f"{data.path}: has no column but {data.label_column!r}, which holds the labels; add those of the inputs"
+        )
     if not data.input_columns and (numbered := [c for c in inputs if c in INDICES]):
         remedy = f"data.input_columns = {[c for c in inputs if c not in INDICES]}"
         raise RecipeError(
@@ -95,16 +101,23 @@ def _load(library: Any, data: DataConfig) -> dict[str, Any]:
     except SoftkinError:
         raise
     except Exception as e:  # the library and those under it have no common type
+        if data.source == "hub" and (subsets := _SUBSETS.match(str(e))):
+            raise RecipeError(
+                f"data.subset is {data.subset!r}: {data.path} has the subsets {subsets[1]}; name one of them"
+            ) from e
         raise DataError(_explain(library, e, data)) from e
 
 
 def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     """What to do about an error of the library."""
+    import pyarrow as pa
+
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
         chain.append(cause)
     text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
-    if len(chain) > 1 and isinstance(error, library.exceptions.DatasetGenerationError):
+    generating = isinstance(error, library.exceptions.DatasetGenerationError)
+    if len(chain) > 1 and generating:
         text = f"{type(chain[1]).__name__}: {str(chain[1]).strip().splitlines()[0]}" if str(chain[1]).strip() else text
     files = " and ".join(filter(None, (data.path, data.test_path)))
     if unlike := next((e for e in chain if isinstance(e, library.table.CastError)), None):
@@ -116,8 +129,17 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
             f"{files}: all tables must have the columns of the first, and one has {more or 'nothing'} more and lacks "
             f"{lacks or 'nothing'}; mend the file, nothing of it was kept"
         )
-    if data.source != "hub":
-        return f"{files}: cannot be read as {data.source} ({text}); mend the file, nothing of it was kept"
+    remedy = "mend the file"
+    if any(isinstance(e, UnicodeError) for e in chain):
+        remedy = "save it as UTF-8"
+    if "truncated converting" in text or "Failed to parse string" in text:
+        remedy = (
+            "the first rows decide what a column holds, whole numbers, others or text: write it alike in all rows and "
+            "tables, as 1.0 beside 1.5"
+        )
+    if generating or isinstance(error, pa.ArrowException) or data.source != "hub":
+        how = "its files cannot be read" if data.source == "hub" else f"cannot be read as {data.source}"
+        return f"{files}: {how} ({text}); {remedy}; nothing of it was kept"
     if Path(data.path).is_dir() or Path(data.path).is_absolute():
         return (
             f"{data.path}: is no folder in the layout of the hub ({text}); it holds data/train-*.parquet, for example, "

@@ -1,0 +1,146 @@
+"""Tables that cannot be read: what the library says of them is told with the remedy, and with the key at fault."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from softkin.errors import DataError, RecipeError
+from softkin_training.data_config import DataConfig
+from softkin_training.tables import read_table
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def _left_open():
+    """The library leaves a file open that it fails on half-way; elsewhere it would count against another test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def parquet(path, **columns):
+    """A table, and its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def csv(path, *lines):
+    """A table of these lines, and its path."""
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def source(path, **settings):
+    """What `[data]` says of a table."""
+    rows = {"test_rows": 0 if settings.get("test_path") or settings.get("test_split") else 1}
+    return read_table(DataConfig(**({"source": "parquet", "path": str(path), "calibration_rows": 1} | rows | settings)))
+
+
+def test_a_table_of_labels_alone_is_refused(tmp_path):
+    """There is nothing to tell the classes by."""
+    path = csv(tmp_path / "t.csv", "label", "x", "y")
+
+    with pytest.raises(DataError) as refusal:
+        source(path, source="csv")
+
+    assert str(refusal.value) == f"{path}: has no column but 'label', which holds the labels; add those of the inputs"
+
+
+ONE_KIND = (
+    "the first rows decide what a column holds, whole numbers, others or text: write it alike in all rows and tables, "
+    "as 1.0 beside 1.5; nothing of it was kept"
+)
+
+
+@pytest.mark.usefixtures("_left_open")
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [("1.5,x", "Float value 1.500000 was truncated"), ("one,x", "Failed to parse string: 'one'")],
+    ids=["a fraction", "a word"],
+)
+def test_a_csv_whose_column_changes_its_kind_far_below_is_refused_with_the_remedy(tmp_path, later, reason):
+    """The library reads some ten thousand rows at a time; the cure lies in rows that it took without a word."""
+    path = csv(tmp_path / "t.csv", "a,label", *["1,x", "2,y"] * 6_000, later)
+
+    with pytest.raises(DataError) as refusal:
+        source(path, source="csv")
+
+    assert str(refusal.value).startswith(f"{path}: cannot be read as csv (ArrowInvalid: {reason}")
+    assert str(refusal.value).endswith(f"); {ONE_KIND}")
+
+
+def test_tables_whose_columns_are_of_different_kinds_are_refused_with_the_remedy(tmp_path):
+    """Training rows of whole numbers, test rows of others; the same when they come in the hub's layout."""
+    train = parquet(tmp_path / "pets" / "train.parquet", a=[1, 2], label=[0, 1])
+    test = parquet(tmp_path / "pets" / "test.parquet", a=[1.5, 2], label=[0, 1])
+    reason = "ArrowInvalid: Float value 1.500000 was truncated converting to int64"
+
+    with pytest.raises(DataError) as refusal:
+        source(train, test_path=str(test))
+    with pytest.raises(DataError) as from_hub:
+        source(tmp_path / "pets", source="hub", test_split="test")
+
+    assert str(refusal.value) == f"{train} and {test}: cannot be read as parquet ({reason}); {ONE_KIND}"
+    assert str(from_hub.value) == f"{tmp_path / 'pets'}: its files cannot be read ({reason}); {ONE_KIND}"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_csv_in_another_encoding_is_refused_with_the_one_it_takes(tmp_path, encoding):
+    """As spreadsheets save it."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,label\n1,caf\xe9\n2,y\n", encoding=encoding)
+
+    with pytest.raises(
+        DataError, match=r"cannot be read as csv \(Unicode.*\); save it as UTF-8; nothing of it was kep"
+    ):
+        source(path, source="csv")
+
+
+def test_a_damaged_file_in_the_hubs_layout_is_no_folder_in_another(tmp_path):
+    """The layout is right; the file is what is wrong."""
+    path = parquet(tmp_path / "pets" / "data" / "train.parquet", a=np.arange(1000.0), label=np.arange(1000) % 2)
+    path.write_bytes(path.read_bytes()[:-100])
+
+    with pytest.raises(DataError, match=rf"^{tmp_path / 'pets'}: its files cannot be read \(.*\); mend the file; noth"):
+        source(tmp_path / "pets", source="hub", test_split="")
+
+
+def subsets(folder):
+    """A data set with two subsets, as the hub lays them out."""
+    for name in ("small", "large"):
+        parquet(folder / name / "train.parquet", x=[1], label=[0])
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train.parquet\n"
+        for name in ("small", "large")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    return folder
+
+
+@pytest.mark.parametrize("subset", ["", "huge"])
+def test_a_subset_that_is_not_there_or_not_named_lists_those_that_are(tmp_path, subset):
+    """By the key that names it; neither the connection nor the layout is at fault."""
+    folder = subsets(tmp_path / "pets")
+
+    with pytest.raises(RecipeError) as refusal:
+        source(folder, source="hub", test_split="", subset=subset)
+
+    assert str(refusal.value) == (
+        f"data.subset is {subset!r}: {folder} has the subsets ['small', 'large']; name one of them"
+    )
+    assert len(source(folder, source="hub", test_split="", subset="large").train) == 1
