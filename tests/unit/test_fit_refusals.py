@@ -44,7 +44,8 @@ ONNX = "--onnx m.onnx --layers hidden --data d.npz"
 OPTIONS = {
     "no layers": (
         "--onnx m.onnx --data d.npz",
-        "--layers: is missing; --onnx needs it; any that is wrong lists those of the model",
+        "--layers: is missing; --onnx needs it: name hidden tensors; the last of the model are "
+        "'flat', 'before', 'hidden', 'scores'",
     ),
     "no data": ("--onnx m.onnx --layers hidden", "--data: is missing; --onnx needs it"),
     "layers of vectors": (
@@ -197,7 +198,8 @@ DATA = {
     "a class without rows": (
         changed(y_train=Y % 3),
         "d.npz: x_train has no row for the bank of 1 of 4 classes, the first is 'c3'; every class needs at least one: "
-        "add rows, or lower the calibration share",
+        "add rows, lower the calibration share, or give by --output what has a column for each class, if 'scores' has "
+        "not",
     ),
 }
 

@@ -176,7 +176,12 @@ def _fit(
         seen, calibration_rows = distinct, read_calibration(calibration, rows, classes, data)
         held_out = {"file": Path(calibration).name}
     bank_rows = choose_bank_rows(seen, config.bank_rows, config.seed)
-    refuse_empty_classes(bank_rows, classes, data)
+    remedies = ["add rows", *(["lower the calibration share"] if calibration is None else [])]
+    if exposed.output:
+        remedies.append(f"give by --output what has a column for each class, if {exposed.output!r} has not")
+    else:
+        remedies.append("number the classes without gaps")
+    refuse_empty_classes(bank_rows, classes, data, remedies)
     spec = DetectorSpec(
         name=config.name,
         version=config.version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,14 @@ def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
     return names
 
 
-def refuse_empty_classes(bank_rows: Rows, classes: tuple[str, ...], data: str | Path) -> None:
+def refuse_empty_classes(bank_rows: Rows, classes: tuple[str, ...], data: str | Path, remedies: Sequence[str]) -> None:
     """Refuse bank rows that lack a class: no row could be like it.
+
+    Args:
+        bank_rows: all of the bank.
+        classes: names of the classes that there must be.
+        data: file to name.
+        remedies: what may help.
 
     Raises:
         DataError: says how many classes are concerned and names the first.
@@ -107,5 +114,5 @@ def refuse_empty_classes(bank_rows: Rows, classes: tuple[str, ...], data: str | 
     if empty := [classes[i] for i in np.flatnonzero(counts == 0)]:
         raise DataError(
             f"{data}: x_train has no row for the bank of {len(empty)} of {len(classes)} classes, the first is "
-            f"{empty[0]!r}; every class needs at least one: add rows, or lower the calibration share"
+            f"{empty[0]!r}; every class needs at least one: {', '.join(remedies[:-1])}, or {remedies[-1]}"
         )

@@ -63,7 +63,7 @@ def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InvalidInputError(field, f"node {name!r} has {len(found)} outputs, {_listed(found)}; name one of them")
+        raise InvalidInputError(field, f"node {name!r} has {len(found)} outputs, {listed(found)}; name one of them")
     for owner, inner in _inner_nodes(proto):
         if name == inner.name or name in inner.output:
             raise InvalidInputError(
@@ -72,16 +72,21 @@ def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
     names = sorted(tensors | {n.name for n in nodes if n.name})
     which, shown = "closest", difflib.get_close_matches(name, names, n=NAMES_SHOWN, cutoff=0.0)
     if not difflib.get_close_matches(name, shown[:1]):  # of who knows no name yet, and looks for layers near the output
-        shown = [o for n in nodes if n.op_type != "Constant" for o in n.output if o][-NAMES_SHOWN:]
-        which = "last tensors"
+        shown, which = last_tensors(proto), "last tensors"
     raise InvalidInputError(
         field,
         f"got {name!r}, which is no tensor or node of the model; it has {len(names)} names, the {which} are "
-        f"{_listed(shown)}",
+        f"{listed(shown)}",
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def last_tensors(proto: onnx.ModelProto) -> list[str]:
+    """Those nearest the output, at most as many as a message shows; constants left out."""
+    return [o for n in proto.graph.node if n.op_type != "Constant" for o in n.output if o][-NAMES_SHOWN:]
+
+
+def listed(names: Sequence[str]) -> str:
+    """For a message."""
     return ", ".join(map(repr, names))
 
 
