@@ -132,14 +132,21 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         return previous
 
     def _load(self, path: Path, labels: list[str], context: grpc.ServicerContext) -> ScoringDetector:
+        before = self._labelled()
         try:
             detector = self._loader.add(path, labels, keep_default=True, wanted=context.is_active)
         except InvalidInputError as e:
             # The request is right; the bundle does not do for this server's alpha, guarantee or device.
             raise PreconditionError(str(e)) from e
-        for label in labels:
-            _log_label(detector.manifest.name, detector.manifest.version, label)
+        for (name, label), version in self._labelled().items():
+            if before.get((name, label)) != version:  # also 'stable', by which what serves keeps its turn
+                _log_label(name, version, label, previous=before.get((name, label), "none"))
         return detector
+
+    def _labelled(self) -> dict[tuple[str, str], str]:
+        """The version of each name and label."""
+        labels_of = self._registry.labels_of
+        return {(d.manifest.name, label): d.manifest.version for d in self._registry for label in labels_of(d)}
 
 
 def inside(root: Path | None, path: str) -> Path:
