@@ -35,7 +35,7 @@ def promise(report: Report) -> str:
     if own is None:
         return text
     return (
-        f"{text} Found: {own.count} of {own.rows} inliers, {tables.interval(own)}; the chance of so many is "
+        f"{text} Found: {own.count} of {own.rows} inliers, {tables.interval(own)}; the chance of so many or more is "
         f"{report.p_values.chance_of_false_alarms:.3g}."
     )
 
