@@ -171,7 +171,9 @@ def test_the_promise_is_held_against_what_came_of_it(report):
         report, scores=scores, p_values=dataclasses.replace(report.p_values, chance_of_false_alarms=0.01234)
     )
 
-    assert promise(found).endswith("Found: 3 of 10 inliers, 0.3000 [0.2500, 0.3400]; the chance of so many or more is 0.0123.")
+    assert promise(found).endswith(
+        "Found: 3 of 10 inliers, 0.3000 [0.2500, 0.3400]; the chance of so many or more is 0.0123."
+    )
     assert ", accuracy 0.2500. Every" in opening(dataclasses.replace(report, accuracy=0.25))
     assert "accuracy" not in opening(dataclasses.replace(report, accuracy=None))
 
