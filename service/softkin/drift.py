@@ -126,8 +126,8 @@ class DriftWatch:
         """What has been seen so far; `alpha`: at which to count recent flags."""
         with self._lock:
             self._catch_up()
-            recent = self._recent[: min(self._rows, WINDOW_ROWS)]
-            bins = np.maximum(np.ceil(recent.astype(np.float64) * HISTOGRAM_BINS - 1e-6) - 1, 0)
+            recent = self._recent[: self._rows]
+            bins = np.ceil(recent.astype(np.float64) * HISTOGRAM_BINS * (1 - 1e-6)) - 1  # k / bins ends bin k - 1
             return DriftReport(
                 rows=self._rows,
                 level=self.level,
@@ -171,8 +171,18 @@ class DriftWatch:
         rows, alarm_row = map(int, state["counters"])
         if weights.sum() != len(self._calibration) + 1 + rows or not np.array_equal(state["values"], now["values"]):
             raise ValueError("it belongs to another calibration")
-        below_inf = all((np.asarray(array, np.float64) < np.inf).all() for array in state.values())  # no NaN either
-        if not below_inf or weights.min() < 1 or (np.diff(state["keys"]) < 0).any():  # an alarm might never come
+        evidence, keys, p = (np.asarray(state[k], np.float64) for k in ("evidence", "keys", "recent"))
+        sound = (  # else an alarm might never come
+            weights.min() >= 1
+            and 0 <= alarm_row <= rows
+            and np.isfinite(evidence).all()
+            and evidence[2] >= 0
+            and (np.diff(keys) >= 0).all()
+            and (np.abs(keys - np.asarray(now["keys"], np.float64)) <= 1).all()  # a draw between the same two values
+            and ((p[:rows] > 0) & (p[:rows] <= 1)).all()
+            and (np.asarray(state["log_wealth"], np.float64) < np.inf).all()  # no NaN either
+        )
+        if not sound:
             raise ValueError("it is damaged: no watch has such numbers")
         with self._lock:
             self._keys = np.array(state["keys"], np.float64)

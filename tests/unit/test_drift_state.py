@@ -202,14 +202,23 @@ def test_rows_that_were_observed_before_a_restore_are_replaced():
 
 
 def damaged(name, *values):
-    """A state of which one array begins with other numbers; integers are moved by them."""
-    state = watch()[0].state()
+    """A state after ten rows, of which one array begins with other numbers; integers are moved by them."""
+    w, _, rng = watch()
+    w.observe(rng.normal(size=10))
+    state = w.state()
     array = state[name].copy()
     if array.dtype.kind == "i":
         array[: len(values)] += np.array(values)
     else:
         array[: len(values)] = values
     return state | {name: array}
+
+
+def fewer_than_none():
+    """A state whose numbers add up, though rows would have been taken back: merged gaps have more than one each."""
+    state = watch(n=3000)[0].state()
+    gone = state["weights"].sum() - len(state["weights"])
+    return state | {"weights": np.ones_like(state["weights"]), "counters": np.array([-gone, 0])}
 
 
 REFUSED = {
@@ -230,6 +239,15 @@ REFUSED = {
         "it belongs to another calibration",
     ),
     "evidence that is none": (lambda: damaged("evidence", np.nan), "it is damaged"),
+    "evidence without bottom": (lambda: damaged("evidence", -np.inf), "it is damaged"),
+    "a CUSUM below its floor": (lambda: damaged("evidence", 0.0, 0.0, -1.0), "it is damaged"),
+    "a p-value above 1": (lambda: damaged("recent", 1.5), "it is damaged"),
+    "a p-value of 0": (lambda: damaged("recent", 0.0), "it is damaged"),
+    "a p-value that is none": (lambda: damaged("recent", np.nan), "it is damaged"),
+    "an alarm after the last row": (lambda: damaged("counters", 0, 11), "it is damaged"),
+    "an alarm before the first row": (lambda: damaged("counters", 0, -1), "it is damaged"),
+    "a gap among others": (lambda: damaged("keys", -1e9), "it is damaged"),
+    "fewer rows than none": (fewer_than_none, "it is damaged"),
     "wealth without end": (lambda: damaged("log_wealth", np.inf), "it is damaged"),
     "gaps out of order": (lambda: damaged("keys", 3.0), "it is damaged"),
     "a gap with less than nothing": (lambda: damaged("weights", -5, 5), "it is damaged"),
@@ -240,8 +258,8 @@ REFUSED = {
 def test_a_state_that_does_not_fit_is_refused_and_the_watch_is_as_it_was(case):
     """ValueError says what does not fit."""
     make, message = REFUSED[case]
-    w, _, rng = watch()
-    w.observe(rng.normal(size=10))
+    w, _, rng = watch(n=3000 if case == "fewer rows than none" else N)
+    w.observe(rng.normal(size=20))
     before = w.state()
 
     with pytest.raises(ValueError, match=message):
