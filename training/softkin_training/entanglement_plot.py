@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE, ENDINGS = "entanglement", ("svg", "png")
+LINEAR_BELOW = 0.01
+"""The scale is linear up to this share of chance, so that 0 has a place."""
 
 
 def draw_entanglement(history: History, out: Path) -> None:
@@ -36,7 +38,7 @@ def draw_entanglement(history: History, out: Path) -> None:
 
     # Layers may be called anything: a dollar sign is no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure = _drawn(probed)
+        figure = drawn(probed)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for ending in ENDINGS:
@@ -49,20 +51,25 @@ def draw_entanglement(history: History, out: Path) -> None:
         raise InvalidInputError("out_dir", f"cannot write to {out} ({e.strerror}); make room") from None
 
 
-def _drawn(probed: History) -> Figure:
+def drawn(probed: History) -> Figure:
+    """The picture of epochs that have a probe. Its scale is logarithmic: many layers end at hundredths of chance."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot()
     before = [(0, probed[0]["probe_untrained"])] if "probe_untrained" in probed[0] else []
     points = before + [(epoch["epoch"], epoch["probe"]) for epoch in probed]
+    highest = 1.0
     for layer in probed[0]["probe"]:
         ratios = [(number, layers[layer]["ratio"]) for number, layers in points]
+        highest = max([highest, *(r for _, r in ratios if r is not None)])
         # A leading underscore would hide the entry from the legend.
         label = f" {layer}" if layer.startswith("_") else layer
         axes.plot([n for n, _ in ratios], [r if r is not None else math.nan for _, r in ratios], "o-", label=label)
-    axes.set(xlabel="epoch (0: before training)", ylabel="entanglement / chance", ylim=(0, 1.05))
+    axes.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.5)
+    axes.set(xlabel="epoch (0: before training)", ylabel="entanglement (1: chance)", ylim=(0, 1.2 * highest))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(title="hidden layer, input to output")

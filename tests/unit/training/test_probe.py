@@ -11,7 +11,7 @@ import torch
 
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
-from softkin_training.entanglement_plot import draw_entanglement
+from softkin_training.entanglement_plot import draw_entanglement, drawn
 from softkin_training.history import Recorder, scalars
 from softkin_training.losses import entanglement
 from softkin_training.models import build_model
@@ -133,6 +133,21 @@ def test_a_ratio_that_is_not_defined_leaves_a_gap(tmp_path):
 
     assert {layer["ratio"] for layer in probe.values()} == {None}
     assert (tmp_path / "entanglement.svg").exists()
+
+
+@pytest.mark.parametrize("ratios", [(0.004, 0.008, 0.1), (0.1, 0.5, 1.3), (0.0, 0.01, 0.02)])
+def test_ratios_can_be_told_apart_wherever_they_lie(ratios):
+    """Trained layers lie at hundredths of chance, entangled ones near it; chance is always in the picture."""
+    measured = {f"l{i}": {"value": r, "chance": 1.0, "ratio": r, "temperature": 1.0} for i, r in enumerate(ratios)}
+
+    axes = drawn([{"epoch": 1, "probe": measured}]).axes[0]
+
+    def height(ratio):
+        return axes.transAxes.inverted().transform(axes.transData.transform((1, ratio)))[1]
+
+    heights = [height(r) for r in (*ratios, 1.0)]
+    assert all(0 <= h <= 1 for h in heights)
+    assert min(np.diff(sorted(heights))) > 0.03
 
 
 @pytest.mark.filterwarnings("error")
