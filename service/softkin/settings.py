@@ -109,7 +109,12 @@ class ServerSettings(BaseSettings):
         description="Requests waiting or being scored (a thread each), over which requests are refused at once. "
         "Of unary calls 8 more may be under way, whose message or answer is.",
     )
-    max_streams: int = Field(default=32, ge=0, le=1024, description="Streams open at the same time (two threads each).")
+    max_streams: int = Field(
+        default=32,
+        ge=0,
+        le=1024,
+        description="Streams open at the same time (two threads each); 'softkin score' opens one.",
+    )
     stream_window: int = Field(
         default=32,
         ge=1,

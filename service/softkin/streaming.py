@@ -63,11 +63,13 @@ class Streams:
         """
         with self._lock:
             if self._open >= self._max_streams:
-                raise OverloadedError(
+                said = (
                     f"{self._open} streams are open, max_streams = {self._max_streams}; retry after "
-                    f"{RETRY_AFTER_SECONDS:g} s, or send unary calls",
-                    RETRY_AFTER_SECONDS,
+                    f"{RETRY_AFTER_SECONDS:g} s, or send unary calls"
                 )
+                if not self._max_streams:
+                    said = "this server takes no streams, max_streams = 0; send unary calls"
+                raise OverloadedError(said, RETRY_AFTER_SECONDS)
             self._open += 1
         try:
             yield from _Stream(self._path, self._metrics, self._window, context).answers(requests)
