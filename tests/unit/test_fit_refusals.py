@@ -45,7 +45,7 @@ OPTIONS = {
     "no layers": (
         "--onnx m.onnx --data d.npz",
         "--layers: is missing; --onnx needs it: name hidden tensors; the last of the model are "
-        "'flat', 'before', 'hidden', 'scores'",
+        "'flat', 'before', 'hidden', 'scores'; of a model of trees the input, 'x'",
     ),
     "no data": ("--onnx m.onnx --layers hidden", "--data: is missing; --onnx needs it"),
     "layers of vectors": (

@@ -93,14 +93,16 @@ def fit(arguments: argparse.Namespace) -> None:
     from softkin_training.fit import fit_embeddings, fit_onnx
     from softkin_training.fit_config import default_name, fit_config
     from softkin_training.foreign import read_model
-    from softkin_training.onnx_graphs import last_tensors, listed
+    from softkin_training.onnx_graphs import last_tensors, listed, real_inputs
 
     a = arguments
     for name, value in {"--layers": a.layers, "--data": a.data}.items():
         if value and not a.onnx:
             raise InvalidInputError(name, "belongs to --onnx; leave it out")
         if a.onnx and not value:
-            last = f": name hidden tensors; the last of the model are {listed(last_tensors(read_model(a.onnx)))}"
+            model = read_model(a.onnx)
+            last = f": name hidden tensors; the last of the model are {listed(last_tensors(model))}"
+            last += f"; of a model of trees the input, {listed([i.name for i in real_inputs(model.graph)])}"
             raise InvalidInputError(name, f"is missing; --onnx needs it{last if name == '--layers' else ''}")
     if a.embeddings and (a.output or a.output_kind != "auto"):
         raise InvalidInputError("--output", "belongs to --onnx; vectors have no output")
