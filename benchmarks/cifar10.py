@@ -2,7 +2,7 @@
 
     python benchmarks/cifar10.py --cifar10 FILE --outliers NAME=FILE [--outliers ...] [--out DIR]
 
-A step takes an H100 13 ms, however many networks train at a time: ten networks want eight minutes of it, and their
+A step takes an H100 11 ms, however many networks train at a time: ten networks want seven minutes of it, and their
 detectors more. Stopped, it goes on where it was. Needs the extra `augmentation`.
 Writes results/cifar10_<machine>_<date> .json and .md.
 """

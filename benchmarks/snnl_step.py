@@ -12,16 +12,18 @@ all cores waits for its slowest thread; none begins while others work. Writes sn
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,7 +36,8 @@ from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier, build_model
 from softkin_training.probe import Probe, choose_probe_rows
 from softkin_training.rows import Rows
-from softkin_training.train import make_optimizer, tensor_cores
+from softkin_training.step import LayerLosses, Step, make_optimizer
+from softkin_training.train import tensor_cores
 
 BATCH = 256
 WARM_UP, CALLS = 3, {"cpu": 5, "cuda": 30}
@@ -42,6 +45,7 @@ WARM_UP, CALLS = 3, {"cpu": 5, "cuda": 30}
 GPU between them."""
 QUIET = 0.03
 """Share of the cores' time that other processes may take in a round that counts."""
+RATE = 1e-3
 TARGETS = {"cpu": 1.35, "cuda": 1.1}
 PLAIN = "plain step"
 EPOCH_ROWS = 54_000
@@ -58,7 +62,6 @@ NETWORKS: dict[str, dict[str, tuple[str, list[str], tuple[int, ...]]]] = {
     },
 }
 """By device, for each title: recipe, what to change in it, and the shape of an image."""
-Loss = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
 
 
 def main() -> None:
@@ -181,30 +184,24 @@ class Others:
 class Trainer:
     """The step of the training loop, on one batch after the other."""
 
-    def __init__(self, model: Classifier, loss: Loss | None, x: Tensor, y: Tensor) -> None:
-        self.model, self.loss, self.x, self.y = model.train(), loss, x, y
+    def __init__(self, model: Classifier, loss: LayerLosses | None, x: Tensor, y: Tensor) -> None:
+        fabric = Fabric(accelerator=x.device.type, devices=1)
+        self.x, self.y, self.batch_of_step = x, y, itertools.count()
         batches = balanced_batches(y.cpu(), BATCH, torch.Generator().manual_seed(0))
         self.batches = [batch[:BATCH].to(x.device) for batch in batches]
-        self.optimizer = make_optimizer(model, x.device, 1e-3, 1e-2)
-        self.steps = 0
+        trained, optimizer = fabric.setup(model.train(), make_optimizer(model, x.device, RATE, 1e-2))
+        trained.mark_forward_method("forward_with_hidden")
+        weights = dict.fromkeys(model.hidden_layers, -0.1)
+        self.step = Step(fabric, trained, optimizer, loss or (lambda hidden, y: {}), weights, recorded=True)
 
     def __call__(self) -> None:
         """Take one step."""
-        batch = self.batches[self.steps % len(self.batches)]
-        self.steps += 1
-        logits, hidden = self.model.forward_with_hidden(self.x[batch])
-        objective = nn.functional.cross_entropy(logits, self.y[batch])
-        if self.loss is not None:
-            for value in self.loss(hidden, self.y[batch]).values():
-                objective = objective - 0.1 * value
-        self.optimizer.zero_grad()
-        objective.backward()
-        self.optimizer.step()
-        self.objective = objective.detach()
+        batch = self.batches[next(self.batch_of_step) % len(self.batches)]
+        self.numbers = self.step(self.x[batch], self.y[batch], len(batch), RATE)
 
     def wait(self) -> None:
         """Wait for the device, and look at what the last step came to."""
-        if not math.isfinite(float(self.objective)):
+        if not bool(torch.isfinite(self.numbers).all()):
             raise SystemExit("a candidate diverged; its times mean nothing")
 
 
@@ -228,8 +225,9 @@ class Formula:
             else:
                 square = z.square().sum(dim=1)
                 distances = square.unsqueeze(0) + square.unsqueeze(1) - 2 * z @ z.T
-            temperature = self.temperatures.setdefault(layer, float(distances.detach().mean()) / 4)
-            logits = (-distances / temperature).masked_fill(itself, -math.inf)
+            if layer not in self.temperatures:  # once: a number that is read makes a GPU's stream wait
+                self.temperatures[layer] = float(distances.detach().mean()) / 4
+            logits = (-distances / self.temperatures[layer]).masked_fill(itself, -math.inf)
             losses[layer] = (logits.logsumexp(1) - logits.masked_fill(apart, -math.inf).logsumexp(1)).mean()
         return losses
 
@@ -282,7 +280,7 @@ def markdown(results: dict[str, Any]) -> Iterable[str]:
     torch_version, threads = m["versions"]["torch"], results["threads"]
     yield f"{m['processor']}, {m['cores']} cores; torch {torch_version} with {threads} threads."
     if m["gpu"]:
-        yield f"GPU: {m['gpu']}; convolutions and products may use TF32, as in training."
+        yield f"GPU: {m['gpu']}; convolutions and products may use TF32, and steps are CUDA graphs, as in training."
     yield f"Batch {BATCH}; SNNL: temperature minimised per batch. Median over rounds of the ratio within a round, with"
     yield f"quartiles; target: at most {TARGETS[m['device']]}. `formula`: eq. 1 in plain torch operators, T fixed."
     for name, network in results["networks"].items():

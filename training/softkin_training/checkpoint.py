@@ -18,8 +18,8 @@ from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier
 from softkin_training.processes import num_processes, on_first, rank, stacked
 
-UNDECISIVE = ("data.path", "data.test_path", "data.outliers", "training.probe_rows")
-"""Keys that do not decide the weights; files may move, their rows are told by fingerprint."""
+UNDECISIVE = ("data.path", "data.test_path", "data.outliers", "training.probe_rows", "training.cuda_graph")
+"""Keys that do not decide the weights, but for rounding; files may move, their rows are told by fingerprint."""
 
 AFRESH = "train again without --resume"
 """What is left to do where a checkpoint is of no use."""
@@ -98,7 +98,8 @@ class Checkpoint:
             raise RecipeError(f"{self.path}: {these}; start as many, or {AFRESH}")
         self.model.load_state_dict(state["model"])
         for group in state["optimizer"]["param_groups"]:
-            group["fused"] = self.optimizer.defaults["fused"]  # a matter of the device, which may have been another
+            for key in ("fused", "capturable"):
+                group[key] = self.optimizer.defaults[key]  # a matter of the device, which may have been another
         self.optimizer.load_state_dict(state["optimizer"])
         self.snnl.load_state_dict(state["temperatures"])
         if scale := state.get("precision"):  # an older version's has none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 CALLS_BEFORE, GRAPHS = 2, 8
-"""Calls with tensors of one kind before their graph is recorded, and the most graphs: each keeps memory."""
+"""Calls with tensors of one kind before their graph is recorded, and the most graphs."""
 Kind = tuple[Any, ...]
 
 
@@ -20,13 +21,15 @@ class Replayed:
 
     Args:
         function: of tensors of one device, None among them allowed, to a tuple of tensors. Must not wait for the
-            device, keep state, or read anything but its arguments. What it returns carries no gradient.
+            device, and must do the same in every call: what else it reads or keeps are tensors that stay where they
+            are, and change in place. It takes gradients only where it enables them; what it returns carries none.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
         self.function = function
         self._calls: dict[Kind, int] = {}
         self._graphs: dict[Kind, _Graph] = {}
+        self._memory: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Replayed, (self.function,)  # a copy records afresh: graphs belong to a process and its device
@@ -41,21 +44,27 @@ class Replayed:
             self._calls[kind] = self._calls.get(kind, 0) + 1
             if self._calls[kind] <= CALLS_BEFORE or len(self._graphs) == GRAPHS:
                 return self.function(*tensors)
-            self._graphs[kind] = _Graph(self.function, tensors)
+            self._memory = self._memory or torch.cuda.graph_pool_handle()
+            self._graphs[kind] = _Graph(self.function, tensors, self._memory)
         return self._graphs[kind](tensors)
 
 
 class _Graph:
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor | None, ...]) -> None:
+    """Shares its memory with the others of a function: none of them runs beside another, nor keeps what it computed."""
+
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor | None, ...], memory: Any
+    ) -> None:
         self.device = next(t.device for t in tensors if t is not None)
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(self.device):
             self.inputs = [None if t is None else t.clone() for t in tensors]
             self.graph = torch.cuda.CUDAGraph()
+            gc.collect()  # an autograd graph of an earlier call would draw its own stream into the recording
             # A stream of its own: torch's default one belongs to whatever device was the first to record anything.
             # thread_local: what other threads do on the device meanwhile is none of our business.
             stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self.graph, memory, stream, capture_error_mode="thread_local"):
                 self.outputs = function(*self.inputs)
 
     def __call__(self, tensors: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:

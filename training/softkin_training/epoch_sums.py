@@ -34,27 +34,20 @@ class EpochSums:
         self.snnl = dict.fromkeys(weights, 0.0)
         self._pending: _Batch | None = None
 
-    def add(
-        self, step: int, share: Tensor, snnl: Mapping[str, Tensor], logits: Tensor, y: Tensor, num_rows: int
-    ) -> None:
+    def add(self, step: int, numbers: Tensor, num_rows: int) -> None:
         """Add a batch; for all processes together.
 
         Args:
             step: of the training, for messages.
-            share: this process's part of the batch's cross-entropy.
-            snnl: layer -> loss of the whole batch.
-            logits: `[b, K]` of this process's rows.
-            y: `[b]` their labels.
+            numbers: of this process, see `Step`.
             num_rows: of the whole batch.
 
         Raises:
             DataError: see `settle`.
         """
         self.settle()
-        correct = (logits.argmax(dim=1) == y).sum()
-        own = summed(torch.stack([share.detach().double(), correct.double()]))
-        layers = [value.detach().double().reshape(1) for value in snnl.values()]
-        self._pending = _Batch(step, num_rows, torch.cat([own, *layers]))
+        summed(numbers[:2])
+        self._pending = _Batch(step, num_rows, numbers)
         if self.wait:
             self.settle()
 

@@ -35,7 +35,9 @@ PROBE_ROWS = 64
 MODEL, BUNDLE = "model.onnx", "bundle"
 EXPORTED = "softkin.exported"
 """Key of a model's metadata: the settings and the training rows that it comes from."""
-WHERE_IT_RAN = tuple(f"training.{k}" for k in ("accelerator", "devices", "cpu_threads", "checkpoint_every_epochs"))
+WHERE_IT_RAN = tuple(
+    f"training.{k}" for k in ("accelerator", "devices", "cpu_threads", "cuda_graph", "checkpoint_every_epochs")
+)
 """Keys that say where and how training ran, not which model it makes; resuming still wants them equal."""
 EXPORTED_KEYS = ("metric", "max_dim", "max_side")
 """Of the detector, what an exported model depends on beside the network and its layers."""

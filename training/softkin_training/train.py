@@ -1,6 +1,4 @@
-"""The training loop: cross-entropy plus weighted soft nearest neighbor losses, read from top to bottom.
-
-    objective = cross-entropy + sum over layers l of weight_l * SNNL_l        (Frosst et al. 2019, eq. 3)
+"""The training loop, read from top to bottom; what it minimises is in `step`.
 
 Everything random follows from recipe.seed: on CPU, with the same number of threads, equal recipes and data give equal
 weights, also across an interruption.
@@ -38,6 +36,7 @@ from softkin_training.models import Classifier, build_model, input_statistics
 from softkin_training.probe import Probe, choose_probe_rows
 from softkin_training.processes import num_processes, on_first, rank
 from softkin_training.rows import Rows, fingerprint
+from softkin_training.step import Step, make_optimizer
 
 CHECKPOINT, REPORT = "checkpoint.pt", "report"
 WARMUP_SHARE = 0.1
@@ -110,6 +109,9 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     fabric_model, fabric_optimizer = fabric.setup(model, optimizer)
     fabric_model.mark_forward_method("forward_with_hidden")
+    weights = {layer: recipe.loss.weight_of(layer) for layer in recipe.loss.layers}
+    recorded = may_be_recorded(recipe)
+    take_step = Step(fabric, fabric_model, fabric_optimizer, snnl, weights, recorded=recorded)
 
     y = torch.from_numpy(rows.y)
     augment = make_augmentation(recipe.augmentation, rows.row_shape)
@@ -130,7 +132,6 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
             return found | ({"probe": probe.measure(model)} if probe else {})
 
     untrained = on_first(measured) if probe and not history else {}
-    weights = {layer: recipe.loss.weight_of(layer) for layer in recipe.loss.layers}
     steps = settings.epochs * steps_per_epoch
     with _progress_bar(recipe.name, steps, shown=progress and rank() == 0) as bar:
         task = bar.add_task(recipe.name, total=steps, note="")
@@ -142,26 +143,12 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
             for i, batch in enumerate(balanced_batches(y, settings.batch_size, shuffle)):
                 step = (epoch - 1) * steps_per_epoch + i
                 rate = learning_rate_at(step, settings.epochs * steps_per_epoch, settings.learning_rate)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
                 own = batch[rank() :: num_processes()]
                 x_batch = onto(fabric.device, torch.from_numpy(rows.read(own.numpy())))
                 y_batch = onto(fabric.device, y[own])
                 if augment is not None:
                     x_batch = augment(x_batch)
-
-                logits, hidden = fabric_model.forward_with_hidden(x_batch)
-                share = nn.functional.cross_entropy(logits, y_batch, reduction="sum") / len(batch)
-                entanglement = snnl(hidden, y_batch)
-                objective = share * num_processes()  # gradients are averaged over processes, shares add up
-                for layer, value in entanglement.items():
-                    objective = objective + weights[layer] * value
-                sums.add(step, share, entanglement, logits, y_batch, len(batch))
-
-                fabric_optimizer.zero_grad()
-                fabric.backward(objective)
-                fabric_optimizer.step()
-
+                sums.add(step, take_step(x_batch, y_batch, len(batch), rate), len(batch))
                 bar.update(task, advance=1, note=sums.note())
             sums.settle()
             history.append(
@@ -233,12 +220,15 @@ def _assemble(
     return model, snnl, make_optimizer(model, device, settings.learning_rate, settings.weight_decay)
 
 
-def make_optimizer(
-    model: nn.Module, device: torch.device, learning_rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """AdamW; one kernel for all weights where a GPU has to be kept busy."""
-    fused = True if device.type == "cuda" else None
-    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
+def may_be_recorded(recipe: Recipe) -> bool:
+    """Whether a step may be a CUDA graph, see `Step`: of a user's own network nobody knows what its Python does."""
+    return (
+        recipe.training.cuda_graph
+        and recipe.model.kind != "import"
+        and recipe.loss.temperature != "learned"
+        and recipe.training.precision != "16-mixed"
+        and num_processes() == 1
+    )
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float) -> float:

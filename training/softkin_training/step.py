@@ -1,0 +1,94 @@
+"""One step of training, from a batch to changed weights; on a GPU a replay of what was recorded, where that is safe.
+
+    objective = cross-entropy + sum over layers l of weight_l * SNNL_l        (Frosst et al. 2019, eq. 3)
+
+`losses` has the second term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from softkin_training.cuda_graph import Replayed
+from softkin_training.processes import num_processes
+
+LayerLosses = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
+"""Hidden activations and labels of a batch to the loss of each layer, as `losses.LayeredSnnl`."""
+
+
+class Step:
+    """Changes the weights by what a batch says of them.
+
+    Args:
+        fabric: whose device, precision and processes.
+        model: as `fabric.setup` returns it, with `forward_with_hidden`.
+        optimizer: likewise; from `make_optimizer`.
+        snnl: the losses of hidden layers.
+        weights: layer -> its weight in the objective.
+        recorded: replay one CUDA graph per batch size, see `Replayed`: a network of some sixty kernels keeps Python as
+            busy as the GPU. Only for one process, a network that does the same in every call and waits for nothing, and
+            a precision without a scale of the loss. Says nothing on a CPU.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        snnl: LayerLosses,
+        weights: Mapping[str, float],
+        *,
+        recorded: bool,
+    ) -> None:
+        self._fabric, self._model, self._optimizer = fabric, model, optimizer
+        self._snnl, self._weights = snnl, dict(weights)
+        self._recorded = recorded and fabric.device.type == "cuda"
+        self._rate = torch.zeros((), device=fabric.device)  # in memory that a graph reads
+        self._replayed = Replayed(lambda x, y: (self._take(x, y, len(y)),))
+
+    def __call__(self, x: Tensor, y: Tensor, num_rows: int, rate: float) -> Tensor:
+        """Take one step.
+
+        Args:
+            x: `[b, ...]` raw rows of this process.
+            y: `[b]` their labels.
+            num_rows: of the whole batch, over all processes.
+            rate: the learning rate.
+
+        Returns:
+            `[2 + layers]` float64, on the device, which is not waited for: this process's part of the batch's
+            cross-entropy, its hits, and the loss of each layer of the whole batch.
+        """
+        if self._recorded:
+            self._rate.fill_(rate)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate if self._recorded else rate
+        return self._replayed(x, y)[0] if self._recorded else self._take(x, y, num_rows)
+
+    @torch.enable_grad()
+    def _take(self, x: Tensor, y: Tensor, num_rows: int) -> Tensor:
+        self._optimizer.zero_grad()
+        logits, hidden = self._model.forward_with_hidden(x)  # type: ignore[operator]
+        share = nn.functional.cross_entropy(logits, y, reduction="sum") / num_rows
+        losses = self._snnl(hidden, y)
+        objective = share * num_processes()  # gradients are averaged over processes, shares add up
+        for layer, value in losses.items():
+            objective = objective + self._weights[layer] * value
+        self._fabric.backward(objective)
+        self._optimizer.step()
+        hits = (logits.argmax(dim=1) == y).sum()
+        return torch.stack([n.detach().double() for n in (share, hits, *losses.values())])
+
+
+def make_optimizer(
+    model: nn.Module, device: torch.device, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW; one kernel for all weights where a GPU has to be kept busy, and one that a graph may hold."""
+    on_gpu = device.type == "cuda"
+    return torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=on_gpu or None, capturable=on_gpu
+    )
