@@ -28,6 +28,11 @@ STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
 LONGEST_TABLE = 1000
 """Rows up to which a table gets lines and colours, which take longer than scoring."""
+DRIFTED = (
+    "rule out repeats (retries, frames of a video), which look like drift; see in what rows are strange (softkin score "
+    "--neighbors 5); if they are fit for the model, recalibrate on unselected ones (softkin-train recalibrate)"
+)
+"""What an alarm asks for; docs/operations.md has more."""
 OUTLIER = "outlier"
 """The verdict."""
 P_VALUE_WIDTH = len("1.234e-05")
@@ -242,6 +247,8 @@ def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
     }.items():
         facts.add_row(key, escape(value))
     console.print(facts, highlight=False)
+    if r.alarm:
+        console.print(f"what to do: {DRIFTED}", highlight=False)
 
 
 def print_status(detectors: Sequence[tuple[DetectorInfo, DriftInfo]], *, as_json: bool) -> None:

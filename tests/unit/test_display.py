@@ -109,6 +109,21 @@ def test_an_alarm_says_when_it_was(capsys):
     assert found["drift alarm"].startswith("yes, at row 77 (")
 
 
+@pytest.mark.parametrize("alarm_row", [0, 77])
+def test_an_alarm_comes_with_what_to_do_and_no_alarm_without(capsys, alarm_row):
+    """Below the table: repeats first, which are no drift; then the rows themselves, and the remedy."""
+    report = dataclasses.replace(REPORT, alarm_row=alarm_row)
+
+    display.print_drift(DriftInfo(detector="d", version="2", digest="x", report=report), as_json=False)
+
+    below = capsys.readouterr().out.rpartition("┘\n")[2]
+    assert below == (
+        "what to do: rule out repeats (retries, frames of a video), which look like drift; see in what rows are strange "
+        "(softkin score --neighbors 5); if they are fit for the model, recalibrate on unselected ones (softkin-train "
+        "recalibrate)\n"
+    ) * (alarm_row > 0)
+
+
 def test_a_watch_that_has_seen_nothing_can_be_shown(capsys):
     """No rows, no bars."""
     found = drift_rows(capsys, rows=0, window_rows=0, flag_rate=0.0, histogram=np.zeros(20, np.int64))
