@@ -119,8 +119,8 @@ def test_an_alarm_comes_with_what_to_do_and_no_alarm_without(capsys, alarm_row):
     below = capsys.readouterr().out.rpartition("┘\n")[2]
     assert below == (
         "what to do: rule out repeats (retries, frames of a video), which look like drift; see in what rows are "
-        "strange (softkin score --neighbors 5); if they are fit for the model, recalibrate on unselected ones (softkin-train "
-        "recalibrate)\n"
+        "strange (softkin score --neighbors 5); if they are fit for the model, recalibrate on unselected ones "
+        "(softkin-train recalibrate)\n"
     ) * (alarm_row > 0)
 
 
