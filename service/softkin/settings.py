@@ -283,6 +283,11 @@ class ServerSettings(BaseSettings):
     def _ports_differ(self) -> ServerSettings:
         if self.port and self.port == self.metrics_port:
             raise ValueError(f"port and metrics_port are both {self.port}; give each its own")
+        everywhere = {"0.0.0.0", "::"}
+        apart = self.host != self.admin_host and not everywhere & {self.host, self.admin_host}
+        for name in ("port", "metrics_port"):
+            if self.admin_port and self.admin_port == getattr(self, name) and not apart:
+                raise ValueError(f"{name} and admin_port are both {self.admin_port}; give each its own")
         return self
 
     @model_validator(mode="after")

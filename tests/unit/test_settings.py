@@ -246,6 +246,17 @@ def test_one_port_for_calls_and_metrics_is_refused_as_such():
     assert parse("b", "--port", "0", "--metrics-port", "0").port == 0
 
 
+@pytest.mark.parametrize("other", ["port", "metrics_port"])
+def test_the_admin_service_needs_a_port_of_its_own(other):
+    """On an address that the other one listens on too; an address of its own may have the same number."""
+    flags = ["b", "--port", "5000", "--metrics-port", "6000", "--admin-port", "5000" if other == "port" else "6000"]
+
+    with pytest.raises(InvalidInputError, match=rf"{other} and admin_port are both \d000; give each its own"):
+        parse(*flags)
+
+    assert parse(*flags, "--host", "127.0.0.2").admin_host == "127.0.0.1"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
