@@ -167,8 +167,12 @@ def _held(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise StateError(f"{folder}: another server keeps its drift state here; give each its own") from None
+        except OSError as e:
+            raise StateError(
+                f"{folder}: cannot be locked ({e.strerror}); choose another --drift-state, on a file system with locks"
+            ) from None
         for unfinished in folder.glob(".*.safetensors.*"):  # of a server that was killed while it saved
             unfinished.unlink(missing_ok=True)
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import shutil
 import threading
@@ -93,6 +95,7 @@ def test_rows_belong_to_the_detector_that_scored_them(tmp_path):
     with watches.watching():
         for n, d in enumerate(detectors, start=1):
             watches.observe(d.score(rows(n)))
+        watches.add(detectors[2])  # which is watched already, and goes on
 
     assert [watches.report(d, 0.05).rows for d in detectors] == [1, 2, 3]
     assert {watches.report(d, 0.05).level for d in detectors} == {0.25}
@@ -244,6 +247,22 @@ def test_a_folder_has_one_holder_at_a_time(tmp_path):
         pass
 
     assert str(e.value) == f"{tmp_path}: another server keeps its drift state here; give each its own"
+
+
+def test_a_folder_that_cannot_be_locked_is_refused_as_such(tmp_path, monkeypatch):
+    """As on some network file systems: there is no other server, and none is to be looked for."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+
+    with pytest.raises(StateError) as e, DriftWatches(folder=tmp_path).watching():
+        raise AssertionError("cannot be held")
+
+    assert str(e.value) == (
+        f"{tmp_path}: cannot be locked (No locks available); choose another --drift-state, on a file system with locks"
+    )
 
 
 def test_what_a_killed_server_left_half_written_goes(tmp_path):
