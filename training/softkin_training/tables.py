@@ -7,6 +7,7 @@ few at a time, and kept in Arrow again: at no time in memory as a whole.
 
 from __future__ import annotations
 
+import errno
 import glob
 import itertools
 import re
@@ -120,6 +121,9 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     if len(chain) > 1 and generating:
         text = f"{type(chain[1]).__name__}: {str(chain[1]).strip().splitlines()[0]}" if str(chain[1]).strip() else text
     files = " and ".join(filter(None, (data.path, data.test_path)))
+    cache = str(library.config.HF_DATASETS_CACHE)
+    if _cannot_be_written(chain[1] if len(chain) > 1 and generating else error, cache):
+        return f"{files}: cannot be kept in {cache} ({text}); make room there, or set HF_HOME to a larger disk"
     if unlike := next((e for e in chain if isinstance(e, library.table.CastError)), None):
         lacks, more = (
             sorted(set(a) - set(b))[:COLUMNS_SHOWN]
@@ -156,6 +160,15 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
         f"{data.path}: cannot be had from the hub ({text}); check the connection and run again: files that came whole "
         "are kept, the others are fetched again. Without a connection, give a downloaded copy's folder as data.path"
     )
+
+
+def _cannot_be_written(error: BaseException, cache: str) -> bool:
+    """Whether it is the disk that fails, and not what is read from it."""
+    if not isinstance(error, OSError):
+        return False
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+    refused = error.errno in (errno.EACCES, errno.ENOTDIR) and str(error.filename).startswith(cache)
+    return full or refused
 
 
 def _unreachable(chain: Sequence[BaseException], name: str) -> bool:

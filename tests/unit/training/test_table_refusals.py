@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import warnings
 
 import datasets
@@ -97,6 +98,35 @@ def test_tables_whose_columns_are_of_different_kinds_are_refused_with_the_remedy
 
     assert str(refusal.value) == f"{train} and {test}: cannot be read as parquet ({reason}); {ONE_KIND}"
     assert str(from_hub.value) == f"{tmp_path / 'pets'}: its files cannot be read ({reason}); {ONE_KIND}"
+
+
+@pytest.mark.usefixtures("_left_open")
+def test_a_full_disk_is_no_fault_of_the_table(tmp_path):
+    """The library keeps every table a second time; where that fails, it is the cache that wants room."""
+    path = csv(tmp_path / "t.csv", "a,b,label", *[f"{i}.5,{i}.25,{'xy'[i % 2]}" for i in range(60_000)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # files cannot grow past it, as on a full disk
+    try:
+        with pytest.raises(DataError) as refusal:
+            source(path, source="csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert str(refusal.value) == (
+        f"{path}: cannot be kept in {tmp_path / 'cache'} (OSError: [Errno 27] File too large); make room there, or set "
+        "HF_HOME to a larger disk"
+    )
+    assert len(source(path, source="csv").train) == 60_000
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_table(tmp_path, monkeypatch):
+    """Here a file stands where its folder should be."""
+    path = csv(tmp_path / "t.csv", "a,label", "1,x", "2,y")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+
+    with pytest.raises(DataError, match=r"t\.csv: cannot be kept in .*file/cache \(NotADirectoryError: .*HF_HOME to"):
+        source(path, source="csv")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
