@@ -6,15 +6,22 @@ import io
 import os
 import struct
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from softkin.errors import DataError
-from softkin_training.image_folder import images_below
+from softkin_training.data_config import DataConfig
+from softkin_training.image_folder import READ_AT_ONCE, images_below, read_folder, read_unlabelled
 from softkin_training.image_reader import ImageReader
 
 pytestmark = pytest.mark.training
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def files(root, *names):
@@ -66,6 +73,31 @@ def test_only_what_is_called_like_an_image_and_is_not_hidden_is_found(tmp_path):
     assert found(tmp_path) == ["a/c.Png", "a.tiff", "b.JPG"]
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"])
+def test_images_of_every_suffix_that_errors_list_are_found_and_read(tmp_path, suffix):
+    """As Pillow writes them; of any other there would be no word."""
+    image = Image.new("L" if suffix == "pgm" else "RGB", (5, 3), 200 if suffix == "pgm" else (200, 200, 200))
+    image.save(tmp_path / f"x.{suffix}")
+
+    x = read_unlabelled(tmp_path, DataConfig(source="folder", path=str(tmp_path), calibration_rows=1))
+
+    assert x.shape == (1, 3, 5, 3)
+    np.testing.assert_allclose(x, 200, atol=2)  # some lose a little
+
+
+def test_a_folder_without_images_is_refused_with_the_suffixes_that_count(tmp_path):
+    """All of them, in order."""
+    files(tmp_path, "x.heic", "y.txt")
+
+    with pytest.raises(DataError) as e:
+        read_unlabelled(tmp_path, DataConfig(source="folder", path=str(tmp_path), calibration_rows=1))
+
+    assert str(e.value) == (
+        f"{tmp_path}: holds no images; they must end in one of ['.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', "
+        "'.ppm', '.tif', '.tiff', '.webp']"
+    )
+
+
 def test_a_folder_that_cannot_be_read_is_refused_not_left_out(tmp_path):
     """Here one whose path is longer than any may be: its images would silently be missing."""
     files(tmp_path, "1.png")
@@ -79,6 +111,81 @@ def test_a_folder_that_cannot_be_read_is_refused_not_left_out(tmp_path):
 
     with pytest.raises(DataError, match=r"d/d+: cannot be read as a folder \(File name too long\)$"):
         images_below(tmp_path)
+
+
+def painted(root, *names, size=(4, 4)):
+    """Images of one color below a folder, each of its own."""
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size, i).save(root / name)
+    return root
+
+
+def source(root, **settings):
+    """What `[data]` says of a folder."""
+    return read_folder(DataConfig(**({"source": "folder", "path": str(root), "calibration_rows": 1} | settings)))
+
+
+def test_classes_are_folders_that_are_not_hidden(tmp_path):
+    """Neither a file beside them nor what other programs keep there."""
+    painted(tmp_path, "b/1.png", "a/2.png", "stray.png", ".git/3.png")
+
+    found = source(tmp_path, test_rows=1)
+
+    assert found.class_names == ("a", "b")
+    assert found.train.y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("names", [("train", "plane"), ("test", "control"), ("train", "training", "plane")])
+def test_a_class_may_be_called_like_a_split_beside_others(tmp_path, names):
+    """Trains are vehicles, too."""
+    painted(tmp_path, *(f"{name}/1.png" for name in names))
+
+    assert source(tmp_path, test_rows=1).class_names == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("names", ["train valid", "training testing", "dev eval", "Train Val", "test validation"])
+def test_splits_alone_are_no_classes(tmp_path, names):
+    """Whatever they are called, a classifier of them would tell nothing."""
+    painted(tmp_path, *(f"{split}/{name}/1.png" for split in names.split() for name in "ab"))
+
+    with pytest.raises(DataError, match="which are splits and no classes; call them train and test, or name one"):
+        source(tmp_path, test_rows=1)
+
+
+def test_a_file_is_no_folder_of_classes(tmp_path):
+    """It is told from one that is empty."""
+    with pytest.raises(DataError, match=r"^.*/1\.png: is no folder; data\.path names one that holds a folder"):
+        source(painted(tmp_path, "a/1.png") / "a" / "1.png", test_rows=1)
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_the_last_image_is_read_whatever_their_number(tmp_path, more):
+    """As many are decoded at once as there are, or one less or more."""
+    n = READ_AT_ONCE + more
+    painted(tmp_path, *(f"a/{i:03}.png" for i in range(n - 1)), "b/x.png")
+
+    found = source(tmp_path, test_rows=1, image_mode="L")
+
+    assert found.train.read(np.arange(n))[:, 0, 0].tolist() == list(range(n))
+    assert found.train.y.tolist() == [0] * (n - 1) + [1]
+
+
+def test_images_that_were_read_before_are_read_again_in_another_size_or_mode(tmp_path):
+    """They are kept decoded: those of other settings are others."""
+    painted(tmp_path, "a/1.png", "b/2.png")
+
+    assert source(tmp_path, test_rows=1).train.row_shape == (4, 4, 3)
+    assert source(tmp_path, test_rows=1, image_size=[2, 5]).train.row_shape == (2, 5, 3)
+    assert source(tmp_path, test_rows=1, image_size=[2, 5], image_mode="L").train.row_shape == (2, 5)
+
+
+def test_an_outlier_that_cannot_be_read_is_named_by_its_path(tmp_path):
+    """Many may be called alike."""
+    files(tmp_path, "far/away/1.png")
+
+    with pytest.raises(DataError, match=rf"^{tmp_path}/far/away/1\.png: cannot be read as an image"):
+        read_unlabelled(tmp_path, DataConfig(source="folder", path=str(tmp_path), calibration_rows=1))
 
 
 def encoded(image, kind):
