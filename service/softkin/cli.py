@@ -206,6 +206,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
         "--neighbors", type=int, default=0, metavar="K", help="nearest training rows to show (default: 0)"
     )
     _detector_arguments(parser)
+    parser.add_argument("--flagged", action="store_true", help="show the rows that are flagged, and no others")
     parser.add_argument("--json", action="store_true", help="one JSON object per row, then one with the error budget")
 
 
@@ -227,7 +228,7 @@ def _score(options: argparse.Namespace) -> int:
             num_neighbors=options.neighbors,
         )
         scores = join(list(display.progress(answers, len(x))))
-    (display.print_json if options.json else display.print_table)(scores, classes)
+    (display.print_json if options.json else display.print_table)(scores, classes, flagged_only=options.flagged)
     return 0
 
 

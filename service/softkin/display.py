@@ -96,9 +96,9 @@ def progress(answers: Iterable[Scores], rows: int) -> Iterator[Scores]:
             yield scores
 
 
-def print_json(scores: Scores, classes: Sequence[str]) -> None:
+def print_json(scores: Scores, classes: Sequence[str], *, flagged_only: bool = False) -> None:
     """Print one JSON object per row, then one with the error budget; values that are not finite become null."""
-    for i in range(len(scores)):
+    for i in _shown(scores, flagged_only=flagged_only):
         row: dict[str, Any] = {
             "row": i,
             "is_outlier": bool(scores.is_outlier[i]),
@@ -131,22 +131,23 @@ def print_json(scores: Scores, classes: Sequence[str]) -> None:
     print(json.dumps({"budget": summary}, allow_nan=False))
 
 
-def print_table(scores: Scores, classes: Sequence[str]) -> None:
-    """Print a table of rows and a line that puts the share flagged beside the false-alarm rate."""
+def print_table(scores: Scores, classes: Sequence[str], *, flagged_only: bool = False) -> None:
+    """Print a table of rows and a line that puts the share flagged, of all rows, beside the false-alarm rate."""
+    shown = _shown(scores, flagged_only=flagged_only)
     headers = ["row", "verdict", "predicted class", "p-value", "credibility"]
     if scores.parts is not None:
         headers.append("strangest in")
     if scores.neighbors is not None:
         headers.append(f"nearest training rows ({spelled(scores.neighbors.layers[-1])})")
-    cells = (_cells(scores, i, classes) for i in range(len(scores)))
+    cells = (_cells(scores, i, classes) for i in shown)
     console = Console(emoji=False)
-    if len(scores) > LONGEST_TABLE:
+    if len(shown) > LONGEST_TABLE:
         names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
         widths = [len(str(len(scores))), len(OUTLIER), max(map(len, names)), P_VALUE_WIDTH, P_VALUE_WIDTH]
         if scores.parts is not None:
             widths.append(max(len(_respect(scores, name)) for name in scores.parts.names))
         _print_columns(headers, cells, widths)
-    else:
+    elif shown:
         rows = table(*map(markup.escape, headers))
         rows.columns[headers.index("credibility")].no_wrap = True  # or 80 columns would part its last letter
         for row in cells:
@@ -162,6 +163,10 @@ def print_table(scores: Scores, classes: Sequence[str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _shown(scores: Scores, *, flagged_only: bool) -> Sequence[int]:
+    return np.flatnonzero(scores.is_outlier).tolist() if flagged_only else range(len(scores))
 
 
 def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:

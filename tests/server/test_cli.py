@@ -77,6 +77,7 @@ FLAGS = {
         "--confidence",
         "--detector",
         "--detector-version",
+        "--flagged",
         "--guarantee",
         "--json",
         "--key",
@@ -184,6 +185,15 @@ def test_score_prints_a_table_and_puts_the_share_flagged_beside_alpha(server, np
         f"{beta.ppf(0.95, 5, 95):.2%} with this calibration set, at confidence 0.95 (99 calibration rows; standin 1 on "
         "cpu)\n"
     ) in out
+
+
+def test_score_shows_the_flagged_rows_alone_where_that_is_asked_for(server, npz, capsys):
+    """By their numbers in the file; what is counted stays all rows."""
+    assert cli.main(["score", "--target", server.target, npz, "--flagged", "--json"]) == 0
+
+    *rows, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["row"] for row in rows] == np.flatnonzero(StandIn().score(np.load(npz)["x_test"]).is_outlier).tolist()
+    assert 0 < len(rows) < last["budget"]["rows"] == 12
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,25 @@ def test_plain_columns_stand_under_their_heads(capsys, monkeypatch):
     assert lines[6] == "0    inlier   a                0.5        0.06"
 
 
+def test_a_table_of_flagged_rows_keeps_their_numbers_and_counts_all(capsys):
+    """The second of three."""
+    display.print_table(three_rows(), ["a", "b", "c"], flagged_only=True)
+
+    out = capsys.readouterr().out
+    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == ["1"]
+    assert "3 rows, 1 flagged: 33.33%" in out
+
+
+def test_without_a_flagged_row_there_is_nothing_but_the_count(capsys):
+    """No table of no rows."""
+    scores = dataclasses.replace(three_rows(), is_outlier=np.zeros(3, bool))
+
+    display.print_table(scores, ["a", "b", "c"], flagged_only=True)
+
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("3 rows, 0 flagged: 0.00%")
+
+
 def test_below_the_table_stands_what_the_strangest_respects_mean(capsys):
     """Those of outliers alone, each once: `class_density` of an inlier needs no explanation."""
     names = ("class_density", "energy", "posterior_hidden")
