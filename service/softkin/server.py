@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
-from prometheus_client import start_http_server
+from prometheus_client import make_wsgi_app, start_http_server
 
 from softkin.admin import AdminListener, AdminServicer
 from softkin.call_threads import CallThreads
@@ -20,7 +20,7 @@ from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor
 from softkin.loading import Load, Loader
-from softkin.metrics import Metrics
+from softkin.metrics import Metrics, at_its_path
 from softkin.places import Places
 from softkin.registry import Registry
 from softkin.reloading import Reloader
@@ -160,6 +160,7 @@ class Server:
         _check_address(s.host, s.metrics_port, "--metrics-port")
         try:
             httpd, thread = start_http_server(s.metrics_port, s.host, self._metrics.registry)
+            httpd.set_app(at_its_path(make_wsgi_app(self._metrics.registry)))
         except OSError as e:
             raise _cannot_listen(s.host, s.metrics_port, "--metrics-port", f" ({e.strerror})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.error
 import urllib.request
 
 import grpc
@@ -26,6 +27,18 @@ def scrape(running):
         for s in f.samples
     }
     return text, lambda name, **labels: samples.get((name, tuple(sorted(labels.items()))))
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/v2/health/ready", "/metrics/x"])
+def test_a_probe_of_any_other_path_is_not_told_that_all_is_well(shared_server, path):
+    """The metrics are there also while the server is not ready: 404, and who tells."""
+    with pytest.raises(urllib.error.HTTPError) as e:
+        urllib.request.urlopen(f"http://127.0.0.1:{shared_server.server.metrics_port}{path}", timeout=20)
+
+    assert e.value.code == 404
+    assert e.value.read().decode() == (
+        "only /metrics is here; whether the server is ready is told by grpc.health.v1.Health: softkin healthcheck\n"
+    )
 
 
 def method(name, **more):
