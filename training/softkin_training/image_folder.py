@@ -35,9 +35,9 @@ def read_folder(data: DataConfig) -> Source:
     """
     optional_package("datasets", "datasets", "data.source = 'folder'")
     folder = Path(data.path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # of a path too long for any, or behind a folder that is closed, Path would raise
         raise DataError(f"{folder}: is no folder; data.path names one that holds a folder of images for each class")
-    has_splits = (folder / "train").is_dir() and (folder / "test").is_dir()
+    has_splits = os.path.isdir(folder / "train") and os.path.isdir(folder / "test")
     if has_splits and data.test_rows:
         raise RecipeError(f"data.test_rows is {data.test_rows}; must be 0: {folder} brings its own test folder")
     if not has_splits and not data.test_rows:
@@ -74,7 +74,7 @@ def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) 
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = images_below(root / name) if (root / name).is_dir() else []
+        found = images_below(root / name) if os.path.isdir(root / name) else []
         paths += found
         labels += [label] * len(found)
     if not paths:

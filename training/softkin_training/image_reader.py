@@ -52,8 +52,7 @@ class ImageReader:
             reason = "no known format" if isinstance(e, UnidentifiedImageError) else e
             raise DataError(f"{name}: cannot be read as an image ({reason}); replace it, or take it away") from None
         if self.size:
-            if [image.height, image.width] != self.size:
-                image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+            image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
         elif self._first is None:
             self._first = (image.height, image.width), name
         elif (image.height, image.width) != self._first[0]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import glob
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,6 +113,7 @@ def _load(library: Any, data: DataConfig) -> dict[str, Any]:
 def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     """What to do about an error of the library."""
     import pyarrow as pa
+    from huggingface_hub.errors import HFValidationError
 
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
@@ -144,11 +146,13 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     if generating or isinstance(error, pa.ArrowException) or data.source != "hub":
         how = "its files cannot be read" if data.source == "hub" else f"cannot be read as {data.source}"
         return f"{files}: {how} ({text}); {remedy}; nothing of it was kept"
-    if Path(data.path).is_dir() or Path(data.path).is_absolute():
+    if os.path.isdir(data.path) or Path(data.path).is_absolute():
         return (
             f"{data.path}: is no folder in the layout of the hub ({text}); it holds data/train-*.parquet, for example, "
             "and data/test-*.parquet where there are test rows"
         )
+    if data.path.count("/") > 1 or any(isinstance(e, HFValidationError) for e in chain):
+        return f"{data.path}: is no folder here, nor a name that the hub allows ({text}); check data.path"
     if any(isinstance(e, library.exceptions.DatasetNotFoundError) for e in chain) and not _unreachable(
         chain, data.path
     ):
@@ -180,7 +184,7 @@ def _unreachable(chain: Sequence[BaseException], name: str) -> bool:
 
 def _files(pattern: str) -> list[str]:
     found = sorted(glob.glob(pattern, recursive=True)) or [pattern]
-    if missing := [f for f in found if not Path(f).is_file()]:
+    if missing := [f for f in found if not os.path.isfile(f)]:
         raise DataError(f"{missing[0]}: no such file; data.path and data.test_path name a file, or files by a pattern")
     return [glob.escape(str(Path(f).absolute())) for f in found]  # the library takes names for patterns
 

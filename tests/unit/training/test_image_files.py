@@ -153,10 +153,13 @@ def test_splits_alone_are_no_classes(tmp_path, names):
         source(tmp_path, test_rows=1)
 
 
-def test_a_file_is_no_folder_of_classes(tmp_path):
-    """It is told from one that is empty."""
-    with pytest.raises(DataError, match=r"^.*/1\.png: is no folder; data\.path names one that holds a folder"):
-        source(painted(tmp_path, "a/1.png") / "a" / "1.png", test_rows=1)
+@pytest.mark.parametrize("path", ["a/1.png", "a/missing", "x" * 300], ids=["a file", "nothing", "too long a name"])
+def test_what_is_no_folder_of_classes_is_refused_as_such(tmp_path, path):
+    """A file is told from a folder that is empty, and a path that no disk takes from a fault of ours."""
+    painted(tmp_path, "a/1.png")
+
+    with pytest.raises(DataError, match=rf"{path}: is no folder; data\.path names one that holds"):
+        source(tmp_path / path, test_rows=1)
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
@@ -234,3 +237,45 @@ def test_an_image_of_unknown_range_inside_a_table_is_refused_as_such():
 
     with pytest.raises(DataError, match=r"^row 7: its pixels are floating point, and no file says"):
         ImageReader("L", []).read(image, "row 7")
+
+
+def grey(*rows):
+    """An image's file, from its pixels."""
+    return encoded(Image.fromarray(np.array(rows, np.uint8)), "png")
+
+
+@pytest.mark.parametrize("turned", [[[7], [7]], [[7, 7, 7]], [[7], [7], [7]]])
+def test_images_of_one_size_are_as_high_and_as_wide_as_the_first(turned):
+    """Height comes first, in what is wrong as in its remedy."""
+    reader = ImageReader("L", [])
+    np.testing.assert_array_equal(reader.read(grey([1, 2]), "a"), [[1, 2]])
+    np.testing.assert_array_equal(reader.read(grey([3, 4]), "b"), [[3, 4]])
+    height, width = np.shape(turned)
+
+    with pytest.raises(DataError) as e:
+        reader.read(grey(*turned), "c")
+
+    assert str(e.value) == (
+        f"c is {height} x {width} pixels, a is 1 x 2; make all images of one size, or say data.image_size = [1, 2], "
+        "which resizes them"
+    )
+
+
+def test_images_are_resized_bilinearly():
+    """To height and width as asked; one of that size already stays as it is."""
+    reader = ImageReader("L", [1, 4])
+
+    assert reader.read(grey([0, 200]), "a").tolist() == [[0, 50, 150, 200]]
+    assert reader.read(grey([0], [200], [0], [200]), "b").shape == (1, 4)
+    assert reader.read(grey([9, 1, 8, 2]), "c").tolist() == [[9, 1, 8, 2]]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_of_sixteen_bits_the_upper_eight_are_kept_in_either_order_of_bytes(mode):
+    """As scanners and cameras write them to TIFF."""
+    x = np.array([[0x00FF, 0x0100, 0x1234, 0xFFFF]])
+    pixels = x.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+
+    found = ImageReader("L", []).read(encoded(Image.frombytes(mode, (4, 1), pixels), "tiff"), "a")
+
+    assert found.tolist() == [[0x00, 0x01, 0x12, 0xFF]]

@@ -150,6 +150,23 @@ def test_a_damaged_file_in_the_hubs_layout_is_no_folder_in_another(tmp_path):
         source(tmp_path / "pets", source="hub", test_split="")
 
 
+def test_a_path_that_is_longer_than_any_is_refused_like_another():
+    """No disk takes such a name, nor can there be a data set of it."""
+    with pytest.raises(DataError, match=r"x: no such file; data\.path and"):
+        source("x" * 300, source="csv")
+    with pytest.raises(DataError, match=r"x: cannot be had from the hub \(OSError: .*File name too long"):
+        source("x" * 300, source="hub", test_split="")
+
+
+@pytest.mark.parametrize("path", ["../pets", "my pets/of 2024", "a/b/c"])
+def test_a_name_that_the_hub_cannot_have_is_no_matter_of_the_connection(tmp_path, monkeypatch, path):
+    """Most often it is a folder that is not there."""
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(DataError, match=rf"^{path}: is no folder here, nor a name that the hub allows \(.*check d"):
+        source(path, source="hub", test_split="")
+
+
 def subsets(folder):
     """A data set with two subsets, as the hub lays them out."""
     for name in ("small", "large"):
