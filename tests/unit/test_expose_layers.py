@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from foreign_models import CLASSES, classifier, reference, rows, tensor
+from softkin.errors import InvalidInputError
 from softkin.scorer import Network
 from softkin.scorer_graph import representation_output
 from softkin_training.expose import Exposed, ExposedLayer, expose
@@ -131,3 +132,20 @@ def test_an_energy_that_only_rounding_moves_is_none(spread, has_energy):
     found = exposed(proto, x, layers=["hidden"])
 
     assert (found.output_kind, found.has_energy) == ("logits", has_energy)
+
+
+@pytest.mark.parametrize(
+    ("layers", "output", "field"),
+    [(["hidden"], "mean", "output"), (["mean"], "scores", "layers")],
+    ids=["output", "layer"],
+)
+def test_what_is_one_for_all_rows_is_refused_as_what_it_was_named_for(layers, output, field):
+    """A mean over the batch, of which a single row shows nothing."""
+    proto = classifier([node("ReduceMean", ["scores", "axis"], ["mean"])], initializers=[tensor(np.array([0]), "axis")])
+
+    with pytest.raises(InvalidInputError) as e:
+        exposed(proto, rows(9), layers=layers, output=output)
+
+    assert str(e.value) == (
+        f"{field}: 'mean' has shape [1, 4] for a batch of 7, which must be its first axis; name another tensor or node"
+    )
