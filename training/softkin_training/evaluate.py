@@ -98,7 +98,7 @@ def evaluate(
 
     own = {k: subject.own(p.outputs) for k, p in passes.items()}
     own_scores, own_p = {k: o.outlier_score for k, o in own.items()}, {k: o.p_value for k, o in own.items()}
-    form = m.nonconformity + (f": {' + '.join(m.parts)}" if m.parts else "")
+    form = m.nonconformity + (f": {' + '.join(m.parts).replace('_', ' ')}" if m.parts else "")
     ours = loaded.calibration.outlier_scores
     reports = {OWN: score_report(f"softkin ({form})", "this bundle, as it is served", own_scores, own_p, ours, alpha)}
     for name, other in others.items():

@@ -128,7 +128,7 @@ def _promise(report: Report) -> Iterator[str]:
         f"{_percent(c.confidence)}.</p>"
     )
     yield (
-        f"<p>Found: {own.count} of {own.rows} inliers flagged, <strong>{_percent(own.value)}</strong> (95 % interval "
+        f"<p>Found: {own.count} of {own.rows} inliers flagged, <strong>{_percent(own.value)}</strong> (95% interval "
         f"{_percent(own.low)} to {_percent(own.high)}). Chance of so many or more, if they are like the calibration "
         f"rows: {chance:.3g}.</p></div>"
     )

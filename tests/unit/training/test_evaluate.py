@@ -97,6 +97,7 @@ def test_accuracy_is_told_by_the_credibility_that_is_served(tiny):
 def test_every_score_is_there_and_calibrated(report):
     """Each with false alarms near alpha or, for DkNN, below it."""
     assert list(report.scores) == ["softkin", *OTHERS]
+    assert report.scores["softkin"].title == "softkin (joint: posterior + density + density last)"
     for name, r in report.scores.items():
         assert r.false_alarms.low <= (0.05 if name == "dknn" else 0.08), name
         assert r.title

@@ -287,7 +287,7 @@ def page(judged):
 @pytest.mark.parametrize(
     "text",
     [
-        "Found: 3 of 10 inliers flagged, <strong>30%</strong> (95 % interval 25% to 34%). Chance of so many or more, "
+        "Found: 3 of 10 inliers flagged, <strong>30%</strong> (95% interval 25% to 34%). Chance of so many or more, "
         "if they are like the calibration rows: 0.0123.",
         "<h3>Mean over all 2 outlier sets</h3>",
         "<h3>one (10 rows)</h3>",
