@@ -278,6 +278,7 @@ def test_a_model_of_another_operator_domain_alone_gets_the_standard_one(tmp_path
 
     assert found.output_kind == "probabilities"
     np.testing.assert_allclose(run(found, x, tmp_path)[representation_output("scaled")], 2 * x, rtol=1e-6)
+    onnx.checker.check_model(onnx.load_from_string(found.model))
 
 
 def test_external_data_are_read_and_carried_along(tmp_path):

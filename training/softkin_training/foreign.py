@@ -194,7 +194,6 @@ def _with_free_batch(proto: onnx.ModelProto, own: int) -> Iterator[onnx.ModelPro
     """The model with its batch axis free; then also with the batch size `own` freed where a Reshape has it."""
     axes = proto.graph.input[0].type.tensor_type.shape.dim
     if axes:
-        axes[0].Clear()
         axes[0].dim_param = "batch"
     yield proto
     freed = onnx.ModelProto()
@@ -202,7 +201,7 @@ def _with_free_batch(proto: onnx.ModelProto, own: int) -> Iterator[onnx.ModelPro
     shapes, moving = constants(freed.graph), downstream(freed.graph, freed.graph.input[0].name)
     for i, node in enumerate(freed.graph.node):
         shape = shapes.get(node.input[1]) if node.op_type == "Reshape" and node.input[0] in moving else None
-        if shape is not None and shape.ndim and len(shape) and shape[0] == own:
+        if shape is not None and len(shape) and shape[0] == own:
             # What is left over is the batch; where that place is taken, the axis is copied.
             free = np.array([0 if -1 in shape[1:] else -1, *shape[1:]], np.int64)
             node.input[1] = f"softkin/shape_{i}"
