@@ -29,13 +29,15 @@ def run(found: Exposed, x, tmp_path) -> dict:
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("source", ["hidden", "line"])
-def test_a_layer_whose_shape_holds_the_batch_is_freed_though_the_output_does_without(tmp_path, batch, source):
-    """The model runs on other batches, and only the layer gives the rows in another shape, from whatever it had."""
+@pytest.mark.parametrize("flatten", ["Flatten", "Reshape"])
+def test_a_layer_whose_shape_holds_the_batch_is_freed_whether_or_not_others_do(tmp_path, batch, source, flatten):
+    """Where the output does without, the model runs on other batches, and only the layer gives the rows elsewhere."""
     line = node("Reshape", ["hidden", "all"], ["line"])
-    aside = node("Reshape", [source, "shape"], ["aside"])
-    shape = [batch, -1] if source == "hidden" else [batch, WIDTH]
-    constants = [tensor(np.array(shape), "shape"), tensor(np.array([-1]), "all")]
-    proto = classifier([line, aside], batch=batch, initializers=constants)
+    aside = node("Reshape", [source, "own"], ["aside"])
+    own = [batch, -1] if source == "hidden" else [batch, WIDTH]
+    shapes = {"own": own, "all": [-1], "shape": [batch, 6]}
+    constants = [tensor(np.array(shape), name) for name, shape in shapes.items()]
+    proto = classifier([line, aside], start=body(flatten), batch=batch, initializers=constants)
 
     found = exposed(proto, ["aside"])
 
