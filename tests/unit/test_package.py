@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,14 @@ def test_public_names_are_those_listed():
     """`__all__` is sorted, and every name in it resolves."""
     assert sorted(softkin.__all__) == list(softkin.__all__)
     assert all(hasattr(softkin, name) for name in softkin.__all__)
+
+
+def test_every_error_that_the_pages_tell_clients_to_expect_can_be_caught():
+    """By a name of the package itself."""
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    table = page[page.index("## Status codes") : page.index("## First look")]
+
+    assert set(re.findall(r"`(\w+Error)`", table)) <= set(softkin.__all__)
 
 
 def test_no_module_is_longer_than_400_lines():
