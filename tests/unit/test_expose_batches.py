@@ -83,7 +83,7 @@ def test_only_shapes_that_begin_with_the_batch_are_freed(tmp_path, batch):
 
 
 def test_a_shape_without_axes_is_no_batch(tmp_path):
-    """A number made of the rows' own shape, by which a layer is divided."""
+    """A number made of the rows' own shape, by which a layer is divided; beside it one shape that is freed."""
     more = [
         node("Shape", ["x"], ["axes"]),
         node("Gather", ["axes", "last"], ["length"]),
@@ -91,9 +91,10 @@ def test_a_shape_without_axes_is_no_batch(tmp_path):
         node("Cast", ["number"], ["divisor"], to=TensorProto.FLOAT),
         node("Div", ["hidden", "divisor"], ["share"]),
     ]
-    constants = [tensor(np.array([2]), "last"), tensor(np.array([], np.int64), "none")]
+    shapes = {"last": [2], "none": [], "shape": [1, 6]}
+    constants = [tensor(np.array(shape, np.int64), name) for name, shape in shapes.items()]
 
-    found = exposed(classifier(more, batch=1, initializers=constants), ["share"])
+    found = exposed(classifier(more, start=body("Reshape"), batch=1, initializers=constants), ["share"])
 
     outputs = run(found, rows(7), tmp_path)
     expected = reference(rows(7))[0] / rows(7).shape[2]
