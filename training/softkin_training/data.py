@@ -10,6 +10,7 @@ No row stands in two parts. Errors come before training starts, and say what to 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,12 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
         raise DataError(f"{name}: has the classes {list(source.class_names)}; a classifier needs at least 2")
     if odd := [c for c in source.class_names if not is_unicode(c)]:  # a bundle would refuse it after the training
         raise DataError(f"{name}: has the class {odd[0]!r}, which UTF-8 cannot spell; rename it")
+    composed: dict[str, str] = {}
+    for c in source.class_names:
+        if (other := composed.setdefault(unicodedata.normalize("NFC", c), c)) != c:
+            raise DataError(
+                f"{name}: has the classes {other!a} and {c!a}, one word in two spellings of Unicode; rename one"
+            )
     chosen = data.known_classes or range(len(source.class_names))
     # Before the split moves them: the message names a row that can be found.
     if source.test is None:

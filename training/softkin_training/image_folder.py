@@ -7,7 +7,8 @@ left out, and so is what does not end like an image.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,10 @@ def read_folder(data: DataConfig) -> Source:
     test = None
     if has_splits:
         if extra := set(_class_names(folder / "test")) - set(names):
-            raise DataError(f"{folder / 'test'}: has {sorted(extra)}, which are not among the classes of train {names}")
+            raise DataError(
+                f"{folder / 'test'}: has {sorted(extra)}, which are not among the classes of train {names}"
+                + _spelled_otherwise(extra, names)
+            )
         test = _rows(folder / "test", names, reader, first_id=len(train))
     return Source(train=train, test=test, class_names=tuple(names))
 
@@ -68,6 +72,14 @@ def read_unlabelled(folder: Path, data: DataConfig) -> NDArray[np.generic]:
     if not images:
         raise DataError(f"{folder}: holds no images; they must end in one of {sorted(SUFFIXES)}")
     return np.stack(images)
+
+
+def _spelled_otherwise(extra: Iterable[str], names: Iterable[str]) -> str:
+    known = {unicodedata.normalize("NFC", name): name for name in names}
+    for name in sorted(extra):
+        if (same := known.get(unicodedata.normalize("NFC", name))) is not None:
+            return f"; {name!a} is {same!a} in another spelling of Unicode: rename it"
+    return ""
 
 
 def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) -> StoredRows:

@@ -153,6 +153,16 @@ def test_splits_alone_are_no_classes(tmp_path, names):
         source(tmp_path, test_rows=1)
 
 
+def test_a_class_that_the_test_folder_spells_otherwise_is_told_so(tmp_path):
+    """As archives of a Mac do, whose names look the same."""
+    painted(tmp_path, "train/caf\u00e9/1.png", "train/tea/2.png", "test/cafe\u0301/3.png", "test/tea/4.png")
+
+    with pytest.raises(
+        DataError, match=r"classes of train .*; 'cafe\\u0301' is 'caf\\xe9' in another spelling of Unicode"
+    ):
+        source(tmp_path)
+
+
 @pytest.mark.parametrize("path", ["a/1.png", "a/missing", "x" * 300], ids=["a file", "nothing", "too long a name"])
 def test_what_is_no_folder_of_classes_is_refused_as_such(tmp_path, path):
     """A file is told from a folder that is empty, and a path that no disk takes from a fault of ours."""

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from softkin.errors import DataError, RecipeError
+from softkin_training.config import load_recipe
+from softkin_training.data import load_dataset
 from softkin_training.data_config import DataConfig
 from softkin_training.tables import read_table
 
@@ -60,6 +62,19 @@ def test_a_table_of_labels_alone_is_refused(tmp_path):
         source(path, source="csv")
 
     assert str(refusal.value) == f"{path}: has no column but 'label', which holds the labels; add those of the inputs"
+
+
+def test_two_spellings_of_one_label_are_no_two_classes(tmp_path):
+    """Who looks at them sees one: letters with their accents, and letters before them."""
+    labels = ["caf\u00e9", "tea", "cafe\u0301"]
+    path = csv(tmp_path / "t.csv", "a,label", *(f"{i},{labels[i % 3]}" for i in range(200)))
+
+    with pytest.raises(DataError) as refusal:
+        load_dataset(load_recipe("cifar10", ["data.source=csv", f"data.path={path}", "data.test_rows=50"]))
+
+    assert str(refusal.value) == (
+        f"{path}: has the classes 'cafe\\u0301' and 'caf\\xe9', one word in two spellings of Unicode; rename one"
+    )
 
 
 ONE_KIND = (
