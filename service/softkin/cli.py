@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, NotFoundError, SoftkinError
-from softkin.option_names import ADMIN_OPTIONS, CONNECTION_OPTIONS, DETECTOR_OPTIONS, SCORE_OPTIONS, as_typed
+from softkin.option_names import (
+    ADMIN_OPTIONS,
+    CONNECTION_OPTIONS,
+    DETECTOR_OPTIONS,
+    SCORE_OPTIONS,
+    as_typed,
+    unrecognized,
+)
 
 if TYPE_CHECKING:
     from softkin.client import Client
@@ -58,7 +65,8 @@ def _run(arguments: Sequence[str]) -> int:
         parser, chosen_parser = build_parser(chosen)
         options, unknown = parser.parse_known_args(arguments)
         if unknown:  # said by the parser of all commands they would come with the usage of none
-            (chosen_parser or parser).error(f"unrecognized arguments: {' '.join(unknown)}; --help lists what there is")
+            mine = chosen_parser or parser
+            mine.error(unrecognized(mine, unknown))
         try:
             return COMMANDS[options.command].run(options)
         except UsageError as e:

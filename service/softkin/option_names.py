@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from softkin.errors import InvalidInputError, SoftkinError
 
@@ -51,3 +53,12 @@ def as_typed(error: SoftkinError, options: Mapping[str, str]) -> str:
     if names:
         text = re.sub(rf"(?<![^\s(])(?:{names})(?![^\s),;])", lambda found: options[found[0]], text)
     return field + text
+
+
+def unrecognized(parser: argparse.ArgumentParser, typed: Sequence[str]) -> str:
+    """What to say of arguments that a parser does not know, with the option that the first one is likely to mean."""
+    known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
+    first = next((a.partition("=")[0] for a in typed if a.startswith("--")), "")
+    near = difflib.get_close_matches(first, known, n=1, cutoff=0.75)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"unrecognized arguments: {' '.join(typed)}; {meant}--help lists what there is"

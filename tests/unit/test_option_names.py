@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from softkin.cli import build_parser
 from softkin.errors import InvalidInputError, UnavailableError
-from softkin.option_names import SCORE_OPTIONS, as_typed
+from softkin.option_names import SCORE_OPTIONS, as_typed, unrecognized
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,23 @@ def test_what_the_user_gave_stays_as_it_is(value):
 def test_without_options_an_error_says_what_it_says():
     """As for a command that has none."""
     assert as_typed(InvalidInputError("tls_ca", "is (tls_ca)"), {}) == "tls_ca: is (tls_ca)"
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        (
+            ["--neighbours", "5"],
+            "unrecognized arguments: --neighbours 5; did you mean --neighbors? --help lists what there is",
+        ),
+        (["--alhpa=0.1"], "unrecognized arguments: --alhpa=0.1; did you mean --alpha? --help lists what there is"),
+        (["--colour", "x"], "unrecognized arguments: --colour x; --help lists what there is"),
+        (["neighbors"], "unrecognized arguments: neighbors; --help lists what there is"),
+    ],
+)
+def test_an_unknown_option_comes_with_the_nearest(typed, text):
+    """Where one is near; what is no option has none."""
+    _, parser = build_parser("score")
+
+    assert parser is not None
+    assert unrecognized(parser, typed) == text

@@ -11,7 +11,7 @@ from pathlib import Path
 from softkin import __version__
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
-from softkin.option_names import as_typed, option
+from softkin.option_names import as_typed, option, unrecognized
 from softkin_training.arguments import folder, names
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
@@ -21,7 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 ok, 1 failed, 2 usage, 130 interrupted."""
     try:
         with flushed():
-            return _run_command(_parser().parse_args(argv))
+            arguments, unknown = _parser().parse_known_args(argv)
+            parser: argparse.ArgumentParser = vars(arguments).pop("parser")
+            if unknown:
+                parser.error(unrecognized(parser, unknown))
+            return _run_command(arguments)
     except OutputError as e:
         return _fail(e.reason) if e.reason else 1
 
@@ -73,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
+        sub.set_defaults(command=function, parser=sub)
         return sub
 
     steps = {

@@ -66,6 +66,18 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
+def test_an_unknown_option_comes_with_the_usage_of_its_command_and_the_nearest(capsys):
+    """As `softkin` does."""
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "digits", "--out", "x", "--sett", "training.epochs=1", "--qiet"])
+
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "softkin-train run: error: unrecognized arguments: --sett training.epochs=1 --qiet; did you mean --set? --help "
+        "lists what there is\n"
+    )
+
+
 def test_every_argument_of_every_command_is_explained():
     """A name alone, such as BUNDLE or DIR, does not say whether it is read or written."""
     [commands] = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
