@@ -51,7 +51,7 @@ class _Column:
             return [Cell(t) for t in texts]
         shown = [None if v is None else float(number(v)) for v in self.values]
         known = [v for v in shown if v is not None]
-        best = (max if self.higher else min)(known, default=None)
+        best = (max if self.higher else min)(known) if len(known) > 1 else None
         return [Cell(t, best=v is not None and v == best) for t, v in zip(texts, shown, strict=True)]
 
 
@@ -212,8 +212,7 @@ def _corrupted(x: Corrupted) -> str:
 
 def _scores_table(report: Report, title: str, columns: Sequence[_Column]) -> Table:
     cells = [c.cells() for c in columns]
-    return Table(
-        title=title,
-        head=("score", *(c.head for c in columns)),
-        rows=tuple((Cell(s.title), *(column[i] for column in cells)) for i, s in enumerate(report.scores.values())),
-    )
+    rows = tuple((Cell(s.title), *(column[i] for column in cells)) for i, s in enumerate(report.scores.values()))
+    filled = tuple(row for row in rows if any(cell.text for cell in row[1:]))
+    # Without calibration rows the bundle's own score alone has false alarms.
+    return Table(title=title, head=("score", *(c.head for c in columns)), rows=filled if len(filled) == 1 else rows)

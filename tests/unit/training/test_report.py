@@ -70,6 +70,24 @@ def test_a_score_without_calibration_leaves_its_cells_empty(report):
     html(found)
 
 
+def test_where_no_other_score_is_calibrated_the_bundles_own_stands_alone_and_is_no_best(report):
+    """Rows of nothing say nothing, and the best is the best of several."""
+
+    def bare(score):
+        sets = {k: dataclasses.replace(d, caught=None) for k, d in score.outliers.items()}
+        return dataclasses.replace(score, false_alarms=None, uniformity=None, calibration_size=None, outliers=sets)
+
+    scores = {k: s if k == "softkin" else bare(s) for k, s in report.scores.items()}
+    found = dataclasses.replace(report, scores=scores)
+
+    for table in (tables.flagged(found), tables.false_alarms(found)):
+        [row] = table.rows
+        assert row[0].text == report.scores["softkin"].title
+        assert not any(cell.best for cell in row)
+    assert len(tables.separation(found).rows) == len(report.scores)
+    assert not any(cell.best for cell in column(tables.overview(found), "mean caught"))
+
+
 def test_markdown_tables_have_as_many_cells_in_every_row(report):
     """A bar in a name is no border."""
     lines = markdown(report).splitlines()
