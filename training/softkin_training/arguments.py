@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def folder(text: str) -> Path:
     """
     if not text:
         raise argparse.ArgumentTypeError("it is empty; name a directory")
-    if (path := Path(text)).is_file():
+    if os.path.isfile(path := Path(text)):
         raise argparse.ArgumentTypeError(f"got {text!r}, which is a file; name a directory")
     return path
 

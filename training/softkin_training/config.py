@@ -8,6 +8,7 @@ Values are strict: a string never becomes a number, an unknown key is an error, 
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -240,7 +241,7 @@ def _find(name: str | Path) -> Path:
     if isinstance(name, str) and name in _builtin_names():
         return BUILTIN_RECIPES / f"{name}.toml"
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name too long for any, Path would raise
         raise RecipeError(f"{name}: no such recipe; give a TOML file or one of {_builtin_names()}")
     return path
 

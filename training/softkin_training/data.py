@@ -10,6 +10,7 @@ No row stands in two parts. Errors come before training starts, and say what to 
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator, beside: 
 
 
 def _read_outliers(path: str, data: DataConfig) -> Array:
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         from softkin_training.image_folder import read_unlabelled
 
         return read_unlabelled(Path(path), data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ def read_inputs(path: Path, manifest: Manifest) -> Array:
     Raises:
         DataError: unreadable, no images, or images that the detector does not take.
     """
-    return _read_images(path, images_below(path), manifest) if path.is_dir() else read_npz(path, ("x_test",))["x_test"]
+    return (
+        _read_images(path, images_below(path), manifest)
+        if os.path.isdir(path)
+        else read_npz(path, ("x_test",))["x_test"]
+    )
 
 
 def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int64] | None]:
@@ -41,7 +46,7 @@ def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int
         DataError: as `read_inputs` does, or labels are none of the classes.
     """
     classes = manifest.classes
-    if path.is_dir():
+    if os.path.isdir(path):
         images = images_below(path)
         x = _read_images(path, images, manifest)
         names = [image.relative_to(path).parts[0] for image in images]
@@ -59,7 +64,7 @@ def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.
     Raises:
         DataError: as `read_labelled` does, or labels are missing.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return read_test_rows(path, manifest.classes)
     x, y = read_labelled(path, manifest)
     if y is None:
