@@ -236,7 +236,7 @@ def test_a_recipe_says_which_column_holds_the_labels(tmp_path):
         load_and_read(tmp_path, path)
 
 
-@pytest.mark.parametrize(("mark", "said"), [(";", "';'"), ("\t", r"'\t'")])
+@pytest.mark.parametrize(("mark", "said"), [(";", "';'"), ("\t", r"'\t'"), ("|", "'|'")])
 def test_a_csv_that_divides_columns_by_something_else_is_told_so(tmp_path, mark, said):
     """As spreadsheets write it where numbers have commas; the key at fault is that of the column."""
     path = tmp_path / "t.csv"

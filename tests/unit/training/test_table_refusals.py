@@ -77,6 +77,18 @@ def test_two_spellings_of_one_label_are_no_two_classes(tmp_path):
     )
 
 
+def test_only_of_csv_a_column_with_a_semicolon_is_taken_for_several(tmp_path):
+    """In Parquet columns may be called anything, and nothing divides them."""
+    path = parquet(tmp_path / "t.parquet", **{"width;height": [1], "kind": [0]})
+
+    with pytest.raises(RecipeError) as refusal:
+        source(path)
+
+    assert str(refusal.value) == (
+        f"data.label_column: {path} has no column 'label' in train; it has ['width;height', 'kind']"
+    )
+
+
 ONE_KIND = (
     "the first rows decide what a column holds, whole numbers, others or text: write it alike in all rows and tables, "
     "as 1.0 beside 1.5; nothing of it was kept"
