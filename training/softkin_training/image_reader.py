@@ -45,6 +45,7 @@ class ImageReader:
 
         try:
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
+                opened.info.pop("transparency", None)  # it is dropped, and Pillow would remark upon that
                 image = _eight_bits(opened, name).convert(self.mode)
         except DataError:
             raise

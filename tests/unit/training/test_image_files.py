@@ -289,3 +289,18 @@ def test_of_sixteen_bits_the_upper_eight_are_kept_in_either_order_of_bytes(mode)
     found = ImageReader("L", []).read(encoded(Image.frombytes(mode, (4, 1), pixels), "tiff"), "a")
 
     assert found.tolist() == [[0x00, 0x01, 0x12, 0xFF]]
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_transparency_is_dropped_without_a_word(kind, mode):
+    """Of a palette, too, for which Pillow has one; the colors are those behind it."""
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 200, 200, 200])
+    image.putdata([0, 1])
+    file = io.BytesIO()
+    image.save(file, kind, transparency=bytes([0, 100]) if kind == "png" else 1)
+
+    found = ImageReader(mode, []).read(file.getvalue(), "a")
+
+    assert found.reshape(2, -1)[:, 0].tolist() == [0, 200]
