@@ -168,6 +168,19 @@ def test_a_table_that_was_read_before_is_read_again_where_anything_else_is_asked
     assert source(path, input_columns=["image"], image_mode="L", image_size=[2, 3]).train.read(both).shape == (2, 2, 3)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "hub"])
+def test_tables_are_told_apart_though_the_library_would_keep_them_in_memory(tmp_path, monkeypatch, kind):
+    """As HF_DATASETS_IN_MEMORY_MAX_SIZE has it do: decoded rows are kept by the files that they come from."""
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 10**9)
+
+    def first(name, x):
+        path = write(tmp_path / name / "train.parquet", x=[x, 0], label=[0, 1])
+        found = source(path) if kind == "parquet" else source(path.parent, source="hub", test_split="")
+        return found.train.read(np.arange(1)).tolist()
+
+    assert [first("a", 1), first("b", 2)] == [[[1]], [[2]]]
+
+
 def png(size):
     """A square image."""
     file = io.BytesIO()
