@@ -116,15 +116,14 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     from huggingface_hub.errors import HFValidationError
 
     chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
-        chain.append(cause)
-    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
+        chain.append(below)
     generating = isinstance(error, library.exceptions.DatasetGenerationError)
-    if len(chain) > 1 and generating:
-        text = f"{type(chain[1]).__name__}: {str(chain[1]).strip().splitlines()[0]}" if str(chain[1]).strip() else text
+    cause = (error.__cause__ or error) if generating else error
+    text = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or ['no reason given'])[0]}"
     files = " and ".join(filter(None, (data.path, data.test_path)))
     cache = str(library.config.HF_DATASETS_CACHE)
-    if _cannot_be_written(chain[1] if len(chain) > 1 and generating else error, cache):
+    if _cannot_be_written(cause, cache):
         return f"{files}: cannot be kept in {cache} ({text}); make room there, or set HF_HOME to a larger disk"
     if unlike := next((e for e in chain if isinstance(e, library.table.CastError)), None):
         lacks, more = (

@@ -156,6 +156,21 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_table(tmp_path, monke
         source(path, source="csv")
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_error_of_the_library_that_gives_no_reason_is_told_by_its_kind(tmp_path, monkeypatch, wrapped):
+    """As where memory ends, while it reads or while it writes."""
+
+    def fail(*_, **__):
+        if wrapped:
+            raise datasets.exceptions.DatasetGenerationError("An error occurred") from MemoryError()
+        raise MemoryError
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+
+    with pytest.raises(DataError, match=r"cannot be read as csv \(MemoryError: no reason given\); mend"):
+        source(csv(tmp_path / "t.csv", "a,label", "1,x"), source="csv")
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_a_csv_in_another_encoding_is_refused_with_the_one_it_takes(tmp_path, encoding):
     """As spreadsheets save it."""
