@@ -39,7 +39,7 @@ def found(root):
 @pytest.mark.parametrize("link", ["a", "z", "m/a", "m/deep/z"])
 def test_a_folder_that_a_link_leads_to_is_read_once_where_it_stands(tmp_path, link):
     """Its images came twice where the disk listed the folder before the link, else once, by the name of the link."""
-    files(tmp_path, "m/deep/1.png", "m/deep/2.png", "0.png")
+    files(tmp_path, "m/deep/1.png", "m/deep/2.png", "m/deep/.hidden/3.png", "0.png")
     (tmp_path / link).symlink_to(tmp_path / "m" / "deep")
 
     assert found(tmp_path) == ["0.png", "m/deep/1.png", "m/deep/2.png"]
