@@ -344,7 +344,7 @@ def test_a_model_beyond_a_protobuf_is_refused(monkeypatch):
 
 
 FILES = {
-    "missing": (None, r"\[Errno 2\] No such file or directory: '.*m\.onnx'"),
+    "missing": (None, "No such file or directory"),
     "not ONNX": (b"not a model at all", "Error parsing message.*"),
     "truncated": (classifier().SerializeToString()[:-40], "Error parsing message.*"),
 }

@@ -50,6 +50,7 @@ def test_two_runs_differ_where_a_value_is_off_by_more_than_a_share_of_the_larges
         (RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no such thing : x. \nmore"), "no such thing : x"),
         (ValueError("plain."), "plain"),
         (EOFError(), "EOFError"),
+        (FileNotFoundError(2, "No such file or directory", "x.onnx"), "No such file or directory"),
     ],
 )
 def test_of_an_error_the_first_line_is_told(error, line):

@@ -21,7 +21,7 @@ from softkin_training.processes import num_processes, on_first, rank, stacked
 UNDECISIVE = ("data.path", "data.test_path", "data.outliers", "training.probe_rows", "training.cuda_graph")
 """Keys that do not decide the weights, but for rounding; files may move, their rows are told by fingerprint."""
 
-AFRESH = "train again without --resume"
+AFRESH = "run the train step again, without --resume"
 """What is left to do where a checkpoint is of no use."""
 
 

@@ -178,6 +178,8 @@ def fixed_batch(proto: onnx.ModelProto) -> int:
 
 
 def first_line(e: BaseException) -> str:
-    """The reason alone: onnxruntime writes `[ONNXRuntimeError] : 1 : FAIL : ` before it."""
+    """The reason alone: onnxruntime writes `[ONNXRuntimeError] : 1 : FAIL : ` before it, Python its `[Errno 2] `."""
+    if isinstance(e, OSError) and e.strerror:
+        return e.strerror
     lines = str(e).strip().splitlines() or [type(e).__name__]
     return lines[0].split(" : ", 3)[-1].rstrip(". ")

@@ -122,7 +122,7 @@ def test_resuming_with_another_recipe_is_refused(dataset, tmp_path):
     """The message names key, old and new value; it is that of the steps after training too, which resume nothing."""
     run(dataset, tmp_path, "training.epochs=1")
 
-    found = r"checkpoint\.pt is another recipe's: training\.epochs: 1 -> 4; undo that, or train again without --resume"
+    found = r"checkpoint\.pt is another recipe's: training\.epochs: 1 -> 4; undo that, or run the train step again,"
     with pytest.raises(RecipeError, match=found):
         run(dataset, tmp_path, resume=True)
 
@@ -140,7 +140,7 @@ def test_resuming_on_other_rows_is_refused(dataset, tmp_path):
     run(dataset, tmp_path, "training.epochs=1")
     fewer = dataclasses.replace(dataset, train=dataset.train.take(np.arange(800)))
 
-    with pytest.raises(RecipeError, match="the training rows have changed; train again without --resume"):
+    with pytest.raises(RecipeError, match="the training rows have changed; run the train step again, without --resume"):
         run(fewer, tmp_path, "training.epochs=1", resume=True)
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(dataset, tmp_path, content):
     """It is never unpickled as code, and the remedy stands in the message."""
     (tmp_path / "checkpoint.pt").write_bytes(content)
 
-    with pytest.raises(DataError, match=r"checkpoint\.pt.*; train again without --resume"):
+    with pytest.raises(DataError, match=r"checkpoint\.pt.*; run the train step again, without --resume"):
         run(dataset, tmp_path, resume=True)
 
 
