@@ -1,4 +1,4 @@
-"""A residual network that two CPU cores train on CIFAR-10 in minutes: what docs/decisions/0024 looks at.
+"""A residual network that two CPU cores train on CIFAR-10 in minutes: what docs/decisions/0024 and 0027 look at.
 
     PYTHONPATH=benchmarks softkin-train run cifar10 --set model.kind=import --set model.path=small_resnet:Net ...
 

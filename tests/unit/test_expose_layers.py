@@ -67,6 +67,19 @@ def test_maps_are_averaged_over_squares_of_two_and_projected_from_what_is_left(t
     np.testing.assert_allclose(run(projected, x, tmp_path)[name], expected @ projection_matrix(12, 11, 4), atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "axes"), [((3, 5, 5), (2, 3)), ((5, 5, 3), (1, 2)), ((4, 4, 4), (2, 3))])
+def test_maps_become_their_means_wherever_their_channels_are(tmp_path, shape, axes):
+    """The axes that are alike are a map's; of three alike the first one counts channels, as ONNX has it."""
+    x = np.random.default_rng(0).normal(size=(9, *shape)).astype(np.float32)
+
+    found = exposed(maps_model(shape), x, layers=["maps"], max_side=1, max_dim=20)
+
+    name = representation_output("maps")
+    np.testing.assert_allclose(run(found, x, tmp_path)[name], -x.mean(axis=axes), atol=1e-6)
+    [layer] = found.layers
+    assert (layer.width, layer.dim) == (int(np.prod(shape)), 3 if 3 in shape else 4)
+
+
 def test_a_layer_has_the_metric_of_the_name_that_it_was_given_by(tmp_path):
     """That of a node, though its tensor is called otherwise; each layer its own."""
     x = rows(9)

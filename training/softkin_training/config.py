@@ -108,8 +108,9 @@ class DetectorConfig(Section):
     """One for every layer, or one per layer: cosine compares directions, squared Euclidean distances lengths too."""
     max_dim: Width = 256
     """Wider layers are randomly projected to this many numbers."""
-    max_side: Annotated[int, Field(ge=0)] = 0
-    """Larger feature maps are averaged down to at most this many rows and columns first; 0 = none is."""
+    max_side: Annotated[int, Field(ge=0)] = 1
+    """Larger feature maps are averaged down to at most this many rows and columns first; 1: each map to its mean, 0:
+    none is."""
     nonconformity: Form = "density"
     joint_parts: list[Part] = []
     """Parts of the joint form; read only there."""

@@ -33,7 +33,14 @@ from softkin_training.onnx_graphs import (
     softmax_input,
     with_copied_input,
 )
-from softkin_training.projection import SMALLEST_NORM, describe_reducer, pooled, pooling, projection_matrix
+from softkin_training.projection import (
+    SMALLEST_NORM,
+    channels_last,
+    describe_reducer,
+    pooled,
+    pooling,
+    projection_matrix,
+)
 from softkin_training.trial import TensorError
 
 Array = NDArray[Any]
@@ -110,7 +117,8 @@ def expose(
         metric: of the representations: one for all layers, or one per layer.
         max_dim: wider layers are projected to this many numbers.
         seed: of the projections: `seed + i` for layer i.
-        max_side: larger maps, `[B, C, H, W]`, are averaged down to at most this many rows and columns before; 0 = none.
+        max_side: larger maps, `[B, C, H, W]` or `[B, H, W, C]`, are averaged down to at most this many rows and columns
+            before; 0 = none.
         num_classes: how many classes there are; None: as many as the output has columns.
         output: tensor, node or output that gives a number per class, or one number for two classes; None: the only
             float output that fits.
@@ -143,6 +151,8 @@ def expose(
         z, from_tensor = adapted.values[tensor], f"model/{tensor}"
         width = z[0].size
         side, left = pooling(z.shape[1:], max_side)
+        if side > 1 and channels_last(z.shape[1:]):
+            from_tensor, z = g.op("Transpose", [from_tensor], perm=[0, 3, 1, 2]), z.transpose(0, 3, 1, 2)
         if side > 1:
             from_tensor, z = _pool(g, from_tensor, side), pooled(z.astype(np.float64), side)
         z_ND, of_layer = z.reshape(len(probe), -1), metric_of(metric, name)

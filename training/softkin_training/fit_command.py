@@ -65,7 +65,7 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         "temperature-scale": (float, "in units of the median distance between nearest bank rows (default: 0.25)"),
         "metric": (str, "cosine or squared_euclidean for all layers, or LAYER=METRIC,... (default: cosine)"),
         "max-dim": (int, "wider layers are projected to this many numbers (default: 256)"),
-        "max-side": (int, "larger feature maps are averaged down to this many rows and columns (default: 0, none)"),
+        "max-side": (int, "feature maps are averaged down to so many rows and columns, 0: as they are (default: 1)"),
         "bank-rows": (int, "training rows in the bank (default: 20000)"),
         "nonconformity": (str, "density, posterior or joint (default: density)"),
         "parts": (str, f"of the joint form, joined by commas: {', '.join(PARTS)}"),

@@ -33,20 +33,27 @@ def projection_matrix(width: int, max_dim: int, seed: int) -> NDArray[np.float32
     return matrix.astype(np.float32)
 
 
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether one activation is taken for maps `[H, W, C]`: of `[C, H, W]` it is the last two that are alike."""
+    return len(shape) == 3 and shape[0] == shape[1] != shape[2]
+
+
 def pooling(shape: Sequence[int], max_side: int) -> tuple[int, int]:
     """Side of the squares whose means take the place of an activation's numbers, and how many numbers are left.
 
     Neighbours in a map say much the same, so that a random projection of all of them keeps less of what tells rows
-    apart than one of their means (docs/decisions/0025).
+    apart than one of their means (docs/decisions/0027).
 
     Args:
-        shape: of one activation; maps are `[C, H, W]`, anything else is left as it is: squares of 1.
+        shape: of one activation; maps are `[C, H, W]`, or `[H, W, C]` where `channels_last` says so; anything else is
+            left as it is: squares of 1.
         max_side: the most rows or columns that maps keep; 0 = all of them.
     """
     if not max_side or len(shape) != 3:
         return 1, math.prod(shape)
-    side = -(-max(shape[1:]) // max_side)
-    return side, shape[0] * math.prod(-(-n // side) for n in shape[1:])
+    channels, *lengths = (shape[2], *shape[:2]) if channels_last(shape) else shape
+    side = -(-max(lengths) // max_side)
+    return side, channels * math.prod(-(-n // side) for n in lengths)
 
 
 def pooled(z: NDArray[Any], side: int) -> NDArray[Any]:

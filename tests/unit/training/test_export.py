@@ -19,7 +19,7 @@ from softkin_training.layer_metrics import metric_of
 from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model, input_statistics
 from softkin_training.own_model import HookedClassifier
-from softkin_training.projection import pooled
+from softkin_training.projection import pooled, pooling
 
 pytestmark = pytest.mark.training
 
@@ -87,6 +87,18 @@ def test_larger_maps_are_averaged_down_first(model, images, tmp_path, max_side):
         np.testing.assert_allclose(outputs, means.reshape(len(z), -1), atol=1e-5 * np.abs(z).max())
         described = f"average-pool({side}x{side})" if side > 1 else "none"
         assert network.metadata[reducer_key(name)] == described
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((3, 5, 5), (2, 3)), ((5, 5, 3), (1, 2)), ((3, 5, 4), (2, 3))])
+def test_maps_become_their_means_wherever_their_channels_are(shape, axes):
+    """A network of one's own may have them last."""
+    z = torch.randn(4, *shape)
+    side, width = pooling(shape, 1)
+
+    found = Reducer(width, max_dim=10, metric="squared_euclidean", seed=0, side=side)(z)
+
+    assert (side, width) == (5, 3)
+    torch.testing.assert_close(found, z.mean(dim=axes))
 
 
 def test_means_of_squares_are_those_of_a_loop():
