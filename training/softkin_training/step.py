@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
@@ -44,11 +45,11 @@ class Step:
         *,
         recorded: bool,
     ) -> None:
-        self._fabric, self._model, self._optimizer = fabric, model, optimizer
-        self._snnl, self._weights = snnl, dict(weights)
-        self._recorded = recorded and fabric.device.type == "cuda"
+        self._optimizer, self._recorded = optimizer, recorded and fabric.device.type == "cuda"
         self._rate = torch.zeros((), device=fabric.device)  # in memory that a graph reads
-        self._replayed = Replayed(lambda x, y: (self._take(x, y, len(y)),))
+        # No method of this object: a cycle would keep the model, and with it gloo's threads, to the interpreter's end.
+        self._take = _Take(fabric, model, optimizer, snnl, dict(weights))
+        self._replayed = Replayed(self._take.whole)
 
     def __call__(self, x: Tensor, y: Tensor, num_rows: int, rate: float) -> Tensor:
         """Take one step.
@@ -69,19 +70,32 @@ class Step:
             group["lr"] = self._rate if self._recorded else rate
         return self._replayed(x, y)[0] if self._recorded else self._take(x, y, num_rows)
 
+
+@dataclass(frozen=True)
+class _Take:
+    fabric: Fabric
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    snnl: LayerLosses
+    weights: Mapping[str, float]
+
     @torch.enable_grad()
-    def _take(self, x: Tensor, y: Tensor, num_rows: int) -> Tensor:
-        self._optimizer.zero_grad()
-        logits, hidden = self._model.forward_with_hidden(x)  # type: ignore[operator]
+    def __call__(self, x: Tensor, y: Tensor, num_rows: int) -> Tensor:
+        self.optimizer.zero_grad()
+        logits, hidden = self.model.forward_with_hidden(x)  # type: ignore[operator]
         share = nn.functional.cross_entropy(logits, y, reduction="sum") / num_rows
-        losses = self._snnl(hidden, y)
+        losses = self.snnl(hidden, y)
         objective = share * num_processes()  # gradients are averaged over processes, shares add up
         for layer, value in losses.items():
-            objective = objective + self._weights[layer] * value
-        self._fabric.backward(objective)
-        self._optimizer.step()
+            objective = objective + self.weights[layer] * value
+        self.fabric.backward(objective)
+        self.optimizer.step()
         hits = (logits.argmax(dim=1) == y).sum()
         return torch.stack([n.detach().double() for n in (share, hits, *losses.values())])
+
+    def whole(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Of a batch that this process has alone."""
+        return (self(x, y, len(y)),)
 
 
 def make_optimizer(

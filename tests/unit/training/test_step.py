@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 import pytest
@@ -100,6 +101,19 @@ def test_what_it_says_keeps_no_activations():
     assert all(ref() is None for ref in kept)
 
 
+def test_a_step_goes_with_its_last_user():
+    """Left to the garbage collector it would keep the model, and threads of processes that train together, too long."""
+    (x, y), (take_step, model) = batch(), small()
+    take_step(x, y, len(y), 0.1)
+    kept = weakref.ref(take_step), weakref.ref(model)
+    gc.disable()
+    try:
+        del take_step, model
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_it_trains_where_gradients_are_off():
     """A caller's no_grad does not stop it quietly."""
     (x, y), (take_step, model) = batch(), small()
@@ -121,7 +135,7 @@ def test_replayed_steps_are_the_steps(precision):
         for i in range(40):
             x, y = batch((12, 15, 21)[i % 3], seed=i, device="cuda")
             numbers.append(take_step(x, y, len(y), 1e-2 * (1 - i / 40)))
-        found[recorded] = (torch.stack(numbers), *model.parameters(), take_step._snnl.temperature)
+        found[recorded] = (torch.stack(numbers), *model.parameters(), take_step._take.snnl.temperature)
         assert len(take_step._replayed._graphs) == (3 if recorded else 0)
 
     for replayed, taken in zip(found[True], found[False], strict=True):
