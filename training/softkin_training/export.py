@@ -23,7 +23,14 @@ from softkin.scorer import LOGITS, Network, reducer_key
 from softkin.scorer_graph import OPSET, representation_output
 from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.models import Classifier
-from softkin_training.projection import SMALLEST_NORM, channels_last, describe_reducer, pooling, projection_matrix
+from softkin_training.projection import (
+    CHANNELS_FIRST,
+    SMALLEST_NORM,
+    channels_last,
+    describe_reducer,
+    pooling,
+    projection_matrix,
+)
 from softkin_training.scratch import written_to
 
 INPUT_NAME = "inputs"
@@ -55,9 +62,9 @@ class Reducer(nn.Module):
 
     def forward(self, activations: Tensor) -> Tensor:
         """`[B, ...]` activations -> `[B, dim]` representations."""
-        if self._side > 1 and channels_last(activations.shape[1:]):
-            activations = activations.permute(0, 3, 1, 2)
         if self._side > 1:
+            if channels_last(activations.shape[1:]):
+                activations = activations.permute(CHANNELS_FIRST)
             activations = avg_pool2d(activations.float(), self._side, ceil_mode=True, count_include_pad=False)
         z_BD = activations.flatten(1).float()
         if self.metric == "cosine":

@@ -34,6 +34,7 @@ from softkin_training.onnx_graphs import (
     with_copied_input,
 )
 from softkin_training.projection import (
+    CHANNELS_FIRST,
     SMALLEST_NORM,
     channels_last,
     describe_reducer,
@@ -151,10 +152,8 @@ def expose(
         z, from_tensor = adapted.values[tensor], f"model/{tensor}"
         width = z[0].size
         side, left = pooling(z.shape[1:], max_side)
-        if side > 1 and channels_last(z.shape[1:]):
-            from_tensor, z = g.op("Transpose", [from_tensor], perm=[0, 3, 1, 2]), z.transpose(0, 3, 1, 2)
         if side > 1:
-            from_tensor, z = _pool(g, from_tensor, side), pooled(z.astype(np.float64), side)
+            from_tensor, z = _pool(g, from_tensor, z.shape[1:], side), pooled(z.astype(np.float64), side)
         z_ND, of_layer = z.reshape(len(probe), -1), metric_of(metric, name)
         _add_representation(g, from_tensor, name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
         reducer = describe_reducer(left, max_dim, seed + i, side)
@@ -297,9 +296,11 @@ def _add_representation(
     g.nodes.append(helper.make_node("Identity", [z_BD], [name], name=f"expose/{name}"))
 
 
-def _pool(g: GraphBuilder, source: str, side: int) -> str:
-    """Name of the means of squares of maps `[B, C, H, W]`; those at the far edges may be smaller."""
+def _pool(g: GraphBuilder, source: str, shape: Sequence[int], side: int) -> str:
+    """Name of what `pooled` makes of a tensor, of which one activation has this shape."""
     z = g.op("Cast", [source], to=TensorProto.FLOAT)
+    if channels_last(shape):
+        z = g.op("Transpose", [z], perm=CHANNELS_FIRST)
     square = [side, side]
     return g.op("AveragePool", [z], kernel_shape=square, strides=square, ceil_mode=1, count_include_pad=0)
 

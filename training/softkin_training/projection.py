@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 SMALLEST_NORM = 1e-12
 """Rows shorter than this are not normalised: a row of dead units stays zero instead of turning into NaN."""
+CHANNELS_FIRST = (0, 3, 1, 2)
+"""What makes `[B, C, H, W]` of `[B, H, W, C]`."""
 
 
 def projection_matrix(width: int, max_dim: int, seed: int) -> NDArray[np.float32] | None:
@@ -57,7 +59,9 @@ def pooling(shape: Sequence[int], max_side: int) -> tuple[int, int]:
 
 
 def pooled(z: NDArray[Any], side: int) -> NDArray[Any]:
-    """`[B, C, ceil(H / side), ceil(W / side)]` means of squares; those at the far edges may be smaller."""
+    """`[B, C, ceil(H / side), ceil(W / side)]` means of squares of maps; those at the far edges may be smaller."""
+    if channels_last(z.shape[1:]):
+        z = z.transpose(CHANNELS_FIRST)
     for axis in (2, 3):
         starts = np.arange(0, z.shape[axis], side)
         sizes = np.diff(starts, append=z.shape[axis])
