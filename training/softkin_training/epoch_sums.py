@@ -39,7 +39,7 @@ class EpochSums:
 
         Args:
             step: of the training, for messages.
-            numbers: of this process, see `Step`.
+            numbers: of this process, see `Step`; the first two become sums over all processes.
             num_rows: of the whole batch.
 
         Raises:

@@ -110,8 +110,7 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
     fabric_model, fabric_optimizer = fabric.setup(model, optimizer)
     fabric_model.mark_forward_method("forward_with_hidden")
     weights = {layer: recipe.loss.weight_of(layer) for layer in recipe.loss.layers}
-    recorded = may_be_recorded(recipe)
-    take_step = Step(fabric, fabric_model, fabric_optimizer, snnl, weights, recorded=recorded)
+    take_step = Step(fabric, fabric_model, fabric_optimizer, snnl, weights, recorded=may_be_recorded(recipe))
 
     y = torch.from_numpy(rows.y)
     augment = make_augmentation(recipe.augmentation, rows.row_shape)

@@ -11,10 +11,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from small_runs import need
+from softkin_training.config import load_recipe
 from softkin_training.losses import LayeredSnnl
 from softkin_training.model_config import ModelConfig
 from softkin_training.models import build_model
 from softkin_training.step import Step, make_optimizer
+from softkin_training.train import may_be_recorded
 
 pytestmark = pytest.mark.training
 
@@ -121,6 +123,22 @@ def test_it_trains_where_gradients_are_off():
     with torch.no_grad():
         take_step(x, y, len(y), 0.1)
     assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "may"),
+    [
+        ([], True),
+        (["training.precision=bf16-mixed"], True),
+        (["training.cuda_graph=false"], False),
+        (["training.accelerator=cuda", "training.precision=16-mixed"], False),
+        (['loss.layers=["dense"]', "loss.weight=-0.1", "loss.temperature=learned"], False),
+        (["model.kind=import", "model.path=a:b", "model.channels=[]", "model.dense=0", "model.dropout=0.0"], False),
+    ],
+)
+def test_what_may_be_recorded(settings, may):
+    """What would wait for the device, or might do something else in every call, may not."""
+    assert may_be_recorded(load_recipe("digits", settings)) is may
 
 
 @pytest.mark.gpu
