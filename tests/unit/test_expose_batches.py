@@ -27,6 +27,15 @@ def run(found: Exposed, x, tmp_path) -> dict:
     return Network(path, device="cpu").run(x)
 
 
+def assert_free(found: Exposed, layer, tmp_path):
+    """In batches of any size every row has the numbers that it has in the reference."""
+    for n in (1, 7):
+        hidden, scores = reference(rows(n))
+        outputs = run(found, rows(n), tmp_path)
+        np.testing.assert_allclose(outputs[representation_output(layer)], hidden, atol=1e-5)
+        np.testing.assert_allclose(outputs["logits"], scores, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("source", ["hidden", "line"])
 @pytest.mark.parametrize("flatten", ["Flatten", "Reshape"])
@@ -42,11 +51,7 @@ def test_a_layer_whose_shape_holds_the_batch_is_freed_whether_or_not_others_do(t
     found = exposed(proto, ["aside"])
 
     assert found.changes == (f"freeing the batch axis from {batch}",)
-    for n in (1, 7):
-        hidden, scores = reference(rows(n))
-        outputs = run(found, rows(n), tmp_path)
-        np.testing.assert_allclose(outputs[representation_output("aside")], hidden, atol=1e-5)
-        np.testing.assert_allclose(outputs["logits"], scores, atol=1e-5)
+    assert_free(found, "aside", tmp_path)
 
 
 def test_a_leading_axis_of_one_that_is_not_the_batch_stays(tmp_path):
@@ -75,11 +80,7 @@ def test_only_shapes_that_begin_with_the_batch_are_freed(tmp_path, batch):
 
     found = exposed(classifier(start=start, batch=batch, initializers=constants))
 
-    for n in (1, 7):
-        hidden, scores = reference(rows(n))
-        outputs = run(found, rows(n), tmp_path)
-        np.testing.assert_allclose(outputs[representation_output("hidden")], hidden, atol=1e-5)
-        np.testing.assert_allclose(outputs["logits"], scores, atol=1e-5)
+    assert_free(found, "hidden", tmp_path)
 
 
 def test_a_shape_without_axes_is_no_batch(tmp_path):
