@@ -51,14 +51,15 @@ PLAIN = "plain step"
 EPOCH_ROWS = 54_000
 """Of Fashion-MNIST, less the calibration rows: what the probe's cost is set against."""
 GREY, COLOUR = (28, 28), (32, 32, 3)
+STAGES = ["layer1", "layer2", "layer3", "layer4"]
 NETWORKS: dict[str, dict[str, tuple[str, list[str], tuple[int, ...]]]] = {
     "cpu": {
         "CNN 16, 32, dense 64": ("fashion_mnist", ["model.channels=[16, 32]", "model.dense=64"], GREY),
         "CNN 32, 64, dense 256 (recipes mnist, fashion_mnist)": ("fashion_mnist", [], GREY),
     },
     "cuda": {
-        "ResNet-18 (recipe cifar10)": ("cifar10", [], COLOUR),
-        "ResNet-18, all four stages": ("cifar10", ['loss.layers=["layer1", "layer2", "layer3", "layer4"]'], COLOUR),
+        "ResNet-18, the first three stages": ("cifar10", [f"loss.layers={STAGES[:3]}"], COLOUR),
+        "ResNet-18, all four stages": ("cifar10", [f"loss.layers={STAGES}"], COLOUR),
     },
 }
 """By device, for each title: recipe, what to change in it, and the shape of an image."""
