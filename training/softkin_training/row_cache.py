@@ -1,6 +1,7 @@
 """Rows decoded once: an Arrow file in the cache of the `datasets` library, made again when what it was made of changes.
 
-The cache is ~/.cache/huggingface/datasets/softkin, or where HF_HOME says. A file appears whole or not at all.
+The cache is ~/.cache/huggingface/datasets/softkin, or where HF_HOME says. A file appears whole or not at all; what a
+run that was killed had begun is removed by the next that writes there.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError, RecipeError
 from softkin_training.stored_rows import RowFile, write_rows
+from softkin_training.unfinished_files import remove_unfinished
 
 FORMAT = 2
 """Counts the ways in which sources have been turned into rows."""
+FILES = re.compile(r"[0-9a-f]{32}\.arrow")
 
 
 def optional_package(name: str, extra: str, needed_by: str) -> Any:
@@ -55,4 +59,7 @@ def cached_rows(
     key = hashlib.sha256(json.dumps([FORMAT, settings, state], sort_keys=True).encode()).hexdigest()
     library = optional_package("datasets", "datasets", "this source of data")
     path = Path(library.config.HF_DATASETS_CACHE) / "softkin" / f"{key[:32]}.arrow"
-    return RowFile(path) if path.exists() else write_rows(path, rows())
+    if path.exists():
+        return RowFile(path)
+    remove_unfinished(path.parent, FILES)  # first: it may be for want of room that a run was killed
+    return write_rows(path, rows())

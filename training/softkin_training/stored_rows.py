@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.errors import DataError, reason_of
-from softkin.staging import replacing
 from softkin_training.rows import Rows, block_rows
+from softkin_training.unfinished_files import written_whole
 
 
 class RowFile:
@@ -85,7 +85,7 @@ def write_rows(path: Path, inputs: Iterable[NDArray[np.generic]]) -> RowFile:
     waiting: list[NDArray[np.generic]] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
+        with written_whole(path) as temporary, pa.OSFile(str(temporary), "wb") as file:
             for x in inputs:
                 if writer is None:
                     writer = pa.ipc.new_file(file, _schema(x))

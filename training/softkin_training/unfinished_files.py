@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all, and whose beginnings a later run removes once their writer has died.
+
+A writer holds a lock on what it writes, which the system takes back however the process ends. Its number would not
+tell whether it lives: numbers are given again, and every container counts from one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ABANDONED_SECONDS = 24 * 3600
+"""Since when nothing has been written to a file whose lock tells nothing, as locks of another host may not."""
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, locked while it is written; then it is synced and replaces `path`.
+
+    Raises:
+        OSError: it cannot be written; nothing of it stays.
+    """
+    temporary, fd = _new_locked(path)
+    try:
+        yield temporary
+        os.fsync(fd)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def remove_unfinished(folder: Path, pattern: re.Pattern[str]) -> None:
+    """Remove what writers that have died left in `folder`; what is being written stays, whoever writes it.
+
+    Args:
+        folder: it need not exist.
+        pattern: of the names of finished files; those of beginnings follow from it.
+    """
+    beginnings = re.compile(rf"\.(?:{pattern.pattern})\.(.+)")
+    for file in folder.glob(".*"):
+        if found := beginnings.fullmatch(file.name):
+            _remove_if_abandoned(file, of_this_host=found[1].startswith(f"{_host()}."))
+
+
+def _remove_if_abandoned(file: Path, *, of_this_host: bool) -> None:
+    try:
+        fd = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)  # NFS locks only what can be written
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if of_this_host or time.time() - os.fstat(fd).st_mtime > ABANDONED_SECONDS:
+            file.unlink(missing_ok=True)
+    except OSError:  # being written, somebody else's, or on a file system without locks: then it had better stay
+        pass
+    finally:
+        os.close(fd)
+
+
+def _new_locked(path: Path) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f".{path.name}.{_host()}.{secrets.token_hex(8)}")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError:
+            return temporary, fd  # on a file system without locks nobody else gets one either
+        if os.path.lexists(temporary):
+            return temporary, fd
+        os.close(fd)  # taken for abandoned before it was locked
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", socket.gethostname())[:64]
