@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from softkin.drift import DriftReport
@@ -117,9 +118,9 @@ class Metrics:
             "softkin_shadow_rows_total",
             "Rows of live traffic for the shadow version, by whether it agrees with the verdict.",
             (*DETECTOR, "result"),
-            registry=registry,
+            registry=None,
         )
-        self._shadow = _ShadowCollector()
+        self._shadow = _ShadowCollector(self._shadow_rows)
         registry.register(self._shadow)
         self._drift = _DriftCollector()
         registry.register(self._drift)
@@ -211,7 +212,7 @@ class Metrics:
     def shadows_watched(self, reports: Callable[[], Mapping[tuple[str, str], tuple[float, float]]]) -> None:
         """Show how far shadow versions differ: disagreement and p-value difference, by name and version.
 
-        `reports` is asked at every scrape.
+        `reports` is asked at every scrape. Whatever version it names has its counters too, from 0.
         """
         self._shadow.reports = reports
 
@@ -269,25 +270,37 @@ class _DriftCollector(Collector):
 
 
 class _ShadowCollector(Collector):
-    """What shadow versions make of live traffic, read when it is scraped."""
+    """What shadow versions make of live traffic, read when it is scraped.
+
+    Args:
+        rows: the counter of their rows, registered nowhere else: a version that has none yet shows with 0.
+    """
 
     GAUGES: ClassVar[dict[str, str]] = {
         "disagreement": "Share of compared rows with another verdict.",
         "p_value_difference": "Mean absolute difference of p-values over compared rows.",
     }
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Counter) -> None:
+        self._rows = rows
         self.reports: Callable[[], Mapping[tuple[str, str], tuple[float, float]]] = dict
 
-    def describe(self) -> list[GaugeMetricFamily]:
-        return [GaugeMetricFamily(f"softkin_shadow_{k}", text, labels=DETECTOR) for k, text in self.GAUGES.items()]
+    def describe(self) -> list[Metric]:
+        return [*self._rows.describe(), *self._gauges()]
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         reports = self.reports()
-        for i, family in enumerate(self.describe()):
+        for labels in reports:
+            for result in SHADOW_RESULTS:
+                self._rows.labels(*labels, result)
+        yield from self._rows.collect()
+        for i, family in enumerate(self._gauges()):
             for labels, values in reports.items():
                 family.add_metric(labels, values[i])
             yield family
+
+    def _gauges(self) -> list[GaugeMetricFamily]:
+        return [GaugeMetricFamily(f"softkin_shadow_{k}", text, labels=DETECTOR) for k, text in self.GAUGES.items()]
 
 
 def at_its_path(metrics: WSGIApplication) -> WSGIApplication:

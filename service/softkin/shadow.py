@@ -192,11 +192,13 @@ class Shadow:
         self._thread.join()
 
     def _reports(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """Of every candidate, compared already or not: what is shown at 0 is there, what is not shown is not."""
         found = {}
-        for name in self._comparisons:
-            candidate = self._registry.labelled(name, SHADOW)
-            if candidate is not None and (c := self.comparison(candidate)).rows:
-                found[name, candidate.manifest.version] = c.disagreement, c.mean_difference
+        for detector in self._registry:
+            name, version = detector.manifest.name, detector.manifest.version
+            if self._registry.labelled(name, SHADOW) is detector and self._registry.default(name) is not detector:
+                c = self.comparison(detector)
+                found[name, version] = c.disagreement, c.mean_difference
         return found
 
     def _work(self) -> None:

@@ -336,9 +336,9 @@ class TestPromotion:
     @pytest.mark.parametrize("change", ["live", "shadow"])
     def test_a_comparison_begins_anew_when_either_side_changes(self, shadowed, change):
         """What was found out about other versions says nothing about these."""
-        running = shadowed(Shifted(version="2"), StandIn(version="3"), **self.LIMITS)
-        self.compare(running, 200, 0)
-        assert gauges(running) == (0.0, 0.0)
+        running = shadowed(Shifted(version="2", shift=10), StandIn(version="3"), **self.LIMITS)
+        self.compare(running, 198, 2)
+        assert gauges(running)[0] == 0.01
 
         with running.admin() as admin:
             if change == "live":
@@ -349,7 +349,7 @@ class TestPromotion:
                 admin.set_label("standin", "1", "other")
                 running.server._registry.exchange("2", Shifted(version="2", shift=10))
                 running.server._registry.loaded("standin", "2").digest = "another"
-            assert gauges(running) == (None, None)
+            assert gauges(running) == (0.0, 0.0)
             with pytest.raises(PreconditionError, match="on 0 rows"):
                 admin.set_label("standin", "2", "stable")
 
