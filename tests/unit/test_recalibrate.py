@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
@@ -24,6 +25,11 @@ from softkin_training.rows import digests64, fingerprint
 
 LEVEL = 1e-4
 """Chance that a correct implementation fails a statistical test."""
+
+
+def without_digest(version):
+    """A version up to the eight digits that tell what the bundle is made of."""
+    return re.fullmatch(r"(.+)-[0-9a-f]{8}", version)[1]
 
 
 def nonconformity(path, x):
@@ -193,7 +199,7 @@ def test_the_manifest_says_what_it_was_made_from(tiny, tmp_path):
         "files",
     }
     assert written.created >= old.manifest.created
-    assert (written.version, written.default_alpha, written.calibration_size) == ("1-r1", 0.1, 80)
+    assert (without_digest(written.version), written.default_alpha, written.calibration_size) == ("1-r1", 0.1, 80)
     assert written.certificate == certificate.certify(0.1, 80)
     assert written.predicted_class_rows == tuple(np.bincount(nonconformity(tiny.path, rows.x)[1], minlength=3))
     assert written.provenance["recalibrated"] == {
@@ -214,7 +220,7 @@ def test_a_recalibrated_bundle_can_be_recalibrated(tiny, tmp_path):
     recalibrate(tiny.path, tmp_path / "b", first, grow=True)
     written = recalibrate(tmp_path / "b", tmp_path / "c", second, grow=True)
 
-    assert (written.version, written.calibration_size) == ("1-r2", 370)
+    assert (without_digest(written.version), written.calibration_size) == ("1-r2", 370)
     assert written.provenance["recalibrated"]["from_digest"] == bundles.digest(tmp_path / "b")
     assert written.provenance["recalibrated"]["grown"] is True
     assert written.provenance["fingerprints"] == bundles.read_manifest(tiny.path).provenance["fingerprints"]
@@ -228,17 +234,49 @@ def test_a_recalibrated_bundle_can_be_recalibrated(tiny, tmp_path):
         ("2024.1", "2024.1-r1"),
         ("1-r9", "1-r10"),
         ("1-r", "1-r-r1"),
-        ("a" * 63, "a" * 60 + "-r1"),
-        ("a" * 60 + "-r9", "a" * 59 + "-r10"),
-        ("1-r" + "9" * 60, "1-r" + "9" * 57 + "-r1"),
+        ("1-r9-01234567", "1-r10"),
+        ("1-r9-0123456g", "1-r9-0123456g-r1"),
+        ("1-r9-012345678", "1-r9-012345678-r1"),
+        ("a" * 63, "a" * 51 + "-r1"),
+        ("a" * 51 + "-r9-89abcdef", "a" * 50 + "-r10"),
+        ("1-r" + "9" * 60, "1-r" + "9" * 48 + "-r1"),
     ],
 )
 def test_versions_count_on_within_the_allowed_length(tiny_copy, tmp_path, tiny, old, new):
-    """-r1, then one more than the last; cut to 63 characters, which every bundle name keeps."""
+    """-r1, then one more than the last, and a digest; cut to 63 characters, which every bundle name keeps."""
     raw = json.loads((tiny_copy / "manifest.json").read_text())
     (tiny_copy / "manifest.json").write_text(json.dumps({**raw, "version": old}))
 
-    assert recalibrate(tiny_copy, tmp_path / "b", inliers(tiny, 20, seed=11)).version == new
+    found = recalibrate(tiny_copy, tmp_path / "b", inliers(tiny, 20, seed=11)).version
+
+    assert without_digest(found) == new
+    assert len(found) <= 63
+
+
+def test_two_recalibrations_of_one_bundle_share_a_version_only_if_they_are_the_same(tiny, tiny_copy, tmp_path):
+    """Rows, labels, whether they are added, alpha, and the bundle tell them apart; the order of rows does not."""
+    rows = inliers(tiny, 40, seed=22)
+    raw = json.loads((tiny_copy / "manifest.json").read_text())
+    (tiny_copy / "manifest.json").write_text(json.dumps({**raw, "created": "2024-01-01T00:00:00+00:00"}))
+    other_labels = dataclasses.replace(rows, y=(rows.y + 1) % 3)
+    different = [
+        (tiny.path, rows, {}),
+        (tiny.path, inliers(tiny, 40, seed=23), {}),
+        (tiny.path, rows.take(np.arange(39)), {}),
+        (tiny.path, other_labels, {}),
+        (tiny.path, rows, {"grow": True}),
+        (tiny.path, rows, {"alpha": 0.1}),
+        (tiny_copy, rows, {}),
+    ]
+    same = [(tiny.path, rows.take(np.arange(40)[::-1]), {}), (tiny.path, rows, {"alpha": 0.05})]
+
+    found = [
+        recalibrate(path, tmp_path / str(i), rows, **options).version
+        for i, (path, rows, options) in enumerate([*different, *same])
+    ]
+
+    assert len(set(found[: len(different)])) == len(different)
+    assert set(found[len(different) :]) == {found[0]}
 
 
 @pytest.mark.parametrize(("version", "alpha"), [("summer", None), (None, 0.2)])
@@ -246,7 +284,8 @@ def test_version_and_alpha_may_be_chosen(tiny, tmp_path, version, alpha):
     """What is not chosen follows from the old bundle."""
     written = recalibrate(tiny.path, tmp_path / "b", inliers(tiny, 20, seed=12), version=version, alpha=alpha)
 
-    assert (written.version, written.default_alpha) == (version or "1-r1", alpha or 0.05)
+    chosen = written.version if version else without_digest(written.version)
+    assert (chosen, written.default_alpha) == (version or "1-r1", alpha or 0.05)
     assert load(tmp_path / "b").score(tiny.inliers[:5]).budget.alpha == (alpha or 0.05)
 
 
@@ -266,11 +305,11 @@ def test_the_command_prints_what_is_promised_now(tiny, tmp_path, capsys):
 
     status = main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(out), "--grow"])
 
-    bound = certificate.certify(0.05, 500).false_alarm_bound
+    bound, version = certificate.certify(0.05, 500).false_alarm_bound, bundles.read_manifest(out).version
     assert (status, capsys.readouterr().out) == (
         0,
-        f"{out}: tiny 1-r1, 500 calibration rows; at alpha 0.05 false alarms are at most {bound:.4g} at confidence "
-        "0.95\n",
+        f"{out}: tiny {version}, 500 calibration rows; at alpha 0.05 false alarms are at most {bound:.4g} at "
+        "confidence 0.95\n",
     )
     assert load(out).score(tiny.inliers).is_outlier.mean() < 0.2
 

@@ -105,7 +105,7 @@ REFUSALS = {
         {"version": "1"},
         InvalidInputError,
         "version: got '1', which is the bundle's own; two different detectors must not share a version: choose "
-        "another, or leave it out for '1-r1'",
+        "another, or leave it out for '1-r1-[0-9a-f]{8}'",
     ),
     "no name": (
         lambda r, _: r,

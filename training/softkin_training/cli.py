@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, type=folder, metavar="BUNDLE", help="bundle directory to write")
     sub.add_argument("--grow", action="store_true", help="add the rows to the bundle's own instead of replacing those")
     sub.add_argument(
-        "--version", metavar="V", help="of the new bundle; when left out the old one with -r1, then -r2 ..."
+        "--version", metavar="V", help="of the new bundle; when left out the old one with -r1, then -r2, and a digest"
     )
     sub.add_argument("--alpha", type=float, metavar="A", help="default false-alarm rate; the bundle's when left out")
 

@@ -6,6 +6,8 @@ Needs neither torch nor the training data: the bundle remembers which rows it wa
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import re
 from datetime import UTC, datetime
@@ -23,7 +25,7 @@ from softkin.detector import Detector, nonconformity_of
 from softkin.errors import InvalidInputError
 from softkin.manifest import NAME_LENGTH, Manifest, parse_manifest
 from softkin_training.calibrate import calibration_of, refuse_overflow
-from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used
+from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used, row_digests
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -52,7 +54,9 @@ def recalibrate(
         rows: inliers that neither network, bank nor references have seen: raw inputs `[n, *manifest.input_shape]` of
             dtype `manifest.input_dtype` with labels in [0, C).
         grow: add `rows` to the calibration rows of the bundle, instead of replacing those.
-        version: of the new bundle; by default the old one with `-r1`, or with one more than its own `-rK`.
+        version: of the new bundle; by default the old one with `-r1`, or with one more than its own `-rK`, and then
+            eight hexadecimal digits of what it is made of, as in `1-r1-5f0c2b9e`: bundle, rows, labels, `grow` and
+            `alpha`. The same again has the same version, anything else another.
         alpha: new default false-alarm rate; the bundle's when None.
 
     Returns:
@@ -66,10 +70,10 @@ def recalibrate(
             half-written stays.
     """
     old = bundles.read_bundle(bundle)
-    version = _new_version(old.manifest, version)
     check_labels(rows, len(old.manifest.classes), "calibration")
     n = len(rows) + (len(old.calibration) if grow else 0)
     alpha = conformal.check_alpha(old.manifest.default_alpha if alpha is None else alpha, n)
+    version = _new_version(old.manifest, version, _made_of(old, rows, grow=grow, alpha=alpha))
 
     calibration = _score(old, rows)
     # Only now: rows of another dtype, which scoring refuses, have other digests.
@@ -102,10 +106,16 @@ def recalibrate(
     )
 
 
-def _new_version(manifest: Manifest, version: str | None) -> str:
-    found = re.fullmatch(r"(.+)-r(\d{1,9})", manifest.version)
+def _made_of(old: Bundle, rows: Rows, *, grow: bool, alpha: float) -> str:
+    """Two bundles of one name and version would stand in each other's place, in a server and in its metrics."""
+    labelled = sorted(zip(row_digests(rows), rows.y.tolist(), strict=True))
+    return hashlib.sha256(json.dumps([old.digest, labelled, grow, alpha]).encode()).hexdigest()[:8]
+
+
+def _new_version(manifest: Manifest, version: str | None, made_of: str) -> str:
+    found = re.fullmatch(r"(.+)-r(\d{1,9})(-[0-9a-f]{8})?", manifest.version)
     stem, number = (found[1], int(found[2]) + 1) if found else (manifest.version, 1)
-    suffix = f"-r{number}"
+    suffix = f"-r{number}-{made_of}"
     default = stem[: NAME_LENGTH - len(suffix)] + suffix
     if version == manifest.version:
         raise InvalidInputError(
