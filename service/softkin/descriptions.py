@@ -45,6 +45,8 @@ class DetectorInfo:
     classes: tuple[str, ...]
     layers: tuple[LayerInfo, ...]
     nonconformity: str
+    parts: tuple[str, ...]
+    """Of the joint form, as in `Scores.parts.names`; empty for the others, which have layers there."""
     default_alpha: float
     default_guarantee: str
     calibration_size: int
@@ -111,6 +113,7 @@ def detector_to_proto(
         classes=m.classes,
         layers=[pb.LayerInfo(name=x.name, dim=x.dim, metric=x.metric, temperature=x.temperature) for x in m.layers],
         nonconformity=m.nonconformity,
+        parts=m.parts,
         default_alpha=default_alpha,
         default_guarantee=guarantee_number(guarantee),
         calibration_size=m.calibration_size,
@@ -138,6 +141,7 @@ def proto_to_detector_info(info: pb.DetectorInfo) -> DetectorInfo:
             LayerInfo(name=x.name, dim=x.dim, metric=x.metric, temperature=x.temperature) for x in info.layers
         ),
         nonconformity=info.nonconformity,
+        parts=tuple(info.parts),
         default_alpha=info.default_alpha,
         default_guarantee=guarantee_of(info.default_guarantee) or "unknown",
         calibration_size=info.calibration_size,

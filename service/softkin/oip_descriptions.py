@@ -44,6 +44,7 @@ def model_metadata(
             "labels": json.dumps(labels),
             "classes": json.dumps(m.classes),
             "layers": json.dumps([layer.name for layer in m.layers]),
+            "parts": json.dumps(m.parts),
             "default_alpha": repr(alpha),
             "default_guarantee": guarantee,
             "evidence_outputs": json.dumps(list(EVIDENCE_OUTPUTS)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def test_metadata_says_what_the_protocol_has_no_field_for(start):
         "labels": '["stable"]',
         "classes": '["ankle boot", "sandal", "sneaker [new]"]',
         "layers": '["conv", "dense"]',
+        "parts": "[]",
         "default_alpha": "0.2",
         "default_guarantee": "marginal",
         "evidence_outputs": json.dumps(
@@ -164,6 +166,16 @@ def test_metadata_says_what_the_protocol_has_no_field_for(start):
         ),
     }
     assert config.dynamic_batching.max_queue_delay_microseconds == 1000
+
+
+def test_metadata_names_the_parts_of_a_joint_detector(start):
+    """In the order of the response's `parts_names`."""
+    joint = StandIn()
+    joint.manifest = dataclasses.replace(joint.manifest, nonconformity="joint", parts=("posterior", "density"))
+
+    metadata = stub(start(joint)).ModelMetadata(oip.ModelMetadataRequest(name="standin"), timeout=20)
+
+    assert json.loads(metadata.properties["parts"]) == ["posterior", "density"]
 
 
 def test_tokens_guard_it_too(start, tmp_path):

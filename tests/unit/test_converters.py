@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from softkin import converters, descriptions
-from softkin.certificate import certify
 from softkin.converters import (
     DTYPES,
     GUARANTEE_NUMBERS,
@@ -336,65 +335,3 @@ def test_an_absent_alpha_is_told_apart_from_zero():
 def test_limits_survive_the_wire():
     """Both ways."""
     assert converters.proto_to_limits(converters.limits_to_proto(LIMITS)) == LIMITS
-
-
-def test_descriptions_decode_field_by_field():
-    """Each field of the message lands in the field of the same name."""
-    message = pb.DetectorInfo(
-        name="n",
-        version="v",
-        digest="d",
-        device="cuda",
-        input_dtype=pb.DATA_TYPE_UINT8,
-        input_shape=[28, 28],
-        classes=["a", "b"],
-        layers=[pb.LayerInfo(name="l", dim=3, metric="cosine", temperature=0.5)],
-        nonconformity="joint",
-        default_alpha=0.01,
-        calibration_size=999,
-        smallest_p_value=0.001,
-        bank_size=12,
-        default_guarantee=pb.GUARANTEE_CERTIFIED,
-        certificate=pb.Certificate(alpha=0.02, confidence=0.9, false_alarm_bound=0.03, smallest_certified=0.004),
-        predicted_class_rows=[3, 996],
-        bank_precision="int8",
-        condensed_from=77,
-        labels=["canary", "stable"],
-    )
-
-    found = descriptions.proto_to_detector_info(message)
-
-    assert dataclasses.asdict(found) == {
-        "name": "n",
-        "version": "v",
-        "digest": "d",
-        "device": "cuda",
-        "input_dtype": "uint8",
-        "input_shape": (28, 28),
-        "classes": ("a", "b"),
-        "layers": ({"name": "l", "dim": 3, "metric": "cosine", "temperature": 0.5},),
-        "nonconformity": "joint",
-        "default_alpha": 0.01,
-        "default_guarantee": "certified",
-        "calibration_size": 999,
-        "smallest_p_value": 0.001,
-        "predicted_class_rows": (3, 996),
-        "certificate": {"alpha": 0.02, "confidence": 0.9, "false_alarm_bound": 0.03, "smallest_certified": 0.004},
-        "bank_size": 12,
-        "bank_precision": "int8",
-        "condensed_from": 77,
-        "labels": ("canary", "stable"),
-    }
-    assert set(pb.DetectorInfo.DESCRIPTOR.fields_by_name) == set(dataclasses.asdict(found))
-
-
-def test_a_description_says_what_the_server_promises_by_default():
-    """Alpha, guarantee and confidence are the server's own; the certificate follows from them and n."""
-    detector = StandIn()
-
-    info = descriptions.proto_to_detector_info(descriptions.detector_to_proto(detector, 0.2, "class_conditional", 0.9))
-
-    assert (info.default_alpha, info.default_guarantee) == (0.2, "class_conditional")
-    assert info.certificate == certify(0.2, 99, 0.9)
-    assert info.predicted_class_rows == detector.manifest.predicted_class_rows
-    assert (info.bank_precision, info.condensed_from) == ("float32", 0)

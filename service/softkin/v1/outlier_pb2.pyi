@@ -246,7 +246,7 @@ class ListDetectorsResponse(_message.Message):
     def __init__(self, detectors: _Optional[_Iterable[_Union[DetectorInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class DetectorInfo(_message.Message):
-    __slots__ = ("name", "version", "digest", "device", "input_dtype", "input_shape", "classes", "layers", "nonconformity", "default_alpha", "calibration_size", "smallest_p_value", "bank_size", "default_guarantee", "certificate", "predicted_class_rows", "bank_precision", "condensed_from", "labels")
+    __slots__ = ("name", "version", "digest", "device", "input_dtype", "input_shape", "classes", "layers", "nonconformity", "default_alpha", "calibration_size", "smallest_p_value", "bank_size", "default_guarantee", "certificate", "predicted_class_rows", "bank_precision", "condensed_from", "labels", "parts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +266,7 @@ class DetectorInfo(_message.Message):
     BANK_PRECISION_FIELD_NUMBER: _ClassVar[int]
     CONDENSED_FROM_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     digest: str
@@ -285,7 +286,8 @@ class DetectorInfo(_message.Message):
     bank_precision: str
     condensed_from: int
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., input_dtype: _Optional[_Union[DataType, str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[LayerInfo, _Mapping]]] = ..., nonconformity: _Optional[str] = ..., default_alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ..., bank_size: _Optional[int] = ..., default_guarantee: _Optional[_Union[Guarantee, str]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., predicted_class_rows: _Optional[_Iterable[int]] = ..., bank_precision: _Optional[str] = ..., condensed_from: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    parts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., device: _Optional[str] = ..., input_dtype: _Optional[_Union[DataType, str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., classes: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[_Union[LayerInfo, _Mapping]]] = ..., nonconformity: _Optional[str] = ..., default_alpha: _Optional[float] = ..., calibration_size: _Optional[int] = ..., smallest_p_value: _Optional[float] = ..., bank_size: _Optional[int] = ..., default_guarantee: _Optional[_Union[Guarantee, str]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., predicted_class_rows: _Optional[_Iterable[int]] = ..., bank_precision: _Optional[str] = ..., condensed_from: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Certificate(_message.Message):
     __slots__ = ("alpha", "confidence", "false_alarm_bound", "smallest_certified")
