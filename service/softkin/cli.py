@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin.console import OutputError, flushed
-from softkin.errors import InvalidInputError, NotFoundError, SoftkinError
+from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError
 from softkin.option_names import (
     ADMIN_OPTIONS,
     CONNECTION_OPTIONS,
@@ -24,7 +24,11 @@ from softkin.option_names import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from softkin.client import Client
+    from softkin.scores import Scores
 
 FAILED, USAGE = 1, 2
 
@@ -227,8 +231,9 @@ def _score(options: argparse.Namespace) -> int:
     x = display.read_array(options.file, options.key)[: options.limit]
     with _client(options) as client:
         classes = client.detector_info().classes
-        answers = client.score_stream(
-            display.in_steps(x),
+        answers = _answers(
+            client,
+            x,
             alpha=options.alpha,
             guarantee=options.guarantee,
             confidence=options.confidence,
@@ -238,6 +243,20 @@ def _score(options: argparse.Namespace) -> int:
         scores = join(list(display.progress(answers, len(x))))
     (display.print_json if options.json else display.print_table)(scores, classes, flagged_only=options.flagged)
     return 0
+
+
+def _answers(client: Client, x: NDArray[np.generic], **asked: Any) -> Iterator[Scores]:
+    """The answers for some rows at a time: of one stream, or of a call each from a server that has none to spare."""
+    from softkin import display
+
+    answers = client.score_stream(display.in_steps(x), **asked)
+    try:
+        first = next(answers)
+    except OverloadedError:
+        yield from (client.score(rows, **asked) for rows in display.in_steps(x))
+        return
+    yield first
+    yield from answers
 
 
 def _drift_arguments(parser: argparse.ArgumentParser) -> None:

@@ -113,7 +113,8 @@ class ServerSettings(BaseSettings):
         default=32,
         ge=0,
         le=1024,
-        description="Streams open at the same time (two threads each); 'softkin score' opens one.",
+        description="Streams open at the same time (two threads each); 'softkin score' opens one, and sends unary "
+        "calls where it gets none.",
     )
     stream_window: int = Field(
         default=32,
