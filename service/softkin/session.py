@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 # Its default logger warns at every session on CUDA that no plugin device was found; none is meant to be there.
 ort.set_default_logger_severity(3)
 
+HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 SLICE_ROWS = 256
 """Rows per session run: larger arrays go through in slices, so that memory does not grow with the request."""
 SPIN_MICROSECONDS = 200
@@ -79,6 +80,10 @@ def start_session(
             ort.preload_dlls()  # the CUDA libraries of pip packages are on no search path
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     disabled = ["ConstantFolding"] if keep_constants else []
+    if _computes_in_half(model):
+        # It gains nothing there, as casts stand around every convolution, and at a Transpose before a MatMul it ends
+        # the process without a word (onnxruntime 1.24 to 1.31, x86).
+        disabled.append("NchwcTransformer")
     try:
         # Left to itself onnxruntime would leave the thread that starts a session changed.
         with denormals_as_zero():
@@ -90,6 +95,29 @@ def start_session(
         raise BundleError(f"onnxruntime cannot load the {what}: {e}") from e
     # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
     return session, "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+
+
+def _computes_in_half(model: Path | onnx.ModelProto) -> bool:
+    """Whether nodes take 16-bit floats; a bank in float16, which is cast before anything else, does not count."""
+    if isinstance(model, Path):
+        try:
+            model = onnx.load(model, load_external_data=False)
+        except Exception:  # of protobuf, of onnx, of Python; onnxruntime meets the same, and says so
+            return False
+    nodes = [n for nodes in (model.graph.node, *(f.node for f in model.functions)) for n in _all_nodes(nodes)]
+    half = {t.name for t in model.graph.initializer if t.data_type in HALVES}
+    half |= {i.name for i in model.graph.input if i.type.tensor_type.elem_type in HALVES}
+    half |= {o for n in nodes if any(a.i in HALVES for a in n.attribute if a.name == "to") for o in n.output}
+    half |= {o for n in nodes if any(a.t.data_type in HALVES for a in n.attribute) for o in n.output}
+    return any(half & set(n.input) for n in nodes if n.op_type != "Cast")
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(graph.node)
 
 
 def run_session(
