@@ -115,7 +115,7 @@ class Shadow:
         self._closed = False
         self._cancellation = Cancellation()
         self._comparisons: dict[str, Comparison] = {}
-        self._complained = ""
+        self._complained: dict[str, str] = {}
         registry.check_default = self.check_promotion
         metrics.shadows_watched(self._reports)
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
@@ -273,8 +273,9 @@ class Shadow:
 
     def _complain(self, shadow: ScoringDetector, error: Exception) -> None:
         """Once for each candidate: every further row may fail alike."""
-        if self._complained == shadow.digest:
+        name = shadow.manifest.name
+        if self._complained.get(name) == shadow.digest:
             return
-        self._complained = shadow.digest
-        fields = {"detector": shadow.manifest.name, "version": shadow.manifest.version, "error": error}
+        self._complained[name] = shadow.digest
+        fields = {"detector": name, "version": shadow.manifest.version, "error": error}
         log.warning(log_line("shadow_failed", **fields), exc_info=not isinstance(error, InvalidInputError))

@@ -1,0 +1,32 @@
+"""What the log says of candidates that fail."""
+
+from __future__ import annotations
+
+import logging
+
+from softkin.errors import DeviceError
+from standin import StandIn
+from standin_bundles import Shifted
+
+
+def test_candidates_that_take_turns_to_fail_are_each_told_of_once(start, rows, caplog):
+    """Every row of each fails, and a line with a traceback for each of them would fill the disk."""
+    names = ("one", "two")
+    detectors = [d for n in names for d in (StandIn(n), Shifted(n, "2", failure=DeviceError(f"{n} is out of memory")))]
+    running = start(*detectors, admin_port=0, shadow_share=1.0)
+    with running.admin() as admin:
+        for name in names:
+            admin.set_label(name, "1", "stable")
+            admin.set_label(name, "2", "shadow")
+
+    with caplog.at_level(logging.WARNING, "softkin.server"):
+        for _ in range(3):
+            for name in names:
+                running.score(rows(2), detector=name)
+        for name in names:
+            failed = {"detector": name, "version": "2", "result": "disagree"}
+            running.until(lambda failed=failed: running.sample("softkin_shadow_rows_total", **failed) == 6)
+
+    assert [r.getMessage() for r in caplog.records] == [
+        f'event=shadow_failed detector={name} version=2 error="{name} is out of memory"' for name in names
+    ]
