@@ -254,7 +254,7 @@ class ServerSettings(BaseSettings):
     @field_validator("bundle_root")
     @classmethod
     def _check_bundle_root(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_dir():
+        if value is not None and not os.path.isdir(value):  # the method raises where a name is too long, or hidden
             raise ValueError("it must be a directory")
         return value
 

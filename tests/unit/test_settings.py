@@ -184,6 +184,7 @@ def test_no_bundle_is_an_error_that_names_both_ways():
         ("--min-ping-interval-seconds", "-1", "allowed: 0 to 7200"),
         ("--device", "gpu", "must be auto, cpu, cuda, cuda:N, or several of cpu and cuda:N separated by commas"),
         ("--bundle-root", "/there/is/none", "it must be a directory"),
+        ("--bundle-root", "a" * 300, "it must be a directory"),  # too long for any name
         ("--log-level", "loud", "allowed: debug, info, warning, error"),
     ],
 )
