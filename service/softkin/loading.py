@@ -25,6 +25,8 @@ from softkin.verdicts import check_rule
 
 Load = Callable[..., ScoringDetector]
 """Makes a verified and proven detector from (path, device=, threads=)."""
+LOOK_UP_SECONDS = 0.1
+"""After which a change that waits for another looks whether it is still wanted: it holds a thread meanwhile."""
 
 
 class Loaded(NamedTuple):
@@ -85,13 +87,17 @@ class Loader:
             UnavailableError: the server is stopping.
             CancelledError: `wanted` says that nobody waits for this change any more.
         """
-        with self._lock:
+        while not self._lock.acquire(timeout=LOOK_UP_SECONDS):
+            self.go_on(wanted)
+        try:
             self.go_on(wanted)
             before, self.busy = self.busy, True
             try:
                 yield
             finally:
                 self.busy = before
+        finally:
+            self._lock.release()
 
     def go_on(self, wanted: Callable[[], bool] = lambda: True) -> None:
         """Ask, before a change comes into force, whether it still may.
