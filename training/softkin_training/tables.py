@@ -29,8 +29,18 @@ from softkin_training.stored_rows import StoredRows
 
 READ_AT_ONCE = 256
 COLUMNS_SHOWN = 4
+FIRST_ROWS = 10_000
+"""The library decides by so many what a column of CSV holds."""
 _SUBSETS = re.compile(r"(?:Config name is missing|BuilderConfig .* not found)\..*?vailable.*?: (\[.*?\])", re.DOTALL)
 """How the library says that there is no subset of a name, or that one of several must be named."""
+_NUMBERS_DIFFER = ("truncated converting", "Schema at index")
+"""How the library says that numbers are whole ones by the first rows, and others further down or in another file."""
+_KINDS_DIFFER = (
+    "Failed to parse string",
+    "could not convert string to float",
+    "invalid literal for int",
+    "cannot safely convert passed user dtype",
+)
 INDICES = ("Unnamed: 0", "__index_level_0__")
 """What pandas' row numbers are called once they were written, with no name of their own, to CSV and Parquet."""
 
@@ -99,7 +109,15 @@ def _load(library: Any, data: DataConfig) -> dict[str, Any]:
                 )
             return {name: found[split] for name, split in splits.items()}
         files = {"train": _files(data.path)} | ({"test": _files(data.test_path)} if data.test_path else {})
-        return dict(library.load_dataset(data.source, data_files=files, **on_disk))
+        # It takes names for patterns.
+        patterns = {split: [glob.escape(f) for f in paths] for split, paths in files.items()}
+        try:
+            return dict(library.load_dataset(data.source, data_files=patterns, **on_disk))
+        except library.exceptions.DatasetGenerationError as e:
+            if data.source != "csv" or not any(words in str(e.__cause__) for words in _NUMBERS_DIFFER):
+                raise
+        features = _numbers_as_fractions(library, [f for paths in files.values() for f in paths], data)
+        return dict(library.load_dataset(data.source, data_files=patterns, features=features, **on_disk))
     except SoftkinError:
         raise
     except Exception as e:  # the library and those under it have no common type
@@ -108,6 +126,35 @@ def _load(library: Any, data: DataConfig) -> dict[str, Any]:
                 f"data.subset is {data.subset!r}: {data.path} has the subsets {subsets[1]}; name one of them"
             ) from e
         raise DataError(_explain(library, e, data)) from e
+
+
+def _numbers_as_fractions(library: Any, files: Sequence[str], data: DataConfig) -> Any:
+    """What the columns of CSV files hold by their first rows, but whole numbers that are no labels taken for others."""
+    import pyarrow as pa
+
+    pandas = optional_package("pandas", "datasets", "data.source = 'csv'")
+    first_rows = [pandas.read_csv(file, nrows=FIRST_ROWS) for file in files]
+    schemas = [pa.Table.from_pandas(rows).schema for rows in first_rows if len(rows)]
+    for schema in schemas[1:]:
+        if set(schema.names) != set(schemas[0].names):  # told what there is to be, the library drops the rest
+            raise DataError(_unlike(_names(data), schemas[0].names, schema.names))
+    features = library.Features.from_arrow_schema(schemas[0])
+    for name, feature in features.items():
+        if feature.dtype == "int64" and name != data.label_column:
+            features[name] = library.Value("float64")
+    return features
+
+
+def _names(data: DataConfig) -> str:
+    return " and ".join(filter(None, (data.path, data.test_path)))
+
+
+def _unlike(files: str, columns: Sequence[str], others: Sequence[str]) -> str:
+    lacks, more = (sorted(set(a) - set(b))[:COLUMNS_SHOWN] for a, b in itertools.permutations((columns, others)))
+    return (
+        f"{files}: all tables must have the columns of the first, and one has {more or 'nothing'} more and lacks "
+        f"{lacks or 'nothing'}; mend the file, nothing of it was kept"
+    )
 
 
 def _explain(library: Any, error: Exception, data: DataConfig) -> str:
@@ -121,23 +168,16 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     generating = isinstance(error, library.exceptions.DatasetGenerationError)
     cause = (error.__cause__ or error) if generating else error
     text = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or ['no reason given'])[0]}"
-    files = " and ".join(filter(None, (data.path, data.test_path)))
+    files = _names(data)
     cache = str(library.config.HF_DATASETS_CACHE)
     if _cannot_be_written(cause, cache):
         return f"{files}: cannot be kept in {cache} ({text}); make room there, or set HF_HOME to a larger disk"
     if unlike := next((e for e in chain if isinstance(e, library.table.CastError)), None):
-        lacks, more = (
-            sorted(set(a) - set(b))[:COLUMNS_SHOWN]
-            for a, b in itertools.permutations((unlike.requested_column_names, unlike.table_column_names))
-        )
-        return (
-            f"{files}: all tables must have the columns of the first, and one has {more or 'nothing'} more and lacks "
-            f"{lacks or 'nothing'}; mend the file, nothing of it was kept"
-        )
+        return _unlike(files, unlike.requested_column_names, unlike.table_column_names)
     remedy = "mend the file"
     if any(isinstance(e, UnicodeError) for e in chain):
         remedy = "save it as UTF-8"
-    if "truncated converting" in text or "Failed to parse string" in text:
+    if any(words in text for words in (*_NUMBERS_DIFFER, *_KINDS_DIFFER)):
         remedy = (
             "the first rows decide what a column holds, whole numbers, others or text: write it alike in all rows and "
             "tables, as 1.0 beside 1.5"
@@ -185,7 +225,7 @@ def _files(pattern: str) -> list[str]:
     found = sorted(glob.glob(pattern, recursive=True)) or [pattern]
     if missing := [f for f in found if not os.path.isfile(f)]:
         raise DataError(f"{missing[0]}: no such file; data.path and data.test_path name a file, or files by a pattern")
-    return [glob.escape(str(Path(f).absolute())) for f in found]  # the library takes names for patterns
+    return [str(Path(f).absolute()) for f in found]
 
 
 def _classes(table: Any, data: DataConfig) -> tuple[list[Any], list[str]]:
