@@ -26,6 +26,8 @@ from softkin.scores import ErrorBudget, Scores
 
 STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
+CLASSES_SHOWN = 100
+"""Of a bundle; one of a thousand classes has facts below them, too."""
 LONGEST_TABLE = 1000
 """Rows up to which a table gets lines and colours, which take longer than scoring."""
 DRIFTED = (
@@ -306,14 +308,14 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         print(json.dumps({"digest": digest, **dataclasses.asdict(manifest)}, indent=1, sort_keys=True))
         return
     m = manifest
-    smallest, c = 1 / (m.calibration_size + 1), m.certificate
+    smallest, c, shown = 1 / (m.calibration_size + 1), m.certificate, m.classes[:CLASSES_SHOWN]
     facts = Table(Column(), Column(overflow="fold"), show_header=False)  # a digest cut short is of no use
     for key, value in {
         "detector": f"{m.name} {m.version}",
         "digest": digest,
         "created": m.created,
         "input": f"{m.input_dtype} [rows, {', '.join(map(str, m.input_shape))}]",
-        "classes": f"{len(m.classes)}: {', '.join(m.classes)}",
+        "classes": f"{len(m.classes)}: {', '.join(shown)}" + ("" if shown == m.classes else ", ... (all: --json)"),
         "nonconformity": f"joint of {', '.join(m.parts)}" if m.parts else m.nonconformity,
         "default alpha": f"{m.default_alpha:g}",
         "calibration": f"{m.calibration_size} rows, smallest p-value {smallest:.4g}; by predicted class "

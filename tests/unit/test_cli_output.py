@@ -109,6 +109,19 @@ def test_a_narrow_terminal_cuts_no_name_short(tmp_path, monkeypatch, capsys):
     assert "".join(cells) == "".join(x.name for x in layers)
 
 
+def test_of_many_classes_the_first_hundred_are_shown(tmp_path, capsys):
+    """The facts below them are what most readers look for."""
+    names = tuple(f"c{i}" for i in range(1000))
+    m = dataclasses.replace(manifest(), classes=names, predicted_class_rows=(99, *[0] * 999))
+    (tmp_path / "manifest.json").write_text(m.to_json())
+
+    cli.main(["inspect", str(tmp_path)])
+
+    out = "".join(line.strip("│ ") for line in capsys.readouterr().out.splitlines())
+    assert "c99, ... (all: --json)" in out
+    assert "c100" not in out
+
+
 def npy(array):
     """An array as the bytes of an .npy file."""
     out = io.BytesIO()

@@ -197,6 +197,8 @@ def test_whoever_knows_better_names_output_and_kind(tmp_path):
     x = rows(3)
     softmax = exposed(classifier([SOFTMAX], ["p"]))
     assert softmax.before_softmax == "scores"
+    renamed = classifier([SOFTMAX, helper.make_node("Identity", ["p"], ["probabilities"])], ["probabilities"])
+    assert exposed(renamed).before_softmax == "scores"  # skl2onnx names what it gives out in this way
     before = exposed(classifier([SOFTMAX], ["p"]), output=softmax.before_softmax)
     assert (before.before_softmax, before.has_energy) == ("", True)
     logits = run(before, x, tmp_path)["logits"]

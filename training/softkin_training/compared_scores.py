@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from softkin import mass
 from softkin.nonconformity import CLASS_PARTS, PARTS, TAILS, Nonconformity, Outputs, Part, fit_references, outlier_score
 from softkin_training import baselines, feature_baselines
+from softkin_training.expose import ENERGY_TOLERANCE
 from softkin_training.feature_baselines import FDBD
 from softkin_training.fitted_baselines import RelativeMahalanobis, ViM, summed_distances, vim_origin
 from softkin_training.split import FEWEST_REFERENCES, reference_size
@@ -67,13 +68,14 @@ def compared_scores(
     head = _readable_head(subject, notes)
     fitting = _fitting(calibration, reference)
     fdbd = _fdbd(head, fitting)
-    scores = _parts(subject) | _joints(subject, calibration, reference, fdbd)
+    energy = _has_energy(subject, notes)
+    scores = _parts(subject) | _joints(subject, calibration, reference, fdbd, energy)
     if subject.neighbors:
         scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, head, notes)
     else:
         notes.append("The bank holds prototypes: what counts neighbours or fits Gaussians to rows is left out.")
     if subject.detector.has_logits:
-        scores |= _reshaped(head, fitting, reference, fdbd, notes) | _of_logits()
+        scores |= _reshaped(head, fitting, reference, fdbd, notes) | _of_logits(energy)
     else:
         notes.append("Bare embeddings have no logits: scores made of logits are left out.")
     if _one_class(subject):
@@ -88,6 +90,21 @@ def _one_class(subject: Subject) -> bool:
 def _called(layer: str) -> str:
     """A layer in a title: torch numbers those of a Sequential, and `k-th neighbour distance, 5` would read as the k."""
     return f"layer {layer}" if layer[:1].isdigit() else layer
+
+
+def _has_energy(subject: Subject, notes: list[str]) -> bool:
+    """Whether rows differ in energy, which of probabilities is 0 but for rounding, whose order would be shown."""
+    if not subject.detector.has_logits:
+        return False
+    golden = subject.golden
+    finite = None if golden is None else golden.logits[golden.outputs.finite]
+    if finite is None or len(finite) < 2 or np.ptp(mass.energy(finite)) > ENERGY_TOLERANCE:
+        return True
+    notes.append(
+        "Energy and max logit are left out: the network gives probabilities or their log, whose energy is the same for "
+        "every row and whose max logit is max softmax. What the softmax is made of has both: fit --output NAME."
+    )
+    return False
 
 
 def _reference_rows(calibration: Pass | None, seed: int, notes: list[str]) -> NDArray[np.bool_] | None:
@@ -130,7 +147,7 @@ def _parts(subject: Subject) -> dict[str, Compared]:
 
 
 def _joints(
-    subject: Subject, calibration: Pass | None, reference: NDArray[np.bool_] | None, fdbd: FDBD | None
+    subject: Subject, calibration: Pass | None, reference: NDArray[np.bool_] | None, fdbd: FDBD | None, energy: bool
 ) -> dict[str, Compared]:
     if calibration is None or reference is None:
         return {}
@@ -143,10 +160,10 @@ def _joints(
 
     plain, found = subject.nonconformity(), {}
     for parts in JOINTS:
-        no_logits = "energy" in parts and not subject.detector.has_logits
+        no_energy = "energy" in parts and not energy
         no_boundary = "boundary_distance" in parts and fdbd is None
         no_classes = _one_class(subject) and bool(COMPARING & set(parts))
-        if no_logits or no_boundary or no_classes or set(parts) == set(subject.detector.manifest.parts):
+        if no_energy or no_boundary or no_classes or set(parts) == set(subject.detector.manifest.parts):
             continue
         at_reference = outputs(calibration).take(reference)
         joint = subject.nonconformity(parts, fit_references(plain, parts, at_reference))
@@ -327,13 +344,15 @@ def _of_features(
     return Compared(title=title, source=source, score=of, calibrates=calibrates)
 
 
-def _of_logits() -> dict[str, Compared]:
+def _of_logits(energy: bool) -> dict[str, Compared]:
     def of(title: str, source: str, score: Callable[[NDArray[np.float32]], Floats]) -> Compared:
         return Compared(title=title, source=source, score=lambda p: score(p.logits))
 
-    return {
+    of_energy = {
         "energy": of("energy", "Liu et al. 2020", mass.energy),
         "max_logit": of("max logit", "Hendrycks et al. 2022", baselines.max_logit),
+    }
+    return (of_energy if energy else {}) | {
         "gen": of("GEN", "Liu et al. 2023", baselines.gen),
         "max_softmax": of("max softmax", "Hendrycks & Gimpel 2017", baselines.max_softmax),
     }

@@ -24,8 +24,11 @@ def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 def softmax_input(proto: onnx.ModelProto, tensor: str) -> str:
-    """Name of what a tensor is the softmax of; empty where a node of another kind yields it."""
-    return next((n.input[0] for n in proto.graph.node if n.op_type == "Softmax" and tensor in n.output), "")
+    """Name of what a tensor is the softmax of, by another name or not; empty where a node of another kind yields it."""
+    origin = {o: n for n in proto.graph.node for o in n.output}
+    while (node := origin.get(tensor)) is not None and node.op_type == "Identity":
+        tensor = node.input[0]
+    return node.input[0] if node is not None and node.op_type == "Softmax" else ""
 
 
 def copied_input(name: str) -> str:

@@ -60,6 +60,30 @@ def test_a_bank_of_prototypes_leaves_out_what_counts_or_fits_rows(tiny, tmp_path
     assert any("prototypes" in note for note in found.notes)
 
 
+def test_probabilities_have_no_energy(tiny, tmp_path):
+    """Theirs is 0 but for rounding: an AUROC would be that of noise."""
+    model = onnx.load_from_string(tiny.model)
+    rename(model.graph, {"logits": "raw"})
+    model.graph.node.append(onnx.helper.make_node("LogSoftmax", ["raw"], ["logits"], axis=1))
+    next(o for o in model.graph.output if o.name == "raw").name = "logits"
+    build(
+        tmp_path / "bundle",
+        model.SerializeToString(),
+        tiny.spec,
+        bank_rows=tiny.bank,
+        calibration_rows=tiny.calibration,
+    )
+
+    found, plain = (
+        evaluate(p, inliers=tiny.inliers, labels=None, outliers={"far": tiny.outliers}, calibration=tiny.calibration)
+        for p in (tmp_path / "bundle", tiny.path)
+    )
+    left_out = {"energy", "max_logit", "joint_energy_density"}
+    assert plain.scores.keys() - found.scores.keys() >= left_out
+    assert {"gen", "max_softmax"} <= found.scores.keys()
+    assert [note for note in found.notes if note.startswith("Energy and max logit are left out")]
+
+
 def test_bare_embeddings_have_no_scores_of_logits(tiny, tmp_path):
     """The class of smallest nonconformity stands for the prediction; there are no probabilities to calibrate."""
     model = onnx.load_from_string(tiny.model)
