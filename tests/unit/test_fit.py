@@ -88,6 +88,8 @@ def test_a_classifier_becomes_a_bundle_that_keeps_its_promise(files, capsys):
         r"calibration: 200 rows from .*calibration\.npz; the classifier's accuracy on them is \d\d\.\d%",
         r".*out/bundle: my-model 1, 200 calibration rows; at alpha 0\.05 false alarms are at most 0\.0\d+ at "
         r"confidence 0\.95",
+        r"next:        softkin-train evaluate \S+/out/bundle --inliers FILE --outliers NAME=FILE --out DIR",
+        r"             compares scores of the same network as density, such as max logit, on rows of yours: .* more",
     ]
     assert re.fullmatch("\n".join(lines) + "\n", text), text
 

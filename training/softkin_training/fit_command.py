@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import PARTS
@@ -167,4 +168,10 @@ def fit(arguments: argparse.Namespace) -> None:
     print(
         f"{a.out / 'bundle'}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "
         f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
+    )
+    such_as = "max logit" if e.output_kind == "logits" else "max softmax"
+    of_what = f"network as {m.nonconformity}, such as {such_as}," if e.output else f"vectors as {m.nonconformity}"
+    print(
+        f"next:        softkin-train evaluate {shlex.quote(str(a.out / 'bundle'))} --inliers FILE --outliers NAME=FILE "
+        f"--out DIR\n             compares scores of the same {of_what} on rows of yours: another may find more"
     )
