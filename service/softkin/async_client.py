@@ -158,12 +158,14 @@ class AsyncClient(LearnsLimits, AsyncConnection):
             async for response in call:
                 for scores in exchange.scores(response):
                     yield scores
-            if exchange.error is not None:
-                raise exchange.error
+            if (wrong := exchange.shortfall()) is not None:
+                raise wrong
         except InvalidInputError as e:
             raise self._learnt(e) from None
         except (grpc.RpcError, asyncio.CancelledError) as e:
-            raise self._learnt(self._failure(await _own_words(e, said), exchange.error)) from None
+            found = await _own_words(e, said)
+            well = isinstance(found, aio.AioRpcError) and found.code() is grpc.StatusCode.OK
+            raise self._learnt(self._failure(found, exchange.shortfall() if well else exchange.error)) from None
         finally:
             call.cancel()
 
@@ -229,6 +231,7 @@ async def _send(source: AsyncIterable[NDArray[np.generic]], exchange: Exchange) 
         async for x in source:
             for request in exchange.requests(x):
                 yield request
+        exchange.all_sent = True
     except GeneratorExit:
         raise  # the call has ended
     except (

@@ -145,8 +145,8 @@ class Client(LearnsLimits, Connection):
         try:
             for response in call:
                 yield from exchange.scores(response)
-            if exchange.error is not None:
-                raise exchange.error
+            if (wrong := exchange.shortfall()) is not None:
+                raise wrong
         except InvalidInputError as e:
             raise self._learnt(e) from None
         except grpc.RpcError as e:
@@ -216,6 +216,7 @@ def _send(batches: Iterable[NDArray[np.generic]], exchange: Exchange) -> Iterato
     try:
         for x in batches:
             yield from exchange.requests(x)
+        exchange.all_sent = True
     except GeneratorExit:
         raise  # the call has ended
     except BaseException as e:  # SystemExit too: it would end gRPC's thread alone, and the call would wait for ever

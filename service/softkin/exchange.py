@@ -36,6 +36,8 @@ class Exchange:
         self._parts: list[Scores] = []
         self.error: BaseException | None = None
         """Why there are no more arrays, if not because the source is at its end."""
+        self.all_sent = False
+        """Whether the source is at its end, and all that it gave has been sent."""
 
     def requests(self, x: NDArray[np.generic]) -> Iterator[pb.ScoreStreamRequest]:
         """The requests for the next array, each with rows of its own.
@@ -65,3 +67,9 @@ class Exchange:
                 self._requests_per_array.popleft()
                 parts, self._parts = self._parts, []
                 yield join(parts)
+
+    def shortfall(self) -> BaseException | None:
+        """What is wrong although the call has ended well: what ended the source, or that answers are missing."""
+        if self.error is None and (self._requests_per_array or not self.all_sent):
+            return SoftkinError(f"{self._target}: the server ended the stream before it had answered every array")
+        return self.error

@@ -25,3 +25,17 @@ def test_an_answer_to_no_request_is_a_fault_of_the_server():
         next(answers)
 
     assert str(e.value) == "here:1: the server sent an answer to no request of this stream"
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_a_stream_that_ends_well_has_answered_everything_that_was_sent(answered):
+    """Fewer answers than arrays would go unnoticed, and be taken for those of other rows."""
+    answer = pb.StreamAnswer(response=scores_to_proto(StandIn().score(np.zeros((2, 2, 3), np.float32))))
+    exchange = Exchange(pb.ScoreRequest(), lambda x: [x], "here:1")
+    for _ in range(2):
+        assert len(list(exchange.requests(np.zeros((2, 2, 3), np.float32)))) == 1
+    exchange.all_sent = True
+    assert len(list(exchange.scores(pb.ScoreStreamResponse(answers=[answer] * answered)))) == answered
+
+    missing = "here:1: the server ended the stream before it had answered every array"
+    assert str(exchange.shortfall()) == ("None" if answered == 2 else missing)
