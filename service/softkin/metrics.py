@@ -209,8 +209,8 @@ class Metrics:
         """Count rows for the shadow version; `result` is one of `SHADOW_RESULTS`."""
         self._child(self._shadow_rows, (name, version, result)).inc(rows)
 
-    def shadows_watched(self, reports: Callable[[], Mapping[tuple[str, str], tuple[float, float]]]) -> None:
-        """Show how far shadow versions differ: disagreement and p-value difference, by name and version.
+    def shadows_watched(self, reports: Callable[[], Mapping[tuple[str, str], tuple[float, ...]]]) -> None:
+        """Show how far shadow versions differ: compared rows, disagreement, p-value difference, by name and version.
 
         `reports` is asked at every scrape. Whatever version it names has its counters too, from 0.
         """
@@ -277,13 +277,14 @@ class _ShadowCollector(Collector):
     """
 
     GAUGES: ClassVar[dict[str, str]] = {
+        "compared_rows": "Rows compared since the shadow version or the one that serves has changed.",
         "disagreement": "Share of compared rows with another verdict.",
         "p_value_difference": "Mean absolute difference of p-values over compared rows.",
     }
 
     def __init__(self, rows: Counter) -> None:
         self._rows = rows
-        self.reports: Callable[[], Mapping[tuple[str, str], tuple[float, float]]] = dict
+        self.reports: Callable[[], Mapping[tuple[str, str], tuple[float, ...]]] = dict
 
     def describe(self) -> list[Metric]:
         return [*self._rows.describe(), *self._gauges()]

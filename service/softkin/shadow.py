@@ -191,14 +191,14 @@ class Shadow:
         self._cancellation.cancel()
         self._thread.join()
 
-    def _reports(self) -> dict[tuple[str, str], tuple[float, float]]:
+    def _reports(self) -> dict[tuple[str, str], tuple[float, ...]]:
         """Of every candidate, compared already or not: what is shown at 0 is there, what is not shown is not."""
-        found = {}
+        found: dict[tuple[str, str], tuple[float, ...]] = {}
         for detector in self._registry:
             name, version = detector.manifest.name, detector.manifest.version
             if self._registry.labelled(name, SHADOW) is detector and self._registry.default(name) is not detector:
                 c = self.comparison(detector)
-                found[name, version] = c.disagreement, c.mean_difference
+                found[name, version] = c.rows, c.disagreement, c.mean_difference
         return found
 
     def _work(self) -> None:

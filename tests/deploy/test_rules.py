@@ -20,7 +20,8 @@ EXPIRY = 'softkin_tls_certificate_expiry_seconds{job="softkin",instance="a:9090"
 FAILED_RELOADS = 'softkin_reloads_total{job="softkin",instance="a:9090",result="failed"}'
 LOADED = 'softkin_reloads_total{job="softkin",instance="a:9090",result="loaded"}'
 DISAGREEMENT = f"softkin_shadow_disagreement{{{DETECTOR}}}"
-COMPARED = f'softkin_shadow_rows_total{{{DETECTOR},result="%s"}}'
+SHADOW_ROWS = f'softkin_shadow_rows_total{{{DETECTOR},result="%s"}}'
+COMPARED = f"softkin_shadow_compared_rows{{{DETECTOR}}}"
 INLIERS = f'softkin_rows_total{{{DETECTOR},verdict="inlier"}}'
 OUTLIERS = f'softkin_rows_total{{{DETECTOR},verdict="outlier"}}'
 P_VALUES = f"softkin_p_value_count{{{DETECTOR}}}"
@@ -38,8 +39,9 @@ HEALTHY = {
     FAILED_RELOADS: "0x600",
     LOADED: "0x600",
     DISAGREEMENT: "0.005x600",
-    COMPARED % "agree": "0+199x600",
-    COMPARED % "disagree": "0+1x600",
+    COMPARED: "0+200x600",
+    SHADOW_ROWS % "agree": "0+199x600",
+    SHADOW_ROWS % "disagree": "0+1x600",
     INLIERS: "0+950x600",
     OUTLIERS: "0+50x600",
     P_VALUES: "0+1000x600",
@@ -71,7 +73,12 @@ CASES = {
     "half an hour after it": ({FAILED_RELOADS: "0x10 1x590"}, 40, []),
     "a bundle is loaded": ({LOADED: "0x10 1x590"}, 15, []),
     "the shadow disagrees on 10%": ({DISAGREEMENT: "0.1x600"}, 60, ["SoftkinShadowDisagrees"]),
-    "on 10% of few rows": ({DISAGREEMENT: "0.1x600", COMPARED % "agree": "900x600"}, 60, []),
+    "on 10% of few rows": ({DISAGREEMENT: "0.1x600", COMPARED: "900x600"}, 60, []),
+    "on 10% of few rows since another version serves": (
+        {DISAGREEMENT: "0.005x20 0.1x580", COMPARED: "0+200x20 0+20x580"},
+        60,
+        [],
+    ),
     "the drift watch alarms": ({DRIFT_ALARM: "0x10 1x590"}, 15, ["SoftkinDrift"]),
     "15% flagged at alpha 5%": ({OUTLIERS: "0+150x600", INLIERS: "0+850x600"}, 90, ["SoftkinFlagRateAboveAlpha"]),
     "7% flagged at alpha 5%": ({OUTLIERS: "0+70x600", INLIERS: "0+930x600"}, 500, []),

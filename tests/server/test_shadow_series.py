@@ -47,9 +47,9 @@ def rows_of(version, **counted):
     return {f"rows_total {version} {r}": float(counted.get(r, 0)) for r in ("agree", "disagree", "dropped")}
 
 
-def gauges_of(version, disagreement=0.0, difference=0.0):
-    """The gauges of a version."""
-    return {f"disagreement {version}": disagreement, f"p_value_difference {version}": difference}
+def gauges_of(version):
+    """The gauges of a version of which nothing is known."""
+    return {f"{gauge} {version}": 0.0 for gauge in ("compared_rows", "disagreement", "p_value_difference")}
 
 
 def test_a_candidate_shows_at_0_before_its_first_row(serving, admin):
@@ -97,11 +97,11 @@ def test_a_version_that_is_the_only_one_is_no_candidate(start):
 
 
 def test_when_the_version_that_serves_changes_it_shows_at_0_again(serving, admin):
-    """The comparison is with another one; what was counted stays."""
+    """The comparison is with another one; what was counted stays, and is no measure of what the gauges stand on."""
     serving.server._registry.add(StandIn(version="3"))
     admin.set_label("standin", "2", "shadow")
     serving.score(DISPUTED)
-    serving.until(lambda: shown(serving)["disagreement 2"] == 1)
+    serving.until(lambda: shown(serving)["compared_rows 2"] == shown(serving)["disagreement 2"] == 1)
 
     admin.set_label("standin", "3", "stable")
 

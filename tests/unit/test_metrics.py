@@ -40,6 +40,7 @@ CONTRACT = {
     "softkin_reloads": ("counter", {"result"}),
     "softkin_request_rows": ("histogram", set()),
     "softkin_rows": ("counter", {"detector", "version", "verdict"}),
+    "softkin_shadow_compared_rows": ("gauge", {"detector", "version"}),
     "softkin_shadow_disagreement": ("gauge", {"detector", "version"}),
     "softkin_shadow_p_value_difference": ("gauge", {"detector", "version"}),
     "softkin_shadow_rows": ("counter", {"detector", "version", "result"}),
@@ -95,7 +96,7 @@ def test_names_types_and_labels_are_a_contract(metrics):
     metrics.batch_ran(1, 0.1)
     metrics.drift_watched("d", "1", DriftWatch(np.arange(9.0)).report)
     metrics.shadow_rows("d", "2", "agree", 1)
-    metrics.shadows_watched(lambda: {("d", "2"): (0.25, 0.125)})
+    metrics.shadows_watched(lambda: {("d", "2"): (8, 0.25, 0.125)})
 
     found = {
         family.name: (family.type, {k for s in family.samples for k in s.labels} - {"le"})
