@@ -177,10 +177,12 @@ class Shadow:
                 f"{s.shadow_min_rows}; wait for more traffic, {remedy}"
             )
         if found.disagreement_limit > s.shadow_max_disagreement:
+            # More rows bring the limit down to the share.
+            advice = "find out why" if found.disagreement > s.shadow_max_disagreement else "wait for more traffic"
             raise PreconditionError(
                 f"version {m.version!r} disagrees on {found.disagreements} of {found.rows} rows of live traffic: up to "
                 f"{found.disagreement_limit:.4g} at confidence {CONFIDENCE:g}, and shadow_max_disagreement = "
-                f"{s.shadow_max_disagreement:g}; find out why, {remedy}"
+                f"{s.shadow_max_disagreement:g}; {advice}, {remedy}"
             )
 
     def close(self) -> None:

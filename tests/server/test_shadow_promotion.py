@@ -8,6 +8,8 @@ import pytest
 import standin_bundles
 from softkin.errors import PreconditionError
 from softkin.v1 import outlier_pb2 as pb
+from standin import StandIn
+from standin_bundles import Shifted
 
 ROW = np.zeros((1, 2, 3), np.float32)
 
@@ -100,3 +102,18 @@ def test_a_candidate_that_agrees_comes_to_serve_in_every_way(serving, paths, way
     way(serving, paths)
 
     assert default(serving) == "1"
+
+
+@pytest.mark.parametrize(("disagreeing", "advice"), [(0, "wait for more traffic"), (40, "find out why")])
+def test_a_refusal_tells_too_few_rows_from_too_many_that_differ(start, disagreeing, advice):
+    """Who has none that differ would look in vain for why they do."""
+    running = start(StandIn(), Shifted(version="2", shift=10), admin_port=0, shadow_share=1.0, shadow_min_rows=40)
+    with running.admin() as admin:
+        admin.set_label("standin", "1", "stable")
+        admin.set_label("standin", "2", "shadow")
+        running.score(np.full((40, 2, 3), 2.5 if disagreeing else 0.0, np.float32))
+        version = {"detector": "standin", "version": "2"}
+        running.until(lambda: running.sample("softkin_shadow_compared_rows", **version) == 40)
+
+        with pytest.raises(PreconditionError, match=f"disagrees on {disagreeing} of 40 rows .*; {advice}, or set 'st"):
+            admin.set_label("standin", "2", "stable")
