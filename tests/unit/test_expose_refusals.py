@@ -155,11 +155,12 @@ UNFIT_MODELS = {
     "several inputs": (
         classifier([node("Add", ["x", "y"], ["z"])], inputs=inputs("x", "y")),
         "onnx: the model has 2 inputs, ['x', 'y']; a detector takes one array: fix the others as constants of the "
-        "model",
+        "model, have it compute them (a mask of padding from the ids), or give the vectors that it makes to fit "
+        "--embeddings",
     ),
     "no input": (
         classifier(start=[node("Neg", ["w1"], ["hidden"])], outputs=["hidden"], inputs=inputs("w1", axes=[6, WIDTH])),
-        "onnx: the model has 0 inputs, []; a detector takes one array: fix the others as constants of the model",
+        "onnx: the model has no input; a detector takes one array: export it with its rows free",
     ),
     "narrow input": (
         classifier(inputs=inputs("x", elem_type=TensorProto.INT8)),

@@ -229,17 +229,18 @@ def _typical_distance(rows: NDArray[np.float32]) -> float:
 def _fitted(subject: Subject, head: _ReadableHead | None, notes: list[str]) -> dict[str, Compared]:
     last = subject.layers[-1]
     gaussians = RelativeMahalanobis.fit(subject.neighbors[last], subject.labels, subject.loaded.bank.num_classes)
+    rows = "on the bank's rows" + (" of unit length" if subject.metric(last) == "cosine" else "")
     found = {
         "mahalanobis": Compared(
             title=f"Mahalanobis, {_called(last)}",
-            source="Lee et al. 2018, on the bank's rows",
+            source=f"Lee et al. 2018, {rows}",
             score=lambda p: gaussians.classes.score(p.z[last]),
         ),
     }
     if not _one_class(subject):
         found["relative_mahalanobis"] = Compared(
             title=f"relative Mahalanobis, {_called(last)}",
-            source="Ren et al. 2021, on the bank's rows",
+            source=f"Ren et al. 2021, {rows}",
             score=lambda p: gaussians.score(p.z[last]),
         )
     vim = None if head is None else _vim(subject, head, notes)

@@ -92,11 +92,16 @@ def the_input(proto: onnx.ModelProto, probe: Array) -> onnx.ValueInfoProto:
         InvalidInputError: none or several inputs, a type that no detector takes, or rows of another dtype or shape.
     """
     inputs = real_inputs(proto.graph)
+    if not inputs:
+        raise InvalidInputError(
+            "onnx", "the model has no input; a detector takes one array: export it with its rows free"
+        )
     if len(inputs) != 1:
         raise InvalidInputError(
             "onnx",
             f"the model has {len(inputs)} inputs, {[i.name for i in inputs]}; a detector takes one array: fix the "
-            "others as constants of the model",
+            "others as constants of the model, have it compute them (a mask of padding from the ids), or give the "
+            "vectors that it makes to fit --embeddings",
         )
     (value,) = inputs
     tensor = value.type.tensor_type

@@ -272,6 +272,19 @@ def test_the_typical_distance_of_a_large_bank_is_measured_on_rows_from_all_over_
     np.testing.assert_allclose(scores["kth_neighbor_all"].score(seen), expected, rtol=1e-5)
 
 
+def test_rows_of_a_layer_that_compares_lengths_keep_theirs(tmp_path):
+    """Published code takes features as they are: of unit length, Mahalanobis is another score."""
+    x = np.random.default_rng(0).normal(size=(300, 4)) + 3 * np.arange(300)[:, None] % 2
+    np.savez(tmp_path / "v.npz", x_train=x, y_train=np.arange(300) % 2)
+    for metric, rows in (("cosine", "the bank's rows of unit length"), ("squared_euclidean", "the bank's rows")):
+        config = FitConfig(name="v", layers=[EMBEDDING], metric=metric)
+        fit_embeddings(tmp_path / "v.npz", tmp_path, config)
+
+        scores, _ = compared_scores(Subject(bundles.read_bundle(tmp_path / "bundle")), None, None, 0)
+
+        assert scores["mahalanobis"].source == f"Lee et al. 2018, on {rows}"
+
+
 def test_every_score_tells_where_it_comes_from(tiny):
     """And, where it sees one layer, which; and what is left out is told."""
     subject = Subject(bundles.read_bundle(tiny.path))
@@ -289,8 +302,8 @@ def test_every_score_tells_where_it_comes_from(tiny):
         "kth_neighbor": ("k-th neighbour distance, narrow", "Sun et al. 2022"),
         "kth_neighbor_all": ("k-th neighbour distance, all layers", "Sun et al. 2022, summed over layers"),
         "dknn": ("DkNN credibility", "Papernot & McDaniel 2018"),
-        "mahalanobis": ("Mahalanobis, narrow", "Lee et al. 2018, on the bank's rows"),
-        "relative_mahalanobis": ("relative Mahalanobis, narrow", "Ren et al. 2021, on the bank's rows"),
+        "mahalanobis": ("Mahalanobis, narrow", "Lee et al. 2018, on the bank's rows of unit length"),
+        "relative_mahalanobis": ("relative Mahalanobis, narrow", "Ren et al. 2021, on the bank's rows of unit length"),
         "vim": ("ViM", "Wang et al. 2022"),
         "fdbd": ("fDBD", "Liu & Qin 2024"),
         "react": ("ReAct", "Sun, Guo & Li 2021"),
