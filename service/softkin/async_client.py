@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from softkin import converters, descriptions
 from softkin.client_channel import SERVICE, File
+from softkin.client_errors import counted_from
 from softkin.connection import AsyncConnection, task_is_cancelled
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
@@ -115,7 +116,7 @@ class AsyncClient(LearnsLimits, AsyncConnection):
             for rows in split(np.asarray(x), head, await self._known_limits()):
                 parts.append(converters.proto_to_scores(await self._call(self._stub.Score, fill(head, rows))))
         except InvalidInputError as e:
-            raise self._learnt(e) from None
+            raise self._learnt(counted_from(e, sum(map(len, parts)))) from None
         return join(parts)
 
     async def score_stream(

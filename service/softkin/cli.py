@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -248,15 +249,20 @@ def _score(options: argparse.Namespace) -> int:
 def _answers(client: Client, x: NDArray[np.generic], **asked: Any) -> Iterator[Scores]:
     """The answers for some rows at a time: of one stream, or of a call each from a server that has none to spare."""
     from softkin import display
+    from softkin.client_errors import counted_from
 
-    answers = client.score_stream(display.in_steps(x), **asked)
+    answers, answered = client.score_stream(display.in_steps(x), **asked), 0
     try:
-        first = next(answers)
-    except OverloadedError:
-        yield from (client.score(rows, **asked) for rows in display.in_steps(x))
-        return
-    yield first
-    yield from answers
+        try:
+            first = next(answers)
+        except OverloadedError:
+            answers = (client.score(rows, **asked) for rows in display.in_steps(x))
+            first = next(answers)
+        for scores in itertools.chain([first], answers):
+            answered += len(scores)
+            yield scores
+    except InvalidInputError as e:
+        raise counted_from(e, answered) from None
 
 
 def _drift_arguments(parser: argparse.ArgumentParser) -> None:

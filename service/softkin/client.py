@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from softkin import converters, descriptions
 from softkin.client_channel import SERVICE, File
+from softkin.client_errors import counted_from
 from softkin.connection import Connection
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
@@ -108,7 +109,7 @@ class Client(LearnsLimits, Connection):
             for rows in split(np.asarray(x), head, self._known_limits()):
                 parts.append(converters.proto_to_scores(self._call(self._stub.Score, fill(head, rows))))
         except InvalidInputError as e:
-            raise self._learnt(e) from None
+            raise self._learnt(counted_from(e, sum(map(len, parts)))) from None
         return join(parts)
 
     def score_stream(

@@ -65,6 +65,14 @@ def answer_error(status: Status, target: str) -> SoftkinError:
     return _error(_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, retry_after, target)
 
 
+def counted_from(error: SoftkinError, start: int) -> SoftkinError:
+    """The error with its row counted in the array that the caller gave; the server saw its rows from `start` on."""
+    if not isinstance(error, InvalidInputError):
+        return error
+    message = re.sub("^row ([0-9]+)(?= has )", lambda found: f"row {start + int(found[1])}", error.message)
+    return InvalidInputError(error.field, message)
+
+
 def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | None, target: str) -> SoftkinError:
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         field, colon, message = details.partition(": ")

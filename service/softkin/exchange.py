@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.client_errors import answer_error
+from softkin.client_errors import answer_error, counted_from
 from softkin.converters import proto_to_scores
 from softkin.errors import SoftkinError
 from softkin.joining import join
@@ -58,7 +58,7 @@ class Exchange:
         """
         for answer in response.answers:
             if answer.HasField("error"):
-                raise answer_error(answer.error, self._target)
+                raise counted_from(answer_error(answer.error, self._target), sum(map(len, self._parts)))
             if not self._requests_per_array:
                 raise SoftkinError(f"{self._target}: the server sent an answer to no request of this stream")
             self._parts.append(proto_to_scores(answer.response))
