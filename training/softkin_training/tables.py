@@ -41,6 +41,7 @@ _KINDS_DIFFER = (
     "invalid literal for int",
     "cannot safely convert passed user dtype",
 )
+_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse")
 INDICES = ("Unnamed: 0", "__index_level_0__")
 """What pandas' row numbers are called once they were written, with no name of their own, to CSV and Parquet."""
 
@@ -177,6 +178,8 @@ def _explain(library: Any, error: Exception, data: DataConfig) -> str:
     remedy = "mend the file"
     if any(isinstance(e, UnicodeError) for e in chain):
         remedy = "save it as UTF-8"
+    if any(words in text for words in _NO_ROWS):
+        remedy = "one of its files has no rows: add some, or take it away"
     if any(words in text for words in (*_NUMBERS_DIFFER, *_KINDS_DIFFER)):
         remedy = (
             "the first rows decide what a column holds, whole numbers, others or text: write it alike in all rows and "

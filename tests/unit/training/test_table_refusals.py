@@ -189,6 +189,41 @@ def test_a_csv_in_another_encoding_is_refused_with_the_one_it_takes(tmp_path, en
         source(path, source="csv")
 
 
+def empty_csv(path):
+    """Nothing but the names of columns."""
+    return csv(path.with_suffix(".csv"), "a,label")
+
+
+def empty_parquet(path):
+    """The same."""
+    return parquet(path.with_suffix(".parquet"), a=pa.array([], pa.int64()), label=pa.array([], pa.int64()))
+
+
+@pytest.mark.usefixtures("_left_open")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("empty", [empty_csv, empty_parquet])
+def test_a_table_without_rows_is_told_as_such(tmp_path, empty):
+    """The library speaks of instructions and batch sizes; for training or for testing."""
+    nothing = empty(tmp_path / "nothing")
+    kind = nothing.suffix[1:]
+    some = csv(tmp_path / "some.csv", "a,label", "1,0", "2,1")
+    some = some if kind == "csv" else parquet(tmp_path / "some.parquet", a=[1, 2], label=[0, 1])
+    told = r" \(.*\); one of its files has no rows: add some, or take it away; nothing of it was kept$"
+
+    with pytest.raises(DataError, match=rf"^{nothing}: cannot be read as {kind}{told}"):
+        source(nothing, source=kind)
+    with pytest.raises(DataError, match=rf"^{some} and {nothing}: cannot be read as {kind}{told}"):
+        source(some, source=kind, test_path=str(nothing))
+
+
+def test_a_csv_of_nothing_at_all_has_no_rows_either(tmp_path):
+    """Not even names."""
+    (tmp_path / "t.csv").touch()
+
+    with pytest.raises(DataError, match=r"t\.csv: cannot be read as csv \(.*\); one of its files has no rows: add so"):
+        source(tmp_path / "t.csv", source="csv")
+
+
 def test_a_damaged_file_in_the_hubs_layout_is_no_folder_in_another(tmp_path):
     """The layout is right; the file is what is wrong."""
     path = parquet(tmp_path / "pets" / "data" / "train.parquet", a=np.arange(1000.0), label=np.arange(1000) % 2)
