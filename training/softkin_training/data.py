@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,11 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
         raise DataError(f"{name}: has the classes {list(source.class_names)}; a classifier needs at least 2")
     if odd := [c for c in source.class_names if not is_unicode(c)]:  # a bundle would refuse it after the training
         raise DataError(f"{name}: has the class {odd[0]!r}, which UTF-8 cannot spell; rename it")
+    if unnamed := [i for i, c in enumerate(source.class_names) if not c.strip()]:
+        raise DataError(f"{name}: class {unnamed[0]} has the name {source.class_names[unnamed[0]]!r}; give it another")
+    if len(set(source.class_names)) < len(source.class_names):
+        twice = next(c for i, c in enumerate(source.class_names) if c in source.class_names[:i])
+        raise DataError(f"{name}: has the class {twice!r} twice; rename one")
     composed: dict[str, str] = {}
     for c in source.class_names:
         if (other := composed.setdefault(unicodedata.normalize("NFC", c), c)) != c:
@@ -94,10 +99,11 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
             )
     chosen = data.known_classes or range(len(source.class_names))
     # Before the split moves them: the message names a row that can be found.
-    if source.test is None:
-        _refuse_not_finite(source.train, f"{name}, train")
-    else:  # outliers are taken from its test rows, so training rows of classes left out are never used
-        _refuse_not_finite(source.train, f"{name}, train", np.isin(source.train.y, chosen))
+    # Outliers are taken from the source's test rows, so training rows of classes left out are never used.
+    used = None if source.test is None else np.isin(source.train.y, chosen)
+    _refuse_not_finite(source.train, f"{name}, train", used)
+    _refuse_beyond_float32(source.train, f"{name}, train", used)
+    if source.test is not None:
         _refuse_not_finite(source.test, f"{name}, test")
     everything, unknown = _known(source.train, chosen, source.class_names, name)
     sizes = {"data.calibration_rows": data.calibration_rows}
@@ -183,8 +189,28 @@ def _refuse_not_finite(x: Rows | Array, what: str, used: NDArray[np.bool_] | Non
     """Of all rows, or of those `used`, `[n]`; the index reported is that among all."""
     if x.dtype.kind != "f" or not len(x):
         return
-    blocks = x.blocks() if isinstance(x, Rows) else [x]
-    finite = np.concatenate([np.isfinite(b).reshape(len(b), -1).all(axis=1) for b in blocks])
-    bad = np.flatnonzero(~finite if used is None else ~finite & used)
+    bad = _rows_where(lambda block: ~np.isfinite(block), x, used)
     if len(bad):
         raise DataError(f"{what} has {len(bad)} rows with NaN or infinity, first row {bad[0]}; remove them")
+
+
+def _refuse_beyond_float32(x: Rows, what: str, used: NDArray[np.bool_] | None) -> None:
+    """A network computes in float32: such a number is infinite there, and so is the mean of all rows."""
+    if x.dtype != np.float64 or not len(x):
+        return
+    most = np.finfo(np.float32).max
+    bad = _rows_where(lambda block: np.abs(block) > most, x, used)
+    if len(bad):
+        raise DataError(
+            f"{what} has {len(bad)} rows with numbers beyond {most:.2g}, the largest of float32, in which networks "
+            f"compute, first row {bad[0]}; remove them, or scale the numbers"
+        )
+
+
+def _rows_where(
+    condition: Callable[[Array], NDArray[np.bool_]], x: Rows | Array, used: NDArray[np.bool_] | None
+) -> NDArray[np.intp]:
+    """Which rows have a number of which that is so."""
+    blocks = x.blocks() if isinstance(x, Rows) else [x]
+    found = np.concatenate([condition(block).reshape(len(block), -1).any(axis=1) for block in blocks])
+    return np.flatnonzero(found if used is None else found & used)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError, is_unicode
 from softkin.manifest import INPUT_DTYPES
-from softkin_training.npz import checked_labels, read_npz
+from softkin_training.npz import checked_labels, names_of, read_npz
 from softkin_training.rows import Rows, digests64, refuse_repeated, refuse_used
 
 Array = NDArray[Any]
@@ -92,7 +92,7 @@ def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
     Raises:
         DataError: a name is not of Unicode.
     """
-    names = tuple(str(n) for n in arrays.get("class_names", np.array([])).reshape(-1))
+    names = names_of(arrays.get("class_names", np.array([])))
     if odd := [n for n in names if not is_unicode(n)]:
         raise DataError(f"class_names has {odd[0]!r}, which UTF-8 cannot spell; rename it")
     return names

@@ -64,6 +64,14 @@ def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, pa
     return y.astype(np.int64)
 
 
+def names_of(class_names: Array) -> tuple[str, ...]:
+    """Class names of a file; those in bytes, as some pickled data sets bring them, are taken for UTF-8."""
+    names = class_names.reshape(-1)
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "surrogateescape")
+    return tuple(str(name) for name in names)
+
+
 def _as_integers(y: Array, name: str) -> str:
     """How labels of another kind become indices of classes."""
     if y.dtype.kind in "US":

@@ -8,7 +8,7 @@ import numpy as np
 
 from softkin.errors import RecipeError
 from softkin_training.data_config import DataConfig
-from softkin_training.npz import checked_labels, read_npz
+from softkin_training.npz import checked_labels, names_of, read_npz
 from softkin_training.rows import Rows
 
 
@@ -50,7 +50,7 @@ def read_source(data: DataConfig) -> Source:
 
 def _read_npz(path: str) -> Source:
     arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test", "class_names"))
-    names = tuple(str(n) for n in arrays["class_names"].reshape(-1))
+    names = names_of(arrays["class_names"])
     y_train, y_test = (checked_labels(arrays, split, len(names), path) for split in ("train", "test"))
     return Source(
         train=Rows(arrays["x_train"], y_train, np.arange(len(y_train))),
