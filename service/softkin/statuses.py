@@ -61,7 +61,9 @@ DEADLINE_TOLERANCE_SECONDS = 0.02
 """gRPC ends a call a little before the clock that is asked here says so."""
 
 _PRIVATE = (errors.DeviceError,)
-_MAX_DETAIL_CHARS = 1000  # status messages travel in headers, which peers limit to 8 KiB
+_MAX_DETAIL_BYTES = 1000
+"""Of a status message in UTF-8. It travels in headers, which peers limit to 8 KiB: with three bytes for each of these,
+and once or twice more in the details."""
 
 
 class CallEndedError(Exception):
@@ -123,13 +125,18 @@ def failure(error: BaseException, method: str, request_id: str = "") -> Failure:
         log.error(log_line("error", method=method, code=code.name, log_id=log_id, **named), exc_info=error)
         what = "internal error" if code is Code.INTERNAL else "the device failed"
         return Failure(code, f"{what}; log id {log_id}", reason, (RequestInfo(request_id=log_id),))
-    message = str(error)[:_MAX_DETAIL_CHARS]
+    message = _cut(str(error))
     if isinstance(error, errors.InvalidInputError):
-        violation = BadRequest.FieldViolation(field=error.field, description=error.message[:_MAX_DETAIL_CHARS])
+        violation = BadRequest.FieldViolation(field=error.field, description=_cut(error.message))
         return Failure(code, message, reason, (BadRequest(field_violations=[violation]),))
     if isinstance(error, errors.UnavailableError) and error.retry_after_seconds is not None:
         return Failure(code, message, reason, (_retry_info(error.retry_after_seconds),), error.retry_after_seconds)
     return Failure(code, message, reason)
+
+
+def _cut(text: str) -> str:
+    # Paths may hold what UTF-8 cannot spell, and protobuf would refuse it.
+    return text.encode(errors="replace")[:_MAX_DETAIL_BYTES].decode(errors="ignore")
 
 
 @lru_cache  # under overload it is the same thousands of times a second
