@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from softkin.errors import OverloadedError
+from softkin.errors import InvalidInputError, OverloadedError
 from softkin.settings import ServerSettings
 
 RETRY_AFTER_SECONDS = 0.5
@@ -60,6 +60,7 @@ class Admission:
 
         Raises:
             OverloadedError: too much is pending.
+            InvalidInputError: it has more bytes than may ever be pending.
         """
         with self._lock:
             self._check(rows, nbytes)
@@ -92,6 +93,12 @@ class Admission:
                 f"{s.max_pending_rows}"
             )
         if self.pending_bytes + nbytes > s.max_pending_bytes:
+            if nbytes > s.max_pending_bytes:  # small whole numbers take fewer in a message, whose limit is no larger
+                raise InvalidInputError(
+                    "inputs",
+                    f"they have {nbytes} bytes in memory, and those of all requests together may have "
+                    f"max_pending_bytes = {s.max_pending_bytes}; send several smaller requests",
+                )
             raise _overloaded(
                 f"{self.pending_bytes} bytes of inputs are pending, {nbytes} more would exceed max_pending_bytes = "
                 f"{s.max_pending_bytes}"
