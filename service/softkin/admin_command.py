@@ -14,6 +14,9 @@ from softkin.admin_client import AdminClient
 from softkin.descriptions import DetectorInfo
 from softkin.display import table
 
+LONGEST_WHOLE = 20
+"""Letters of a version that is never folded; those of `softkin-train recalibrate` have 13."""
+
 
 def add_arguments(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """Add the actions, each with its own arguments and those of `common`."""
@@ -77,6 +80,8 @@ def _print(detectors: Sequence[DetectorInfo], *, as_json: bool) -> None:
             print(json.dumps(dataclasses.asdict(d), allow_nan=False))
         return
     listing = table("detector", "version", "labels", "digest", "device", "calibration rows")
+    # A narrow terminal folds the others first: the version is what the next command has to name.
+    listing.columns[1].no_wrap = all(len(d.version) <= LONGEST_WHOLE for d in detectors)
     for d in detectors:
         cells = (d.name, d.version, ", ".join(d.labels), d.digest[:12], d.device, str(d.calibration_size))
         listing.add_row(*map(escape, cells))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from softkin import cli
+from softkin.admin_client import AdminClient
 
 
 @pytest.fixture
@@ -46,6 +48,22 @@ def test_the_command_lists_what_is_loaded(command):
         ("1", ["stable"]),
         ("2", ["canary"]),
     ]
+
+
+@pytest.mark.parametrize(("columns", "version"), [("80", "1-r1-644ea420"), ("60", "1-r1-644ea420"), ("80", "1." * 50)])
+def test_a_version_is_listed_whole(command, monkeypatch, columns, version):
+    """It is typed after `label` and `unload`; only one that leaves no room for others is folded."""
+    monkeypatch.setenv("COLUMNS", columns)
+    real = AdminClient.detectors
+    monkeypatch.setattr(AdminClient, "detectors", lambda c: [dataclasses.replace(d, version=version) for d in real(c)])
+
+    _, listed, _ = command("list")
+
+    body = listed.split("┡")[1].splitlines()[1:-1]
+    folded = [line.split("│")[2].strip() for line in body]
+    assert "".join(folded) == version
+    assert (folded[0] == version) == (len(version) < 20)
+    assert len({len(line) for line in body}) == 1
 
 
 def test_connection_options_may_come_last(operated, capsys):
