@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from softkin.errors import DataError, InvalidInputError, RecipeError
-from softkin.staging import replacing
 from softkin_training.ablation_plan import FAR, Plan
 from softkin_training.checkpoint import AFRESH
 from softkin_training.config import Recipe, load_recipe
@@ -31,6 +30,7 @@ from softkin_training.npz import read_npz
 from softkin_training.run import BUNDLE, EXPORTED_KEYS, MODEL, build_step, export_step
 from softkin_training.sources import read_source
 from softkin_training.train import train
+from softkin_training.unfinished_files import written_whole
 
 RECIPE, REPORT = "recipe.json", "report.json"
 ROWS = "rows evaluated"
@@ -223,7 +223,7 @@ def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: P
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
+    with written_whole(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from softkin.errors import InvalidInputError
-from softkin.staging import replacing
 from softkin_training.ablate import Cell
 from softkin_training.ablation_plan import FAR
 from softkin_training.data import HELD_OUT_SETS
 from softkin_training.report_markdown import plain
+from softkin_training.unfinished_files import written_whole
 
 OWN = "softkin"
 """Name of a bundle's own score in its report; every other score there is the same for all detect variants."""
@@ -33,7 +33,7 @@ def write_table(cells: Sequence[Cell], out: Path) -> str:
     text = markdown(table)
     try:
         for name, content in {"ablation.json": json.dumps(table, indent=1) + "\n", "ablation.md": text}.items():
-            with replacing(out / name) as temporary:
+            with written_whole(out / name) as temporary:
                 temporary.write_text(content, encoding="utf-8")
     except OSError as e:
         raise InvalidInputError("out", f"cannot write to {out} ({e.strerror}); choose another folder") from None

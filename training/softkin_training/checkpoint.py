@@ -11,12 +11,12 @@ import torch
 from lightning_fabric.plugins import Precision
 from pydantic import ValidationError
 
-from softkin.errors import DataError, InvalidInputError, RecipeError
-from softkin.staging import replacing
+from softkin.errors import DataError, InvalidInputError, RecipeError, reason_of
 from softkin_training.config import Recipe
 from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier
 from softkin_training.processes import num_processes, on_first, rank, stacked
+from softkin_training.unfinished_files import written_whole
 
 UNDECISIVE = ("data.path", "data.test_path", "data.outliers", "training.probe_rows", "training.cuda_graph")
 """Keys that do not decide the weights, but for rounding; files may move, their rows are told by fingerprint."""
@@ -68,7 +68,7 @@ class Checkpoint:
         serialized = io.BytesIO()  # to a full disk torch.save would raise something that does not say so
         torch.save(state, serialized)
         try:
-            with replacing(self.path) as temporary:
+            with written_whole(self.path) as temporary:
                 temporary.write_bytes(serialized.getbuffer())
         except OSError as e:
             kept = "the one before is kept" if self.path.exists() else "there is none yet"
@@ -80,13 +80,16 @@ class Checkpoint:
         """Restore everything in place, in each process its own random state; return the history so far.
 
         Raises:
-            DataError: the file is damaged.
+            DataError: the file cannot be read, or is damaged.
             RecipeError: it is another recipe's, of other rows, or of another number of processes.
         """
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            with self.path.open("rb") as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
             recipe, rng = dict(state["recipe"]), state["rng"]
             rng_of_processes = rng["torch"].reshape(-1, rng["torch"].shape[-1])
+        except OSError as e:
+            raise DataError(f"{self.path}: cannot be read ({reason_of(e)}); make it readable, or {AFRESH}") from None
         except Exception as e:  # torch raises many types for a damaged file, with advice that would run its code
             raise DataError(f"{self.path}: damaged, or no checkpoint of softkin; {AFRESH}") from e
         if odd := _differences(_completed(recipe), self.recipe.to_dict()):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softkin.errors import InvalidInputError
-from softkin.staging import replacing
 from softkin_training.history import History
+from softkin_training.unfinished_files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ def draw_entanglement(history: History, out: Path) -> None:
         for ending in ENDINGS:
             metadata = {"Date": None} if ending == "svg" else None  # equal runs leave equal files
             salt = matplotlib.rc_context({"svg.hashsalt": PICTURE})
-            with salt, warnings.catch_warnings(), replacing(out / f"{PICTURE}.{ending}") as temporary:
+            with salt, warnings.catch_warnings(), written_whole(out / f"{PICTURE}.{ending}") as temporary:
                 warnings.filterwarnings("ignore", message="Glyph .* missing from")
                 figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)
     except OSError as e:

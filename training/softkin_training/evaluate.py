@@ -17,7 +17,6 @@ from softkin.bundle import Bundle
 from softkin.certificate import certify
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import Outputs
-from softkin.staging import replacing
 from softkin_training.calibration_metrics import (
     CREDIBILITY_BINS,
     ClassifierCalibration,
@@ -32,6 +31,7 @@ from softkin_training.report_html import html
 from softkin_training.report_markdown import markdown
 from softkin_training.rows import Rows, check_labels, digests64, refuse_used
 from softkin_training.subject import Pass, Subject
+from softkin_training.unfinished_files import written_whole
 
 __all__ = ["Report", "evaluate", "markdown", "write_report"]
 
@@ -141,7 +141,7 @@ def write_report(report: Report, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            with replacing(out / name) as temporary:
+            with written_whole(out / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as e:
         raise InvalidInputError("out", f"cannot write to {out} ({e.strerror}); choose another folder") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softkin.errors import InvalidInputError
-from softkin.staging import replacing
+from softkin_training.unfinished_files import written_whole
 
 HISTORY, EVENTS = "history.jsonl", "tensorboard"
 History = list[dict[str, Any]]
@@ -56,7 +56,7 @@ class Recorder:
         try:
             if start:
                 self._board = _board(self._out / EVENTS)
-            with replacing(self._out / HISTORY) as temporary:
+            with written_whole(self._out / HISTORY) as temporary:
                 temporary.write_text("".join(json.dumps(epoch) + "\n" for epoch in history), encoding="utf-8")
             if self._board is not None:
                 for epoch in new:

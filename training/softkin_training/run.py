@@ -19,7 +19,6 @@ from google.protobuf.message import DecodeError
 
 from softkin.errors import InvalidInputError, RecipeError
 from softkin.manifest import Manifest
-from softkin.staging import replacing
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.checkpoint import deciding
 from softkin_training.config import Recipe
@@ -30,6 +29,7 @@ from softkin_training.models import Classifier
 from softkin_training.rows import fingerprint
 from softkin_training.split import choose_bank_rows
 from softkin_training.train import REPORT, load_checkpoint, train
+from softkin_training.unfinished_files import written_whole
 
 PROBE_ROWS = 64
 MODEL, BUNDLE = "model.onnx", "bundle"
@@ -80,7 +80,7 @@ def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier |
     )
     path = out / MODEL
     try:
-        with replacing(path) as temporary:
+        with written_whole(path) as temporary:
             temporary.write_bytes(serialized)
     except OSError as e:
         raise InvalidInputError("out", f"cannot write {path} ({e.strerror}); choose another folder") from None

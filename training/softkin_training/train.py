@@ -21,7 +21,6 @@ from rich.table import Column
 from torch import nn
 
 from softkin.errors import InvalidInputError, RecipeError
-from softkin.staging import replacing
 from softkin_training.augmentation import make_augmentation
 from softkin_training.batches import balanced_batches, onto
 from softkin_training.checkpoint import Checkpoint
@@ -37,6 +36,7 @@ from softkin_training.probe import Probe, choose_probe_rows
 from softkin_training.processes import num_processes, on_first, rank
 from softkin_training.rows import Rows, fingerprint
 from softkin_training.step import Step, make_optimizer
+from softkin_training.unfinished_files import written_whole
 
 CHECKPOINT, REPORT = "checkpoint.pt", "report"
 WARMUP_SHARE = 0.1
@@ -315,7 +315,7 @@ def _progress_bar(name: str, steps: int, *, shown: bool) -> Progress:
 def _refuse_unwritable(out_dir: Path) -> None:
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(out_dir / ".writable") as temporary:
+        with written_whole(out_dir / ".writable") as temporary:
             temporary.touch()
         (out_dir / ".writable").unlink()
     except OSError as e:

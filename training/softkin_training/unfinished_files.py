@@ -24,9 +24,12 @@ ABANDONED_SECONDS = 24 * 3600
 def written_whole(path: Path) -> Iterator[Path]:
     """A new file beside `path`, locked while it is written; then it is synced and replaces `path`.
 
+    What writers of `path` that have died left there is removed first.
+
     Raises:
         OSError: it cannot be written; nothing of it stays.
     """
+    remove_unfinished(path.parent, re.compile(re.escape(path.name)))
     temporary, fd = _new_locked(path)
     try:
         yield temporary

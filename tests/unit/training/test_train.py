@@ -153,6 +153,16 @@ def test_a_damaged_checkpoint_is_refused_by_name(dataset, tmp_path, content):
         run(dataset, tmp_path, resume=True)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(dataset, tmp_path):
+    """As without the right to read it; here a folder stands in its place."""
+    (tmp_path / "checkpoint.pt").mkdir()
+
+    with pytest.raises(
+        DataError, match=r"/checkpoint\.pt: cannot be read \(Is a directory\); make it readable, or run"
+    ):
+        run(dataset, tmp_path, resume=True)
+
+
 def test_history_tells_each_epoch(dataset, tmp_path):
     """One JSON object per epoch, the same as in the result; the objective is made of its parts."""
     result = run(dataset, tmp_path, 'loss.layers=["conv1", "conv2"]', "loss.weight={conv1=-0.5, conv2=2.0}")

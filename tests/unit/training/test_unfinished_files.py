@@ -1,4 +1,4 @@
-"""Rows whose making was cut short: what a killed run had begun goes with the next that writes, what lives stays."""
+"""Files whose making was cut short: what a killed run had begun goes with the next that writes, what lives stays."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ import datasets
 import numpy as np
 import pytest
 
+from small_runs import run
 from softkin.errors import DataError
 from softkin_training import unfinished_files
+from softkin_training.config import load_recipe
+from softkin_training.data import load_dataset
+from softkin_training.history import HISTORY
 from softkin_training.row_cache import cached_rows
 from softkin_training.stored_rows import write_rows
+from softkin_training.train import CHECKPOINT
 
 pytestmark = pytest.mark.training
 
@@ -71,6 +76,11 @@ def killed_run(folder):
         assert begun in names(folder), "it was being written"
         process.send_signal(signal.SIGKILL)
     return begun
+
+
+def like(begun, name):
+    """What the same writer would have called the beginning of another file."""
+    return begun.replace(f"{KEY}.arrow", name)
 
 
 def test_what_a_killed_run_had_begun_is_removed_by_the_next_that_writes(folder):
@@ -192,3 +202,17 @@ def test_rows_that_cannot_be_made_leave_nothing(folder):
         os.umask(before)
     (path,) = folder.iterdir()
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_run_that_goes_on_removes_what_was_begun_of_its_files(folder, tmp_path):
+    """Of every file that training writes again; what others keep in the folder stays."""
+    begun, out = killed_run(folder), tmp_path / "run"
+    out.mkdir()
+    for name in (CHECKPOINT, HISTORY, ".writable"):
+        leftover(out, like(begun, name))
+    kept = leftover(out, like(begun, "notes.txt"))
+
+    run(load_dataset(load_recipe("digits")), out, "training.epochs=1")
+
+    assert [path for path in out.iterdir() if path.name.startswith(".")] == [kept]
+    assert {CHECKPOINT, HISTORY} <= set(names(out))
