@@ -51,6 +51,9 @@ def no_images(x: NDArray[np.generic]) -> str | None:
         return f"rows of shape {list(x.shape[1:])} are no images, [H, W], [H, W, C] or [C, H, W]"
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         return f"rows of {x.dtype} are no images, which have uint8 or floating point"
+    low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
+    if max(-low, high, high - low) > float(np.finfo(np.float32).max):
+        return f"their numbers reach from {low:.3g} to {high:.3g}, which is more than float32 holds"
     return None
 
 

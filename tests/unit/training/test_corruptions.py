@@ -158,3 +158,15 @@ def test_other_integers_are_no_images():
         assert no_images(np.zeros((2, 8, 8), dtype)) is None
     assert "int64" in no_images(np.zeros((2, 8, 8), np.int64))
     assert "[12]" in no_images(np.zeros((2, 12), np.float32))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("numbers", [(0.0, 1e300), (-3e38, 3e38), (1e300, 1e300), (-1.7e308, 1.7e308)])
+def test_numbers_that_float32_does_not_hold_are_no_images(numbers):
+    """Corrupted in float32 they were NaN, which a detector refuses, and with it went the whole report."""
+    x = np.zeros((2, 8, 8)) + np.array(numbers)[:, None, None]
+
+    assert no_images(x) == (
+        f"their numbers reach from {min(numbers):.3g} to {max(numbers):.3g}, which is more than float32 holds"
+    )
+    assert no_images(np.clip(x, -1e38, 1e38)) is None
