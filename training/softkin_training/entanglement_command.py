@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from softkin import bundle as bundles
+from softkin.display import spelled
 from softkin.errors import DataError, InvalidInputError
 from softkin_training.losses import entanglement
 from softkin_training.npz import Array, read_npz
@@ -36,10 +37,12 @@ def print_entanglement(arguments: argparse.Namespace) -> None:
             "the rows, or take more by --rows"
         )
     z = subject.run(x).z
-    print(f"{'layer':<16}{'entanglement':>14}{'chance':>10}{'ratio':>8}{'temperature':>14}   ({len(x)} rows)")
+    names = {layer: spelled(layer) for layer in subject.layers}
+    width = max(16, *(len(name) + 2 for name in names.values()))
+    print(f"{'layer':<{width}}{'entanglement':>14}{'chance':>10}{'ratio':>8}{'temperature':>14}   ({len(x)} rows)")
     for layer in subject.layers:  # before any whitening: entanglement is the network's, not that of a map fitted to it
         e = entanglement(torch.from_numpy(z[layer]), torch.from_numpy(y), metric=subject.metric(layer))
-        print(f"{layer:<16}{e.value:>14.4f}{e.chance:>10.4f}{e.ratio:>8.3f}{e.temperature:>14.4g}")
+        print(f"{names[layer]:<{width}}{e.value:>14.4f}{e.chance:>10.4f}{e.ratio:>8.3f}{e.temperature:>14.4g}")
 
 
 def _labels(x: Array, y: Array, path: str) -> Array:

@@ -30,25 +30,30 @@ def draw_entanglement(history: History, out: Path) -> None:
         InvalidInputError: the folder cannot be written.
     """
     probed = [epoch for epoch in history if epoch.get("probe")]
-    if not probed:
-        for ending in ENDINGS:
-            (out / f"{PICTURE}.{ending}").unlink(missing_ok=True)
-        return
+    try:
+        if probed:
+            _write(probed, out)
+        elif out.is_dir():
+            for ending in ENDINGS:
+                (out / f"{PICTURE}.{ending}").unlink(missing_ok=True)
+    except OSError as e:
+        remedy = "make room, or choose another folder; the training itself is kept"
+        raise InvalidInputError("out_dir", f"cannot write to {out} ({e.strerror}); {remedy}") from None
+
+
+def _write(probed: History, out: Path) -> None:
     import matplotlib  # takes a second
 
     # Layers may be called anything: a dollar sign is no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = drawn(probed)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for ending in ENDINGS:
-            metadata = {"Date": None} if ending == "svg" else None  # equal runs leave equal files
-            salt = matplotlib.rc_context({"svg.hashsalt": PICTURE})
-            with salt, warnings.catch_warnings(), written_whole(out / f"{PICTURE}.{ending}") as temporary:
-                warnings.filterwarnings("ignore", message="Glyph .* missing from")
-                figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)
-    except OSError as e:
-        raise InvalidInputError("out_dir", f"cannot write to {out} ({e.strerror}); make room") from None
+    out.mkdir(parents=True, exist_ok=True)
+    for ending in ENDINGS:
+        metadata = {"Date": None} if ending == "svg" else None  # equal runs leave equal files
+        salt = matplotlib.rc_context({"svg.hashsalt": PICTURE})
+        with salt, warnings.catch_warnings(), written_whole(out / f"{PICTURE}.{ending}") as temporary:
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)
 
 
 def drawn(probed: History) -> Figure:

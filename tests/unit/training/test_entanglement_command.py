@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import onnx
 import pytest
 
+from softkin_training.build import build
 from softkin_training.cli import main
 
 pytestmark = pytest.mark.training
@@ -50,3 +54,24 @@ def test_labels_need_not_be_classes_of_the_bundle(tiny, tmp_path, capsys):
 
     assert command(tiny, tmp_path, y_test=7 * tiny.calibration.y - 1) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_columns_stay_in_line_whatever_layers_are_called(tiny, tmp_path, capsys):
+    """Names come from other people's files: long ones push no number aside, and none colours a terminal."""
+    name = "/encoder/layer.11/output/\x1b[31mred"
+    proto = onnx.load_from_string(tiny.model)
+    for names in [node.output for node in proto.graph.node]:
+        if names[0] == "representation.wide":
+            names[0] = f"representation.{name}"
+    next(o for o in proto.graph.output if o.name == "representation.wide").name = f"representation.{name}"
+    layers = (dataclasses.replace(tiny.spec.layers[0], name=name), tiny.spec.layers[1])
+    spec = dataclasses.replace(tiny.spec, layers=layers)
+    rows = {"bank_rows": tiny.bank, "calibration_rows": tiny.calibration}
+    build(tmp_path / "b", proto.SerializeToString(), spec, **rows)
+    np.savez(tmp_path / "d.npz", x_test=tiny.calibration.x, y_test=tiny.calibration.y)
+
+    assert main(["entanglement", str(tmp_path / "b"), "--data", str(tmp_path / "d.npz")]) == 0
+
+    head, wide, narrow = capsys.readouterr().out.splitlines()
+    assert wide.startswith("/encoder/layer.11/output/\\x1b[31mred  ")
+    assert len(wide) == len(narrow) == len(head.partition("   (")[0])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from softkin.errors import InvalidInputError
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 from softkin_training.entanglement_plot import draw_entanglement, drawn
@@ -122,6 +123,22 @@ def test_a_picture_is_drawn(dataset, tmp_path):
         content = (tmp_path / "report" / name).read_bytes()
         assert content.startswith(start)
         assert content == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_folder_that_cannot_be_written_is_refused_in_a_line(tmp_path, probed):
+    """After training, which is kept: here a file stands in the place of the report's folder."""
+    (tmp_path / "report").write_text("mine")
+    measured = {"dense": {"value": 0.5, "chance": 1.0, "ratio": 0.5, "temperature": 1.0}}
+
+    if not probed:
+        draw_entanglement([{"epoch": 1}], tmp_path / "report")  # there is nothing to write
+    else:
+        with pytest.raises(
+            InvalidInputError, match=r"report \(File exists\); make room, or choose another folder; the"
+        ):
+            draw_entanglement([{"epoch": 1, "probe": measured}], tmp_path / "report")
+    assert (tmp_path / "report").read_text() == "mine"
 
 
 def test_a_ratio_that_is_not_defined_leaves_a_gap(tmp_path):
