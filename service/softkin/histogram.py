@@ -41,6 +41,11 @@ class Histogram(Collector):
         if not labels:
             self._of(())
 
+    def begin(self, labels: tuple[str, ...]) -> None:
+        """Show these labels, with 0 until something is counted: an increase from nothing is none to Prometheus."""
+        with self._lock:
+            self._of(labels)
+
     def observe(self, labels: tuple[str, ...], value: float) -> None:
         """Count one value."""
         at = bisect_left(self._bounds, value)  # a value on a bound belongs below it: le

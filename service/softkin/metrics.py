@@ -41,6 +41,7 @@ REJECTED = (
     "internal",
 )
 RELOADS = ("loaded", "unchanged", "failed")
+STAGES = ("decode", "queue", "infer", "calibrate", "encode")
 ELSEWHERE = (
     b"only /metrics is here; whether the server is ready is told by grpc.health.v1.Health: softkin healthcheck\n"
 )
@@ -74,6 +75,8 @@ class Metrics:
             "softkin_outlier_score", "Outlier scores of scored rows.", DETECTOR, OUTLIER_SCORES
         )
         self._stage = Histogram("softkin_stage_seconds", "Seconds per request and stage.", ("stage",), SECONDS)
+        for stage in STAGES:
+            self._stage.begin((stage,))
         self._request_rows = Histogram("softkin_request_rows", "Rows per request.", (), ROWS)
         self._batch_rows = Histogram("softkin_batch_rows", "Rows per run of the device.", (), ROWS)
         self._batch_seconds = Histogram("softkin_batch_seconds", "Seconds per run of the device.", (), SECONDS)
@@ -189,6 +192,8 @@ class Metrics:
         self._bank_rows.labels(name, version).set(bank_rows)
         for verdict in ("inlier", "outlier"):
             self._rows.labels(name, version, verdict)
+        for histogram in (self._p_value, self._outlier_score):
+            histogram.begin((name, version))
 
     def detector_gone(self, name: str, version: str, *, digest: str, device: str) -> None:
         """Describe a detector no longer; what was counted stays."""
