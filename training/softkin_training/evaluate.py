@@ -23,6 +23,7 @@ from softkin_training.calibration_metrics import (
     accuracy_by_bin,
     classifier_calibration,
 )
+from softkin_training.class_alarms import uneven_classes
 from softkin_training.compared_scores import Compared, compared_scores
 from softkin_training.corruption_report import corruption_report
 from softkin_training.measure import INLIERS, ROC_RATES, histogram, key, p_value_report, score_report
@@ -123,7 +124,11 @@ def evaluate(
         if labels is None
         else accuracy_by_bin(own[INLIERS].credibility, own[INLIERS].predicted_class == labels, CREDIBILITY_BINS),
         corruptions=corruption_report(subject, inliers, labels, alpha=alpha, rows=corruption_rows, seed=seed),
-        notes=(*_used_before(loaded, inliers), *notes),
+        notes=(
+            *_used_before(loaded, inliers),
+            *uneven_classes(own_p[INLIERS] <= alpha, own[INLIERS].predicted_class, m.classes, alpha),
+            *notes,
+        ),
     )
 
 
