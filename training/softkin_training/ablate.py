@@ -234,7 +234,7 @@ def _done(folder: Path, recipe: Recipe, rows: int) -> bool:
         found = json.loads(file.read_text(encoding="utf-8"))
         if ROWS not in found:  # an older version's, which does not say how many were asked for
             found[ROWS] = json.loads((folder / REPORT).read_text(encoding="utf-8"))["inlier_rows"]
-        return found.pop(ROWS) == rows and Recipe.model_validate(found) == recipe
+        return found.pop(ROWS) == rows and Recipe.model_validate(found) == recipe and (folder / REPORT).is_file()
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return False
 
