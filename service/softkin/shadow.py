@@ -172,9 +172,10 @@ class Shadow:
         found = self.comparison(candidate)
         remedy = f"or set {STABLE!r} with force"
         if found.rows < s.shadow_min_rows:
+            advice = "wait for more traffic" if s.shadow_share else "give the server a shadow_share above 0"
             raise PreconditionError(
                 f"version {m.version!r} was compared with live traffic on {found.rows} rows, and shadow_min_rows = "
-                f"{s.shadow_min_rows}; wait for more traffic, {remedy}"
+                f"{s.shadow_min_rows}; {advice}, {remedy}"
             )
         if found.disagreement_limit > s.shadow_max_disagreement:
             # More rows bring the limit down to the share.

@@ -104,6 +104,22 @@ def test_a_candidate_that_agrees_comes_to_serve_in_every_way(serving, paths, way
     assert default(serving) == "1"
 
 
+@pytest.mark.parametrize(
+    ("share", "advice"), [(0.1, "wait for more traffic"), (0.0, "give the server a shadow_share above 0")]
+)
+def test_a_refusal_tells_no_traffic_yet_from_a_server_that_compares_nothing(start, share, advice):
+    """Who runs it with a share of 0 would wait for ever."""
+    running = start(StandIn(), Shifted(version="2"), admin_port=0, shadow_share=share)
+    with running.admin() as admin:
+        admin.set_label("standin", "1", "stable")
+        admin.set_label("standin", "2", "shadow")
+
+        with pytest.raises(
+            PreconditionError, match=f"on 0 rows, and shadow_min_rows = 1000; {advice}, or set 'stable'"
+        ):
+            admin.set_label("standin", "2", "stable")
+
+
 @pytest.mark.parametrize(("disagreeing", "advice"), [(0, "wait for more traffic"), (40, "find out why")])
 def test_a_refusal_tells_too_few_rows_from_too_many_that_differ(start, disagreeing, advice):
     """Who has none that differ would look in vain for why they do."""
