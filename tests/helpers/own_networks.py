@@ -30,6 +30,23 @@ class SmallNet(nn.Module):
         return self.classifier(self.dropout(self.features(x).flatten(1)))
 
 
+class Attentive(nn.Module):
+    """A network of one layer of causal attention over the rows of 8x8 images, whose mask is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((8, 8), -torch.inf).triu(1))
+        self.keys, self.values = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.hidden = nn.Linear(64, 16)
+        self.last = nn.Linear(16, 8)
+
+    def forward(self, x):
+        """Logits."""
+        h = x.flatten(1, 2)
+        weights = (h @ self.keys(h).mT + self.mask).softmax(-1)
+        return self.last(self.hidden((weights @ self.values(h)).flatten(1)).relu())
+
+
 class Unfit(nn.Module):
     """A small network on 8x8 images that goes wrong in one way.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,26 @@ class _Batch:
         return self._numbers.tolist()
 
 
-def refuse_non_finite_weights(model: nn.Module, epoch: int, checkpoint: Path) -> None:
+def non_finite(model: nn.Module) -> frozenset[str]:
+    """Names of weights and buffers that hold NaN or infinity."""
+    return frozenset(n for n, value in model.state_dict().items() if not bool(torch.isfinite(value).all()))
+
+
+def refuse_non_finite_weights(model: nn.Module, epoch: int, checkpoint: Path, meant: Collection[str] = ()) -> None:
     """Stop before weights that the last step made NaN or infinite replace the last good ones.
+
+    Args:
+        model: after an epoch.
+        epoch: which, for messages.
+        checkpoint: where the last good weights are kept, for messages.
+        meant: tensors that were not finite before training, as a mask for attention is not.
 
     Raises:
         DataError: says which tensor.
     """
-    for name, value in model.state_dict().items():
-        if not bool(torch.isfinite(value).all()):
+    found = non_finite(model)
+    for name in model.state_dict():
+        if name in found and name not in meant:
             raise DataError(
                 f"{name} is not finite after epoch {epoch}; {_kept(checkpoint)}. Lower training.learning_rate, or the "
                 "size of loss.weight"

@@ -27,7 +27,7 @@ from softkin_training.checkpoint import Checkpoint
 from softkin_training.config import Recipe
 from softkin_training.data import Dataset
 from softkin_training.entanglement_plot import draw_entanglement
-from softkin_training.epoch_sums import EpochSums, refuse_non_finite_weights
+from softkin_training.epoch_sums import EpochSums, non_finite, refuse_non_finite_weights
 from softkin_training.history import History, Recorder
 from softkin_training.launch import launch, make_fabric, spawns
 from softkin_training.losses import LayeredSnnl
@@ -101,6 +101,7 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
     settings = recipe.training
     rows = dataset.train
     model, snnl, optimizer = _assemble(recipe, dataset, fabric.device)
+    masks = non_finite(model)
     if rank() > 0:
         torch.manual_seed(recipe.seed + (rank() << 32))  # the weights are the same everywhere, dropout must not be
     snnl.to(fabric.device)
@@ -163,7 +164,7 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
             )
             on_first(lambda: recorder.add(history))
             if epoch % settings.checkpoint_every_epochs == 0 or epoch == settings.epochs:
-                refuse_non_finite_weights(model, epoch, path)
+                refuse_non_finite_weights(model, epoch, path, meant=masks)
                 checkpoint.save(history)
     on_first(recorder.close)
     on_first(lambda: draw_entanglement(history, out_dir / REPORT))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from softkin.errors import DataError
-from softkin_training.epoch_sums import EpochSums, refuse_non_finite_weights
+from softkin_training.epoch_sums import EpochSums, non_finite, refuse_non_finite_weights
 
 pytestmark = pytest.mark.training
 
@@ -85,4 +85,5 @@ def test_one_number_of_a_buffer_that_is_not_finite_is_refused(value):
     model.running_var[1] = value
 
     with pytest.raises(DataError, match="running_var is not finite after epoch 2; no checkpoint was written yet"):
-        refuse_non_finite_weights(model, 2, NO_CHECKPOINT)
+        refuse_non_finite_weights(model, 2, NO_CHECKPOINT, meant={"running_mean"})
+    refuse_non_finite_weights(model, 2, NO_CHECKPOINT, meant=non_finite(model))

@@ -102,6 +102,18 @@ def test_a_network_of_the_users_own_goes_all_the_way(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_mask_of_infinities_is_no_weight_that_went_wrong(tmp_path, capsys):
+    """Attention keeps one as a buffer; the run was ended after its first epoch, and the learning rate blamed."""
+    network = ["model.path=own_networks:Attentive", 'loss.layers=["hidden"]', 'detector.layers=["hidden"]']
+    settings = [*OWN, "training.epochs=2", *network]
+    arguments = [argument for s in settings for argument in ("--set", s)]
+
+    assert main(["run", "digits", "--out", str(tmp_path), "--quiet", *arguments]) == 0, capsys.readouterr().err
+
+    assert Detector.load(tmp_path / "bundle").manifest.layers[0].name == "hidden"
+
+
+@pytest.mark.slow
 def test_two_processes_import_the_network_each(tmp_path):
     """Also from the current directory; batch norm's statistics are one process's, so the checkpoint is one model's."""
     recipe = load_recipe("digits", [*OWN, "training.epochs=2", "training.devices=2"])
