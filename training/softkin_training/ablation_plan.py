@@ -41,7 +41,7 @@ def load_plan(path: str | Path | None = None) -> Plan:
     """
     source = Path(path) if path else resources.files("softkin_training") / "ablation_plan.toml"
     try:
-        raw = tomllib.loads(source.read_text(encoding="utf-8"))
+        raw = tomllib.loads(source.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise RecipeError(f"{source}: cannot be read as a plan ({reason_of(e)})") from None
     if unknown := sorted(raw.keys() - {"train", "detect", "held_out"}):

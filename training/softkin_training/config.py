@@ -208,7 +208,7 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
     """
     path = _find(path_or_builtin_name)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as e:
         raise RecipeError(
             f"{path}: cannot be read ({reason_of(e)}); give a TOML file or one of {_builtin_names()}"

@@ -18,7 +18,7 @@ PLAN = Plan(train={"plain": {"loss.weight": 0.0}}, detect={"density": {}}, famil
 def test_a_key_that_no_recipe_has_is_refused_before_anything_is_trained(tmp_path: Path, capsys):
     """Through the command line: status 1, nothing written; it says that the key is the plan's."""
     plan = tmp_path / "plan.toml"
-    plan.write_text('[train.a]\n"loss.wait" = 1.0\n[detect.b]\n')
+    plan.write_text('[train.a]\n"loss.wait" = 1.0\n[detect.b]\n', encoding="utf-8-sig")  # as other systems write it
 
     status = main(["ablate", "digits", "--plan", str(plan), "--out", str(tmp_path / "out")])
 

@@ -310,6 +310,16 @@ def test_an_override_cannot_smuggle_in_a_second_key(recipe_file):
         load_recipe(recipe_file, ['seed=3\nname = "other"'])
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_recipe_may_be_written_as_other_systems_write_text(recipe_file, ends):
+    """With a mark at the beginning, which TOML itself does not know, and other ends of lines."""
+    before, text = load_recipe(recipe_file), recipe_file.read_text(encoding="utf-8")
+
+    recipe_file.write_text(text, encoding="utf-8-sig", newline=ends)
+
+    assert load_recipe(recipe_file) == before
+
+
 @pytest.mark.parametrize("make", [lambda p: "no_such_recipe", lambda p: p / "missing.toml"], ids=["name", "path"])
 def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path, make):
     """The remedy stands in the message."""
