@@ -29,3 +29,28 @@ def test_maps_become_their_means_unless_told_otherwise(tmp_path, options, dim):
 
     [layer] = read_bundle(tmp_path / "out" / "bundle").manifest.layers
     assert layer.dim == dim
+
+
+def test_maps_whose_means_are_the_same_for_every_row_are_refused(tmp_path, capsys):
+    """Attention weights: each row of them sums to 1. Whole, they tell rows apart."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["keys"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["x", "keys"], ["products"]),
+        helper.make_node("Softmax", ["products"], ["attention"], axis=-1),
+        helper.make_node("Flatten", ["x"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "w"], ["scores"]),
+    ]
+    heads = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 5, 4])
+    signs = tensor(np.stack([np.ones(60), -np.ones(60)], axis=1), "w")
+    onnx.save(classifier(start=nodes, inputs=[heads], initializers=[signs]), tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(400, 3, 5, 4)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(400) % 2)
+    files = ["--onnx", str(tmp_path / "m.onnx"), "--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "out")]
+
+    assert main(["fit", *files, "--layers", "attention"]) == 1
+    assert capsys.readouterr().err == (
+        "softkin-train: error: --max-side: got 1 for 'attention', [rows, 3, 5, 5], whose means over so few rows and "
+        "columns are the same for every input, as those of attention weights are; 0 keeps them whole, or name another "
+        "tensor\n"
+    )
+    assert main(["fit", *files, "--layers", "attention", "--max-side", "0"]) == 0

@@ -23,6 +23,7 @@ from softkin.mass import Metric
 from softkin.scorer import BOUNDARY, LOGITS, MASSES, reducer_key
 from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
 from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output
+from softkin_training.fit_rows import axes_of
 from softkin_training.foreign import adapt, the_input, with_wide_input
 from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.onnx_graphs import (
@@ -50,6 +51,8 @@ ENERGY_TOLERANCE = 1e-3
 """Energies of rows that differ by less are taken for constant."""
 LARGEST_MODEL_BYTES = 2**31 - 2**20
 """A protobuf ends at 2 GiB; what the bank adds to the graph is small."""
+EQUAL_MEANS = 1e-4
+"""Largest difference between rows, of the largest value, up to which means say nothing where the maps do."""
 FAR_OFF = 1000.0
 """Squared distance of rows from the origin, in units of that from their median: beyond it float32 shows."""
 OUR_PREFIXES = ("representation.", "contribution.", "row.", "model/", "expose/", "softkin")
@@ -153,7 +156,8 @@ def expose(
         width = z[0].size
         side, left = pooling(z.shape[1:], max_side)
         if side > 1:
-            from_tensor, z = _pool(g, from_tensor, z.shape[1:], side), pooled(z.astype(np.float64), side)
+            from_tensor, maps, z = _pool(g, from_tensor, z.shape[1:], side), z, pooled(z.astype(np.float64), side)
+            _refuse_equal_means(name, maps, z, max_side)
         z_ND, of_layer = z.reshape(len(probe), -1), metric_of(metric, name)
         _add_representation(g, from_tensor, name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
         reducer = describe_reducer(left, max_dim, seed + i, side)
@@ -239,6 +243,20 @@ def _refuse_not_finite(field: str, name: str, value: Array) -> None:
     if len(bad):
         raise InvalidInputError(
             field, f"{name!r} has NaN or infinity on {len(bad)} of {len(value)} rows tried; name another tensor"
+        )
+
+
+def _refuse_equal_means(name: str, maps: Array, means: Array, max_side: int) -> None:
+    """Refuse maps that differ between rows though their means do not: those of attention each sum to 1."""
+
+    def spread(z: Array) -> float:
+        return float(np.ptp(z.astype(np.float64), axis=0).max() / max(np.abs(z).max(), SMALLEST_NORM))
+
+    if spread(means) <= EQUAL_MEANS and spread(maps) > 100 * EQUAL_MEANS:
+        raise InvalidInputError(
+            "max_side",
+            f"got {max_side} for {name!r}, {axes_of(maps)}, whose means over so few rows and columns are the same for "
+            "every input, as those of attention weights are; 0 keeps them whole, or name another tensor",
         )
 
 
