@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -22,6 +23,7 @@ from softkin_training.history import HISTORY
 from softkin_training.row_cache import cached_rows
 from softkin_training.stored_rows import write_rows
 from softkin_training.train import CHECKPOINT
+from softkin_training.unfinished_files import written_whole
 
 pytestmark = pytest.mark.training
 
@@ -216,3 +218,24 @@ def test_a_run_that_goes_on_removes_what_was_begun_of_its_files(folder, tmp_path
 
     assert [path for path in out.iterdir() if path.name.startswith(".")] == [kept]
     assert {CHECKPOINT, HISTORY} <= set(names(out))
+
+
+def test_no_file_stays_open(folder, monkeypatch):
+    """Nor locked with it: of those looked at, of those begun twice, and of those written."""
+    flock, removed = fcntl.flock, []
+    leftover(folder, ".rows.arrow.elsewhere.ab12")
+
+    def sweep_first(fd, operation):
+        begun = os.readlink(f"/proc/self/fd/{fd}")
+        if not removed and "elsewhere" not in begun:
+            removed.append(begun)
+            os.unlink(begun)
+        flock(fd, operation)
+
+    monkeypatch.setattr(unfinished_files.fcntl, "flock", sweep_first)
+    with written_whole(folder / "rows.arrow") as temporary:
+        temporary.write_text("rows")
+
+    assert len(removed) == 1
+    descriptors = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert [name for entry in descriptors if (name := os.path.realpath(entry)).startswith(str(folder))] == []
