@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from softkin_training.history import HISTORY
 from softkin_training.row_cache import cached_rows
 from softkin_training.stored_rows import write_rows
 from softkin_training.train import CHECKPOINT
-from softkin_training.unfinished_files import written_whole
+from softkin_training.unfinished_files import remove_unfinished, written_whole
 
 pytestmark = pytest.mark.training
 
@@ -179,7 +180,11 @@ def test_a_file_taken_for_abandoned_before_it_was_locked_is_begun_again(folder, 
 
     monkeypatch.setattr(unfinished_files.fcntl, "flock", sweep_first)
 
-    found = write_rows(folder / "rows.arrow", [np.array([[4.0]])])
+    def rows():
+        remove_unfinished(folder, re.compile(r"rows\.arrow"))  # another run, for which it is locked now
+        yield np.array([[4.0]])
+
+    found = write_rows(folder / "rows.arrow", rows())
 
     assert len(taken) == 1
     assert found.read(np.array([0])).tolist() == [[4.0]]
