@@ -34,7 +34,7 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
     with np.errstate(over="ignore"):
         sizes = _sizes(z_ND, metric)
     if bad := int((~np.isfinite(z_ND)).any(axis=1).sum()):
-        raise DataError(f"{bad} of {len(z_ND)} rows become NaN or infinity in float32; scale the rows")
+        raise DataError(f"{bad} of {len(z_ND)} rows become NaN or infinity in float32; scale the rows, or remove those")
     if not np.isfinite(sizes).all() or (sizes.max() == 0 and z_ND.any()):
         largest = float(np.abs(z_ND).max())
         raise DataError(
@@ -45,7 +45,7 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
     if dead.all():
         raise DataError(
             "all representations of a layer are zero, as those of dead units are, and those whose length float32 "
-            "cannot hold; leave the layer out, or scale the rows down"
+            "cannot hold; leave the layer out, or scale the rows: down where numbers are huge, up where they are tiny"
         )
     nearest = []
     for part in np.array_split(sample, max(1, len(sample) // 256)):

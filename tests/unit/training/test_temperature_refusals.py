@@ -53,14 +53,16 @@ def test_rows_beyond_float32_are_called_that(tmp_path, capsys):
     assert "80 of 80 rows become NaN or infinity in float32; scale the rows" in capsys.readouterr().err
 
 
-def test_rows_whose_length_float32_cannot_hold_are_not_called_equal(tmp_path, capsys):
-    """By cosine they become zeros: the remedy is another scale."""
-    x = 1e30 * np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+@pytest.mark.parametrize(("scale", "dtype"), [(1e30, np.float32), (1e-300, np.float64)], ids=["huge", "tiny"])
+def test_rows_whose_length_float32_cannot_hold_are_not_called_equal(tmp_path, capsys, scale, dtype):
+    """By cosine they become zeros: the remedy is another scale, whichever."""
+    x = (scale * np.random.default_rng(0).normal(size=(100, 4))).astype(dtype)
 
     assert fit(tmp_path, x) == 1
     assert (
-        "and those whose length float32 cannot hold; leave the layer out, or scale the rows" in capsys.readouterr().err
-    )
+        "and those whose length float32 cannot hold; leave the layer out, or scale the rows: down where numbers are "
+        "huge, up where they are tiny\n"
+    ) in capsys.readouterr().err
 
 
 def test_a_bank_of_one_row_has_no_neighbours(tmp_path, capsys):
