@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,17 @@ def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int
     """The same with labels, where they are known.
 
     Those of an npz file are its `y_test`, of images the folders directly below `path`, where all are called like
-    classes. None where the detector knows a single class, whatever labels the file has.
+    classes, in whichever spelling of Unicode. None where the detector knows a single class, whatever labels the file
+    has.
 
     Raises:
-        DataError: as `read_inputs` does, or labels are none of the classes.
+        DataError: as `read_inputs` does, labels are none of the classes, or a folder is called like two classes.
     """
     classes = manifest.classes
     if os.path.isdir(path):
         images = images_below(path)
         x = _read_images(path, images, manifest)
-        names = [image.relative_to(path).parts[0] for image in images]
-        known = set(names) <= set(classes)
-        return x, np.array([classes.index(name) for name in names]) if known else None
+        return x, _labels_by_folder(path, images, classes)
     if classes == (ONE_CLASS,):
         return read_inputs(path, manifest), None
     arrays = read_npz(path, ("x_test",), optional=("y_test",))
@@ -74,6 +74,19 @@ def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.
             "needs the class of each: put them there"
         )
     return x, y
+
+
+def _labels_by_folder(path: Path, images: list[Path], classes: tuple[str, ...]) -> NDArray[np.int64] | None:
+    composed = [unicodedata.normalize("NFC", c) for c in classes]
+    names = [unicodedata.normalize("NFC", image.relative_to(path).parts[0]) for image in images]
+    if not set(names) <= set(composed):
+        return None
+    if shared := [name for name in names if composed.count(name) > 1]:
+        raise DataError(
+            f"{path}: the detector has {composed.count(shared[0])} classes called {shared[0]!r}, so a folder of that "
+            "name does not tell which; give an .npz with x_test and y_test"
+        )
+    return np.array([composed.index(name) for name in names])
 
 
 def _read_images(folder: Path, images: list[Path], m: Manifest) -> Array:

@@ -47,6 +47,25 @@ def test_images_come_by_path_and_folders_called_like_classes_are_labels(folder):
     np.testing.assert_array_equal(read_inputs(folder, takes((2, 3, 3))), x)
 
 
+@pytest.mark.parametrize("spelled", ["caf\u00e9", "cafe\u0301"])
+def test_a_folder_may_be_spelled_as_another_system_spells_it(folder, spelled):
+    """Letters with their accents, and letters before them, look the same; the message listed the very word."""
+    paint(folder / spelled / "d.png", (0, 0, 0))
+    classes = ("dog", "cafe\u0301" if spelled == "caf\u00e9" else "caf\u00e9", "cat")
+
+    assert read_labelled(folder, takes((2, 3, 3), classes=classes))[1].tolist() == [1, 2, 2, 0]
+
+
+def test_a_folder_that_is_called_like_two_classes_is_refused(folder):
+    """Those of an existing classifier may share a name; all images were taken for the first."""
+    twice = takes((2, 3, 3), classes=("cat", "dog", "cat"))
+
+    with pytest.raises(
+        DataError, match=r"x: the detector has 2 classes called 'cat', so .*; give an \.npz with x_test"
+    ):
+        read_labelled(folder, twice)
+
+
 @pytest.mark.parametrize("extra", ["bird/d.png", "d.png"], ids=["another folder", "no folder"])
 def test_with_other_folders_nothing_is_labelled(folder, extra):
     """Part of the labels would be none."""
