@@ -172,7 +172,10 @@ def _split(rows: Rows, spec: DetectorSpec) -> tuple[Rows | None, Rows]:
     order = np.random.default_rng(spec.seed).permutation(len(rows))
     cut = reference_size(len(rows))
     if cut < FEWEST_REFERENCES:
-        raise DataError(f"calibration: {len(rows)} rows are too few for the joint form, which needs at least 6")
+        raise DataError(
+            f"calibration: {len(rows)} rows are too few for the joint form, which needs at least 6: add "
+            "rows, or take nonconformity = 'density'"
+        )
     return rows.take(order[:cut]), rows.take(order[cut:])
 
 
@@ -181,6 +184,7 @@ def _require_rows(n: int, alpha: float, set_aside: bool) -> None:
         raise DataError(f"alpha is {alpha:g}; it is a false-alarm rate and must lie strictly in (0, 1)")
     if alpha < conformal.smallest_p_value(n):
         remedy = f", or choose alpha >= {conformal.rounded_up(conformal.smallest_p_value(n))}" if n else ""
+        remedy += ", or nonconformity = 'density', which sets none aside" if set_aside else ""
         raise DataError(
             f"calibration: {n} rows cannot give a p-value of {alpha:g}; at least {conformal.rows_needed(alpha)} are "
             f"needed{' after the reference rows are set aside' if set_aside else ''}{remedy}"
@@ -191,6 +195,7 @@ def _whitened(
     model: bytes, spec: DetectorSpec, z: dict[str, NDArray[np.float32]], labels: NDArray[np.int64]
 ) -> tuple[bytes, DetectorSpec, dict[str, NDArray[np.float32]]]:
     """Model, metrics and the bank's representations, all layers whitened."""
+    _neighbor_distances(z, spec)  # whitened, rounding alone would look like rows that differ
     whitenings = {layer.name: Whitening.fit(z[layer.name], labels, layer.metric) for layer in spec.layers}
     layers = tuple(dataclasses.replace(layer, metric="squared_euclidean") for layer in spec.layers)
     whitened = {name: whitening.apply(z[name]) for name, whitening in whitenings.items()}
@@ -204,17 +209,27 @@ def _bank(
     spec: DetectorSpec,
     weights: NDArray[np.float32] | None = None,
 ) -> Bank:
-    metrics = {layer.name: layer.metric for layer in spec.layers}
-    sample = np.random.default_rng(spec.seed).permutation(len(labels))[:TEMPERATURE_ROWS]
-    temperatures = {}
-    for name, metric in metrics.items():
-        try:
-            temperatures[name] = spec.temperature_scale * neighbor_distance(z[name], sample, metric)
-        except DataError as e:
-            raise DataError(f"layer {name!r}: {e}" if len(metrics) > 1 else str(e)) from None
     return pack(
-        z, labels, ids, num_classes=len(spec.classes), temperatures=temperatures, metrics=metrics, weights=weights
+        z,
+        labels,
+        ids,
+        num_classes=len(spec.classes),
+        temperatures={name: spec.temperature_scale * d for name, d in _neighbor_distances(z, spec).items()},
+        metrics={layer.name: layer.metric for layer in spec.layers},
+        weights=weights,
     )
+
+
+def _neighbor_distances(z: dict[str, NDArray[np.float32]], spec: DetectorSpec) -> dict[str, float]:
+    found = {}
+    for layer in spec.layers:
+        rows = z[layer.name]
+        sample = np.random.default_rng(spec.seed).permutation(len(rows))[:TEMPERATURE_ROWS]
+        try:
+            found[layer.name] = neighbor_distance(rows, sample, layer.metric)
+        except DataError as e:
+            raise DataError(f"layer {layer.name!r}: {e}" if len(spec.layers) > 1 else str(e)) from None
+    return found
 
 
 def _condensed_bank(z: dict[str, NDArray[np.float32]], rows: Rows, spec: DetectorSpec) -> Bank:
