@@ -69,12 +69,12 @@ def fit(files, *arguments, model="my model.onnx", layers="hidden,before", data="
 
 def test_a_classifier_becomes_a_bundle_that_keeps_its_promise(files, capsys):
     """False alarms on fresh inliers are binomial about at most 5 %; what is far off is caught; every choice is told."""
-    assert fit(files, "--calibration", files / "calibration.npz", "--metric", "squared_euclidean") == 0
+    assert fit(files, "--calibration", files / "calibration.npz") == 0
 
     detector = Detector.load(files / "out" / "bundle", device="cpu")
     alarms = detector.score(sample(1000, 3)[0]).is_outlier.sum()
     # The calibration set is drawn too: its bound at 1 - LEVEL/2, and then the alarms given that.
-    worst = false_alarm_bound(rank(0.05, 200), 200, 1 - LEVEL / 2)
+    worst = false_alarm_bound(rank(0.05, 100), 100, 1 - LEVEL / 2)
     assert binom.sf(alarms - 1, 1000, worst) > LEVEL / 2
     far = (30 * np.random.default_rng(4).normal(size=(200, *SHAPE))).astype(np.float32)
     assert detector.score(far).is_outlier.mean() > 0.8
@@ -85,11 +85,13 @@ def test_a_classifier_becomes_a_bundle_that_keeps_its_promise(files, capsys):
         r"output:      scores, 4 logits",
         r"classes:     c0, c1, c2, c3",
         r"bank:        400 rows in float32",
-        r"calibration: 200 rows from .*calibration\.npz; the classifier's accuracy on them is \d\d\.\d%",
-        r".*out/bundle: my-model 1, 200 calibration rows; at alpha 0\.05 false alarms are at most 0\.0\d+ at "
+        r"score:       joint: density, class_density, energy",
+        r"calibration: 100 rows from .*calibration\.npz, less the half that the joint form sets aside; the "
+        r"classifier's accuracy on them is \d\d\.\d%",
+        r".*out/bundle: my-model 1, 100 calibration rows; at alpha 0\.05 false alarms are at most 0\.0\d+ at "
         r"confidence 0\.95",
         r"next:        softkin-train evaluate \S+/out/bundle --inliers FILE --outliers NAME=FILE --out DIR",
-        r"             compares scores of the same network as density, such as max logit, on rows of yours: .* more",
+        r"             compares scores of the same network as joint, such as max logit, on rows of yours: .* more",
     ]
     assert re.fullmatch("\n".join(lines) + "\n", text), text
 
@@ -168,14 +170,14 @@ def test_a_share_calibrates_and_stays_out_of_the_bank(files, capsys):
     assert fit(files, "--calibration-share", 0.25, "--bank-rows", 100) == 0
 
     bundle = read_bundle(files / "out" / "bundle")
-    assert bundle.manifest.calibration_size == 100
+    assert bundle.manifest.calibration_size == 50
     assert abs(bundle.manifest.bank_size - 100) <= CLASSES
-    assert len(bundle.used_rows.seen) == 300
+    assert len(bundle.used_rows.seen) == 350  # those that the joint form set aside too
     assert not np.isin(bundle.used_rows.calibration, bundle.used_rows.seen).any()
     assert np.isin(bundle.used_rows.calibration, digests64(x)).all()
     text = capsys.readouterr().out
     assert "; 7 repeated rows left out\n" in text
-    assert "calibration: 100 rows (0.25 of x_train); " in text
+    assert "calibration: 50 rows (0.25 of x_train), less the half that the joint form sets aside; " in text
     assert "the promise holds if the model was not trained on these rows; else give --calibration FILE\n" in text
 
 
@@ -183,7 +185,7 @@ def test_the_seed_decides_split_bank_and_projection(files):
     """Equal seeds give equal files, another seed another calibration."""
     found = []
     for seed in (1, 1, 2):
-        assert fit(files, "--seed", seed, "--max-dim", 3, "--bank-rows", 200) == 0
+        assert fit(files, "--seed", seed, "--max-dim", 3, "--bank-rows", 200, "--no-whiten") == 0
         found.append(read_bundle(files / "out" / "bundle").manifest)
 
     assert found[0].files == found[1].files
@@ -243,7 +245,7 @@ def test_whitening_reaches_the_bundle(files):
 
 def test_every_layer_may_have_a_metric_of_its_own(files):
     """The bank holds the directions of one and the lengths of the other."""
-    assert fit(files, "--metric", "hidden=cosine,before=squared_euclidean") == 0
+    assert fit(files, "--metric", "hidden=cosine,before=squared_euclidean", "--no-whiten") == 0
 
     layers = read_bundle(files / "out" / "bundle").manifest.layers
     assert [(layer.name, layer.metric) for layer in layers] == [("hidden", "cosine"), ("before", "squared_euclidean")]
@@ -256,19 +258,16 @@ def test_help_tells_the_recipes_defaults(capsys):
     text = " ".join(capsys.readouterr().out.split())
 
     defaults = fit_config(name="x", layers=["a"])
-    for name in (
-        "metric",
-        "max_dim",
-        "bank_rows",
-        "nonconformity",
-        "alpha",
-        "precision",
-        "condense",
-        "seed",
-        "version",
-    ):
+    for name in ("max_dim", "bank_rows", "alpha", "precision", "condense", "seed", "version"):
         option = "--" + name.replace("_", "-")
         assert re.search(rf"{option} [A-Z] .*?\(default: {re.escape(str(getattr(defaults, name)))}", text), option
+    for told in (
+        "(default: cosine, but for the last of --layers squared_euclidean)",
+        "(default: joint; of --embeddings density)",
+        "(default: density, class_density and, where the output has one, energy)",
+        "(default: yes)",
+    ):
+        assert told in text
     recipe = DetectorConfig(layers=["a"], bank_rows=1)
     assert defaults.model_dump().items() >= recipe.model_dump(exclude={"bank_rows"}).items()
     assert "give rows the classifier was not trained on" in text

@@ -75,12 +75,8 @@ OPTIONS = {
         f"{ONNX} --name -",
         "--name: got '-': must be 1 to 63 letters, digits, '.', '_' or '-', the first a letter or a digit",
     ),
-    "no parts": (
-        f"{ONNX} --nonconformity joint",
-        "--parts: is not set: must name at least one part for nonconformity = 'joint'",
-    ),
     "parts of another form": (
-        f"{ONNX} --parts density",
+        f"{ONNX} --nonconformity density --parts density",
         "--parts: got ['density']: belong to nonconformity = 'joint' and only to it",
     ),
     "unknown part": (
@@ -114,7 +110,8 @@ OPTIONS = {
     ),
     "too few rows for alpha": (
         f"{ONNX} --alpha 0.01",
-        "calibration: 40 rows cannot give a p-value of 0.01; at least 99 are needed, or choose alpha >= 0.0243903",
+        "calibration: 20 rows cannot give a p-value of 0.01; at least 99 are needed after the reference rows are set "
+        "aside, or choose alpha >= 0.0476191, or nonconformity = 'density', which sets none aside",
     ),
 }
 

@@ -63,7 +63,10 @@ def test_such_a_classifier_becomes_a_bundle_that_scores(tmp_path, monkeypatch):
     onnx.save(attending(), "m.onnx")
     np.savez("d.npz", x_train=X, y_train=np.arange(len(X)) % CLASSES)
 
-    assert main(["fit", "--onnx", "m.onnx", "--layers", "hidden,mean", "--data", "d.npz", "--out", "."]) == 0
+    assert (
+        main(["fit", "--onnx", "m.onnx", "--layers", "hidden,mean", "--data", "d.npz", "--alpha", "0.1", "--out", "."])
+        == 0
+    )
     assert len(Detector.load("bundle", device="cpu").score(X[:4]).p_value) == 4
 
 

@@ -141,8 +141,6 @@ class DetectorConfig(Section):
         lacking = without_metric(self.metric, self.layers)
         require(not lacking, "metric", f"lacks a metric for the layers {lacking}; give one for each, or one for all")
         require(len(set(self.joint_parts)) == len(self.joint_parts), "joint_parts", "must not repeat a part")
-        needs_parts = self.nonconformity == "joint" and not self.joint_parts
-        require(not needs_parts, "joint_parts", "must name at least one part for nonconformity = 'joint'")
         limited = self.precision != "auto" or self.max_p_value_change < 1
         require(limited, "max_p_value_change", "must be set, below 1, for precision = 'auto', which it decides")
         return self
@@ -182,6 +180,9 @@ class Recipe(Section):
         unknown = without_layer(self.detector.metric, existing)
         named = f"{unknown} not among the hidden layers of this {self.model.kind}: {existing}"
         require(not unknown, "detector.metric", named)
+        needs_parts = self.detector.nonconformity == "joint" and not self.detector.joint_parts
+        must_name = "must name at least one part for nonconformity = 'joint'"
+        require(not needs_parts, "detector.joint_parts", must_name)
         enough = rows_for_alpha(self.detector.alpha, self.detector.nonconformity)
         fits = self.data.calibration_rows >= enough
         needed = f"must be at least {enough}, so that alpha = {self.detector.alpha:g} can be a p-value"

@@ -22,7 +22,7 @@ from softkin.manifest import Manifest
 from softkin.scorer import LOGITS, Network
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
-from softkin_training.fit_config import FitConfig
+from softkin_training.fit_config import DEFAULT_PARTS, FitConfig
 from softkin_training.fit_rows import ONE_CLASS, checked_rows, class_names, read_calibration, refuse_empty_classes
 from softkin_training.foreign import read_model
 from softkin_training.network_head import find_head
@@ -98,6 +98,7 @@ def fit_onnx(
         output=output,
         output_kind=output_kind,
     )
+    config = _with_parts(config, exposed)
     _refuse_parts(config, exposed)
     _refuse_labels(arrays["y_train"], exposed, data)
     names = names or _numbered(exposed.num_classes)
@@ -151,6 +152,7 @@ def fit_embeddings(
         names, y = (ONE_CLASS,), np.zeros(len(x), np.int64)
     metric = config.metric_of(EMBEDDING)
     exposed = embedding_network(_probe(x), metric=metric, max_dim=config.max_dim, seed=config.seed)
+    config = _with_parts(config, exposed)
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}
     rows = Rows(x, y, np.arange(len(x)))
@@ -265,6 +267,13 @@ def _refuse_labels(y: NDArray[Any], exposed: Exposed, data: str | Path) -> None:
             f"{exposed.num_classes} classes apart; labels must be the index of one, 0 to {exposed.num_classes - 1} "
             f"({len(outside)} labels are not)"
         )
+
+
+def _with_parts(config: FitConfig, exposed: Exposed) -> FitConfig:
+    if config.nonconformity != "joint" or config.joint_parts:
+        return config
+    parts = [part for part in DEFAULT_PARTS if part != "energy" or exposed.has_energy]
+    return config.model_copy(update={"joint_parts": parts})
 
 
 def _refuse_parts(config: FitConfig, exposed: Exposed, num_classes: int = 2) -> None:

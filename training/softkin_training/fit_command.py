@@ -64,12 +64,20 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         "name": (str, "of the detector (default: that of the file)"),
         "version": (str, "of the detector (default: 1)"),
         "temperature-scale": (float, "in units of the median distance between nearest bank rows (default: 0.25)"),
-        "metric": (str, "cosine or squared_euclidean for all layers, or LAYER=METRIC,... (default: cosine)"),
+        "metric": (
+            str,
+            "cosine or squared_euclidean for all layers, or LAYER=METRIC,... (default: cosine, but for the last of "
+            "--layers squared_euclidean)",
+        ),
         "max-dim": (int, "wider layers are projected to this many numbers (default: 256)"),
         "max-side": (int, "feature maps are averaged down to so many rows and columns, 0: as they are (default: 1)"),
         "bank-rows": (int, "training rows in the bank (default: 20000)"),
-        "nonconformity": (str, "density, posterior or joint (default: density)"),
-        "parts": (str, f"of the joint form, joined by commas: {', '.join(PARTS)}"),
+        "nonconformity": (str, "density, posterior or joint (default: joint; of --embeddings density)"),
+        "parts": (
+            str,
+            f"of the joint form, joined by commas: {', '.join(PARTS)} (default: density, class_density and, where the "
+            "output has one, energy)",
+        ),
         "alpha": (float, "default false-alarm rate (default: 0.05)"),
         "precision": (str, "of the bank: float32, float16, int8 or auto (default: float32)"),
         "max-p-value-change": (float, "error budget of --precision and --condense (default: 1.0, none)"),
@@ -79,8 +87,8 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     for name, (kind, text) in options.items():
         # None where it is not given: the defaults are the recipes', whose module need not be imported for --help.
         sub.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=text)
-    whiten = "compare representations in units of their spread within classes; give --temperature-scale 0.1 with it"
-    sub.add_argument("--whiten", action="store_true", default=None, help=whiten)
+    whiten = "compare representations in units of their spread within classes (default: yes)"
+    sub.add_argument("--whiten", action=argparse.BooleanOptionalAction, help=whiten)
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -92,7 +100,7 @@ def fit(arguments: argparse.Namespace) -> None:
     from softkin.display import describe_bank, spelled
     from softkin_training.expose import EMBEDDING
     from softkin_training.fit import fit_embeddings, fit_onnx
-    from softkin_training.fit_config import default_name, fit_config
+    from softkin_training.fit_config import classifier_config, default_name, fit_config
     from softkin_training.foreign import read_model
     from softkin_training.onnx_graphs import last_tensors, listed, real_inputs
 
@@ -112,16 +120,15 @@ def fit(arguments: argparse.Namespace) -> None:
     given = {k: getattr(a, k) for k in (*options, *more) if getattr(a, k) is not None}
     if a.metric and "=" in a.metric:
         given["metric"] = {layer: metric for layer, _, metric in (x.rpartition("=") for x in names(a.metric))}
-    config = fit_config(
-        name=a.name or default_name(a.onnx or a.embeddings),
-        layers=names(a.layers) if a.onnx else [EMBEDDING],
-        **given,
-        **({"joint_parts": names(a.parts)} if a.parts else {}),
-    )
+    given["name"] = a.name or default_name(a.onnx or a.embeddings)
+    if a.parts:
+        given["joint_parts"] = names(a.parts)
     held_out = {"calibration": a.calibration, "calibration_share": a.calibration_share}
     if a.onnx:
+        config = classifier_config(layers=names(a.layers), **given)
         fitted = fit_onnx(a.onnx, a.data, a.out, config, output=a.output, output_kind=a.output_kind, **held_out)
     else:
+        config = fit_config(layers=[EMBEDDING], **{"whiten": True, **given})
         fitted = fit_embeddings(a.embeddings, a.out, config, **held_out)
 
     m, e = fitted.manifest, fitted.exposed
@@ -137,6 +144,8 @@ def fit(arguments: argparse.Namespace) -> None:
     print(f"classes:     {spelled(', '.join(m.classes[:10]))}{', ...' if len(m.classes) > 10 else ''}")
     left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
     print(f"bank:        {describe_bank(m)}{left_out}")
+    if m.parts:
+        print(f"score:       {m.nonconformity}: {', '.join(m.parts)}")
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
     accuracy = "" if fitted.accuracy is None else f"; the classifier's accuracy on them is {fitted.accuracy:.1%}"
     aside = ", less the half that the joint form sets aside" if m.parts else ""

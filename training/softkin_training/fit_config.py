@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from softkin.errors import InvalidInputError
+from softkin.nonconformity import Part
 from softkin_training.config import DetectorConfig
 from softkin_training.config_section import Width
 from softkin_training.layer_metrics import without_layer
@@ -16,10 +18,15 @@ from softkin_training.recipe_faults import NAME, allowed, value_at
 
 OPTION_NAMES = {"joint_parts": "parts"}
 """Options that the command line names otherwise than a recipe."""
+DEFAULT_PARTS: tuple[Part, ...] = ("density", "class_density", "energy")
+"""Of the joint form where none are named (docs/decisions/0028); energy only where the network's logits have one."""
 
 
 class FitConfig(DetectorConfig):
-    """A recipe's `[detector]` section, with its defaults, and what a recipe has beside it."""
+    """A recipe's `[detector]` section, with its defaults, and what a recipe has beside it.
+
+    The joint form may name no parts: it has `DEFAULT_PARTS` then.
+    """
 
     name: Annotated[str, Field(pattern=NAME)]
     version: Annotated[str, Field(pattern=NAME)] = "1"
@@ -54,6 +61,19 @@ def fit_config(**options: Any) -> FitConfig:
             key, message = str(fault["loc"][0]), allowed(fault, FitConfig, value_at(options, fault["loc"]))
         value = f"got {options[key]!r}" if key in options else "is not set"
         raise InvalidInputError(OPTION_NAMES.get(key, key), f"{value}: {message}") from None
+
+
+def classifier_config(*, layers: Sequence[str], **options: Any) -> FitConfig:
+    """`fit_config` with the defaults for a classifier made elsewhere (docs/decisions/0028).
+
+    Representations are whitened; the lengths of the last of `layers` count, and of the others directions alone; the
+    form is joint.
+
+    Raises:
+        InvalidInputError: as `fit_config`.
+    """
+    metric = {**dict.fromkeys(layers, "cosine"), layers[-1]: "squared_euclidean"}
+    return fit_config(layers=list(layers), **{"metric": metric, "whiten": True, "nonconformity": "joint", **options})
 
 
 def default_name(path: str | Path) -> str:
