@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +23,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from machine import describe_machine, machine_name
+from machine import describe_machine
+from result_files import write_results
 from softkin import bundle as bundles
 from softkin.detector import Detector
 from softkin.scorer import Network, Scorer
@@ -63,12 +63,8 @@ def main() -> None:
     options = "".join(f" --set {k}={Path(v).name}" for k, _, v in (o.partition("=") for o in arguments.overrides))
     results["command"] = f"python benchmarks/approximate_banks.py {Path(arguments.recipe).name} DIR{options}"
     results["seconds"] = round(time.perf_counter() - started)
-    machine = results["machine"]
-    file = arguments.out / f"approximate_banks_{machine_name(machine)}_{machine['date']}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(_markdown(results), encoding="utf-8")
-    print(*results["checks"], file.with_suffix(".md"), sep="\n")
+    write_results("approximate_banks", results, _markdown(results).splitlines(), arguments.out)
+    print(*results["checks"], sep="\n")
 
 
 def measure(recipe_name: str, overrides: list[str], run: Path) -> dict[str, Any]:

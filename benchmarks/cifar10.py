@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import os
 import time
@@ -23,7 +22,8 @@ from typing import Any
 
 import paper_claims
 import paper_tables
-from machine import describe_machine, machine_name
+from machine import describe_machine
+from result_files import write_results
 from softkin_training.ablate import ablate
 from softkin_training.ablation_plan import load_plan
 from softkin_training.ablation_table import summarise
@@ -60,14 +60,13 @@ def main() -> None:
         for done in [pool.submit(run_one, n, seed, a.out, overrides) for seed in seeds for n in plan.train]:
             done.result()
     cells = ablate(NAME, plan, a.out / NAME, overrides=overrides, seeds=seeds, rows=ROWS)
-    write(
-        {
-            "machine": describe_machine(a.device),
-            "seeds": {NAME: seeds},
-            "near_seeds": {NAME: []},
-            NAME: summarise(cells) | {"claims": paper_claims.claims(cells, a.out / NAME)},
-        }
-    )
+    found = {
+        "machine": describe_machine(a.device),
+        "seeds": {NAME: seeds},
+        "near_seeds": {NAME: []},
+        NAME: summarise(cells) | {"claims": paper_claims.claims(cells, a.out / NAME)},
+    }
+    write_results(NAME, found, paper_tables.markdown(found), HERE / "results")
 
 
 @contextmanager
@@ -93,15 +92,6 @@ def run_one(network: str, seed: int, out: Path, overrides: list[str]) -> None:
     plan = dataclasses.replace(plan, train={network: plan.train[network]})
     ablate(NAME, plan, out / NAME, overrides=overrides, seeds=[seed], rows=ROWS)
     print(f"{network}, seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def write(found: dict[str, Any]) -> None:
-    """Numbers and tables."""
-    m = found["machine"]
-    stem = HERE / "results" / f"{NAME}_{machine_name(m)}_{m['date']}"
-    stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text("\n".join(paper_tables.markdown(found)) + "\n", encoding="utf-8")
-    print(stem.with_suffix(".md"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ file. Minutes on two cores. Writes fit_defaults_<machine>_<date> .json and .md: 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -27,8 +26,9 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-from machine import describe_machine, machine_name
+from machine import describe_machine
 from report import table
+from result_files import write_results
 from softkin_training.evaluate import OWN, evaluate
 from softkin_training.fit import fit_onnx
 from softkin_training.fit_config import classifier_config
@@ -81,7 +81,8 @@ def main() -> None:
     for case in [*digits(), *mixtures(), *flattened(images)]:
         for score, values in measured(case).items():
             found.setdefault(score, {}).setdefault(case.family, []).append(values)
-    write({"machine": describe_machine("cpu"), "variants": VARIANTS, "found": found}, arguments.out)
+    results = {"machine": describe_machine("cpu"), "variants": VARIANTS, "found": found}
+    write_results("fit_defaults", results, markdown(results), arguments.out)
 
 
 def digits() -> Iterator[Case]:
@@ -215,16 +216,6 @@ def summary(score: ScoreReport) -> list[float]:
     """Means: far AUROC, far caught, near AUROC, near caught."""
     far = [name for name in score.outliers if name != NEAR]
     return [v for names in (far, [NEAR]) for v in (score.mean("auroc", names), score.caught(names) or 0.0)]
-
-
-def write(results: dict[str, Any], out: Path) -> None:
-    """JSON with everything, Markdown for people."""
-    out.mkdir(parents=True, exist_ok=True)
-    m = results["machine"]
-    stem = out / f"fit_defaults_{machine_name(m)}_{m['date']}"
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text("\n".join(markdown(results)) + "\n", encoding="utf-8")
-    print(stem.with_suffix(".md"))
 
 
 def markdown(results: dict[str, Any]) -> Iterable[str]:

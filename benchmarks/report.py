@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from catalogue import CEILING, FLAT, NEAREST, OURS, READ, SOFTKIN
-from machine import machine_name
 from plots import plot_line
+from result_files import dated, write_results
 
 
 def write_report(results: dict[str, Any], out: Path) -> None:
     """Write `scorer_<machine>_<date>` .json, .md and, with the linearity part, .png."""
-    out.mkdir(parents=True, exist_ok=True)
-    m = results["machine"]
-    stem = f"scorer_{machine_name(m)}_{m['date']}"
-    (out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    picture = dated("scorer", results, out).with_suffix(".png")
+    write_results("scorer", results, _markdown(results, picture.name), out)
     if "line" in results:
-        plot_line(results["line"], out / f"{stem}.png")
-    (out / f"{stem}.md").write_text("\n".join(_markdown(results, f"{stem}.png")) + "\n", encoding="utf-8")
-    print(out / f"{stem}.md")
+        plot_line(results["line"], picture)
 
 
 def _markdown(results: dict[str, Any], picture: str) -> Iterable[str]:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import machine_name
 from report import table
+from result_files import write_results
 
 
 def write_report(results: dict[str, Any], out: Path) -> None:
     """Write `serving_<machine>_<date>` .json and .md."""
-    out.mkdir(parents=True, exist_ok=True)
-    m = results["machine"]
-    stem = f"serving_{machine_name(m)}_{m['date']}"
-    (out / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / f"{stem}.md").write_text("\n".join(_markdown(results)) + "\n", encoding="utf-8")
-    print(out / f"{stem}.md")
+    write_results("serving", results, _markdown(results), out)
 
 
 def _markdown(results: dict[str, Any]) -> Iterable[str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import os
 import time
@@ -27,8 +26,9 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from machine import describe_machine, machine_name
+from machine import describe_machine
 from report import table
+from result_files import write_results
 from softkin.mass import Metric
 from softkin_training.batches import balanced_batches
 from softkin_training.config import load_recipe
@@ -81,7 +81,7 @@ def main() -> None:
             name: measure(*chosen, device, arguments.rounds, 60 * arguments.minutes)
             for name, chosen in NETWORKS[device].items()
         }
-    write(results, arguments.out)
+    write_results("snnl_step", results, markdown(results), arguments.out)
 
 
 def measure(
@@ -261,16 +261,6 @@ def digit_images(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def widths(model: Classifier, x: Tensor) -> dict[str, int]:
     """Activations of one row, per layer."""
     return {name: z[0].numel() for name, z in model.forward_with_hidden(x[:2])[1].items()}
-
-
-def write(results: dict[str, Any], out: Path) -> None:
-    """JSON with everything, Markdown for people."""
-    out.mkdir(parents=True, exist_ok=True)
-    m = results["machine"]
-    stem = out / f"snnl_step_{machine_name(m)}_{m['date']}"
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text("\n".join(markdown(results)) + "\n", encoding="utf-8")
-    print(stem.with_suffix(".md"))
 
 
 def markdown(results: dict[str, Any]) -> Iterable[str]:
