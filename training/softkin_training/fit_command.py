@@ -179,8 +179,8 @@ def fit(arguments: argparse.Namespace) -> None:
         f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
     )
     such_as = "max logit" if e.output_kind == "logits" else "max softmax"
-    of_what = f"network as {m.nonconformity}, such as {such_as}," if e.output else f"vectors as {m.nonconformity}"
+    others = f"others of the same network, such as {such_as}," if e.output else "others of the same vectors"
     print(
         f"next:        softkin-train evaluate {shlex.quote(str(a.out / 'bundle'))} --inliers FILE --outliers NAME=FILE "
-        f"--out DIR\n             compares scores of the same {of_what} on rows of yours: another may find more"
+        f"--out DIR\n             compares this score with {others} on rows of yours: one of them may find more"
     )
