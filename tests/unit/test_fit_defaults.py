@@ -58,6 +58,26 @@ def test_probabilities_have_no_energy(fitted):
     assert fitted(model="probabilities.onnx").parts == ("density", "class_density")
 
 
+@pytest.mark.parametrize(("largest", "told"), [(1.0, False), (1e4, True)])
+def test_columns_of_very_different_size_are_remarked_upon(tmp_path, monkeypatch, capsys, largest, told):
+    """Of rows themselves: distances hear the largest numbers alone. Hidden layers are no columns of anybody's."""
+    monkeypatch.chdir(tmp_path)
+    x = X.reshape(len(X), -1) * np.array([1, 1, 1, 1, 1, largest], np.float32)
+    np.savez("d.npz", x_train=x, y_train=Y)
+    onnx.save(classifier(inputs=[helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 6])]), "m.onnx")
+    remark = "columns of the rows have deviations from"
+
+    for source, remedy in (
+        ("--embeddings d.npz", "scale the vectors"),
+        ("--onnx m.onnx --layers x --data d.npz", "scale them in the model, and name what comes of it"),
+        ("--onnx m.onnx --layers hidden --data d.npz", None),
+    ):
+        assert main(["fit", *source.split(), "--out", "."]) == 0
+        out = capsys.readouterr().out
+        assert (remark in out) == (told and remedy is not None)
+        assert remedy is None or (remedy in out) == told
+
+
 def test_vectors_are_whitened_and_keep_all_calibration_rows(tmp_path, monkeypatch):
     """Their directions are: they are no classifier's, and may be of one class. The joint form can be asked for."""
     monkeypatch.chdir(tmp_path)

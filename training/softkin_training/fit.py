@@ -27,11 +27,14 @@ from softkin_training.fit_rows import ONE_CLASS, checked_rows, class_names, read
 from softkin_training.foreign import read_model
 from softkin_training.network_head import find_head
 from softkin_training.npz import checked_labels, read_npz
+from softkin_training.onnx_graphs import real_inputs
 from softkin_training.rows import Rows, fingerprint
 from softkin_training.split import choose_bank_rows, first_of_each, split
 
 BUNDLE = "bundle"
 PROBE_ROWS = 64
+UNEVEN_COLUMNS = 30.0
+"""How many times a column's deviation may be another's: of one that is smaller, distances tell hardly anything."""
 LIBRARIES = ("softkin", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
@@ -47,6 +50,9 @@ class Fitted:
     """Share of the calibration rows that the classifier puts in their class; None for bare vectors."""
     largest_class: float
     """Share of the largest class among the calibration rows: the accuracy of whoever always names that."""
+    deviations: tuple[float, float] | None
+    """Of the column that varies least and of the one that varies most, where rows themselves are compared and these are
+    more than `UNEVEN_COLUMNS` apart."""
     reordered: tuple[tuple[int, ...], float] | None = None
     """The label that most calibration rows of each column have, where that is another order of the classes, and the
     accuracy in it."""
@@ -111,7 +117,10 @@ def fit_onnx(
         "output_kind": exposed.output_kind,
         "changes": list(exposed.changes),
     }
-    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
+    inputs = {value.name for value in real_inputs(proto.graph)}
+    compared = any(layer.tensor in inputs for layer in exposed.layers)
+    uneven = _uneven_deviations(x) if compared else None
+    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share, uneven)
 
 
 def fit_embeddings(
@@ -156,7 +165,8 @@ def fit_embeddings(
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}
     rows = Rows(x, y, np.arange(len(x)))
-    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
+    uneven = _uneven_deviations(x)
+    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share, uneven)
 
 
 def _fit(
@@ -169,6 +179,7 @@ def _fit(
     source: dict[str, Any],
     calibration: str | Path | None,
     calibration_share: float,
+    deviations: tuple[float, float] | None,
 ) -> Fitted:
     distinct = first_of_each(rows)
     if calibration is None:
@@ -225,6 +236,7 @@ def _fit(
         repeated_rows=len(rows) - len(distinct),
         accuracy=accuracy,
         largest_class=float(np.bincount(calibration_rows.y).max() / len(calibration_rows)),
+        deviations=deviations,
         reordered=reordered,
     )
 
@@ -242,6 +254,14 @@ def _other_order(
     if order == list(range(num_classes)) or len(set(order)) < num_classes:
         return None
     return tuple(order), float((np.array(order)[predicted] == labels).mean())
+
+
+def _uneven_deviations(x: NDArray[Any]) -> tuple[float, float] | None:
+    """Of columns `[N, columns]`: images and sequences measure one thing in all places."""
+    found = x.std(axis=0, dtype=np.float64) if x.ndim == 2 else np.zeros(0)
+    varying = found[found > 0]
+    uneven = len(varying) > 0 and varying.max() > UNEVEN_COLUMNS * varying.min()
+    return (float(varying.min()), float(varying.max())) if uneven else None
 
 
 def _probe(x: NDArray[Any]) -> NDArray[Any]:

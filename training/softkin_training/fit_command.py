@@ -144,6 +144,13 @@ def fit(arguments: argparse.Namespace) -> None:
     print(f"classes:     {spelled(', '.join(m.classes[:10]))}{', ...' if len(m.classes) > 10 else ''}")
     left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
     print(f"bank:        {describe_bank(m)}{left_out}")
+    if fitted.deviations:
+        least, most = fitted.deviations
+        remedy = "scale the vectors" if a.embeddings else "scale them in the model, and name what comes of it"
+        print(
+            f"             columns of the rows have deviations from {least:.2g} to {most:.2g}: those of small numbers "
+            f"hardly\n             count; {remedy}"
+        )
     if m.parts:
         print(f"score:       {m.nonconformity}: {', '.join(m.parts)}")
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
