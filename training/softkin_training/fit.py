@@ -258,7 +258,8 @@ def _other_order(
 
 def _uneven_deviations(x: NDArray[Any]) -> tuple[float, float] | None:
     """Of columns `[N, columns]`: images and sequences measure one thing in all places."""
-    found = x.std(axis=0, dtype=np.float64) if x.ndim == 2 else np.zeros(0)
+    with np.errstate(over="ignore"):  # beyond float32 rows are refused later
+        found = x.std(axis=0, dtype=np.float64) if x.ndim == 2 else np.zeros(0)
     varying = found[found > 0]
     uneven = len(varying) > 0 and varying.max() > UNEVEN_COLUMNS * varying.min()
     return (float(varying.min()), float(varying.max())) if uneven else None
