@@ -10,14 +10,14 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from softkin.drift import DEFAULT_LEVEL, MOST_WAITING_ROWS, SLICE_ROWS, DriftReport, DriftWatch
 from softkin.errors import NotFoundError, StateError
 from softkin.logs import log, log_line
 from softkin.registry import ScoringDetector
 from softkin.scores import Scores
-from softkin.staging import replacing
+from softkin.unfinished_files import written_whole
 
 LOCK = ".lock"
 
@@ -141,8 +141,8 @@ def _save(file: Path | None, watch: DriftWatch) -> None:
     if file is None:
         return
     try:
-        with replacing(file) as temporary:
-            save_file(watch.state(), temporary)
+        with written_whole(file) as temporary:
+            temporary.write_bytes(save(watch.state()))
     except (OSError, SafetensorError) as e:
         log.error(log_line("drift_state_not_saved", file=file, error=e))
 

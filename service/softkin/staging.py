@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, whatever happens while they are written."""
+"""Several files, or directories, that appear together and whole or not at all; of one file see `unfinished_files`."""
 
 from __future__ import annotations
 
@@ -58,19 +58,6 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that is synced and replaces `path` once written; a crash leaves the old file whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _mode_of_new_files(folder: Path) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from softkin.errors import DataError, InvalidInputError, RecipeError
+from softkin.unfinished_files import written_whole
 from softkin_training.ablation_plan import FAR, Plan
 from softkin_training.checkpoint import AFRESH
 from softkin_training.config import Recipe, load_recipe
@@ -30,7 +31,6 @@ from softkin_training.npz import read_npz
 from softkin_training.run import BUNDLE, EXPORTED_KEYS, MODEL, build_step, export_step
 from softkin_training.sources import read_source
 from softkin_training.train import train
-from softkin_training.unfinished_files import written_whole
 
 RECIPE, REPORT = "recipe.json", "report.json"
 ROWS = "rows evaluated"

@@ -12,11 +12,11 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from softkin.errors import InvalidInputError
+from softkin.unfinished_files import written_whole
 from softkin_training.ablate import Cell
 from softkin_training.ablation_plan import FAR
 from softkin_training.data import HELD_OUT_SETS
 from softkin_training.report_markdown import plain
-from softkin_training.unfinished_files import written_whole
 
 OWN = "softkin"
 """Name of a bundle's own score in its report; every other score there is the same for all detect variants."""

@@ -12,11 +12,11 @@ from lightning_fabric.plugins import Precision
 from pydantic import ValidationError
 
 from softkin.errors import DataError, InvalidInputError, RecipeError, reason_of
+from softkin.unfinished_files import written_whole
 from softkin_training.config import Recipe
 from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier
 from softkin_training.processes import num_processes, on_first, rank, stacked
-from softkin_training.unfinished_files import written_whole
 
 UNDECISIVE = ("data.path", "data.test_path", "data.outliers", "training.probe_rows", "training.cuda_graph")
 """Keys that do not decide the weights, but for rounding; files may move, their rows are told by fingerprint."""

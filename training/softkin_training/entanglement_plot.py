@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softkin.errors import InvalidInputError
+from softkin.unfinished_files import written_whole
 from softkin_training.history import History
-from softkin_training.unfinished_files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,6 +17,7 @@ from softkin.bundle import Bundle
 from softkin.certificate import certify
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import Outputs
+from softkin.unfinished_files import written_whole
 from softkin_training.calibration_metrics import (
     CREDIBILITY_BINS,
     ClassifierCalibration,
@@ -32,7 +33,6 @@ from softkin_training.report_html import html
 from softkin_training.report_markdown import markdown
 from softkin_training.rows import Rows, check_labels, digests64, refuse_used
 from softkin_training.subject import Pass, Subject
-from softkin_training.unfinished_files import written_whole
 
 __all__ = ["Report", "evaluate", "markdown", "write_report"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softkin.errors import InvalidInputError
-from softkin_training.unfinished_files import written_whole
+from softkin.unfinished_files import written_whole
 
 HISTORY, EVENTS = "history.jsonl", "tensorboard"
 History = list[dict[str, Any]]

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.errors import DataError, RecipeError
+from softkin.unfinished_files import remove_unfinished
 from softkin_training.stored_rows import RowFile, write_rows
-from softkin_training.unfinished_files import remove_unfinished
 
 FORMAT = 2
 """Counts the ways in which sources have been turned into rows."""

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from softkin.errors import InvalidInputError, RecipeError
 from softkin.manifest import Manifest
+from softkin.unfinished_files import written_whole
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.checkpoint import deciding
 from softkin_training.config import Recipe
@@ -29,7 +30,6 @@ from softkin_training.models import Classifier
 from softkin_training.rows import fingerprint
 from softkin_training.split import choose_bank_rows
 from softkin_training.train import REPORT, load_checkpoint, train
-from softkin_training.unfinished_files import written_whole
 
 PROBE_ROWS = 64
 MODEL, BUNDLE = "model.onnx", "bundle"

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.errors import DataError, reason_of
+from softkin.unfinished_files import written_whole
 from softkin_training.rows import Rows, block_rows
-from softkin_training.unfinished_files import written_whole
 
 
 class RowFile:

@@ -21,6 +21,7 @@ from rich.table import Column
 from torch import nn
 
 from softkin.errors import InvalidInputError, RecipeError
+from softkin.unfinished_files import written_whole
 from softkin_training.augmentation import make_augmentation
 from softkin_training.batches import balanced_batches, onto
 from softkin_training.checkpoint import Checkpoint
@@ -36,7 +37,6 @@ from softkin_training.probe import Probe, choose_probe_rows
 from softkin_training.processes import num_processes, on_first, rank
 from softkin_training.rows import Rows, fingerprint
 from softkin_training.step import Step, make_optimizer
-from softkin_training.unfinished_files import written_whole
 
 CHECKPOINT, REPORT = "checkpoint.pt", "report"
 WARMUP_SHARE = 0.1

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from small_runs import run
+from softkin import unfinished_files
 from softkin.errors import DataError
-from softkin_training import unfinished_files
+from softkin.unfinished_files import remove_unfinished, written_whole
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 from softkin_training.history import HISTORY
 from softkin_training.row_cache import cached_rows
 from softkin_training.stored_rows import write_rows
 from softkin_training.train import CHECKPOINT
-from softkin_training.unfinished_files import remove_unfinished, written_whole
 
 pytestmark = pytest.mark.training
 

@@ -24,7 +24,8 @@ ABANDONED_SECONDS = 24 * 3600
 def written_whole(path: Path) -> Iterator[Path]:
     """A new file beside `path`, locked while it is written; then it is synced and replaces `path`.
 
-    What writers of `path` that have died left there is removed first.
+    It must be written to, not replaced: the lock, and what is synced, are of this file. What writers of `path` that
+    have died left there is removed first.
 
     Raises:
         OSError: it cannot be written; nothing of it stays.
