@@ -75,6 +75,8 @@ class ExposedLayer:
     dim: int
     """Numbers afterwards."""
     reducer: str
+    is_input: bool = False
+    """Whether it is what the model takes: rows themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +163,17 @@ def expose(
         z_ND, of_layer = z.reshape(len(probe), -1), metric_of(metric, name)
         _add_representation(g, from_tensor, name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
         reducer = describe_reducer(left, max_dim, seed + i, side)
-        origin = name if tensor == copied_input(name) else tensor
-        found.append(ExposedLayer(name=name, tensor=origin, width=width, dim=min(left, max_dim), reducer=reducer))
+        is_input = tensor == copied_input(name)
+        found.append(
+            ExposedLayer(
+                name=name,
+                tensor=name if is_input else tensor,
+                width=width,
+                dim=min(left, max_dim),
+                reducer=reducer,
+                is_input=is_input,
+            )
+        )
     _add_logits(g, f"model/{source}", kind, adapted.values[source].shape[1:])
 
     network = adapted.proto
@@ -211,7 +222,9 @@ def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) 
     g = GraphBuilder("expose")
     _add_representation(g, INPUTS, EMBEDDING, probe, metric=metric, max_dim=max_dim, seed=seed)
     reducer = describe_reducer(dim, max_dim, seed)
-    layer = ExposedLayer(name=EMBEDDING, tensor=INPUTS, width=dim, dim=min(dim, max_dim), reducer=reducer)
+    layer = ExposedLayer(
+        name=EMBEDDING, tensor=INPUTS, width=dim, dim=min(dim, max_dim), reducer=reducer, is_input=True
+    )
     return Exposed(model=_serialised(network, g, [layer]), layers=(layer,))
 
 

@@ -23,18 +23,22 @@ from softkin.scorer import LOGITS, Network
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
 from softkin_training.fit_config import DEFAULT_PARTS, FitConfig
-from softkin_training.fit_rows import ONE_CLASS, checked_rows, class_names, read_calibration, refuse_empty_classes
+from softkin_training.fit_rows import (
+    ONE_CLASS,
+    checked_rows,
+    class_names,
+    read_calibration,
+    refuse_empty_classes,
+    uneven_deviations,
+)
 from softkin_training.foreign import read_model
 from softkin_training.network_head import find_head
 from softkin_training.npz import checked_labels, read_npz
-from softkin_training.onnx_graphs import real_inputs
 from softkin_training.rows import Rows, fingerprint
 from softkin_training.split import choose_bank_rows, first_of_each, split
 
 BUNDLE = "bundle"
 PROBE_ROWS = 64
-UNEVEN_COLUMNS = 30.0
-"""How many times a column's deviation may be another's: of one that is smaller, distances tell hardly anything."""
 LIBRARIES = ("softkin", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
@@ -51,8 +55,7 @@ class Fitted:
     largest_class: float
     """Share of the largest class among the calibration rows: the accuracy of whoever always names that."""
     deviations: tuple[float, float] | None
-    """Of the column that varies least and of the one that varies most, where rows themselves are compared and these are
-    more than `UNEVEN_COLUMNS` apart."""
+    """See `uneven_deviations`; None where rows themselves are not compared."""
     reordered: tuple[tuple[int, ...], float] | None = None
     """The label that most calibration rows of each column have, where that is another order of the classes, and the
     accuracy in it."""
@@ -117,10 +120,7 @@ def fit_onnx(
         "output_kind": exposed.output_kind,
         "changes": list(exposed.changes),
     }
-    inputs = {value.name for value in real_inputs(proto.graph)}
-    compared = any(layer.tensor in inputs for layer in exposed.layers)
-    uneven = _uneven_deviations(x) if compared else None
-    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share, uneven)
+    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
 
 
 def fit_embeddings(
@@ -165,8 +165,7 @@ def fit_embeddings(
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}
     rows = Rows(x, y, np.arange(len(x)))
-    uneven = _uneven_deviations(x)
-    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share, uneven)
+    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
 
 
 def _fit(
@@ -179,7 +178,6 @@ def _fit(
     source: dict[str, Any],
     calibration: str | Path | None,
     calibration_share: float,
-    deviations: tuple[float, float] | None,
 ) -> Fitted:
     distinct = first_of_each(rows)
     if calibration is None:
@@ -236,7 +234,7 @@ def _fit(
         repeated_rows=len(rows) - len(distinct),
         accuracy=accuracy,
         largest_class=float(np.bincount(calibration_rows.y).max() / len(calibration_rows)),
-        deviations=deviations,
+        deviations=uneven_deviations(rows.x) if any(layer.is_input for layer in exposed.layers) else None,
         reordered=reordered,
     )
 
@@ -254,15 +252,6 @@ def _other_order(
     if order == list(range(num_classes)) or len(set(order)) < num_classes:
         return None
     return tuple(order), float((np.array(order)[predicted] == labels).mean())
-
-
-def _uneven_deviations(x: NDArray[Any]) -> tuple[float, float] | None:
-    """Of columns `[N, columns]`: images and sequences measure one thing in all places."""
-    with np.errstate(over="ignore"):  # beyond float32 rows are refused later
-        found = x.std(axis=0, dtype=np.float64) if x.ndim == 2 else np.zeros(0)
-    varying = found[found > 0]
-    uneven = len(varying) > 0 and varying.max() > UNEVEN_COLUMNS * varying.min()
-    return (float(varying.min()), float(varying.max())) if uneven else None
 
 
 def _probe(x: NDArray[Any]) -> NDArray[Any]:

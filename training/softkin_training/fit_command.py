@@ -98,9 +98,8 @@ def fit(arguments: argparse.Namespace) -> None:
         SoftkinError: as `fit_onnx` and `fit_embeddings` do, and for options that do not go together.
     """
     from softkin.display import describe_bank, spelled
-    from softkin_training.expose import EMBEDDING
     from softkin_training.fit import fit_embeddings, fit_onnx
-    from softkin_training.fit_config import classifier_config, default_name, fit_config
+    from softkin_training.fit_config import classifier_config, default_name, vectors_config
     from softkin_training.foreign import read_model
     from softkin_training.onnx_graphs import last_tensors, listed, real_inputs
 
@@ -128,8 +127,7 @@ def fit(arguments: argparse.Namespace) -> None:
         config = classifier_config(layers=names(a.layers), **given)
         fitted = fit_onnx(a.onnx, a.data, a.out, config, output=a.output, output_kind=a.output_kind, **held_out)
     else:
-        config = fit_config(layers=[EMBEDDING], **{"whiten": True, **given})
-        fitted = fit_embeddings(a.embeddings, a.out, config, **held_out)
+        fitted = fit_embeddings(a.embeddings, a.out, vectors_config(**given), **held_out)
 
     m, e = fitted.manifest, fitted.exposed
     for change in e.changes:

@@ -13,6 +13,7 @@ from softkin.errors import InvalidInputError
 from softkin.nonconformity import Part
 from softkin_training.config import DetectorConfig
 from softkin_training.config_section import Width
+from softkin_training.expose import EMBEDDING
 from softkin_training.layer_metrics import without_layer
 from softkin_training.recipe_faults import NAME, allowed, value_at
 
@@ -74,6 +75,15 @@ def classifier_config(*, layers: Sequence[str], **options: Any) -> FitConfig:
     """
     metric = {**dict.fromkeys(layers, "cosine"), layers[-1]: "squared_euclidean"}
     return fit_config(layers=list(layers), **{"metric": metric, "whiten": True, "nonconformity": "joint", **options})
+
+
+def vectors_config(**options: Any) -> FitConfig:
+    """`fit_config` with the defaults for bare vectors: whitened (docs/decisions/0028).
+
+    Raises:
+        InvalidInputError: as `fit_config`.
+    """
+    return fit_config(layers=[EMBEDDING], **{"whiten": True, **options})
 
 
 def default_name(path: str | Path) -> str:

@@ -15,6 +15,8 @@ from softkin_training.npz import checked_labels, names_of, read_npz
 from softkin_training.rows import Rows, digests64, refuse_repeated, refuse_used
 
 Array = NDArray[Any]
+UNEVEN = 30.0
+"""From how many times smaller a column's deviation is than another's distances tell hardly anything of it."""
 
 ONE_CLASS = "all"
 """The class of vectors without labels."""
@@ -84,6 +86,18 @@ def checked_rows(x: Array, key: str, path: str | Path) -> Array:
             f"{path}: {key} has {len(bad)} rows with NaN or infinity, the first is row {bad[0]}; remove them"
         )
     return x
+
+
+def uneven_deviations(x: Array) -> tuple[float, float] | None:
+    """Deviations of the column that varies least and of that which varies most, if these are `UNEVEN` times apart.
+
+    Of columns `[n, columns]` alone, for images and sequences measure one thing in all places; of those that vary.
+    """
+    with np.errstate(over="ignore"):  # rows beyond float32 are refused when the bank is made of them
+        found = x.std(axis=0, dtype=np.float64) if x.ndim == 2 else np.zeros(0)
+    varying = found[found > 0]
+    uneven = len(varying) > 0 and varying.max() > UNEVEN * varying.min()
+    return (float(varying.min()), float(varying.max())) if uneven else None
 
 
 def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:

@@ -66,13 +66,8 @@ def test_probabilities_have_no_energy(tiny, tmp_path):
     rename(model.graph, {"logits": "raw"})
     model.graph.node.append(onnx.helper.make_node("LogSoftmax", ["raw"], ["logits"], axis=1))
     next(o for o in model.graph.output if o.name == "raw").name = "logits"
-    build(
-        tmp_path / "bundle",
-        model.SerializeToString(),
-        tiny.spec,
-        bank_rows=tiny.bank,
-        calibration_rows=tiny.calibration,
-    )
+    serialized, rows = model.SerializeToString(), {"bank_rows": tiny.bank, "calibration_rows": tiny.calibration}
+    build(tmp_path / "bundle", serialized, tiny.spec, **rows)
 
     found, plain = (
         evaluate(p, inliers=tiny.inliers, labels=None, outliers={"far": tiny.outliers}, calibration=tiny.calibration)
