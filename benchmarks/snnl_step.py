@@ -32,6 +32,7 @@ from result_files import write_results
 from softkin.mass import Metric
 from softkin_training.batches import balanced_batches
 from softkin_training.config import load_recipe
+from softkin_training.kept_memory import kept_memory
 from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier, build_model
 from softkin_training.probe import Probe, choose_probe_rows
@@ -76,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = arguments.device
     results: dict[str, Any] = {"machine": describe_machine(device), "threads": torch.get_num_threads()}
-    with tensor_cores(torch.device(device)):
+    with tensor_cores(torch.device(device)), kept_memory():
         results["networks"] = {
             name: measure(*chosen, device, arguments.rounds, 60 * arguments.minutes)
             for name, chosen in NETWORKS[device].items()

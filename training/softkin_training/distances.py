@@ -95,15 +95,15 @@ def centred_rows(rows: Sequence[Tensor], cosine: bool) -> tuple[list[Tensor], Te
     For cosine the mean follows as one more row, which the gradient needs, and zeros up to a multiple of `ALIGNED` rows.
     The factor of a row of zeros is 0.
     """
-    if not cosine:
-        return [rows_BD - rows_BD.mean(dim=0) for rows_BD in rows], None
     num_rows, layers = len(rows[0]), []
-    num_kept = -(-(num_rows + 1) // ALIGNED) * ALIGNED
+    if not cosine:
+        share_B = rows[0].new_full((num_rows,), 1 / max(1, num_rows))  # rows.mean(0) takes a CPU three times as long
+        return [rows_BD - torch.mv(rows_BD.T, share_B) for rows_BD in rows], None
     norm_LB = torch.stack([torch.linalg.vector_norm(r, dim=1) for r in rows])
     smallest = torch.finfo(norm_LB.dtype).tiny
     inverse_LB = (norm_LB > smallest) / norm_LB.clamp_min(smallest)
     for rows_BD, inverse_B, share_B in zip(rows, inverse_LB, inverse_LB / -num_rows, strict=True):
-        layer = rows_BD.new_empty(num_kept, rows_BD.shape[1])
+        layer = rows_BD.new_empty(_kept(num_rows), rows_BD.shape[1])
         layer[num_rows + 1 :].zero_()
         torch.mv(rows_BD.T, share_B, out=layer[num_rows])
         torch.addcmul(layer[num_rows], rows_BD, inverse_B.unsqueeze(1), out=layer[:num_rows])
@@ -113,18 +113,19 @@ def centred_rows(rows: Sequence[Tensor], cosine: bool) -> tuple[list[Tensor], Te
 
 def products_of(layers: Sequence[Tensor], num_rows: int) -> Tensor:
     """Products `[L, B, B]` of the first `num_rows` rows of each layer."""
-    return torch.stack([_gram(layer[:num_rows]) for layer in layers])
+    products_LBB = layers[0].new_empty(len(layers), num_rows, num_rows)
+    for layer, products_BB in zip(layers, products_LBB, strict=True):
+        _gram(layer[:num_rows], products_BB)
+    return products_LBB
 
 
 def distances_of_products(products_LBB: Tensor, inverse_LB: Tensor | None) -> Tensor:
     """Distances from the products of centred rows; cosine ones where there are `inverse_LB`, see `centred_rows`."""
-    square_LB = products_LBB.diagonal(dim1=1, dim2=2)
-    if inverse_LB is None:
-        distances_LBB = products_LBB * -2
-    else:  # 1 - cos = ||u - v||^2 / 2 for unit rows u and v; 0 + 1 for a row of zeros
-        square_LB = (square_LB + (inverse_LB == 0)) * 0.5
-        distances_LBB = -products_LBB
-    distances_LBB.add_(square_LB.unsqueeze(1)).add_(square_LB.unsqueeze(2)).clamp_min_(0)
+    square_LB, factor = products_LBB.diagonal(dim1=1, dim2=2), 2
+    if inverse_LB is not None:  # 1 - cos = ||u - v||^2 / 2 for unit rows u and v; 0 + 1 for a row of zeros
+        square_LB, factor = (square_LB + (inverse_LB == 0)) * 0.5, 1
+    distances_LBB = square_LB.unsqueeze(1) + square_LB.unsqueeze(2)
+    distances_LBB.sub_(products_LBB, alpha=factor).clamp_min_(0)
     distances_LBB.diagonal(dim1=1, dim2=2).zero_()
     return distances_LBB
 
@@ -137,17 +138,20 @@ def row_weights(grad_LBB: Tensor, distances_LBB: Tensor, inverse_LB: Tensor | No
         distances_LBB: themselves.
         inverse_LB: see `centred_rows`.
     """
-    weights = grad_LBB + grad_LBB.mT
+    num_rows = grad_LBB.shape[2]
     if inverse_LB is None:  # sum over k of pull_ik * 2 (z_i - z_k)
+        weights = grad_LBB + grad_LBB.mT
         weights *= -2
         weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2))
         return weights
     # sum over k of pull_ik ((u_i - u_k) - d_ik u_i) / |z_i|, with u = centred row + mean
-    along_LB = (weights * distances_LBB).sum(dim=2)
-    weights.neg_()
-    weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2) + along_LB)
-    padding = weights.new_zeros(*along_LB.shape, -(weights.shape[2] + 1) % ALIGNED)
-    return torch.cat([weights, along_LB.unsqueeze(2), padding], dim=2).mul_(inverse_LB.unsqueeze(2))
+    weights = grad_LBB.new_zeros(*grad_LBB.shape[:2], _kept(num_rows))
+    of_rows_LBB = weights[:, :, :num_rows]
+    torch.add(grad_LBB, grad_LBB.mT, out=of_rows_LBB)
+    along_LB = (of_rows_LBB * distances_LBB).sum(dim=2)
+    of_rows_LBB.diagonal(dim1=1, dim2=2).sub_(of_rows_LBB.sum(dim=2) - along_LB)
+    weights[:, :, num_rows] = -along_LB
+    return weights.mul_(-inverse_LB.unsqueeze(2))
 
 
 def gradients_of_rows(weights: Tensor, layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -155,28 +159,32 @@ def gradients_of_rows(weights: Tensor, layers: Sequence[Tensor]) -> tuple[Tensor
     return tuple(_combine(w, layer) for w, layer in zip(weights, layers, strict=True))
 
 
-def _gram(rows_BD: Tensor) -> Tensor:
+def _kept(num_rows: int) -> int:
+    """How many rows a layer has for cosine: with their mean, and with zeros."""
+    return -(-(num_rows + 1) // ALIGNED) * ALIGNED
+
+
+def _gram(rows_BD: Tensor, out: Tensor) -> None:
     """All products of rows. BLAS would compute both triangles: on a CPU, wide rows are worth cutting into blocks."""
     num_rows, width = rows_BD.shape
     if rows_BD.device.type != "cpu":
-        return _split_gram(rows_BD)
-    if width < WIDE or num_rows < 16 * ROW_BLOCKS:
-        return rows_BD @ rows_BD.T
-    products_BB = rows_BD.new_empty(num_rows, num_rows)
-    size = -(-num_rows // ROW_BLOCKS)
-    for start in range(0, num_rows, size):
-        stop = min(start + size, num_rows)
-        torch.mm(rows_BD[start:stop], rows_BD[start:].T, out=products_BB[start:stop, start:])
-        products_BB[stop:, start:stop] = products_BB[start:stop, stop:].T
-    return products_BB
+        _split_gram(rows_BD, out)
+    elif width < WIDE or num_rows < 16 * ROW_BLOCKS:
+        torch.mm(rows_BD, rows_BD.T, out=out)
+    else:
+        size = -(-num_rows // ROW_BLOCKS)
+        for start in range(0, num_rows, size):
+            stop = min(start + size, num_rows)
+            torch.mm(rows_BD[start:], rows_BD[start:stop].T, out=out[start:, start:stop])
+            out[start:stop, stop:] = out[stop:, start:stop].T
 
 
-def _split_gram(rows_BD: Tensor) -> Tensor:
+def _split_gram(rows_BD: Tensor, out: Tensor) -> None:
     """The same as a sum over blocks of columns: a GPU works on all of them at once, and a `[B, B]` product is small."""
     num_rows, width = rows_BD.shape
     blocks = next((n for n in (64, 32, 16, 8, 4, 2) if width % n == 0 and width // n >= COLUMNS), 1)
     blocks_SBD = rows_BD.view(num_rows, blocks, width // blocks).transpose(0, 1)
-    return (blocks_SBD @ blocks_SBD.mT).sum(dim=0)
+    torch.sum(blocks_SBD @ blocks_SBD.mT, dim=0, out=out)
 
 
 def _combine(weights: Tensor, rows: Tensor) -> Tensor:

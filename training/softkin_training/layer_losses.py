@@ -6,6 +6,7 @@ Shapes: L layers, B rows of a batch, D activations of a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +42,6 @@ def settle(
     y: Tensor,
     *,
     newton_steps: int,
-    neighbours: Neighbours | None = None,
 ) -> Settled:
     """Losses and gradients from the products of rows; T is a constant in the gradient. Never waits for a GPU.
 
@@ -51,9 +51,8 @@ def settle(
         temperature_L: > 0, of the last batch.
         y: `[B]` integer labels.
         newton_steps: towards the minimisers of this batch, before the losses are taken there.
-        neighbours: of `y`, where they are at hand.
     """
-    neighbours = neighbours or Neighbours.of(y)
+    neighbours = Neighbours.of(y)
     distances_LBB = distances_of_products(products_LBB, inverse_LB)
     if newton_steps:
         temperature_L = follow(distances_LBB, neighbours, temperature_L, newton_steps)
@@ -67,11 +66,12 @@ def layer_losses(rows: Sequence[Tensor], cosine: bool, settled: Callable[[Tensor
     """Losses `[L]` of layers, differentiable once in the rows.
 
     Args:
-        rows: of L >= 1 layers, `[B, D]` with a D for each; float32 or float64.
+        rows: of L >= 1 layers, `[B, D]` with a D for each; float32 or float64, where one is float64 all are taken so.
         cosine: the metric; else squared Euclidean.
         settled: of products and factors, see `settle`; called once.
     """
-    return _LayerLosses.apply(cosine, settled, *rows)  # type: ignore[no-untyped-call]
+    dtype = reduce(torch.promote_types, (r.dtype for r in rows))
+    return _LayerLosses.apply(cosine, settled, *(r.to(dtype) for r in rows))  # type: ignore[no-untyped-call]
 
 
 class _LayerLosses(torch.autograd.Function):

@@ -150,42 +150,31 @@ class LayeredSnnl(nn.Module):
             with torch.autocast(y.device.type, enabled=False):
                 losses = [self._learned(i, pairwise_distances(r, self.metric), all_y) for i, r in enumerate(rows)]
             return dict(zip(self.layers, losses, strict=True))
+        if not rows:
+            return {}
         # A GPU is waited for until all temperatures are known, and never again.
         self._known = self._known or bool(torch.isfinite(self.temperature).all())
-        at_once = max(1, len(rows)) if together(y.device) else 1
-        neighbours = None if together(y.device) and self._known else Neighbours.of(all_y)
-        losses = []
-        for start in range(0, len(rows), at_once):
-            part = slice(start, start + at_once)
-            settled = partial(self._settled, part, all_y, neighbours)
-            losses.extend(layer_losses(rows[part], self.metric == "cosine", settled).unbind())
-        return dict(zip(self.layers, losses, strict=True))
+        losses_L = layer_losses(rows, self.metric == "cosine", partial(self._settled, all_y))
+        return dict(zip(self.layers, losses_L.unbind(), strict=True))
 
     def temperatures(self) -> dict[str, float]:
         """Temperature of each layer, in units of the metric; NaN before the first batch where minimized."""
         return dict(zip(self.layers, self.temperature.tolist(), strict=True))
 
-    def _settled(
-        self, part: slice, y: Tensor, neighbours: Neighbours | None, products_LBB: Tensor, inverse_LB: Tensor | None
-    ) -> Settled:
-        temperature_L, steps = self.temperature[part], self._newton_steps
-        if neighbours is None:
-            settled = Settled(*self._replayed(products_LBB, inverse_LB, temperature_L, y))
-        else:
-            if not self._known:
-                distances_LBB = distances_of_products(products_LBB, inverse_LB)
-                temperature_L, steps = self._search(part, distances_LBB, neighbours), 0
-            settled = settle(products_LBB, inverse_LB, temperature_L, y, newton_steps=steps, neighbours=neighbours)
-        if self._known and self._newton_steps:
-            self.temperature[part] = settled.temperature
-        return settled
+    def _settled(self, y: Tensor, products_LBB: Tensor, inverse_LB: Tensor | None) -> Settled:
+        if self._known:
+            settled = Settled(*self._replayed(products_LBB, inverse_LB, self.temperature, y))
+            if self._newton_steps:
+                self.temperature[:] = settled.temperature
+            return settled
+        self._search(distances_of_products(products_LBB, inverse_LB), Neighbours.of(y))
+        temperature_L = self.temperature.nan_to_num(1.0)  # where nobody has a partner the loss is 0 at any temperature
+        return settle(products_LBB, inverse_LB, temperature_L, y, newton_steps=0)
 
-    def _search(self, part: slice, distances_LBB: Tensor, neighbours: Neighbours) -> Tensor:
-        if not bool(neighbours.num_valid > 0):
-            return torch.ones_like(self.temperature[part])  # nothing to learn; the loss is 0 at any temperature
-        found = [search(d_BB.double(), neighbours).temperature for d_BB in distances_LBB]
-        self.temperature[part] = self.temperature.new_tensor(found)
-        return self.temperature[part]
+    def _search(self, distances_LBB: Tensor, neighbours: Neighbours) -> None:
+        if bool(neighbours.num_valid > 0):
+            found = [search(d_BB.double(), neighbours).temperature for d_BB in distances_LBB]
+            self.temperature[:] = self.temperature.new_tensor(found)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
@@ -196,8 +185,3 @@ class LayeredSnnl(nn.Module):
         t = step_inverse(distances_BB, y, self.inverse[i], initial_temperature=t0, step=step)
         self.inverse[i], self.temperature[i] = t, t0 / t
         return published_loss(distances_BB, y, t0 / t)
-
-
-def together(device: torch.device) -> bool:
-    """Whether layers share one computation: a GPU wants few large ones, a CPU what fits its caches."""
-    return device.type != "cpu"

@@ -12,12 +12,11 @@ On a GPU nothing here waits for a result: a number that the host reads, or branc
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 HIDDEN = -1e30
@@ -29,8 +28,8 @@ class Neighbours:
     """What the labels of a batch say, shared by all layers."""
 
     apart: Tensor
-    """bool `[B, B]`, True for pairs of two classes. The row of an invalid row is False: its loss and its weights become
-    exactly 0, without a special case anywhere."""
+    """float32 `[B, B]`, added to logits: HIDDEN for pairs of two classes, else 0. The row of an invalid row is 0: its
+    loss and its weights become exactly 0, without a special case anywhere."""
     num_valid: Tensor
     """int64 scalar: rows with a partner of their class; only they count."""
     divisor: Tensor
@@ -43,7 +42,8 @@ class Neighbours:
         valid_B = apart_BB.sum(dim=1) < len(y) - 1
         apart_BB &= valid_B.unsqueeze(1)
         num_valid = valid_B.sum()
-        return Neighbours(apart_BB, num_valid, num_valid.clamp_min(1))
+        # Added once, where filling logits through a mask in every layer takes a CPU five times as long.
+        return Neighbours(apart_BB * HIDDEN, num_valid, num_valid.clamp_min(1))
 
 
 class Derivatives(NamedTuple):
@@ -60,7 +60,7 @@ def derivatives(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Te
     logits_LBB = _logits(distances_LBB, temperature_L)  # -e
     all_LBB = logits_LBB.softmax(dim=2)
     # Exactly 0 where both agree: a slope of mere rounding would move T by whole steps where the loss is flat in it.
-    pull_LBB = all_LBB - logits_LBB.masked_fill(neighbours.apart, HIDDEN).softmax(dim=2)
+    pull_LBB = all_LBB - (logits_LBB + neighbours.apart).softmax(dim=2)
     # Moments about the mean, or their difference would have no digits left where T is high and logits are alike.
     logits_LBB -= (all_LBB * logits_LBB).sum(dim=2, keepdim=True)
     pull_LBB *= logits_LBB
@@ -72,38 +72,25 @@ def derivatives(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Te
 
 def loss(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:
     """`[L]`, means over valid rows."""
-    return _parts(distances_LBB, neighbours, temperature_L)[0]
+    return loss_and_weights(distances_LBB, neighbours, temperature_L)[0]
 
 
 def loss_and_weights(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> tuple[Tensor, Tensor]:
     """The loss, and `[L, B, B]` W times the divisor, which is exactly 0 in invalid rows."""
-    loss_L, log_all_LBB, same_LBB = _parts(distances_LBB, neighbours, temperature_L)
-    return loss_L, _exp(log_all_LBB).sub_(same_LBB)
-
-
-def _parts(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, log p_all and p_same."""
     logits_LBB = _logits(distances_LBB, temperature_L)
-    log_all_LBB = logits_LBB.log_softmax(dim=2)
-    log_same_LBB = logits_LBB.masked_fill_(neighbours.apart, HIDDEN).log_softmax(dim=2)
-    same_LBB = _exp(log_same_LBB)
-    # The difference is the term of eq. 1, whichever neighbour it is taken of: the likely ones have most digits.
-    terms_LBB = log_same_LBB.sub_(log_all_LBB).mul_(same_LBB)
-    return terms_LBB.sum(dim=(1, 2)) / neighbours.divisor, log_all_LBB, same_LBB
+    nearest_LB, all_LBB = logits_LBB.amax(dim=2), logits_LBB.softmax(dim=2)
+    logits_LBB += neighbours.apart
+    nearest_same_LB, same_LBB = logits_LBB.amax(dim=2), logits_LBB.softmax(dim=2)
+    # The logarithm of a sum of exponentials is the largest logit less the logarithm of its probability, which a softmax
+    # has taken without overflow: two such logarithms are eq. 1.
+    terms_LB = nearest_LB - nearest_same_LB + (same_LBB.amax(dim=2) / all_LBB.amax(dim=2)).log()
+    return terms_LB.sum(dim=1) / neighbours.divisor, all_LBB.sub_(same_LBB)
 
 
 def _logits(distances_LBB: Tensor, temperature_L: Tensor) -> Tensor:
     logits_LBB = distances_LBB / -temperature_L[:, None, None]
     logits_LBB.diagonal(dim1=1, dim2=2).fill_(HIDDEN)
     return logits_LBB
-
-
-def _exp(log_probability: Tensor) -> Tensor:
-    if log_probability.device.type != "cpu":
-        return log_probability.exp()
-    # There, exp takes ten times as long where it underflows, which it does for most pairs at low temperature.
-    least = math.log(torch.finfo(log_probability.dtype).tiny) + 1
-    return nn.functional.threshold(log_probability.clamp_min(least).exp_(), 2 * math.exp(least), 0.0, inplace=True)
 
 
 def loss_of_distances(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:

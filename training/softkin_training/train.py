@@ -30,6 +30,7 @@ from softkin_training.data import Dataset
 from softkin_training.entanglement_plot import draw_entanglement
 from softkin_training.epoch_sums import EpochSums, non_finite, refuse_non_finite_weights
 from softkin_training.history import History, Recorder
+from softkin_training.kept_memory import kept_memory
 from softkin_training.launch import launch, make_fabric, spawns
 from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier, build_model, input_statistics
@@ -93,7 +94,8 @@ def _train(
     fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resume: bool, progress: bool
 ) -> TrainResult:
     on_first(lambda: _refuse_unwritable(out_dir))
-    with _seeded(recipe.seed, fabric.device), _cpu_threads(recipe.training.cpu_threads), tensor_cores(fabric.device):
+    device, threads = fabric.device, recipe.training.cpu_threads
+    with _seeded(recipe.seed, device), _cpu_threads(threads), tensor_cores(device), kept_memory():
         return _loop(fabric, recipe, dataset, out_dir, resume, progress)
 
 

@@ -1,4 +1,4 @@
-"""Several layers in one computation, as on a GPU: the numbers of one after the other."""
+"""Several layers in one computation: the numbers of one after the other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from small_runs import need
 from snnl_reference import METRICS, batch
-from softkin_training import distances, losses
+from softkin_training import distances
 from softkin_training.losses import LayeredSnnl
 
 pytestmark = pytest.mark.training
@@ -24,40 +24,48 @@ def overlapping(width, seed):
     return z.repeat(1, -(-width // z.shape[1]))[:, :width] + noise
 
 
-def trace(metric, mode, device="cpu", batches=4, dtype=torch.float64):
+def trace(metric, mode, device="cpu", batches=4, dtype=torch.float64, together=True):
     """Losses, temperatures and gradients of every layer over some batches, the third of which has no partners."""
-    snnl = LayeredSnnl(WIDTHS, metric=metric, temperature=mode, fixed_temperature=0.02, initial_temperature=2.0)
-    snnl.to(device)
+    options = {"metric": metric, "temperature": mode, "fixed_temperature": 0.02, "initial_temperature": 2.0}
+    losses = [LayeredSnnl(names, **options).to(device) for names in ([WIDTHS] if together else [[n] for n in WIDTHS])]
     found = []
     for i in range(batches):
         z = {name: overlapping(width, i).to(device, dtype).requires_grad_() for name, width in WIDTHS.items()}
         y = torch.arange(24) if i == 2 else batch(seed=i)[1]
-        values = snnl(z, y.to(device))
+        values = {name: value for snnl in losses for name, value in snnl(z, y.to(device)).items()}
         sum((j + 1) * value for j, value in enumerate(values.values())).backward()
         found.append(torch.stack([*values.values()]).detach().double().cpu())
-        found.append(snnl.temperature.clone().cpu())
+        found.append(torch.cat([snnl.temperature for snnl in losses]).cpu())
         found += [x.grad.double().cpu() for x in z.values()]
     return found
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("mode", ["minimized", "fixed", "learned"])
-def test_layers_together_give_what_each_gives_alone(monkeypatch, metric, mode):
+def test_layers_together_give_what_each_gives_alone(metric, mode):
     """Also in a batch in which nobody has a partner, and where kernels underflow."""
-    alone = trace(metric, mode)
-
-    monkeypatch.setattr(losses, "together", lambda device: True)
+    alone = trace(metric, mode, together=False)
 
     for found, expected in zip(trace(metric, mode), alone, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("mode", ["minimized", "fixed", "learned"])
-def test_without_layers_there_are_no_losses(monkeypatch, mode, together):
-    """A recipe may train by cross-entropy alone."""
-    monkeypatch.setattr(losses, "together", lambda device: together)
+@pytest.mark.parametrize("metric", METRICS)
+def test_layers_of_two_precisions_go_together(metric):
+    """As of a network whose last part computes in float64: all are taken in that."""
+    z, y = batch(dtype=torch.float32)
+    hidden = {"a": z.requires_grad_(), "b": (2 * z).detach().double().requires_grad_()}
 
+    values = LayeredSnnl(["a", "b"], metric=metric)(hidden, y)
+    sum(values.values()).backward()
+
+    assert [hidden[name].grad.dtype for name in "ab"] == [torch.float32, torch.float64]
+    torch.testing.assert_close(hidden["a"].grad.double(), 2 * hidden["b"].grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("mode", ["minimized", "fixed", "learned"])
+def test_without_layers_there_are_no_losses(mode):
+    """A recipe may train by cross-entropy alone."""
     assert LayeredSnnl([], temperature=mode)({}, batch()[1]) == {}
 
 
@@ -66,7 +74,11 @@ def test_a_product_split_by_columns_is_the_product(width):
     """Whether or not the width can be split evenly."""
     rows = torch.randn(9, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
-    torch.testing.assert_close(distances._split_gram(rows), rows @ rows.T, rtol=1e-12, atol=1e-10)
+    found = rows.new_empty(9, 9)
+
+    distances._split_gram(rows, found)
+
+    torch.testing.assert_close(found, rows @ rows.T, rtol=1e-12, atol=1e-10)
 
 
 @pytest.mark.parametrize("metric", METRICS)
