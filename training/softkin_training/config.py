@@ -47,6 +47,8 @@ class LossConfig(Section):
     temperature_step: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Of the gradient step on initial_temperature / temperature per batch, 0 = none, as in the authors' MNIST
     demonstration; read only where temperature = 'learned'."""
+    max_side: Annotated[int, Field(ge=0)] = 0
+    """Larger maps are averaged down to at most this many rows and columns before; 0 = none is, as published."""
 
     def weight_of(self, layer: str) -> float:
         """Weight of one of `layers`."""

@@ -15,18 +15,16 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
 
 from softkin.errors import ExportError
 from softkin.mass import Metric
 from softkin.scorer import LOGITS, Network, reducer_key
 from softkin.scorer_graph import OPSET, representation_output
+from softkin_training.averaged_maps import averaged
 from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.models import Classifier
 from softkin_training.projection import (
-    CHANNELS_FIRST,
     SMALLEST_NORM,
-    channels_last,
     describe_reducer,
     pooling,
     projection_matrix,
@@ -62,11 +60,7 @@ class Reducer(nn.Module):
 
     def forward(self, activations: Tensor) -> Tensor:
         """`[B, ...]` activations -> `[B, dim]` representations."""
-        if self._side > 1:
-            if channels_last(activations.shape[1:]):
-                activations = activations.permute(CHANNELS_FIRST)
-            activations = avg_pool2d(activations.float(), self._side, ceil_mode=True, count_include_pad=False)
-        z_BD = activations.flatten(1).float()
+        z_BD = averaged(activations, self._side).flatten(1).float()
         if self.metric == "cosine":
             z_BD = _unit_rows(z_BD)
         if self.projection is not None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from softkin.errors import InvalidInputError
 from softkin.mass import Metric
+from softkin_training.averaged_maps import averaged
 from softkin_training.cuda_graph import Replayed
 from softkin_training.distances import check_metric, distances_of_products, flat_rows, pairwise_distances
 from softkin_training.entanglement import (
@@ -34,6 +35,7 @@ from softkin_training.entanglement import (
 )
 from softkin_training.layer_losses import Settled, layer_losses, settle
 from softkin_training.processes import Gathering
+from softkin_training.projection import pooling
 from softkin_training.published_snnl import published_loss, step_inverse
 from softkin_training.snnl_math import Neighbours, loss_of_distances
 from softkin_training.snnl_temperature import TemperatureMinimum, search
@@ -99,6 +101,8 @@ class LayeredSnnl(nn.Module):
         initial_temperature: > 0, T0; read only where learned.
         temperature_step: >= 0, the step on t = T0 / T per batch, 0 keeps T0; read only where learned.
         newton_steps: per batch, at least 1; read only where minimized.
+        max_side: maps `[B, C, H, W]`, or `[B, H, W, C]`, with more rows or columns are averaged down to at most so many
+            before, as a detector's representations are; 0 = none is, as published.
 
     Raises:
         InvalidInputError: an unknown metric.
@@ -119,9 +123,10 @@ class LayeredSnnl(nn.Module):
         initial_temperature: float = 100.0,
         temperature_step: float = 0.1,
         newton_steps: int = 1,
+        max_side: int = 0,
     ) -> None:
         super().__init__()
-        self.layers = tuple(layers)
+        self.layers, self.max_side = tuple(layers), max_side
         self.metric: Metric = check_metric(metric)
         self.mode: TemperatureMode = temperature
         self.initial_temperature, self.temperature_step = initial_temperature, temperature_step
@@ -145,7 +150,7 @@ class LayeredSnnl(nn.Module):
         """
         gather = Gathering.of(y)
         all_y = gather(y)
-        rows = [gather(flat_rows(hidden[name], y)) for name in self.layers]
+        rows = [gather(self._rows(hidden[name], y)) for name in self.layers]
         if self.mode == "learned":
             with torch.autocast(y.device.type, enabled=False):
                 losses = [self._learned(i, pairwise_distances(r, self.metric), all_y) for i, r in enumerate(rows)]
@@ -160,6 +165,10 @@ class LayeredSnnl(nn.Module):
     def temperatures(self) -> dict[str, float]:
         """Temperature of each layer, in units of the metric; NaN before the first batch where minimized."""
         return dict(zip(self.layers, self.temperature.tolist(), strict=True))
+
+    def _rows(self, z: Tensor, y: Tensor) -> Tensor:
+        side, _ = pooling(z.shape[1:], self.max_side)
+        return flat_rows(averaged(z, side), y)
 
     def _settled(self, y: Tensor, products_LBB: Tensor, inverse_LB: Tensor | None) -> Settled:
         if self._known:

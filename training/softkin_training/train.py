@@ -218,6 +218,7 @@ def _assemble(
         fixed_temperature=loss.fixed_temperature,
         initial_temperature=loss.initial_temperature,
         temperature_step=loss.temperature_step,
+        max_side=loss.max_side,
     )
     return model, snnl, make_optimizer(model, device, settings.learning_rate, settings.weight_decay)
 

@@ -194,6 +194,13 @@ def test_a_negative_weight_entangles_and_a_positive_one_separates(dataset, tmp_p
     assert final["1.0"] < final["0.0"] < final["-1.0"]
 
 
+def test_the_loss_of_averaged_maps_is_another(dataset, tmp_path):
+    """As `loss.max_side` asks for; the network before the first step is the same."""
+    first = {n: run(dataset, tmp_path / n, f"loss.max_side={n}").history[0]["snnl"]["conv2"] for n in "019"}
+
+    assert first["0"] == first["9"] != first["1"]
+
+
 def test_a_recipe_without_snnl_layers_trains_on_cross_entropy_alone(dataset, tmp_path):
     """The plain network is one key away."""
     history = run(dataset, tmp_path, "loss.layers=[]").history
