@@ -293,17 +293,18 @@ def _read_calibration(file: Path, m: Manifest) -> Calibration:
     tensors = TensorFile(file)
     n, num_classes = m.calibration_size, len(m.classes)
 
-    def classes(name: str) -> NDArray[np.int32]:
+    def classes(name: str, n: int) -> NDArray[np.int32]:
         found = tensors.take(name, "int32", (n,)).astype(np.int32, copy=False)
         if found.min() < 0 or found.max() >= num_classes:
             raise BundleError(f"{file}: array {name!r} must hold classes in [0, {num_classes})")
         return found
 
+    true_class_scores = _sorted(tensors, "true_class_scores", None)  # not n: some rows may have no label
     calibration = Calibration(
         outlier_scores=_sorted(tensors, "outlier_scores", n),
-        predicted_classes=classes("predicted_classes"),
-        true_class_scores=_sorted(tensors, "true_class_scores", n),
-        true_classes=classes("true_classes"),
+        predicted_classes=classes("predicted_classes", n),
+        true_class_scores=true_class_scores,
+        true_classes=classes("true_classes", len(true_class_scores)),
         references=_references(tensors, m),
         layer_terms={} if m.parts else {x.name: _sorted(tensors, f"layer_terms.{x.name}", n) for x in m.layers},
     )

@@ -21,9 +21,9 @@ class Calibration:
     predicted_classes: NDArray[np.int32]
     """`[n]` classes that the network predicted, in the order of `outlier_scores`."""
     true_class_scores: Floats
-    """`[n]` ascending: nonconformity at the true class, behind class p-values."""
+    """`[m]` ascending: nonconformity at the true class, behind class p-values; of the rows whose label is known."""
     true_classes: NDArray[np.int32]
-    """`[n]` classes in the order of `true_class_scores`."""
+    """`[m]` classes in the order of `true_class_scores`."""
     references: dict[str, Floats] = field(default_factory=dict)
     """Per part of the joint form: its sorted scores on the reference rows, disjoint from the n rows above."""
     layer_terms: dict[str, Floats] = field(default_factory=dict)

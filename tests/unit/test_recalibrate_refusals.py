@@ -107,6 +107,24 @@ REFUSALS = {
         "version: got '1', which is the bundle's own; two different detectors must not share a version: choose "
         "another, or leave it out for '1-r1-[0-9a-f]{8}'",
     ),
+    "no labels, repeated": (
+        lambda r, _: np.concatenate([r.x, r.x[5:6]]),
+        {"grow": True},
+        DataError,
+        "calibration has 1 rows whose content came before, the first is example 40, a copy of example 5",
+    ),
+    "no labels, few rows": (
+        lambda r, _: r.x[:18],
+        {},
+        InvalidInputError,
+        r"alpha: got 0\.05, but 18 calibration rows cannot",
+    ),
+    "no labels, rows of the bank": (
+        lambda r, tiny: np.concatenate([r.x, tiny.bank.x[3:4]]),
+        {},
+        DataError,
+        r"calibration has 1 rows whose content also stands in the training, bank or reference rows",
+    ),
     "no name": (
         lambda r, _: r,
         {"version": "a b"},
@@ -189,6 +207,6 @@ def test_the_command_refuses_a_damaged_file(tiny, tmp_path, capsys, damage):
 
     wanted = {
         "missing": "cannot be read (No such file or directory)\n",
-        "other arrays": "lacks ['x_test', 'y_test']",
+        "other arrays": "lacks ['x_test']",
     }.get(damage, "not an .npz file of plain arrays")
     assert f"rows.npz: {wanted}" in capsys.readouterr().err

@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=Path,
         metavar="FILE",
-        help="npz with x_test, and y_test where there are classes, or a folder of images, one folder a class: a plain "
-        "sample of inliers, unseen by the network, none picked by verdict",
+        help="npz with x_test, and y_test if known, or a folder of images, whose folders may be called like classes: a "
+        "plain sample of inliers, unseen by the network, none picked by verdict",
     )
     sub.add_argument("--out", required=True, type=folder, metavar="BUNDLE", help="bundle directory to write")
     sub.add_argument("--grow", action="store_true", help="add the rows to the bundle's own instead of replacing those")
@@ -297,6 +297,7 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
+    from softkin_training.class_rows import described
     from softkin_training.new_rows import read_calibrating
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
@@ -305,7 +306,7 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
     m = recalibrate(
         arguments.bundle,
         arguments.out,
-        Rows(x, y, np.arange(len(y))),
+        x if y is None else Rows(x, y, np.arange(len(y))),
         grow=arguments.grow,
         version=arguments.version,
         alpha=arguments.alpha,
@@ -315,6 +316,8 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "
         f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
     )
+    for line in described(m):
+        print(line)
 
 
 def _ablate(arguments: argparse.Namespace) -> None:

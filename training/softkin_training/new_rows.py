@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError
 from softkin.manifest import Manifest
-from softkin_training.fit_rows import ONE_CLASS, read_test_rows
+from softkin_training.fit_rows import ONE_CLASS, checked_rows, read_test_rows
 from softkin_training.image_folder import SUFFIXES, images_below
 from softkin_training.image_reader import ImageReader, Mode
 from softkin_training.npz import checked_labels, read_npz
@@ -58,27 +58,42 @@ def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int
     return arrays["x_test"], checked_labels(arrays, "test", len(classes), path) if "y_test" in arrays else None
 
 
-def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int64]]:
-    """The same, with a label for every row; zeros where the detector knows a single class.
+def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int64] | None]:
+    """The same, checked: zeros for labels where the detector knows a single class, None where none are known.
 
     Raises:
-        DataError: as `read_labelled` does, or labels are missing.
+        DataError: as `read_labelled` does, rows are none or not finite, or a folder labels some of its images only.
     """
+    classes = manifest.classes
     if not os.path.isdir(path):
-        return read_test_rows(path, manifest.classes)
+        if classes == (ONE_CLASS,):
+            return read_test_rows(path, classes)
+        arrays = read_npz(path, ("x_test",), optional=("y_test",))
+        y = checked_labels(arrays, "test", len(classes), path) if "y_test" in arrays else None
+        return checked_rows(arrays["x_test"], "x_test", path), y
     x, y = read_labelled(path, manifest)
-    if y is None:
-        names = ", ".join(manifest.classes)
+    if y is None and (
+        some := sorted({name for name in _folders(path, images_below(path)) if name in _composed(classes)})
+    ):
         raise DataError(
-            f"{path}: not all of its images lie in a folder that is called like a class ({names}), and calibration "
-            "needs the class of each: put them there"
+            f"{path}: {some[0]!r} is called like a class ({', '.join(classes)}), but not all images lie in such "
+            "folders; calibration needs the class of every image or of none: put them there, or all beside each other"
         )
     return x, y
 
 
+def _composed(classes: tuple[str, ...]) -> list[str]:
+    return [unicodedata.normalize("NFC", c) for c in classes]
+
+
+def _folders(path: Path, images: list[Path]) -> list[str]:
+    """Of each image, in which folder directly below `path` it lies; its own name where in none."""
+    return [unicodedata.normalize("NFC", image.relative_to(path).parts[0]) for image in images]
+
+
 def _labels_by_folder(path: Path, images: list[Path], classes: tuple[str, ...]) -> NDArray[np.int64] | None:
-    composed = [unicodedata.normalize("NFC", c) for c in classes]
-    names = [unicodedata.normalize("NFC", image.relative_to(path).parts[0]) for image in images]
+    composed = _composed(classes)
+    names = _folders(path, images)
     if not set(names) <= set(composed):
         return None
     if shared := [name for name in names if composed.count(name) > 1]:

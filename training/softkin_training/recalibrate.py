@@ -11,7 +11,7 @@ import json
 import os
 import re
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,14 @@ from softkin.detector import Detector, nonconformity_of
 from softkin.errors import InvalidInputError
 from softkin.manifest import NAME_LENGTH, Manifest, parse_manifest
 from softkin_training.calibrate import calibration_of, refuse_overflow
+from softkin_training.class_rows import KEY, ClassRows, class_rows, merge_sorted, with_classes
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used, row_digests
-
-_Value = TypeVar("_Value", bound=np.generic)
 
 
 def recalibrate(
     bundle: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    rows: Rows,
+    rows: Rows | NDArray[np.generic],
     *,
     grow: bool = False,
     version: str | None = None,
@@ -48,11 +47,14 @@ def recalibrate(
     Outlier scores do not change: network, bank and golden rows are carried over, and so are the references of the
     joint form. So is the manifest's `approximation`, which was measured on the first calibration rows.
 
+    Labels are behind class p-values, credibility and confidence alone. Without them these go on resting on the labelled
+    rows of the bundle: with `grow` they hold as before, otherwise for the inliers of before only (`class_rows`).
+
     Args:
         bundle: bundle directory to start from; it is left as it is.
         out: bundle directory to write.
         rows: inliers that neither network, bank nor references have seen: raw inputs `[n, *manifest.input_shape]` of
-            dtype `manifest.input_dtype` with labels in [0, C).
+            dtype `manifest.input_dtype`, with labels in [0, C); an array alone where labels are not known.
         grow: add `rows` to the calibration rows of the bundle, instead of replacing those.
         version: of the new bundle; by default the old one with `-r1`, or with one more than its own `-rK`, and then
             eight hexadecimal digits of what it is made of, as in `1-r1-5f0c2b9e`: bundle, rows, labels, `grow` and
@@ -70,10 +72,13 @@ def recalibrate(
             half-written stays.
     """
     old = bundles.read_bundle(bundle)
+    labelled = isinstance(rows, Rows) or len(old.manifest.classes) == 1
+    if not isinstance(rows, Rows):
+        rows = Rows(rows, np.zeros(len(rows), np.int64), np.arange(len(rows)))
     check_labels(rows, len(old.manifest.classes), "calibration")
     n = len(rows) + (len(old.calibration) if grow else 0)
     alpha = conformal.check_alpha(old.manifest.default_alpha if alpha is None else alpha, n)
-    version = _new_version(old.manifest, version, _made_of(old, rows, grow=grow, alpha=alpha))
+    version = _new_version(old.manifest, version, _made_of(old, rows, labelled=labelled, grow=grow, alpha=alpha))
 
     calibration = _score(old, rows)
     # Only now: rows of another dtype, which scoring refuses, have other digests.
@@ -82,6 +87,8 @@ def recalibrate(
         refuse_used(rows, old.used_rows.calibration, f"the calibration rows of {old.path}")
     refuse_repeated(rows)
     used = digests64(rows)
+    classes = class_rows(old, len(rows), labelled=labelled, grow=grow)
+    calibration = with_classes(calibration, classes, old.calibration)
     if grow:
         calibration = _merge(old.calibration, calibration)
         used = np.union1d(old.used_rows.calibration, used)
@@ -93,7 +100,7 @@ def recalibrate(
         calibration_size=n,
         predicted_class_rows=calibration.rows_by_predicted_class(len(old.manifest.classes)),
         certificate=certify(alpha, n),
-        provenance=_provenance(old, rows, grow=grow),
+        provenance=_provenance(old, rows, classes, grow=grow),
     )
     return bundles.write_bundle(
         out,
@@ -106,10 +113,10 @@ def recalibrate(
     )
 
 
-def _made_of(old: Bundle, rows: Rows, *, grow: bool, alpha: float) -> str:
+def _made_of(old: Bundle, rows: Rows, *, labelled: bool, grow: bool, alpha: float) -> str:
     """Two bundles of one name and version would stand in each other's place, in a server and in its metrics."""
-    labelled = sorted(zip(row_digests(rows), rows.y.tolist(), strict=True))
-    return hashlib.sha256(json.dumps([old.digest, labelled, grow, alpha]).encode()).hexdigest()[:8]
+    found = sorted(zip(row_digests(rows), rows.y.tolist() if labelled else [-1] * len(rows), strict=True))
+    return hashlib.sha256(json.dumps([old.digest, found, grow, alpha]).encode()).hexdigest()[:8]
 
 
 def _new_version(manifest: Manifest, version: str | None, made_of: str) -> str:
@@ -138,36 +145,28 @@ def _score(old: Bundle, rows: Rows) -> Calibration:
 
 
 def _merge(old: Calibration, new: Calibration) -> Calibration:
-    scores, predicted = _merge_sorted(
+    """Label-free scores of both; what rests on labels is that of `new`."""
+    scores, predicted = merge_sorted(
         old.outlier_scores, new.outlier_scores, old.predicted_classes, new.predicted_classes
     )
-    true_scores, true = _merge_sorted(old.true_class_scores, new.true_class_scores, old.true_classes, new.true_classes)
     return Calibration(
         outlier_scores=scores,
         predicted_classes=predicted,
-        true_class_scores=true_scores,
-        true_classes=true,
+        true_class_scores=new.true_class_scores,
+        true_classes=new.true_classes,
         references=old.references,
         layer_terms={name: np.sort(np.concatenate([a, new.layer_terms[name]])) for name, a in old.layer_terms.items()},
     )
 
 
-def _merge_sorted(
-    a: NDArray[np.float64], b: NDArray[np.float64], a_values: NDArray[_Value], b_values: NDArray[_Value]
-) -> tuple[NDArray[np.float64], NDArray[_Value]]:
-    """Two sorted arrays as one, with the value of each entry; `a` comes first among equals."""
-    scores = np.concatenate([a, b])
-    order = np.argsort(scores, kind="stable")
-    return scores[order], np.concatenate([a_values, b_values])[order]
-
-
-def _provenance(old: Bundle, rows: Rows, *, grow: bool) -> dict[str, Any]:
+def _provenance(old: Bundle, rows: Rows, classes: ClassRows, *, grow: bool) -> dict[str, Any]:
     """That of the old bundle, and how this one came from it: `from_digest` leads one step back."""
     found = fingerprint(rows)
-    provenance = old.manifest.provenance
+    provenance = {k: v for k, v in old.manifest.provenance.items() if k != KEY}
     replaced = {} if grow else {"calibration": found}
     return {
         **provenance,
+        **classes.provenance,
         "fingerprints": {**provenance.get("fingerprints", {}), **replaced},
         "recalibrated": {
             "from_digest": old.digest,

@@ -126,22 +126,29 @@ def test_labels_of_a_file_are_left_alone_where_there_is_one_class(tmp_path):
         read_labelled(path, takes((3,), "float32"))
 
 
-def test_every_row_that_calibrates_has_a_label(folder):
-    """Where an image lies in no folder of a class, the message names the classes."""
+def test_rows_that_calibrate_are_labelled_all_or_none(folder):
+    """Where some images lie in folders of classes and others do not, one is misspelt, or labelling is unfinished."""
     x, y = read_calibrating(folder, takes((2, 3, 3)))
 
     assert (len(x), y.tolist()) == (3, [0, 0, 1])
-    with pytest.raises(DataError, match=r"x: not all of its images lie in .* \(cat, bird\), .*: put them there"):
+    with pytest.raises(DataError, match=r"x: 'cat' is called like a class \(cat, bird\), but not .* or of none: put"):
         read_calibrating(folder, takes((2, 3, 3), classes=("cat", "bird")))
+    x, y = read_calibrating(folder, takes((2, 3, 3), classes=("bird", "fish")))
+    assert (len(x), y) == (3, None)
 
 
-def test_a_file_that_calibrates_needs_labels_but_of_one_class(tmp_path):
-    """As `softkin-train recalibrate` has it."""
-    path = tmp_path / "a.npz"
+def test_a_file_that_calibrates_may_have_labels(tmp_path):
+    """As `softkin-train recalibrate` has it; those there are must be classes, and rows finite."""
+    path, of_two = tmp_path / "a.npz", takes((3,), "float32")
     np.savez(path, x_test=np.zeros((4, 3), np.float32))
 
     _, y = read_calibrating(path, takes((3,), "float32", classes=("all",)))
 
     assert y.tolist() == [0] * 4
-    with pytest.raises(DataError, match="lacks \\['y_test'\\]"):
-        read_calibrating(path, takes((3,), "float32"))
+    assert read_calibrating(path, of_two)[1] is None
+    np.savez(path, x_test=np.zeros((4, 3), np.float32), y_test=np.array([0, 1, 1, 2]))
+    with pytest.raises(DataError, match=r"y_test\[3\] is 2"):
+        read_calibrating(path, of_two)
+    np.savez(path, x_test=np.full((4, 3), np.nan, np.float32))
+    with pytest.raises(DataError, match="4 rows with NaN"):
+        read_calibrating(path, of_two)
