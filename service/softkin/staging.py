@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -12,13 +13,18 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from softkin.errors import BundleError, reason_of
+from softkin.unfinished_files import this_host
+
+SET_ASIDE = ".old"
+"""What the name of a target ends in that is about to be replaced, in the temporary directory."""
 
 
 @contextmanager
 def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool = True) -> Iterator[list[Path]]:
     """Paths of the targets' own names in a temporary sibling directory; synced and renamed into place at the end.
 
-    All targets or none: what stood there before is set aside first, and comes back when a rename fails.
+    All targets or none: what stood there before is set aside first, and comes back when a rename fails. The directory
+    is locked while it is in use, so that whoever finds one can tell whether its writer lives.
 
     Args:
         targets: files or directories of one parent.
@@ -32,10 +38,11 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
     """
     parent = targets[0].parent
     staging: Path | None = None
+    lock: int | None = None
     try:
         if make_parent:
             parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{targets[0].name}.", dir=parent))
+        staging, lock = _new_locked(targets[0])
         paths = [staging / t.name for t in targets]
         yield paths
         mode = _mode_of_new_files(staging)
@@ -58,6 +65,26 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def staging_prefix(target: Path) -> str:
+    """What the names of temporary directories of this target begin with, made by processes of this host."""
+    return f".{target.name}.{this_host()}."
+
+
+def _new_locked(target: Path) -> tuple[Path, int]:
+    while True:
+        staging = Path(tempfile.mkdtemp(prefix=staging_prefix(target), dir=target.parent))
+        fd = os.open(staging, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError:
+            return staging, fd  # on a file system without locks nobody else gets one either
+        if os.path.lexists(staging):
+            return staging, fd
+        os.close(fd)  # taken for abandoned before it was locked
 
 
 def _mode_of_new_files(folder: Path) -> int:
@@ -83,7 +110,7 @@ def _put(paths: list[Path], targets: list[Path], staging: Path) -> None:
     try:
         for target in targets:
             if os.path.lexists(target):
-                old = staging / f"{target.name}.old"
+                old = staging / f"{target.name}{SET_ASIDE}"
                 target.rename(old)
                 aside[target] = old
         # The last target first: a model is never seen without the data that it points to.

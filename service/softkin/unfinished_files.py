@@ -51,7 +51,7 @@ def remove_unfinished(folder: Path, pattern: re.Pattern[str]) -> None:
     beginnings = re.compile(rf"\.(?:{pattern.pattern})\.(.+)")
     for file in folder.glob(".*"):
         if found := beginnings.fullmatch(file.name):
-            _remove_if_abandoned(file, of_this_host=found[1].startswith(f"{_host()}."))
+            _remove_if_abandoned(file, of_this_host=found[1].startswith(f"{this_host()}."))
 
 
 def _remove_if_abandoned(file: Path, *, of_this_host: bool) -> None:
@@ -71,7 +71,7 @@ def _remove_if_abandoned(file: Path, *, of_this_host: bool) -> None:
 
 def _new_locked(path: Path) -> tuple[Path, int]:
     while True:
-        temporary = path.with_name(f".{path.name}.{_host()}.{secrets.token_hex(8)}")
+        temporary = path.with_name(f".{path.name}.{this_host()}.{secrets.token_hex(8)}")
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -82,5 +82,6 @@ def _new_locked(path: Path) -> tuple[Path, int]:
         os.close(fd)  # taken for abandoned before it was locked
 
 
-def _host() -> str:
+def this_host() -> str:
+    """Its name as part of a file's: a lock tells nothing of writers on another one."""
     return re.sub(r"[^\w-]", "_", socket.gethostname())[:64]

@@ -200,11 +200,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
     _quieten(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    _tidy(arguments.out / "bundle")
     report = run(recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet)
     print_summary(report)
     manifest = read_manifest(arguments.out / "bundle")
     print(f"\nbank:   {describe_bank(manifest)}")
     print(f"bundle: {arguments.out / 'bundle'}\nreport: {arguments.out / 'report'}/report.html")
+
+
+def _tidy(bundle: Path) -> None:
+    from softkin_training.leftovers import tidy
+
+    for line in tidy(bundle):
+        print(line, file=sys.stderr)
 
 
 def _quieten(arguments: argparse.Namespace) -> None:
@@ -244,6 +252,7 @@ def _build(arguments: argparse.Namespace) -> None:
     from softkin_training.run import BUNDLE, build_step
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    _tidy(arguments.out / BUNDLE)
     manifest = build_step(recipe, load_dataset(recipe), arguments.out)
     print(f"{arguments.out / BUNDLE}: {describe_bank(manifest)}")
 
@@ -302,6 +311,7 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
 
+    _tidy(arguments.out)
     x, y = read_calibrating(arguments.data, read_manifest(arguments.bundle))
     m = recalibrate(
         arguments.bundle,

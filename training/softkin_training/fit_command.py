@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import PARTS
@@ -98,9 +99,10 @@ def fit(arguments: argparse.Namespace) -> None:
         SoftkinError: as `fit_onnx` and `fit_embeddings` do, and for options that do not go together.
     """
     from softkin.display import describe_bank, spelled
-    from softkin_training.fit import fit_embeddings, fit_onnx
+    from softkin_training.fit import BUNDLE, fit_embeddings, fit_onnx
     from softkin_training.fit_config import classifier_config, default_name, vectors_config
     from softkin_training.foreign import read_model
+    from softkin_training.leftovers import tidy
     from softkin_training.onnx_graphs import last_tensors, listed, real_inputs
 
     a = arguments
@@ -122,6 +124,8 @@ def fit(arguments: argparse.Namespace) -> None:
     given["name"] = a.name or default_name(a.onnx or a.embeddings)
     if a.parts:
         given["joint_parts"] = names(a.parts)
+    for line in tidy(a.out / BUNDLE):
+        print(line, file=sys.stderr)
     held_out = {"calibration": a.calibration, "calibration_share": a.calibration_share}
     if a.onnx:
         config = classifier_config(layers=names(a.layers), **given)
