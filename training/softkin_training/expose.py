@@ -26,6 +26,7 @@ from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_outpu
 from softkin_training.fit_rows import axes_of
 from softkin_training.foreign import adapt, the_input, with_wide_input
 from softkin_training.layer_metrics import Metrics, metric_of
+from softkin_training.map_layout import layout_of
 from softkin_training.onnx_graphs import (
     copied_input,
     find_tensor,
@@ -123,8 +124,8 @@ def expose(
         metric: of the representations: one for all layers, or one per layer.
         max_dim: wider layers are projected to this many numbers.
         seed: of the projections: `seed + i` for layer i.
-        max_side: larger maps, `[B, C, H, W]` or `[B, H, W, C]`, are averaged down to at most this many rows and columns
-            before; 0 = none.
+        max_side: larger maps, `[B, C, H, W]` or `[B, H, W, C]` as the graph has them, are averaged down to at most this
+            many rows and columns before; 0 = none.
         num_classes: how many classes there are; None: as many as the output has columns.
         output: tensor, node or output that gives a number per class, or one number for two classes; None: the only
             float output that fits.
@@ -156,9 +157,11 @@ def expose(
     for i, (name, tensor) in enumerate(tensors.items()):
         z, from_tensor = adapted.values[tensor], f"model/{tensor}"
         width = z[0].size
-        side, left = pooling(z.shape[1:], max_side)
+        last = _channels_last(proto, tensor, z)
+        side, left = pooling(z.shape[1:], max_side, last=last)
         if side > 1:
-            from_tensor, maps, z = _pool(g, from_tensor, z.shape[1:], side), z, pooled(z.astype(np.float64), side)
+            from_tensor = _pool(g, from_tensor, side, last=last)
+            maps, z = z, pooled(z.astype(np.float64), side, last=last)
             _refuse_equal_means(name, maps, z, max_side)
         z_ND, of_layer = z.reshape(len(probe), -1), metric_of(metric, name)
         _add_representation(g, from_tensor, name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
@@ -327,10 +330,16 @@ def _add_representation(
     g.nodes.append(helper.make_node("Identity", [z_BD], [name], name=f"expose/{name}"))
 
 
-def _pool(g: GraphBuilder, source: str, shape: Sequence[int], side: int) -> str:
-    """Name of what `pooled` makes of a tensor, of which one activation has this shape."""
+def _channels_last(proto: onnx.ModelProto, tensor: str, z: Array) -> bool:
+    """Whether maps are `[B, H, W, C]`: as the graph has it, or else by their shape."""
+    layout = layout_of(proto, tensor) if z.ndim == len(CHANNELS_FIRST) else None
+    return channels_last(z.shape[1:]) if layout is None else layout == "last"
+
+
+def _pool(g: GraphBuilder, source: str, side: int, *, last: bool) -> str:
+    """Name of what `pooled` makes of a tensor."""
     z = g.op("Cast", [source], to=TensorProto.FLOAT)
-    if channels_last(shape):
+    if last:
         z = g.op("Transpose", [z], perm=CHANNELS_FIRST)
     square = [side, side]
     return g.op("AveragePool", [z], kernel_shape=square, strides=square, ceil_mode=1, count_include_pad=0)

@@ -40,7 +40,11 @@ def channels_last(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[0] == shape[1] != shape[2]
 
 
-def pooling(shape: Sequence[int], max_side: int) -> tuple[int, int]:
+def _last(shape: Sequence[int], known: bool | None) -> bool:
+    return channels_last(shape) if known is None else known
+
+
+def pooling(shape: Sequence[int], max_side: int, *, last: bool | None = None) -> tuple[int, int]:
     """Side of the squares whose means take the place of an activation's numbers, and how many numbers are left.
 
     Neighbours in a map say much the same, so that a random projection of all of them keeps less of what tells rows
@@ -50,17 +54,21 @@ def pooling(shape: Sequence[int], max_side: int) -> tuple[int, int]:
         shape: of one activation; maps are `[C, H, W]`, or `[H, W, C]` where `channels_last` says so; anything else is
             left as it is: squares of 1.
         max_side: the most rows or columns that maps keep; 0 = all of them.
+        last: whether maps are `[H, W, C]`, where that is known.
     """
     if not max_side or len(shape) != 3:
         return 1, math.prod(shape)
-    channels, *lengths = (shape[2], *shape[:2]) if channels_last(shape) else shape
+    channels, *lengths = (shape[2], *shape[:2]) if _last(shape, last) else shape
     side = -(-max(lengths) // max_side)
     return side, channels * math.prod(-(-n // side) for n in lengths)
 
 
-def pooled(z: NDArray[Any], side: int) -> NDArray[Any]:
-    """`[B, C, ceil(H / side), ceil(W / side)]` means of squares of maps; those at the far edges may be smaller."""
-    if channels_last(z.shape[1:]):
+def pooled(z: NDArray[Any], side: int, *, last: bool | None = None) -> NDArray[Any]:
+    """`[B, C, ceil(H / side), ceil(W / side)]` means of squares of maps; those at the far edges may be smaller.
+
+    `last` as for `pooling`.
+    """
+    if _last(z.shape[1:], last):
         z = z.transpose(CHANNELS_FIRST)
     for axis in (2, 3):
         starts = np.arange(0, z.shape[axis], side)
