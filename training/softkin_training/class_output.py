@@ -101,6 +101,28 @@ def read_output(value: Array, asked: str, source: str) -> tuple[NDArray[np.float
     return (p_BC if kind == "probabilities" else np.concatenate([-y_BC, y_BC], axis=1) * np.float32(0.5)), kind
 
 
+def refuse_several_labels(y_BC: NDArray[np.float32], source: str) -> None:
+    """Refuse what sigmoids make of most rows where that is several labels: there is no class predicted.
+
+    Args:
+        y_BC: `[B, C]` of sigmoids, one for each class by itself.
+        source: name of the tensor, for the message.
+
+    Raises:
+        InvalidInputError: says of how many rows.
+    """
+    several = int(((y_BC > 0.5).sum(axis=1) > 1).sum())
+    if y_BC.shape[1] > 1 and 2 * several > len(y_BC):
+        raise InvalidInputError(
+            "output",
+            f"{source!r} holds sigmoids, which give each label a probability by itself, and on {several} of "
+            f"{len(y_BC)} rows tried more than one exceeds 0.5: the model gives a row several labels, and a detector compares it "
+            "with rows of one class; give a classifier of one label a row (logits, or probabilities that sum to 1), or "
+            "the vectors of a hidden layer without labels to fit --embeddings. If each row has one label all the same, "
+            "choose --output-kind logits",
+        )
+
+
 def kind_of(y_BC: NDArray[np.float32], asked: str, source: str) -> OutputKind:
     """What the rows of an output are.
 

@@ -22,7 +22,7 @@ from softkin.graph_builder import GraphBuilder
 from softkin.mass import Metric
 from softkin.scorer import BOUNDARY, LOGITS, MASSES, reducer_key
 from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
-from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output
+from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output, refuse_several_labels
 from softkin_training.fit_rows import axes_of
 from softkin_training.foreign import adapt, the_input, with_wide_input
 from softkin_training.layer_metrics import Metrics, metric_of
@@ -32,6 +32,7 @@ from softkin_training.onnx_graphs import (
     find_tensor,
     real_inputs,
     rename,
+    sigmoid_input,
     softmax_input,
     with_copied_input,
 )
@@ -92,6 +93,8 @@ class Exposed:
     output_kind: OutputKind = "logits"
     before_softmax: str = ""
     """What the output is the softmax of, if it is one: taken for the output in its place, it has energy."""
+    before_sigmoid: str = ""
+    """What sigmoids, one for each of several classes, were made of, if the output is that: they sum to anything."""
     num_classes: int = 0
     """Columns of the logits; 0 for bare vectors."""
     has_energy: bool = False
@@ -134,7 +137,8 @@ def expose(
 
     Raises:
         InvalidInputError: names the argument: a layer or output that is not there or unfit, a model that cannot be
-            brought to one input, a free batch axis and a known opset, or that answers differently per call.
+            brought to one input, a free batch axis and a known opset, that answers differently per call, or gives rows
+            several labels.
     """
     if output_kind not in OUTPUT_KINDS:
         raise InvalidInputError("output_kind", f"got {output_kind!r}; must be one of {OUTPUT_KINDS}")
@@ -151,6 +155,10 @@ def expose(
         _refuse_not_finite("layers", name, adapted.values[tensor])
     _refuse_not_finite("output", source, adapted.values[source])
     y_BC, kind = read_output(adapted.values[source], output_kind, source)
+    several = adapted.values[source][0].size > 1
+    sigmoid = sigmoid_input(proto, source) if several and kind == "logits" else ""
+    if sigmoid and output_kind == "auto":
+        refuse_several_labels(y_BC, source)
 
     g = GraphBuilder("expose")  # the bank comes with a builder of its own
     found = []
@@ -200,6 +208,7 @@ def expose(
         output=source,
         output_kind=kind,
         before_softmax=softmax_input(proto, source),
+        before_sigmoid=sigmoid,
         num_classes=y_BC.shape[1],
         has_energy=kind == "logits" and bool(np.ptp(mass.energy(y_BC)) > ENERGY_TOLERANCE),
         changes=(*widened, *adapted.changes),

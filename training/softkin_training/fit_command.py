@@ -143,6 +143,11 @@ def fit(arguments: argparse.Namespace) -> None:
         print(f"output:      {spelled(e.output)}, {e.num_classes} {e.output_kind}{as_logits}")
     if e.before_softmax:
         print(f"             what the softmax is made of says more: --output {spelled(e.before_softmax)}")
+    if e.before_sigmoid:
+        print(
+            "             sigmoids give each class a probability by itself; what they are made of says more as logits:\n"
+            f"             --output {spelled(e.before_sigmoid)}"
+        )
     print(f"classes:     {spelled(', '.join(m.classes[:10]))}{', ...' if len(m.classes) > 10 else ''}")
     left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
     print(f"bank:        {describe_bank(m)}{left_out}")

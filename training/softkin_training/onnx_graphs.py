@@ -25,10 +25,19 @@ def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 def softmax_input(proto: onnx.ModelProto, tensor: str) -> str:
     """Name of what a tensor is the softmax of, by another name or not; empty where a node of another kind yields it."""
+    return _input_of("Softmax", proto, tensor)
+
+
+def sigmoid_input(proto: onnx.ModelProto, tensor: str) -> str:
+    """The same of a sigmoid."""
+    return _input_of("Sigmoid", proto, tensor)
+
+
+def _input_of(op_type: str, proto: onnx.ModelProto, tensor: str) -> str:
     origin = {o: n for n in proto.graph.node for o in n.output}
     while (node := origin.get(tensor)) is not None and node.op_type == "Identity":
         tensor = node.input[0]
-    return node.input[0] if node is not None and node.op_type == "Softmax" else ""
+    return node.input[0] if node is not None and node.op_type == op_type else ""
 
 
 def copied_input(name: str) -> str:
