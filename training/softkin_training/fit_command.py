@@ -145,7 +145,7 @@ def fit(arguments: argparse.Namespace) -> None:
         print(f"             what the softmax is made of says more: --output {spelled(e.before_softmax)}")
     if e.before_sigmoid:
         print(
-            "             sigmoids give each class a probability by itself; what they are made of says more as logits:\n"
+            "             sigmoids rate each class by itself; what they are made of says more as logits:\n"
             f"             --output {spelled(e.before_sigmoid)}"
         )
     print(f"classes:     {spelled(', '.join(m.classes[:10]))}{', ...' if len(m.classes) > 10 else ''}")
