@@ -118,8 +118,8 @@ def refuse_several_labels(y_BC: NDArray[np.float32], source: str) -> None:
             f"{source!r} holds sigmoids, which give each label a probability by itself, and on {several} of "
             f"{len(y_BC)} rows tried more than one exceeds 0.5: the model gives a row several labels, and a detector "
             "compares it with rows of one class; give a classifier of one label a row (logits, or probabilities that "
-            "sum to 1), or the vectors of a hidden layer without labels to fit --embeddings. If each row has one label all the same, "
-            "choose --output-kind logits",
+            "sum to 1), or the vectors of a hidden layer without labels to fit --embeddings. If each row has one label "
+            "all the same, choose --output-kind logits",
         )
 
 
