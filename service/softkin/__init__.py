@@ -28,6 +28,7 @@ from softkin.errors import (
     SoftkinError,
     StateError,
     UnavailableError,
+    UnsupportedError,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ __all__ = [
     "SoftkinError",
     "StateError",
     "UnavailableError",
+    "UnsupportedError",
     "__version__",
 ]
 

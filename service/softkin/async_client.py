@@ -146,6 +146,7 @@ class AsyncClient(LearnsLimits, AsyncConnection):
             num_neighbors: see `score`.
 
         Raises:
+            UnsupportedError: the server takes no streams; `score` does the same with a call each.
             Whatever `batches` raises, and the errors of `score`, where the array's answer would have come.
         """
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)

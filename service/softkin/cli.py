@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin.console import OutputError, flushed
-from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError
+from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnsupportedError
 from softkin.option_names import (
     ADMIN_OPTIONS,
     CONNECTION_OPTIONS,
@@ -255,7 +255,7 @@ def _answers(client: Client, x: NDArray[np.generic], **asked: Any) -> Iterator[S
     try:
         try:
             first = next(answers)
-        except OverloadedError:
+        except (OverloadedError, UnsupportedError):
             answers = (client.score(rows, **asked) for rows in display.in_steps(x))
             first = next(answers)
         for scores in itertools.chain([first], answers):

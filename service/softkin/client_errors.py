@@ -18,6 +18,7 @@ from softkin.errors import (
     PreconditionError,
     SoftkinError,
     UnavailableError,
+    UnsupportedError,
 )
 from softkin.statuses import RETRY_AFTER
 
@@ -42,6 +43,8 @@ _UNREACHED = {
 
 _TOO_LARGE = "max_message_bytes", "larger than max", "exceeds maximum size"
 """Words of the server, of gRPC and of gRPC for Java for a message that is too large."""
+_TAKES_NO_STREAMS = "max_streams = 0"
+"""Words of the server, which has the method all the same; the same status is gRPC's own for one that it lacks."""
 UNSTATED_DELAY_SECONDS = 1.0
 """What callers are told to wait where somebody on the way limits them and does not say for how long."""
 
@@ -94,5 +97,7 @@ def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | Non
         return UnavailableError(f"{target}: {details}{remedy}", retry_after_seconds)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnavailableError(f"{target}: {details}; allow more time (timeout_seconds)")
+    if code is grpc.StatusCode.UNIMPLEMENTED and _TAKES_NO_STREAMS in details:
+        return UnsupportedError(f"{target}: {details}")
     remedy = "; is it the port of a softkin server that scores, as new as this client?"
     return SoftkinError(f"{target}: {code.name}: {details}{remedy if code is grpc.StatusCode.UNIMPLEMENTED else ''}")

@@ -7,6 +7,7 @@
       AuthenticationError    the caller has no valid token, or may not do this
       ConflictError          that name and version is loaded already
       PreconditionError      the server's state forbids the change that was asked for
+      UnsupportedError       the server was started without what was asked for; it will not do so later either
       BundleError            a bundle on disk is damaged, inconsistent or of an unknown format
       StateError             what a server keeps between restarts cannot be read or written
       DeviceError            the device asked for is not there, or failed
@@ -82,6 +83,10 @@ class ConflictError(SoftkinError):
 
 class PreconditionError(SoftkinError):
     """The server's state forbids the change that was asked for; the message says what to do first."""
+
+
+class UnsupportedError(SoftkinError):
+    """The server was started without what was asked for: no retry helps; the message says what does the same."""
 
 
 class BundleError(SoftkinError):

@@ -34,6 +34,7 @@ REJECTED = (
     "undelivered",
     "invalid",
     "not_found",
+    "unsupported",
     "unauthenticated",
     "unavailable",
     "deadline",

@@ -11,7 +11,14 @@ from queue import SimpleQueue
 import grpc
 
 from softkin.converters import ScoreCall
-from softkin.errors import CancelledError, InvalidInputError, OverloadedError, SoftkinError, UnmeetableError
+from softkin.errors import (
+    CancelledError,
+    InvalidInputError,
+    OverloadedError,
+    SoftkinError,
+    UnmeetableError,
+    UnsupportedError,
+)
 from softkin.interceptors import request_id
 from softkin.metrics import Metrics
 from softkin.registry import ScoringDetector
@@ -58,18 +65,19 @@ class Streams:
         """The answers of one stream.
 
         Raises:
+            UnsupportedError: this server takes none.
             OverloadedError: too many streams are open, or there is no thread for one more.
             CallEndedError: the caller no longer waits.
         """
+        if not self._max_streams:
+            raise UnsupportedError("this server takes no streams, max_streams = 0; send unary calls")
         with self._lock:
             if self._open >= self._max_streams:
-                said = (
+                raise OverloadedError(
                     f"{self._open} streams are open, max_streams = {self._max_streams}; retry after "
-                    f"{RETRY_AFTER_SECONDS:g} s, or send unary calls"
+                    f"{RETRY_AFTER_SECONDS:g} s, or send unary calls",
+                    RETRY_AFTER_SECONDS,
                 )
-                if not self._max_streams:
-                    said = "this server takes no streams, max_streams = 0; send unary calls"
-                raise OverloadedError(said, RETRY_AFTER_SECONDS)
             self._open += 1
         try:
             yield from _Stream(self._path, self._metrics, self._window, context).answers(requests)

@@ -28,6 +28,7 @@ EXPECTED = {
     "StateError": Code.INTERNAL,
     "UnavailableError": Code.UNAVAILABLE,
     "UnmeetableError": Code.RESOURCE_EXHAUSTED,
+    "UnsupportedError": Code.UNIMPLEMENTED,
 }
 
 
