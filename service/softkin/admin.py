@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,14 @@ from grpc_reflection.v1alpha import reflection
 from softkin import bundle
 from softkin.call_threads import CallThreads
 from softkin.channel_options import channel_options
-from softkin.errors import BundleError, CancelledError, InvalidInputError, PreconditionError, StateError
+from softkin.errors import (
+    BundleError,
+    CancelledError,
+    InvalidInputError,
+    OverloadedError,
+    PreconditionError,
+    StateError,
+)
 from softkin.interceptors import CallInterceptor
 from softkin.loading import Loader
 from softkin.logs import log, log_line
@@ -23,14 +31,26 @@ from softkin.scoring import ended
 from softkin.security import Security
 from softkin.servicer import OutlierServicer
 from softkin.settings import ServerSettings
+from softkin.traffic import Traffic
 from softkin.v1 import admin_pb2 as pb
 from softkin.v1 import admin_pb2_grpc as pb_grpc
 from softkin.v1 import outlier_pb2
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DetectorAdminService"].full_name
 OUTLIER_SERVICE = outlier_pb2.DESCRIPTOR.services_by_name["OutlierService"].full_name
-THREADS = 4
-"""Changes are made one after the other, whatever their number."""
+GATED = (
+    *(f"/{SERVICE}/{method.name}" for method in pb.DESCRIPTOR.services_by_name["DetectorAdminService"].methods),
+    f"/{OUTLIER_SERVICE}/ListDetectors",
+)
+"""Every method of the port."""
+CHANGES = 4
+"""Taken in at a time: one is made and the others wait for it, each in a thread of its own."""
+MAX_CALLS = 16
+"""Under way at a time, changes among them: reads find a thread beside all changes, and one beside silent callers."""
+SPARE_THREADS = 4
+"""For refusals, which wait for nobody."""
+RETRY_AFTER_SECONDS = 5.0
+"""What a refused caller is told to wait: a bundle is read in less, unless it is a large one."""
 
 
 class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
@@ -57,11 +77,16 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         self._metrics = metrics
         self._info = info
         self._root = root
+        self._places = threading.Semaphore(CHANGES)
 
     def LoadDetector(  # noqa: N802
         self, request: pb.LoadDetectorRequest, context: grpc.ServicerContext
     ) -> pb.LoadDetectorResponse:
         """Load a bundle, unless the same one is loaded, and give it labels."""
+        with self._place():  # what finds none has read no bundle, and is no reload that failed
+            return self._counted(request, context)
+
+    def _counted(self, request: pb.LoadDetectorRequest, context: grpc.ServicerContext) -> pb.LoadDetectorResponse:
         result = "failed"
         try:
             path = inside(self._root, request.path)
@@ -83,7 +108,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
     ) -> pb.UnloadDetectorResponse:
         """Stop serving a version."""
         _require(detector=request.detector, version=request.version)
-        with self._changing(context):
+        with self._place(), self._changing(context):
             self._loader.unload(request.detector, request.version)
         return pb.UnloadDetectorResponse()
 
@@ -91,7 +116,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         """Move a label."""
         _require(detector=request.detector, version=request.version)
         check_label(request.label)
-        with self._changing(context):
+        with self._place(), self._changing(context):
             previous = self._set_label(request.detector, request.version, request.label, force=request.force)
         return pb.SetLabelResponse(previous_version=previous)
 
@@ -101,10 +126,27 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         """Take a label away."""
         _require(detector=request.detector)
         check_label(request.label)
-        with self._changing(context):
+        with self._place(), self._changing(context):
             previous = self._registry.remove_label(request.detector, request.label)
             log.info(log_line("unlabelled", detector=request.detector, label=request.label, previous=previous))
         return pb.RemoveLabelResponse(previous_version=previous)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of those for changes under way.
+
+        Raises:
+            OverloadedError: all are taken.
+        """
+        if not self._places.acquire(blocking=False):
+            raise _busy(
+                f"{CHANGES} changes are under way, as many as may be: one is made, and the others wait for it; see "
+                "what is loaded (ListDetectors, or softkin admin list)"
+            )
+        try:
+            yield
+        finally:
+            self._places.release()
 
     @contextmanager
     def _changing(self, context: grpc.ServicerContext) -> Iterator[None]:
@@ -198,10 +240,18 @@ class AdminListener:
         servicer: AdminServicer,
         outlier: OutlierServicer,
     ) -> None:
-        self._threads = CallThreads(THREADS, "admin")
+        self._threads = CallThreads(MAX_CALLS + SPARE_THREADS, "admin")
+        self._traffic = Traffic()
         services = (SERVICE, OUTLIER_SERVICE)
         calls = CallInterceptor(
-            metrics, services, (reflection.SERVICE_NAME,), scores=False, max_message_bytes=settings.max_message_bytes
+            metrics,
+            services,
+            (reflection.SERVICE_NAME,),
+            scores=False,
+            traffic=self._traffic,
+            max_message_bytes=settings.max_message_bytes,
+            gated=GATED,
+            gate=self._refuse_full,
         )
         self.server = grpc.server(
             self._threads,  # type: ignore[arg-type]  # of a pool gRPC uses `submit` alone
@@ -219,6 +269,12 @@ class AdminListener:
         if settings.reflection:
             reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), self.server)
 
+    def _refuse_full(self) -> None:
+        """Refuse a call that would wait for a thread, behind callers whose messages do not come."""
+        calls = self._traffic.unary
+        if calls > MAX_CALLS:
+            raise _busy(f"{calls} calls of the admin port are under way, and {MAX_CALLS} may be")
+
     def start(self) -> None:
         """Answer on the ports that `server` has been given.
 
@@ -232,6 +288,10 @@ class AdminListener:
         """Cancel what is under way, and close the port."""
         self.server.stop(None).wait()
         self._threads.shutdown(wait=False)
+
+
+def _busy(limit: str) -> OverloadedError:
+    return OverloadedError(f"{limit}; retry after {RETRY_AFTER_SECONDS:g} s", RETRY_AFTER_SECONDS)
 
 
 def _log_label(name: str, version: str, label: str, **more: object) -> None:

@@ -23,6 +23,8 @@ Code = grpc.StatusCode
 class AdminClient(Connection):
     """A connection to the admin port of a server. A call that fails has changed nothing there.
 
+    A change that finds as many under way as may be is an `OverloadedError`, with the delay to retry after.
+
     Args:
         target: `HOST:PORT` of the admin port.
         timeout_seconds: deadline of each call; a large bundle takes minutes to load.
@@ -35,6 +37,8 @@ class AdminClient(Connection):
     Raises:
         InvalidInputError: an argument or a file is wrong, or the token would leave this machine in plaintext.
     """
+
+    _port_option = "--admin-port"
 
     def __init__(
         self,
@@ -144,6 +148,6 @@ class AdminClient(Connection):
             )
         if e.code() is Code.UNIMPLEMENTED:
             return SoftkinError(
-                f"{self._target}: not an admin port; it is the one that the server was given as --admin-port"
+                f"{self._target}: not an admin port; it is the one that the server was given as {self._port_option}"
             )
         return super()._error(e)

@@ -36,9 +36,9 @@ _UNREACHED = {
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
     "errors resolving": "; give HOST:PORT, with a name that this machine can resolve",
     "Connection refused": "; no server listens there: start one, or give its HOST:PORT",
-    "Failed parsing HTTP/2": "; no gRPC server answers there: give the port of --port, not that of --metrics-port",
+    "Failed parsing HTTP/2": "; no gRPC server answers there: give the port of {port}, not that of --metrics-port",
 }
-"""Words of gRPC for a server that was not reached, and what may help."""
+"""Words of gRPC for a server that was not reached, and what may help; `{port}` is the server's option for its port."""
 
 
 _TOO_LARGE = "max_message_bytes", "larger than max", "exceeds maximum size"
@@ -49,13 +49,19 @@ UNSTATED_DELAY_SECONDS = 1.0
 """What callers are told to wait where somebody on the way limits them and does not say for how long."""
 
 
-def call_error(e: Any, target: str) -> SoftkinError:
-    """The error for a call that failed; `e` is the RpcError of grpc or of grpc.aio."""
+def call_error(e: Any, target: str, port: str = "--port") -> SoftkinError:
+    """The error for a call that failed.
+
+    Args:
+        e: the RpcError of grpc or of grpc.aio.
+        target: what was called.
+        port: option of `softkin serve` for the port that was meant.
+    """
     # Pairs, whichever it is: that of grpc.aio looks like a mapping to dict, and in some versions is none.
     milliseconds = dict(iter(e.trailing_metadata() or ())).get(RETRY_AFTER, "")
     # Proxies write there what they like; a negative number states no delay.
     retry_after = int(milliseconds) / 1000 if re.fullmatch("[0-9]{1,9}", milliseconds) else None
-    return _error(e.code(), e.details() or "", retry_after, target)
+    return _error(e.code(), e.details() or "", retry_after, target, port)
 
 
 def answer_error(status: Status, target: str) -> SoftkinError:
@@ -76,7 +82,9 @@ def counted_from(error: SoftkinError, start: int) -> SoftkinError:
     return InvalidInputError(error.field, message)
 
 
-def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | None, target: str) -> SoftkinError:
+def _error(
+    code: grpc.StatusCode, details: str, retry_after_seconds: float | None, target: str, port: str = ""
+) -> SoftkinError:
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         field, colon, message = details.partition(": ")
         return InvalidInputError(field, message) if colon else InvalidInputError("request", f"{target}: {details}")
@@ -94,7 +102,7 @@ def _error(code: grpc.StatusCode, details: str, retry_after_seconds: float | Non
         )
     if code is grpc.StatusCode.UNAVAILABLE:
         remedy = next((remedy for words, remedy in _UNREACHED.items() if words in details), "")
-        return UnavailableError(f"{target}: {details}{remedy}", retry_after_seconds)
+        return UnavailableError(f"{target}: {details}{remedy.format(port=port)}", retry_after_seconds)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnavailableError(f"{target}: {details}; allow more time (timeout_seconds)")
     if code is grpc.StatusCode.UNIMPLEMENTED and _TAKES_NO_STREAMS in details:

@@ -37,6 +37,7 @@ class Endpoint:
     """
 
     _library: ClassVar[Any]
+    _port_option: ClassVar[str] = "--port"
 
     _closed = False
 
@@ -74,7 +75,7 @@ class Endpoint:
             raise SoftkinError(f"{self._target}: the client is closed; make another one")
 
     def _error(self, e: Any) -> SoftkinError:
-        return call_error(e, self._target)
+        return call_error(e, self._target, self._port_option)
 
 
 class Connection(Endpoint):
