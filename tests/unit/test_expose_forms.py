@@ -11,7 +11,7 @@ from foreign_models import CLASSES, SHAPE, WIDTH, body, classifier, reference, r
 from softkin.errors import InvalidInputError
 from softkin.scorer import Network
 from softkin.scorer_graph import representation_output
-from softkin_training import expose as exposing
+from softkin_training import representation_graph
 from softkin_training.expose import Exposed, embedding_network, expose
 from softkin_training.network_head import find_head
 
@@ -165,7 +165,7 @@ def test_a_representation_is_declared_as_wide_as_it_is(max_dim, dim):
 
 def test_a_layer_too_wide_to_project_is_refused_before_its_projection_is_drawn(monkeypatch):
     """Numbers in the millions are what a convolution's first layer gives for a photograph."""
-    monkeypatch.setattr(exposing, "LARGEST_MODEL_BYTES", 50)
+    monkeypatch.setattr(representation_graph, "LARGEST_MODEL_BYTES", 50)
     message = r"max_dim: got 4 for 'hidden', 5 numbers a row, whose projection would take 0\.00 GiB; .* narrower layer"
 
     with pytest.raises(InvalidInputError, match=message):

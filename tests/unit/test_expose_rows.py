@@ -12,7 +12,7 @@ from softkin.errors import InvalidInputError
 from softkin.manifest import INPUT_DTYPES
 from softkin.scorer import Network
 from softkin.scorer_graph import OLDEST_OPSET, representation_output
-from softkin_training import expose as exposing
+from softkin_training import representation_graph
 from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
 
 node, value = helper.make_node, helper.make_tensor_value_info
@@ -198,7 +198,7 @@ def test_an_input_may_not_be_called_as_what_a_detector_adds(tmp_path, name):
 
 def test_a_projection_too_large_for_a_bundle_is_told_in_gigabytes(monkeypatch):
     """Of float32; one that just fits is made."""
-    monkeypatch.setattr(exposing, "LARGEST_MODEL_BYTES", 2**24)
+    monkeypatch.setattr(representation_graph, "LARGEST_MODEL_BYTES", 2**24)
     x = np.ones((2, 2**12), np.float32)
 
     with pytest.raises(

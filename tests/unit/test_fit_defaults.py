@@ -58,24 +58,32 @@ def test_probabilities_have_no_energy(fitted):
     assert fitted(model="probabilities.onnx").parts == ("density", "class_density")
 
 
-@pytest.mark.parametrize(("largest", "told"), [(1.0, False), (1e4, True)])
-def test_columns_of_very_different_size_are_remarked_upon(tmp_path, monkeypatch, capsys, largest, told):
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        ((1, 1, 1, 1, 1, 1), None),
+        ((1, 1, 1, 1, 1, 1e4), "compared in units of those"),
+        ((1, 1, 1, 1, 1, 1e-4), "those of small numbers"),
+    ],
+    ids=["alike", "small ones", "a small one"],
+)
+def test_columns_of_very_different_size_are_remarked_upon(tmp_path, monkeypatch, capsys, scales, said):
     """Of rows themselves: distances hear the largest numbers alone. Hidden layers are no columns of anybody's."""
     monkeypatch.chdir(tmp_path)
-    x = X.reshape(len(X), -1) * np.array([1, 1, 1, 1, 1, largest], np.float32)
+    x = X.reshape(len(X), -1) * np.array(scales, np.float32)
     np.savez("d.npz", x_train=x, y_train=Y)
     onnx.save(classifier(inputs=[helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 6])]), "m.onnx")
     remark = "columns of the rows have deviations from"
 
-    for source, remedy in (
-        ("--embeddings d.npz", "scale the vectors"),
-        ("--onnx m.onnx --layers x --data d.npz", "scale them in the model, and name what comes of it"),
-        ("--onnx m.onnx --layers hidden --data d.npz", None),
+    for source, of_rows in (
+        ("--embeddings d.npz", True),
+        ("--onnx m.onnx --layers x --data d.npz", True),
+        ("--onnx m.onnx --layers hidden --data d.npz", False),
     ):
         assert main(["fit", *source.split(), "--out", "."]) == 0
         out = capsys.readouterr().out
-        assert (remark in out) == (told and remedy is not None)
-        assert remedy is None or (remedy in out) == told
+        assert (remark in out) == (said is not None and of_rows)
+        assert said is None or (said in out) == of_rows
 
 
 def test_vectors_are_whitened_and_keep_all_calibration_rows(tmp_path, monkeypatch):

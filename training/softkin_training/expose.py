@@ -23,10 +23,11 @@ from softkin.mass import Metric
 from softkin.scorer import BOUNDARY, LOGITS, MASSES, reducer_key
 from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
 from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output, refuse_several_labels
+from softkin_training.columns import STANDARDIZED, Columns
 from softkin_training.fit_rows import axes_of
 from softkin_training.foreign import adapt, the_input, with_wide_input
 from softkin_training.layer_metrics import Metrics, metric_of
-from softkin_training.map_layout import layout_of
+from softkin_training.map_layout import are_channels_last
 from softkin_training.onnx_graphs import (
     copied_input,
     find_tensor,
@@ -37,13 +38,16 @@ from softkin_training.onnx_graphs import (
     with_copied_input,
 )
 from softkin_training.projection import (
-    CHANNELS_FIRST,
     SMALLEST_NORM,
-    channels_last,
     describe_reducer,
     pooled,
     pooling,
-    projection_matrix,
+)
+from softkin_training.representation_graph import (
+    LARGEST_MODEL_BYTES,
+    add_pooling,
+    add_representation,
+    after_columns,
 )
 from softkin_training.trial import TensorError
 
@@ -51,12 +55,8 @@ Array = NDArray[Any]
 
 ENERGY_TOLERANCE = 1e-3
 """Energies of rows that differ by less are taken for constant."""
-LARGEST_MODEL_BYTES = 2**31 - 2**20
-"""A protobuf ends at 2 GiB; what the bank adds to the graph is small."""
 EQUAL_MEANS = 1e-4
 """Largest difference between rows, of the largest value, up to which means say nothing where the maps do."""
-FAR_OFF = 1000.0
-"""Squared distance of rows from the origin, in units of that from their median: beyond it float32 shows."""
 OUR_PREFIXES = ("representation.", "contribution.", "row.", "model/", "expose/", "softkin")
 """Of tensors that are added to a model, here and where a detector is composed of it."""
 INPUTS = "inputs"
@@ -79,6 +79,11 @@ class ExposedLayer:
     reducer: str
     is_input: bool = False
     """Whether it is what the model takes: rows themselves."""
+
+    @property
+    def standardized(self) -> bool:
+        """Whether its columns are compared in units of their deviations."""
+        return self.reducer.startswith(STANDARDIZED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,7 @@ def expose(
     max_dim: int,
     seed: int,
     max_side: int = 0,
+    columns: Columns | None = None,
     num_classes: int | None = None,
     output: str | None = None,
     output_kind: str = "auto",
@@ -129,6 +135,7 @@ def expose(
         seed: of the projections: `seed + i` for layer i.
         max_side: larger maps, `[B, C, H, W]` or `[B, H, W, C]` as the graph has them, are averaged down to at most this
             many rows and columns before; 0 = none.
+        columns: what the input is standardised by as a layer; None: as it is.
         num_classes: how many classes there are; None: as many as the output has columns.
         output: tensor, node or output that gives a number per class, or one number for two classes; None: the only
             float output that fits.
@@ -165,23 +172,24 @@ def expose(
     for i, (name, tensor) in enumerate(tensors.items()):
         z, from_tensor = adapted.values[tensor], f"model/{tensor}"
         width = z[0].size
-        last = _channels_last(proto, tensor, z)
+        last = are_channels_last(proto, tensor, z.shape[1:])
         side, left = pooling(z.shape[1:], max_side, last=last)
         if side > 1:
-            from_tensor = _pool(g, from_tensor, side, last=last)
+            from_tensor = add_pooling(g, from_tensor, side, last=last)
             maps, z = z, pooled(z.astype(np.float64), side, last=last)
             _refuse_equal_means(name, maps, z, max_side)
         z_ND, of_layer = z.reshape(len(probe), -1), metric_of(metric, name)
-        _add_representation(g, from_tensor, name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i)
-        reducer = describe_reducer(left, max_dim, seed + i, side)
         is_input = tensor == copied_input(name)
+        by = columns if is_input else None
+        add_representation(g, from_tensor, name, z_ND, metric=of_layer, max_dim=max_dim, seed=seed + i, columns=by)
+        reducer = describe_reducer(left, max_dim, seed + i, side)
         found.append(
             ExposedLayer(
                 name=name,
                 tensor=name if is_input else tensor,
                 width=width,
                 dim=min(left, max_dim),
-                reducer=reducer,
+                reducer=after_columns(by, reducer),
                 is_input=is_input,
             )
         )
@@ -215,7 +223,9 @@ def expose(
     )
 
 
-def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) -> Exposed:
+def embedding_network(
+    probe: Array, *, metric: Metric, max_dim: int, seed: int, columns: Columns | None = None
+) -> Exposed:
     """A network without logits whose only representation, `EMBEDDING`, is its `[B, D]` input, reduced.
 
     Args:
@@ -223,6 +233,7 @@ def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) 
         metric: of the representation.
         max_dim: wider vectors are projected to this many numbers.
         seed: of the projection.
+        columns: what vectors are standardised by; None: they stay as they are.
 
     Raises:
         InvalidInputError: one number a row has no direction for cosine.
@@ -232,8 +243,8 @@ def embedding_network(probe: Array, *, metric: Metric, max_dim: int, seed: int) 
     graph = helper.make_graph([], "embedding", [helper.make_tensor_value_info(INPUTS, elem_type, ["batch", dim])], [])
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     g = GraphBuilder("expose")
-    _add_representation(g, INPUTS, EMBEDDING, probe, metric=metric, max_dim=max_dim, seed=seed)
-    reducer = describe_reducer(dim, max_dim, seed)
+    add_representation(g, INPUTS, EMBEDDING, probe, metric=metric, max_dim=max_dim, seed=seed, columns=columns)
+    reducer = after_columns(columns, describe_reducer(dim, max_dim, seed))
     layer = ExposedLayer(
         name=EMBEDDING, tensor=INPUTS, width=dim, dim=min(dim, max_dim), reducer=reducer, is_input=True
     )
@@ -298,65 +309,6 @@ def _add_logits(g: GraphBuilder, source: str, kind: OutputKind, axes: tuple[int,
     if kind == "probabilities":
         logits = g.op("Log", [g.op("Max", [logits, g.constant(float(np.finfo(np.float32).tiny))])])
     g.nodes.append(helper.make_node("Identity", [logits], [LOGITS], name=f"expose/{LOGITS}"))
-
-
-def _add_representation(
-    g: GraphBuilder, source: str, layer: str, probe_ND: Array, *, metric: Metric, max_dim: int, seed: int
-) -> None:
-    """Nodes from a tensor `[B, ...]` of any number type to the float32 output `[B, min(D, max_dim)]` of a layer.
-
-    `probe_ND` are values of the tensor, flattened. Where they lie far from the origin, their median becomes it for
-    squared distances, which do not change but for float32: |z - b|^2 is computed as |z|^2 + |b|^2 - 2 z.b.
-    """
-    width = probe_ND.shape[1]
-    if width == 1 and metric == "cosine":
-        raise InvalidInputError(
-            "metric", f"got cosine for {layer!r}, one number a row, which has no direction; choose squared_euclidean"
-        )
-
-    def unit_rows(z_BD: str) -> str:
-        norm = g.op("ReduceL2", [z_BD, g.constant(np.array([1], np.int64))], keepdims=1)
-        return g.op("Div", [z_BD, g.op("Max", [norm, g.constant(SMALLEST_NORM)])])
-
-    z_BD = g.op("Flatten", [g.op("Cast", [source], to=TensorProto.FLOAT)], axis=1)
-    if metric == "cosine":
-        z_BD = unit_rows(z_BD)
-    elif _far_off(probe_ND, center := np.median(probe_ND.astype(np.float64), axis=0)):
-        z_BD = g.op("Sub", [z_BD, g.constant(center.astype(np.float32))])
-    if width > max_dim and 4 * width * max_dim > LARGEST_MODEL_BYTES:
-        raise InvalidInputError(
-            "max_dim",
-            f"got {max_dim} for {layer!r}, {width} numbers a row, whose projection would take "
-            f"{4 * width * max_dim / 2**30:.2f} GiB; a bundle's network holds at most "
-            f"{LARGEST_MODEL_BYTES / 2**30:.2f} GiB: lower it, or name a narrower layer",
-        )
-    matrix = projection_matrix(width, max_dim, seed)
-    if matrix is not None:
-        z_BD = g.op("MatMul", [z_BD, g.constant(matrix)])
-        if metric == "cosine":
-            z_BD = unit_rows(z_BD)
-    name = representation_output(layer)
-    g.nodes.append(helper.make_node("Identity", [z_BD], [name], name=f"expose/{name}"))
-
-
-def _channels_last(proto: onnx.ModelProto, tensor: str, z: Array) -> bool:
-    """Whether maps are `[B, H, W, C]`: as the graph has it, or else by their shape."""
-    layout = layout_of(proto, tensor) if z.ndim == len(CHANNELS_FIRST) else None
-    return channels_last(z.shape[1:]) if layout is None else layout == "last"
-
-
-def _pool(g: GraphBuilder, source: str, side: int, *, last: bool) -> str:
-    """Name of what `pooled` makes of a tensor."""
-    z = g.op("Cast", [source], to=TensorProto.FLOAT)
-    if last:
-        z = g.op("Transpose", [z], perm=CHANNELS_FIRST)
-    square = [side, side]
-    return g.op("AveragePool", [z], kernel_shape=square, strides=square, ceil_mode=1, count_include_pad=0)
-
-
-def _far_off(z_ND: Array, center: Array) -> bool:
-    spread = np.square(z_ND - center).sum(axis=1).mean()
-    return bool(np.square(center).sum() > FAR_OFF * spread)
 
 
 def _serialised(

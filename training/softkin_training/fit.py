@@ -21,6 +21,7 @@ from softkin.errors import DataError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.scorer import LOGITS, Network
 from softkin_training.build import DetectorSpec, LayerSpec, build
+from softkin_training.columns import columns_of
 from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
 from softkin_training.fit_config import DEFAULT_PARTS, FitConfig
 from softkin_training.fit_rows import (
@@ -34,6 +35,7 @@ from softkin_training.fit_rows import (
 from softkin_training.foreign import read_model
 from softkin_training.network_head import find_head
 from softkin_training.npz import checked_labels, read_npz
+from softkin_training.onnx_graphs import real_inputs
 from softkin_training.rows import Rows, fingerprint
 from softkin_training.split import choose_bank_rows, first_of_each, split
 
@@ -95,6 +97,13 @@ def fit_onnx(
     arrays = read_npz(data, ("x_train", "y_train"), optional=("class_names",))
     x = checked_rows(arrays["x_train"], "x_train", data)
     names = class_names(arrays)
+    compared = any(i.name in config.layers for i in real_inputs(proto.graph))
+    if config.standardize and not compared:
+        raise InvalidInputError(
+            "standardize",
+            f"got True, but none of the layers {config.layers} is the model's input; it is for columns of the rows "
+            "themselves: leave it out, or name the input",
+        )
     exposed = expose(
         proto,
         _probe(x),
@@ -102,6 +111,7 @@ def fit_onnx(
         metric=config.metric,
         max_dim=config.max_dim,
         max_side=config.max_side,
+        columns=columns_of(x, config.standardize) if compared else None,
         seed=config.seed,
         num_classes=len(names) if names else None,
         output=output,
@@ -159,8 +169,11 @@ def fit_embeddings(
         raise DataError(f"{data}: has class_names but no y_train; add the labels, or leave class_names out")
     else:
         names, y = (ONE_CLASS,), np.zeros(len(x), np.int64)
+    columns = columns_of(x, config.standardize)
+    if columns is not None and "metric" not in config.model_fields_set:  # a table, whose directions say little
+        config = config.model_copy(update={"metric": "squared_euclidean"})
     metric = config.metric_of(EMBEDDING)
-    exposed = embedding_network(_probe(x), metric=metric, max_dim=config.max_dim, seed=config.seed)
+    exposed = embedding_network(_probe(x), metric=metric, max_dim=config.max_dim, seed=config.seed, columns=columns)
     config = _with_parts(config, exposed)
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}

@@ -88,6 +88,11 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     for name, (kind, text) in options.items():
         # None where it is not given: the defaults are the recipes', whose module need not be imported for --help.
         sub.add_argument(f"--{name}", type=kind, metavar=name[0].upper(), help=text)
+    standardize = (
+        "compare columns of rows that are a layer themselves in units of their deviations (default: where half of them "
+        "vary 30 times less than another; vectors by squared_euclidean then)"
+    )
+    sub.add_argument("--standardize", action=argparse.BooleanOptionalAction, help=standardize)
     whiten = "compare representations in units of their spread within classes (default: yes)"
     sub.add_argument("--whiten", action=argparse.BooleanOptionalAction, help=whiten)
 
@@ -117,7 +122,7 @@ def fit(arguments: argparse.Namespace) -> None:
     if a.embeddings and (a.output or a.output_kind != "auto"):
         raise InvalidInputError("--output", "belongs to --onnx; vectors have no output")
     options = ("version", "metric", "max_dim", "max_side", "bank_rows", "nonconformity", "alpha", "precision")
-    more = ("max_p_value_change", "condense", "seed", "whiten", "temperature_scale")
+    more = ("max_p_value_change", "condense", "seed", "whiten", "standardize", "temperature_scale")
     given = {k: getattr(a, k) for k in (*options, *more) if getattr(a, k) is not None}
     if a.metric and "=" in a.metric:
         given["metric"] = {layer: metric for layer, _, metric in (x.rpartition("=") for x in names(a.metric))}
@@ -153,11 +158,11 @@ def fit(arguments: argparse.Namespace) -> None:
     print(f"bank:        {describe_bank(m)}{left_out}")
     if fitted.deviations:
         least, most = fitted.deviations
-        remedy = "scale the vectors" if a.embeddings else "scale them in the model, and name what comes of it"
-        print(
-            f"             columns of the rows have deviations from {least:.2g} to {most:.2g}: those of small numbers "
-            f"hardly\n             count; {remedy}"
-        )
+        if any(layer.standardized for layer in e.layers):
+            count = "compared in units of those,\n             all count alike (--no-standardize: as they are)"
+        else:
+            count = "those of small numbers\n             hardly count (--standardize: all alike)"
+        print(f"             columns of the rows have deviations from {least:.2g} to {most:.2g}: {count}")
     if m.parts:
         print(f"score:       {m.nonconformity}: {', '.join(m.parts)}")
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"

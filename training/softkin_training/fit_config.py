@@ -33,6 +33,8 @@ class FitConfig(DetectorConfig):
     version: Annotated[str, Field(pattern=NAME)] = "1"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the split, the projections and the choice of bank rows."""
+    standardize: bool | None = None
+    """Of rows themselves as a layer: see `columns_of`."""
     bank_rows: Width = 20000
     """Training rows in the bank; all of them where there are fewer."""
 

@@ -17,6 +17,8 @@ from softkin_training.rows import Rows, digests64, refuse_repeated, refuse_used
 Array = NDArray[Any]
 UNEVEN = 30.0
 """From how many times smaller a column's deviation is than another's distances tell hardly anything of it."""
+ROUNDINGS = 4.0
+"""Up to how many roundings of the largest number in it a column's deviation is taken for none."""
 
 ONE_CLASS = "all"
 """The class of vectors without labels."""
@@ -93,11 +95,19 @@ def uneven_deviations(x: Array) -> tuple[float, float] | None:
 
     Of columns `[n, columns]` alone, for images and sequences measure one thing in all places; of those that vary.
     """
-    with np.errstate(over="ignore"):  # rows beyond float32 are refused when the bank is made of them
-        found = x.std(axis=0, dtype=np.float64) if x.ndim == 2 else np.zeros(0)
+    found = column_deviations(x) if x.ndim == 2 else np.zeros(0)
     varying = found[found > 0]
     uneven = len(varying) > 0 and varying.max() > UNEVEN * varying.min()
     return (float(varying.min()), float(varying.max())) if uneven else None
+
+
+def column_deviations(x: Array) -> NDArray[np.float64]:
+    """`[D]` standard deviations of columns `[n, D]`; 0 of those that vary by rounding alone."""
+    with np.errstate(over="ignore", invalid="ignore"):  # rows beyond float32 are refused when the bank is made of them
+        found = x.std(axis=0, dtype=np.float64)
+        rounding = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.0
+        constant = found <= ROUNDINGS * rounding * np.abs(x).max(axis=0)
+    return np.asarray(np.where(constant, 0.0, found), np.float64)
 
 
 def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:

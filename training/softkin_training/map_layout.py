@@ -6,13 +6,14 @@ own operators on maps take and give channels first, and whoever has them last tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import onnx
 from onnx import inliner
 
 from softkin_training.onnx_graphs import downstream, real_inputs
-from softkin_training.projection import CHANNELS_FIRST
+from softkin_training.projection import CHANNELS_FIRST, channels_last
 
 Layout = Literal["first", "last"]
 
@@ -62,6 +63,12 @@ def layout_of(proto: onnx.ModelProto, tensor: str) -> Layout | None:
         for node in graph.node:
             _tell(node, moving, found)
     return found.get(tensor)
+
+
+def are_channels_last(proto: onnx.ModelProto, tensor: str, shape: Sequence[int]) -> bool:
+    """Whether what a tensor holds is `[H, W, C]` for each row: as the graph has it, or else by this shape of it."""
+    layout = layout_of(proto, tensor) if len(shape) == len(CHANNELS_FIRST) - 1 else None
+    return channels_last(shape) if layout is None else layout == "last"
 
 
 def _tell(node: onnx.NodeProto, moving: set[str], found: dict[str, Layout]) -> None:

@@ -1,0 +1,151 @@
+"""Tables whose columns are of very different size: compared in units of their deviations. Needs no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from foreign_models import tensor
+from softkin import Detector
+from softkin.bundle import read_manifest
+from softkin.errors import InvalidInputError
+from softkin_training.cli import main
+from softkin_training.columns import Columns, columns_of
+from softkin_training.fit_rows import column_deviations
+
+SCALES = np.array([1e4, 1e4, 1.0, 1e-2, 1e-2, 1e-2])
+"""Of incomes, of ages, of shares."""
+
+
+def table(n, seed=0):
+    """Rows of three classes, which the first two columns tell apart."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    x = rng.normal(size=(n, 6))
+    x[:, :2] += 4 * np.array([[0, 0], [1, 0], [0, 1]])[y]
+    return x, y
+
+
+def model(dtype=TensorProto.FLOAT):
+    """A classifier of six columns."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "w"], ["scores"]),
+    ]
+    weights = tensor((np.eye(6)[:, :3] / SCALES[:, None]).astype(np.float32), "w")
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", dtype, ["batch", 6])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 3])],
+        [weights],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.fixture
+def fitted(tmp_path, monkeypatch, capsys):
+    """The detector of rows, and what the command said."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(model(), "m.onnx")
+    sources = {"vectors": ["--embeddings", "d.npz"], "input": ["--onnx", "m.onnx", "--layers", "x", "--data", "d.npz"]}
+
+    def fit(x, y, *more, source="vectors"):
+        np.savez("d.npz", x_train=x, y_train=y)
+        assert main(["fit", *sources[source], "--out", ".", *more]) == 0
+        return Detector.load("bundle", device="cpu"), capsys.readouterr().out
+
+    return fit
+
+
+def auroc(detector, inliers, outliers):
+    """Share of pairs that stand in their order."""
+    dtype = detector.manifest.input_dtype
+    a, b = (detector.score(x.astype(dtype)).outlier_score for x in (inliers, outliers))
+    return (np.searchsorted(np.sort(a), b, side="left")).mean() / len(a)
+
+
+@pytest.mark.parametrize("source", ["vectors", "input"])
+@pytest.mark.parametrize("column", [2, 4])
+def test_outliers_in_a_column_of_small_numbers_are_seen(fitted, source, column):
+    """Eight deviations off: whitened as they were, their AUROC was that of a coin."""
+    x, y = table(1200)
+    x = (x * SCALES).astype(np.float32)
+    fresh = table(300, seed=1)[0]
+    off = fresh + 8 * np.eye(6)[column]
+
+    detector, said = fitted(x, y, source=source)
+    assert auroc(detector, fresh * SCALES, off * SCALES) > 0.97
+    assert "compared in units of those,\n             all count alike (--no-standardize: as they are)" in said
+    assert detector.manifest.layers[0].reducer.startswith("standardize + whitening")
+
+    plain, said = fitted(x, y, "--no-standardize", source=source)
+    assert auroc(plain, fresh * SCALES, off * SCALES) < 0.7
+    assert "those of small numbers\n             hardly count (--standardize: all alike)" in said
+
+
+def test_scores_do_not_depend_on_units(fitted):
+    """Whatever columns are measured in, and from whatever zero: exact but for rounding."""
+    x, y = table(600)
+    fresh = table(100, seed=1)[0]
+    other, zero = SCALES[::-1] * 3.0, np.array([1.7e9, 0, 0, 0, 0, -5.0])
+
+    found = [
+        fitted(x * scales + offset, y)[0].score(fresh * scales + offset).outlier_score
+        for scales, offset in ((SCALES, 0.0), (other, zero))
+    ]
+
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
+def test_tables_are_compared_by_distances_and_encoders_vectors_by_directions(fitted):
+    """The direction of an age and an income from nothing says little; who asks for it gets it."""
+    x, y = table(600)
+
+    config = fitted(x * SCALES, y)[0].manifest.provenance["fit"]["config"]
+    assert (config["metric"], config["standardize"]) == ("squared_euclidean", None)
+    assert fitted(x, y)[0].manifest.provenance["fit"]["config"]["metric"] == "cosine"
+    asked = fitted(x * SCALES, y, "--metric", "cosine")[0].manifest
+    assert asked.provenance["fit"]["config"]["metric"] == "cosine"
+    assert asked.layers[0].reducer.startswith("standardize + ")
+
+
+def test_a_few_small_columns_are_no_table(fitted):
+    """Those at the edge of flattened images: their rare ink would outweigh the rest. The remark says what there is."""
+    x, y = table(600)
+    x = x * np.array([1, 1, 1, 1, 1, 1e-3])
+
+    detector, said = fitted(x, y)
+    assert detector.manifest.layers[0].reducer.startswith("whitening")
+    assert "--standardize: all alike" in said
+    assert fitted(x, y, "--standardize")[0].manifest.layers[0].reducer.startswith("standardize + ")
+
+
+def test_hidden_layers_are_nobodys_columns(fitted, capsys):
+    """Asked for them, the option is refused; so it is of rows without columns."""
+    x, y = table(600)
+    x = (x * SCALES).astype(np.float32)
+    fitted(x, y)
+    command = ["fit", "--onnx", "m.onnx", "--data", "d.npz", "--out", "."]
+
+    assert main([*command, "--layers", "f"]) == 0
+    assert read_manifest("bundle").layers[0].reducer.startswith("whitening")
+    assert main([*command, "--layers", "f", "--standardize"]) == 1
+    assert "--standardize: got True, but none of the layers ['f'] is the model's input" in capsys.readouterr().err
+    with pytest.raises(InvalidInputError, match=r"standardize: got True for rows \[rows, 2, 3\]; .* leave it out"):
+        columns_of(np.zeros((4, 2, 3)), True)
+    assert columns_of(np.zeros((4, 2, 3)), None) is None
+
+
+def test_what_varies_by_rounding_does_not_vary():
+    """Divided by its deviation, rounding would outweigh all else; such columns, and constant ones, stay as they are."""
+    x = np.stack([np.arange(8), np.full(8, 3), 1000 + np.arange(8) % 2 * 1e-4], axis=1).astype(np.float32)
+
+    assert (column_deviations(x) > 0).tolist() == [True, False, False]
+    columns = Columns.of(x)
+    assert columns.deviation.tolist() == [x[:, 0].std(), 1, 1]
+    np.testing.assert_allclose(columns.center, [3.5, 3, 1000], rtol=1e-6)
+    assert columns_of(np.zeros((4, 2)), None) is None
+    assert columns_of(np.zeros((4, 2)), True).deviation.tolist() == [1, 1]
