@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.errors import InvalidInputError
-from softkin_training.fit_rows import UNEVEN, axes_of, column_deviations
+from softkin_training.fit_rows import UNEVEN, axes_of, column_deviations, column_means
 
 STANDARDIZED = "standardize"
 """What a reducer begins with, where columns are."""
@@ -32,7 +32,7 @@ class Columns:
     def of(cls, x: NDArray[Any]) -> Columns:
         """Of rows `[n, D]`."""
         deviation = column_deviations(x)
-        return cls(center=x.mean(axis=0, dtype=np.float64), deviation=np.where(deviation > 0, deviation, 1.0))
+        return cls(center=column_means(x), deviation=np.where(deviation > 0, deviation, 1.0))
 
 
 def columns_of(x: NDArray[Any], asked: bool | None) -> Columns | None:

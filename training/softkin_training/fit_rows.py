@@ -103,11 +103,24 @@ def uneven_deviations(x: Array) -> tuple[float, float] | None:
 
 def column_deviations(x: Array) -> NDArray[np.float64]:
     """`[D]` standard deviations of columns `[n, D]`; 0 of those that vary by rounding alone."""
-    with np.errstate(over="ignore", invalid="ignore"):  # rows beyond float32 are refused when the bank is made of them
-        found = x.std(axis=0, dtype=np.float64)
-        rounding = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.0
-        constant = found <= ROUNDINGS * rounding * np.abs(x).max(axis=0)
-    return np.asarray(np.where(constant, 0.0, found), np.float64)
+    return np.array([_moments(column, x.dtype)[1] for column in x.T])
+
+
+def column_means(x: Array) -> NDArray[np.float64]:
+    """`[D]` means of columns `[n, D]`."""
+    return np.array([_moments(column, x.dtype)[0] for column in x.T])
+
+
+def _moments(column: Array, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Mean and deviation, of numbers whose squares no float64 holds too."""
+    values = column.astype(np.float64)
+    largest = float(np.abs(values).max())
+    if not largest:
+        return 0.0, 0.0
+    values /= largest
+    rounding = ROUNDINGS * np.finfo(dtype).eps if dtype.kind == "f" else 0.0
+    deviation = float(values.std())
+    return float(values.mean()) * largest, 0.0 if deviation <= rounding else deviation * largest
 
 
 def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
