@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,28 +22,29 @@ LONGEST_WHOLE = 20
 def add_arguments(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     """Add the actions, each with its own arguments and those of `common`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = partial(actions.add_parser, parents=[common], allow_abbrev=False)
 
-    load = actions.add_parser("load", parents=[common], help="load a bundle beside what is served")
+    load = add("load", help="load a bundle beside what is served")
     load.add_argument("path", metavar="PATH", help="bundle directory, relative to the server's --bundle-root")
     load.add_argument(
         "--label", action="append", default=[], metavar="L", help="label to give it once it serves; may be repeated"
     )
 
-    unload = actions.add_parser("unload", parents=[common], help="stop serving a version; calls in flight finish on it")
+    unload = add("unload", help="stop serving a version; calls in flight finish on it")
     unload.add_argument("name", metavar="NAME", help="detector")
     unload.add_argument("version", metavar="VERSION", help="its version; must carry no label")
 
-    label = actions.add_parser("label", parents=[common], help="move a label: promotion, or rollback when moved back")
+    label = add("label", help="move a label: promotion, or rollback when moved back")
     label.add_argument("name", metavar="NAME", help="detector")
     label.add_argument("version", metavar="VERSION", help="the version that shall carry the label")
     label.add_argument("label", metavar="LABEL", help="'stable' serves by default, 'shadow' scores silently")
     label.add_argument("--force", action="store_true", help="promote although the shadow comparison speaks against it")
 
-    unlabel = actions.add_parser("unlabel", parents=[common], help="take a label away")
+    unlabel = add("unlabel", help="take a label away")
     unlabel.add_argument("name", metavar="NAME", help="detector")
     unlabel.add_argument("label", metavar="LABEL", help="the label")
 
-    listing = actions.add_parser("list", parents=[common], help="show what is loaded, and who carries which label")
+    listing = add("list", help="show what is loaded, and who carries which label")
     listing.add_argument("--json", action="store_true", help="one JSON object per version")
 
 

@@ -94,7 +94,8 @@ def build_parser(chosen: str | None = None) -> tuple[argparse.ArgumentParser, ar
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen_parser = None
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.help)
+        # No abbreviations: one that is clear today is refused, or means something else, once there are more options.
+        sub = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
         if name == chosen:
             command.add_arguments(sub)
             chosen_parser = sub

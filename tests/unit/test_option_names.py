@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from softkin.cli import build_parser
+from softkin.cli import build_parser, main
 from softkin.errors import InvalidInputError, UnavailableError
 from softkin.option_names import SCORE_OPTIONS, as_typed, unrecognized
 
@@ -54,3 +54,20 @@ def test_an_unknown_option_comes_with_the_nearest(typed, text):
 
     assert parser is not None
     assert unrecognized(parser, typed) == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        (["serve", "b", "--max-row", "8"], "unrecognized arguments: --max-row 8; did you mean --max-rows?"),
+        (["score", "--target", "t:1", "f.npz", "--neighbor", "5"], "--neighbor 5; did you mean --neighbors?"),
+        (["admin", "--target", "t:1", "label", "a", "1", "stable", "--forc"], "unrecognized arguments: --forc"),
+    ],
+)
+def test_an_abbreviation_is_no_option(typed, text, capsys):
+    """What is clear today would be refused, or would mean something else, once there are more options."""
+    with pytest.raises(SystemExit) as e:
+        main(typed)
+
+    assert e.value.code == 2
+    assert text in capsys.readouterr().err
