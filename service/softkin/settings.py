@@ -26,6 +26,8 @@ from softkin.loopback import is_loopback
 from softkin.sources import ENV_PREFIX, Environment, config_path, read_config
 from softkin.verdicts import Guarantee
 
+_TILDE = "'~' is replaced by a shell alone, and only where a word begins with it; write the whole path"
+
 
 class ServerSettings(BaseSettings):
     """What the operator chose; nothing here is computed."""
@@ -236,8 +238,10 @@ class ServerSettings(BaseSettings):
     @classmethod
     def _refuse_slips(cls, value: object, info: ValidationInfo) -> object:
         # An empty path would be the current directory, and true the number 1.
-        if value == "":
+        if isinstance(value, str) and not value.strip():
             raise ValueError("it is empty; leave the option out, or give it a value")
+        if isinstance(value, str) and value.startswith("~") and "Path" in str(cls.model_fields[str(info.field_name)]):
+            raise ValueError(_TILDE)  # a drift state would be kept in a folder of that name, wherever the server starts
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false are no values of it")
         return value
@@ -264,6 +268,8 @@ class ServerSettings(BaseSettings):
         paths = tuple(value.split(os.pathsep)) if isinstance(value, str) else value
         if isinstance(paths, tuple | list) and "" in paths:
             raise ValueError("one of the paths is empty")
+        if isinstance(paths, tuple | list) and any(str(path).startswith("~") for path in paths):
+            raise ValueError(_TILDE)
         return paths
 
     @model_validator(mode="after")

@@ -222,6 +222,36 @@ def test_an_empty_flag_is_refused(option):
         parse("b", option, "")
 
 
+def test_a_host_of_blanks_is_refused():
+    """It would be looked up, and be said to be held by another process."""
+    with pytest.raises(InvalidInputError, match=r"^--host: got ' '; it is empty"):
+        parse("b", "--host", " ")
+
+
+@pytest.mark.parametrize("option", ["--drift-state", "--token-file", "--tls-cert", "--bundle-root"])
+def test_a_home_that_no_shell_has_put_in_its_place_is_refused(option, monkeypatch):
+    """None does in `--drift-state=~/state`, nor in a variable of a unit file: a folder named '~' would be made."""
+    said = "got '~/state'; '~' is replaced by a shell alone, and only where a word begins with it; write the whole path"
+    with pytest.raises(InvalidInputError, match=f"^{option}: {said}$"):
+        parse("b", f"{option}=~/state")
+    monkeypatch.setenv(f"SOFTKIN_{option[2:].replace('-', '_').upper()}", "~/state")
+    with pytest.raises(InvalidInputError, match=f"^SOFTKIN_.*: {said}$"):
+        parse("b")
+
+
+def test_so_is_that_of_a_bundle_and_no_other_path_is(monkeypatch):
+    """Blanks are part of a path, and so is a '~' anywhere but at its beginning."""
+    with pytest.raises(InvalidInputError, match=r"^BUNDLE: got .*'~/b'.*; '~' is replaced by a shell alone"):
+        parse("a", "~/b")
+    monkeypatch.setenv("SOFTKIN_BUNDLES", "a:~/b")
+    with pytest.raises(InvalidInputError, match=r"^SOFTKIN_BUNDLES: got 'a:~/b'; '~' is replaced by a shell alone"):
+        parse()
+
+    settings = parse("./~b c", "--drift-state", "a ~")
+
+    assert (settings.bundles, settings.drift_state) == ((Path("~b c"),), Path("a ~"))
+
+
 @pytest.mark.parametrize("paths", ["a:", ":a", "a::b"])
 def test_an_empty_bundle_path_is_refused(monkeypatch, paths):
     """Likewise."""
