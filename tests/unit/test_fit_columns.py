@@ -14,6 +14,8 @@ from softkin.errors import InvalidInputError
 from softkin_training.cli import main
 from softkin_training.columns import Columns, columns_of
 from softkin_training.fit_rows import column_deviations
+from softkin_training.rows import Rows
+from softkin_training.split import split
 
 SCALES = np.array([1e4, 1e4, 1.0, 1e-2, 1e-2, 1e-2])
 """Of incomes, of ages, of shares."""
@@ -100,6 +102,22 @@ def test_scores_do_not_depend_on_units(fitted):
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("source", ["vectors", "input"])
+def test_no_score_rests_on_rows_that_calibrate(fitted, source):
+    """Deviations are of the other rows: rows that set the scale are no sample like those to come."""
+    x, y = table(600)
+    x = (x * SCALES).astype(np.float32)
+    held_out = split(Rows(x, y, np.arange(600)), 0.2, 0)[1].ids
+    others = x.copy()
+    others[held_out] *= 3
+    fresh = (table(50, seed=1)[0] * SCALES).astype(np.float32)
+
+    found = [fitted(rows, y, "--nonconformity", "density", source=source)[0] for rows in (x, others)]
+
+    assert found[0].score(fresh).outlier_score.tobytes() == found[1].score(fresh).outlier_score.tobytes()
+    assert (found[0].score(fresh).p_value != found[1].score(fresh).p_value).any()
+
+
 def test_tables_are_compared_by_distances_and_encoders_vectors_by_directions(fitted):
     """The direction of an age and an income from nothing says little; who asks for it gets it."""
     x, y = table(600)
@@ -151,4 +169,5 @@ def test_what_varies_by_rounding_does_not_vary():
     np.testing.assert_allclose(huge.deviation, [2.2912878e300, 2.2912878e-300], rtol=1e-6)
     np.testing.assert_allclose(huge.center, [3.5e300, 3.5e-300], rtol=1e-6)
     assert columns_of(np.zeros((4, 2)), None) is None
+    assert columns_of(np.zeros((0, 2)), True) is None
     assert columns_of(np.zeros((4, 2)), True).deviation.tolist() == [1, 1]

@@ -39,7 +39,7 @@ def columns_of(x: NDArray[Any], asked: bool | None) -> Columns | None:
     """What rows are to be standardised by; None where they stay as they are.
 
     Args:
-        x: `[n, ...]` training rows.
+        x: `[n, ...]` training rows, calibration rows left out.
         asked: None: where half of the columns that vary do so `UNEVEN` times less than another. Not where a few do:
             those may be pixels at the edge of a flattened image, whose rare ink would then outweigh all else.
 
@@ -51,6 +51,8 @@ def columns_of(x: NDArray[Any], asked: bool | None) -> Columns | None:
             raise InvalidInputError(
                 "standardize", f"got True for rows {axes_of(x)}; it is for columns, [rows, columns]: leave it out"
             )
+        return None
+    if not len(x):  # all rows calibrate, which is refused when there is a bank to make
         return None
     if asked is None:
         varying = column_deviations(x)

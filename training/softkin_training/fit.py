@@ -111,7 +111,7 @@ def fit_onnx(
         metric=config.metric,
         max_dim=config.max_dim,
         max_side=config.max_side,
-        columns=columns_of(x, config.standardize) if compared else None,
+        columns=columns_of(_seen(x, config, calibration, calibration_share), config.standardize) if compared else None,
         seed=config.seed,
         num_classes=len(names) if names else None,
         output=output,
@@ -169,7 +169,7 @@ def fit_embeddings(
         raise DataError(f"{data}: has class_names but no y_train; add the labels, or leave class_names out")
     else:
         names, y = (ONE_CLASS,), np.zeros(len(x), np.int64)
-    columns = columns_of(x, config.standardize)
+    columns = columns_of(_seen(x, config, calibration, calibration_share), config.standardize)
     if columns is not None and "metric" not in config.model_fields_set:  # a table, whose directions say little
         config = config.model_copy(update={"metric": "squared_euclidean"})
     metric = config.metric_of(EMBEDDING)
@@ -265,6 +265,14 @@ def _other_order(
     if order == list(range(num_classes)) or len(set(order)) < num_classes:
         return None
     return tuple(order), float((np.array(order)[predicted] == labels).mean())
+
+
+def _seen(x: NDArray[Any], config: FitConfig, calibration: str | Path | None, share: float) -> NDArray[Any]:
+    """The rows less those that `_fit` calibrates with: scores that rest on these are no sample of scores to come."""
+    if calibration is not None:
+        return x
+    distinct = first_of_each(Rows(x, np.zeros(len(x), np.int64), np.arange(len(x))))
+    return x[split(distinct, share, config.seed)[0].ids]
 
 
 def _probe(x: NDArray[Any]) -> NDArray[Any]:
