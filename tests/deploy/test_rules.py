@@ -48,6 +48,7 @@ HEALTHY = {
     SMALL_P_VALUES: "0+200x600",
     ANSWERED: "0+20x600",
     **{REJECTED % reason: "0x600" for reason in ("internal", "unavailable", "queue_full", "deadline", "invalid")},
+    REJECTED % "unsupported": "0x600",
 }
 
 # What differs from a healthy server, after how many minutes, what fires.
@@ -63,6 +64,7 @@ CASES = {
     "a single internal error": ({REJECTED % "internal": "0x10 1x590"}, 15, []),
     "nothing but errors": ({REJECTED % "internal": "0+1x600", ANSWERED: "0x600"}, 20, ["SoftkinErrors"]),
     "callers send nonsense": ({REJECTED % "invalid": "0+19x600"}, 20, []),
+    "callers ask for streams where there are none": ({REJECTED % "unsupported": "0+19x600"}, 20, []),
     "the queue is full": ({REJECTED % "queue_full": "0+5x600"}, 20, ["SoftkinOverloaded"]),
     "deadlines pass in the queue": ({REJECTED % "deadline": "0+5x600"}, 20, ["SoftkinOverloaded"]),
     "the GPU is not used": ({FALLBACK: "1x600"}, 20, ["SoftkinDeviceFallback"]),
