@@ -120,7 +120,7 @@ def test_labels_or_none_are_two_versions(tiny, tmp_path):
         (
             ["--grow"],
             [
-                "class p-values, credibility and confidence rest on the 300 labelled rows among them; p-values and "
+                "class p-values, credibility and confidence rest on the 300 labelled calibration rows; p-values and "
                 "verdicts ask for no label"
             ],
         ),

@@ -83,7 +83,7 @@ def described(manifest: Manifest) -> list[str]:
             f"no labels: p-values, verdicts and every guarantee are those of the new rows; {what} are not:",
             f"they rest on {number} labelled rows of version {spelled(str(kept))}, and promise nothing of inliers now",
         ]
-    return [f"{what} rest on the {number} labelled rows among them; p-values and verdicts ask for no label"]
+    return [f"{what} rest on the {number} labelled calibration rows; p-values and verdicts ask for no label"]
 
 
 def with_classes(new: Calibration, classes: ClassRows, old: Calibration) -> Calibration:

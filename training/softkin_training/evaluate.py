@@ -16,6 +16,7 @@ from softkin import conformal
 from softkin.bundle import Bundle
 from softkin.certificate import certify
 from softkin.errors import InvalidInputError
+from softkin.manifest import Manifest
 from softkin.nonconformity import Outputs
 from softkin.unfinished_files import written_whole
 from softkin_training.calibration_metrics import (
@@ -25,6 +26,7 @@ from softkin_training.calibration_metrics import (
     classifier_calibration,
 )
 from softkin_training.class_alarms import uneven_classes
+from softkin_training.class_rows import described
 from softkin_training.compared_scores import Compared, compared_scores
 from softkin_training.corruption_report import corruption_report
 from softkin_training.measure import INLIERS, ROC_RATES, histogram, key, p_value_report, score_report
@@ -126,6 +128,7 @@ def evaluate(
         corruptions=corruption_report(subject, inliers, labels, alpha=alpha, rows=corruption_rows, seed=seed),
         notes=(
             *_used_before(loaded, inliers),
+            *_behind_credibility(m),
             *uneven_classes(own_p[INLIERS] <= alpha, own[INLIERS].predicted_class, m.classes, alpha),
             *notes,
         ),
@@ -180,6 +183,11 @@ def _used_before(loaded: Bundle, inliers: NDArray[np.generic]) -> list[str]:
         f"{again} of the inliers have content that the bundle was trained, built or calibrated with: false alarms, "
         "accuracy and all that builds on them look better than they are. Leave those rows out."
     ]
+
+
+def _behind_credibility(m: Manifest) -> list[str]:
+    text = " ".join(described(m))
+    return [f"{text[0].upper()}{text[1:]}."] if text else []
 
 
 def _compare(other: Compared, passes: Mapping[str, Pass], calibrating: Pass | None, alpha: float) -> ScoreReport:
