@@ -83,23 +83,20 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         self, request: pb.LoadDetectorRequest, context: grpc.ServicerContext
     ) -> pb.LoadDetectorResponse:
         """Load a bundle, unless the same one is loaded, and give it labels."""
-        with self._place():  # what finds none has read no bundle, and is no reload that failed
-            return self._counted(request, context)
+        path = inside(self._root, request.path)
+        labels = [check_label(label, "labels") for label in request.labels]
+        with self._place(), self._changing(context):
+            return pb.LoadDetectorResponse(detector=self._info(self._counted(path, labels, context)))
 
-    def _counted(self, request: pb.LoadDetectorRequest, context: grpc.ServicerContext) -> pb.LoadDetectorResponse:
+    def _counted(self, path: Path, labels: list[str], context: grpc.ServicerContext) -> ScoringDetector:
+        """The detector of a bundle, counted as read; what was refused before is no reload that failed."""
         result = "failed"
         try:
-            path = inside(self._root, request.path)
-            labels = [check_label(label, "labels") for label in request.labels]
-            with self._changing(context):
-                detector = self._known(path, labels)
-                result = "loaded" if detector is None else "unchanged"
-                if detector is None:
-                    detector = self._load(path, labels, context)
-                return pb.LoadDetectorResponse(detector=self._info(detector))
-        except BaseException:
-            result = "failed"
-            raise
+            detector, found = self._known(path, labels), "unchanged"
+            if detector is None:
+                detector, found = self._load(path, labels, context), "loaded"
+            result = found
+            return detector
         finally:
             self._metrics.reloaded(result)
 

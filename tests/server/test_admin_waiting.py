@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from softkin.admin import CHANGES, MAX_CALLS, RETRY_AFTER_SECONDS, SERVICE
 from softkin.admin_client import AdminClient
 from softkin.client import Client
-from softkin.errors import OverloadedError, SoftkinError, UnavailableError
+from softkin.errors import InvalidInputError, OverloadedError, PreconditionError, SoftkinError, UnavailableError
 
 SET_LABEL = {"grpc_type": "UNARY", "grpc_service": SERVICE, "grpc_method": "SetLabel"}
 
@@ -162,3 +162,26 @@ def test_the_metrics_port_is_told_from_an_admin_port(operated):
         pytest.raises(SoftkinError, match="give the port of --port, not that of --metrics-port"),
     ):
         scoring.detectors()
+
+
+def test_what_is_refused_before_a_bundle_is_read_is_no_reload_that_failed(operated, admin, loading):
+    """The alert says that a bundle is damaged; a slip of the caller's, or one who gave up waiting, tells of none."""
+    for path, labels in (("../outside", []), ("", []), ("v2", ["a b"])):
+        with pytest.raises(InvalidInputError):
+            admin.load(path, labels)
+    loading.gate = threading.Event()
+    loads = threading.Thread(target=admin.load, args=("v2",))
+    loads.start()
+    assert loading.entered.acquire(timeout=20)
+    with AdminClient(admin._target, timeout_seconds=0.5) as hasty, pytest.raises(UnavailableError):
+        hasty.load("v3")
+    ended = {"grpc_type": "UNARY", "grpc_service": SERVICE, "grpc_method": "LoadDetector"}
+    operated.until(lambda: operated.sample("grpc_server_handling_seconds_count", **ended) == 4)
+
+    assert operated.sample("softkin_reloads_total", result="failed") == 0
+
+    loading.gate.set()
+    loads.join(timeout=20)
+    with pytest.raises(PreconditionError, match="cannot be read"):
+        admin.load("nothing")
+    assert operated.sample("softkin_reloads_total", result="failed") == 1
