@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from softkin.errors import InvalidInputError
 from softkin.logs import log, log_line
+from softkin.pipes import is_pipe
 
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 """What gRPC's TLS library knows of elliptic curves."""
@@ -35,7 +36,7 @@ class ServerCertificate:
 
     They are read for every new connection; one that is being established meanwhile never sees a half-written or
     mismatched pair: until the files are right again, the previous ones are used, and the log says so. Connections that
-    are open stay as they are.
+    are open stay as they are. Where one of the files is a pipe, all are read once.
 
     Args:
         cert: PEM file of the certificate, followed by those that link it to its authority.
@@ -80,6 +81,8 @@ class ServerCertificate:
             return self._expires.timestamp()
 
     def _look_again(self) -> None:
+        if any(path is not None and is_pipe(path) for path in self._paths.values()):
+            return
         fault = ""
         try:
             files = self._read()

@@ -15,6 +15,7 @@ import grpc
 from softkin.bearer import METADATA_KEY, SCHEME, read_tokens
 from softkin.errors import AuthenticationError, InvalidInputError
 from softkin.logs import log, log_line
+from softkin.pipes import is_pipe
 
 REFUSAL = "this call needs a valid token in its metadata: 'authorization: Bearer TOKEN'"
 """The same for a missing and for a wrong token: a caller learns nothing about the tokens there are."""
@@ -26,7 +27,7 @@ LOOK_AGAIN_SECONDS = 1.0
 class TokenFile:
     """The tokens of a file that may change: it is read again once a second at most, when somebody calls.
 
-    A file that becomes unreadable or wrong changes nothing, and the log says so.
+    A file that becomes unreadable or wrong changes nothing, and the log says so. A pipe is read once.
 
     Args:
         path: as `bearer.read_tokens` takes it.
@@ -56,6 +57,8 @@ class TokenFile:
             if self._clock() - self._looked < LOOK_AGAIN_SECONDS:
                 return
             self._looked = self._clock()
+            if is_pipe(self._path):
+                return
             before, fault = self._digests, ""
             try:
                 self._digests = self._read()
