@@ -127,12 +127,3 @@ def test_a_bundle_is_as_readable_as_the_umask_lets_files_be(tiny, tmp_path, umas
     assert {f.name: oct(f.stat().st_mode & 0o777) for f in (tmp_path / "b").iterdir()} == dict.fromkeys(
         bundles.FILES, oct(mode)
     )
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
-def test_a_manifest_that_is_no_file_is_refused_and_not_waited_for(make, tmp_path):
-    """A pipe would hold a server's reload, and with it every later one, until somebody writes into it."""
-    make(tmp_path / bundles.MANIFEST)
-
-    with pytest.raises(BundleError, match=r"manifest\.json: cannot be read \(not a regular file\); a bundle is"):
-        bundles.digest(tmp_path)
