@@ -21,7 +21,7 @@ import paper_tables
 from machine import describe_machine
 from paper_data import write_data
 from softkin_training.ablate import Cell, ablate
-from softkin_training.ablation_plan import FAR, load_plan
+from softkin_training.ablation_plan import FAR, Plan, load_plan
 from softkin_training.ablation_table import summarise
 
 HERE = Path(__file__).parent
@@ -34,31 +34,47 @@ REDUCED = ("data.calibration_rows=3000", "training.batch_size=128", "training.cp
 
 def main() -> None:
     """Run what is not done yet, then write numbers and pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a = parse(__doc__)
+    found = {"machine": describe_machine("cpu")} | seeds_of(a)
+    for recipe, cells in run_all("paper_plan.toml", a).items():
+        found[recipe] = summarise(cells) | {"claims": paper_claims.claims(cells, a.out / recipe)}
+    write(found)
+
+
+def parse(description: str | None) -> argparse.Namespace:
+    """The command line of whoever compares networks on these data sets."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("fashion-mnist", "mnist", "notmnist"):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="FILE", help="npz, see write_data")
     parser.add_argument("--textures", type=Path, metavar="FILE", help="npz of colour images, one more outlier set")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="networks and reports")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="for far outliers (default 5)")
     parser.add_argument("--near-seeds", type=int, default=3, metavar="N", help="for classes held out (default 3)")
-    a = parser.parse_args()
+    return parser.parse_args()
+
+
+def seeds_of(a: argparse.Namespace) -> dict[str, dict[str, list[int]]]:
+    """By recipe the seeds of far outliers, and those of classes held out."""
+    near = {recipe: list(range(a.near_seeds if recipe == "fashion_mnist" else 0)) for recipe in EPOCHS}
+    return {"seeds": {recipe: list(range(a.seeds)) for recipe in EPOCHS}, "near_seeds": near}
+
+
+def run_all(plan_name: str, a: argparse.Namespace) -> dict[str, list[Cell]]:
+    """The cells of a plan of this folder, by recipe; what is done is not done again."""
+    plan, seeds = load_plan(HERE / plan_name), seeds_of(a)
     far = write_data(
         a.out / "data", fashion_mnist=a.fashion_mnist, mnist=a.mnist, notmnist=a.notmnist, textures=a.textures
     )
-    found: dict[str, Any] = {"machine": describe_machine("cpu"), "seeds": {}, "near_seeds": {}}
-    for recipe, outliers in far.items():
-        near_seeds = range(a.near_seeds if recipe == "fashion_mnist" else 0)
-        found["seeds"][recipe], found["near_seeds"][recipe] = list(range(a.seeds)), list(near_seeds)
-        cells = run(recipe, a.out, outliers, seeds=range(a.seeds), near_seeds=near_seeds)
-        found[recipe] = summarise(cells) | {"claims": paper_claims.claims(cells, a.out / recipe)}
-    write(found)
+    return {
+        recipe: run(recipe, plan, a.out, outliers, seeds["seeds"][recipe], seeds["near_seeds"][recipe])
+        for recipe, outliers in far.items()
+    }
 
 
 def run(
-    recipe: str, out: Path, outliers: dict[str, Path], *, seeds: Sequence[int], near_seeds: Sequence[int]
+    recipe: str, plan: Plan, out: Path, outliers: dict[str, Path], seeds: Sequence[int], near_seeds: Sequence[int]
 ) -> list[Cell]:
     """All cells of a recipe: far ones with all outlier sets, near ones with the classes held out alone."""
-    plan = load_plan(HERE / "paper_plan.toml")
     overrides = [f"data.path={out / 'data' / recipe}.npz", f"training.epochs={EPOCHS[recipe]}", *REDUCED]
     sets = [f"data.outliers.{name}={path}" for name, path in outliers.items()]
     near = {name: held_out for name, held_out in plan.families.items() if name != FAR}
