@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 TITLES = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
@@ -17,20 +17,31 @@ MEASURES = {
 
 def markdown(found: dict[str, Any]) -> Iterator[str]:
     """Lines: of each data set the networks, the detectors, the best of others, and what probabilities are worth."""
+    return report("Entangled networks and their detectors, over seeds", found, _recipe)
+
+
+def report(title: str, found: dict[str, Any], section: Callable[[dict[str, Any]], Iterable[str]]) -> Iterator[str]:
+    """Lines of a comparison of networks over seeds.
+
+    Args:
+        title: of the page.
+        found: machine, seeds, and by recipe what was found.
+        section: the lines of a data set.
+    """
     m = found["machine"]
-    yield "# Entangled networks and their detectors, over seeds"
+    yield f"# {title}"
     yield ""
     yield f"{m['processor']}, {m['cores']} cores, Python {m['python']}, torch {m['versions']['torch']}, {m['date']}."
     if m["gpu"]:
         yield f"GPU: {m['gpu']}."
     yield "Mean +- standard deviation over seeds; differences to the first network are paired by seed, p of a two-sided"
     yield "paired t-test. Caught: share of outliers with p-value <= 0.05. Near: classes held out, mean over pairs."
-    for recipe, title in TITLES.items():
+    for recipe, data_set in TITLES.items():
         if recipe in found:
-            yield from ("", f"## {title}", "")
+            yield from ("", f"## {data_set}", "")
             far, near = (", ".join(map(str, found[k][recipe])) for k in ("seeds", "near_seeds"))
             yield from (f"Seeds {far}; of held-out classes {near or 'none'}.", "")
-            yield from _recipe(found[recipe])
+            yield from section(found[recipe])
 
 
 def _recipe(f: dict[str, Any]) -> Iterator[str]:

@@ -9,12 +9,11 @@ quarters of an hour on one core; stopped, it goes on where it was. Writes result
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from machine import describe_machine
 from paper import HERE, parse, run_all, seeds_of
-from paper_tables import TITLES
+from paper_tables import report
 from softkin_training.ablation_table import markdown, summarise
 
 
@@ -25,25 +24,14 @@ def main() -> None:
     found |= {recipe: summarise(cells) for recipe, cells in run_all("separation_plan.toml", a).items()}
     stem = HERE / "results" / "separation"
     stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text("\n".join(report(found)) + "\n", encoding="utf-8")
+    lines = report("Classes held apart in averaged maps", found, section)
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(stem.with_suffix(".md"))
 
 
-def report(found: dict[str, Any]) -> Iterator[str]:
-    """Lines: of each data set the networks, and all scores on both."""
-    m = found["machine"]
-    yield "# Classes held apart in averaged maps"
-    yield ""
-    yield f"{m['processor']}, {m['cores']} cores, Python {m['python']}, torch {m['versions']['torch']}, {m['date']}."
-    yield "Made by separation.py, which says of what. Mean +- standard deviation over seeds; differences to plain"
-    yield "training are paired by seed, p of a two-sided paired t-test. Caught: share of outliers with p-value <= 0.05."
-    yield "Near: classes held out, mean over pairs."
-    for recipe, title in TITLES.items():
-        if recipe in found:
-            yield from ("", f"## {title}", "")
-            far, near = (", ".join(map(str, found[k][recipe])) for k in ("seeds", "near_seeds"))
-            yield f"Seeds {far}; of held-out classes {near or 'none'}."
-            yield from markdown(found[recipe]).splitlines()[1:]
+def section(f: dict[str, Any]) -> list[str]:
+    """Lines of a data set: the networks, and all scores on both."""
+    return markdown(f).splitlines()[2:]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from softkin.errors import BundleError, reason_of
-from softkin.unfinished_files import this_host
+from softkin.unfinished_files import new_locked, this_host
 
 SET_ASIDE = ".old"
 """What the name of a target ends in that is about to be replaced, in the temporary directory."""
@@ -42,7 +41,7 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
     try:
         if make_parent:
             parent.mkdir(parents=True, exist_ok=True)
-        staging, lock = _new_locked(targets[0])
+        staging, lock = new_locked(lambda: _beginning(targets[0]))
         paths = [staging / t.name for t in targets]
         yield paths
         mode = _mode_of_new_files(staging)
@@ -74,17 +73,9 @@ def staging_prefix(target: Path) -> str:
     return f".{target.name}.{this_host()}."
 
 
-def _new_locked(target: Path) -> tuple[Path, int]:
-    while True:
-        staging = Path(tempfile.mkdtemp(prefix=staging_prefix(target), dir=target.parent))
-        fd = os.open(staging, os.O_RDONLY)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError:
-            return staging, fd  # on a file system without locks nobody else gets one either
-        if os.path.lexists(staging):
-            return staging, fd
-        os.close(fd)  # taken for abandoned before it was locked
+def _beginning(target: Path) -> tuple[Path, int]:
+    staging = Path(tempfile.mkdtemp(prefix=staging_prefix(target), dir=target.parent))
+    return staging, os.open(staging, os.O_RDONLY)
 
 
 def _mode_of_new_files(folder: Path) -> int:

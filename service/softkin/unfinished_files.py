@@ -12,7 +12,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         OSError: it cannot be written; nothing of it stays.
     """
     remove_unfinished(path.parent, re.compile(re.escape(path.name)))
-    temporary, fd = _new_locked(path)
+    temporary, fd = new_locked(lambda: _beginning(path))
     try:
         yield temporary
         os.fsync(fd)
@@ -69,16 +69,25 @@ def _remove_if_abandoned(file: Path, *, of_this_host: bool) -> None:
         os.close(fd)
 
 
-def _new_locked(path: Path) -> tuple[Path, int]:
+def _beginning(path: Path) -> tuple[Path, int]:
+    temporary = path.with_name(f".{path.name}.{this_host()}.{secrets.token_hex(8)}")
+    return temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def new_locked(make: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
+    """What `make` makes, and its lock: as long as the descriptor is open, nobody takes it for abandoned.
+
+    Args:
+        make: a new temporary file or directory, of a name of its own, and its open descriptor.
+    """
     while True:
-        temporary = path.with_name(f".{path.name}.{this_host()}.{secrets.token_hex(8)}")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        path, fd = make()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError:
-            return temporary, fd  # on a file system without locks nobody else gets one either
-        if os.path.lexists(temporary):
-            return temporary, fd
+            return path, fd  # on a file system without locks nobody else gets one either
+        if os.path.lexists(path):
+            return path, fd
         os.close(fd)  # taken for abandoned before it was locked
 
 
