@@ -168,12 +168,12 @@ def _alarm_rows(p_ST: Floats, level: float) -> list[int]:
     """Per stream the row at which the bets on given p-values alarm; 0: never."""
     streams, steps = p_ST.shape
     t = np.arange(1, steps + 1)
-    wealth, rows = np.zeros((streams, bets(p_ST[:1, 0]).shape[1])), np.zeros(streams, np.int64)
+    wealth, rows = np.zeros(bets(p_ST[:, 0]).shape), np.zeros(streams, np.int64)
     for i, stake, rest in zip(range(steps), staked(t), kept(t), strict=True):
         wealth = (wealth + stake) * bets(p_ST[:, i])
-        alarmed = (rows == 0) & (wealth.mean(axis=1) + rest >= 1 / level)
+        alarmed = (rows == 0) & (wealth.mean(axis=0) + rest >= 1 / level)
         rows[alarmed] = i + 1
-        wealth[rows > 0] = 0.0  # decided; they would go on to overflow
+        wealth[:, rows > 0] = 0.0  # decided; they would go on to overflow
     return rows.tolist()
 
 

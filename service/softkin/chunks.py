@@ -8,6 +8,7 @@ from softkin.bank import LARGE_TILE_ROWS, TILE_ROWS, Bank
 
 # Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
 CHUNK_ROWS = 33 * LARGE_TILE_ROWS
+ONE_THREAD_CHUNK_ROWS = 17 * LARGE_TILE_ROWS
 CUDA_CHUNK_ROWS = 1025 * LARGE_TILE_ROWS
 
 
@@ -40,6 +41,16 @@ def cut_into_chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> l
     ]
 
 
-def chunk_rows_for(device: str) -> int:
-    """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products."""
-    return CUDA_CHUNK_ROWS if device == "cuda" else CHUNK_ROWS
+def chunk_rows_for(device: str, threads: int) -> int:
+    """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products.
+
+    A thread alone starts a node sooner than several do, and has one core's cache for its logits; so its chunks are
+    smaller.
+
+    Args:
+        device: `cuda` or `cpu`.
+        threads: of the session.
+    """
+    if device == "cuda":
+        return CUDA_CHUNK_ROWS
+    return ONE_THREAD_CHUNK_ROWS if threads == 1 else CHUNK_ROWS

@@ -98,7 +98,7 @@ class DriftWatch:
         self._keys = block + tie_break[cuts]
         self._weights = np.diff(np.concatenate([[-1], cuts, [n]]))
         self._rows = self._alarm_row = 0
-        self._log_wealth = np.full(bets(np.ones(1)).shape[1], -np.inf)
+        self._log_wealth = np.full(len(bets(np.ones(1))), -np.inf)
         self._log_martingale = self._max_log_martingale = self._cusum = 0.0
         self._recent = np.zeros(WINDOW_ROWS, np.float32)
 
@@ -118,7 +118,7 @@ class DriftWatch:
             return self._waiting_rows
 
     def catch_up(self) -> None:
-        """Rank what waits: some 8 microseconds a row."""
+        """Rank what waits: some 1.5 microseconds a row, more beside other work."""
         with self._lock:
             self._catch_up()
 
@@ -205,16 +205,17 @@ class DriftWatch:
 
     def _take(self, scores: Floats) -> None:
         """Rank, bet and remember at most `SLICE_ROWS` scores."""
-        bets_TE = bets(self._sequential_p_values(scores))
+        bets_ET = bets(self._sequential_p_values(scores))
         t = self._rows + 1 + np.arange(len(scores))
         # In units of the largest stake; the densities are bounded, so a slice cannot leave the range of float64.
         unit = max(0.0, float(self._log_wealth.max()))
-        gain_TE = np.cumprod(bets_TE, axis=0)
-        started_TE = np.cumsum(staked(t)[:, None] * bets_TE / gain_TE, axis=0)
-        wealth_TE = gain_TE * (np.exp(self._log_wealth - unit) + started_TE * math.exp(-unit))
-        log_martingale_T = unit + np.log(wealth_TE.mean(axis=1) + kept(t) * math.exp(-unit))
+        gain_ET = np.ones((len(bets_ET), len(scores) + 1))  # up to and with each row, after a column of ones
+        np.cumprod(bets_ET, axis=1, out=gain_ET[:, 1:])
+        started_ET = np.cumsum(staked(t) / gain_ET[:, :-1], axis=1)
+        wealth_ET = gain_ET[:, 1:] * (np.exp(self._log_wealth - unit)[:, None] + started_ET * math.exp(-unit))
+        log_martingale_T = unit + np.log(wealth_ET.mean(axis=0) + kept(t) * math.exp(-unit))
         with np.errstate(divide="ignore"):
-            self._log_wealth = unit + np.log(wealth_TE[-1])
+            self._log_wealth = unit + np.log(wealth_ET[:, -1])
         self._log_martingale = float(log_martingale_T[-1])
         self._max_log_martingale = max(self._max_log_martingale, float(log_martingale_T.max()))
         reached = log_martingale_T >= -math.log(self.level)
@@ -232,8 +233,8 @@ class DriftWatch:
         tied = self._values[np.minimum(block, len(self._values) - 1)] == scores
         gap = np.searchsorted(self._keys, block + np.where(tied, tie_break, 0.0))
         order = gap.astype(np.int16)
-        stranger = _count_earlier(order[None, :] > order[:, None])
-        equal = _count_earlier(order[None, :] == order[:, None])
+        stranger = _count_earlier(order[:, None] > order)
+        equal = _count_earlier(order[:, None] == order)
         total = self._weights.sum()
         above = total - np.cumsum(self._weights)
         p = above[gap] + stranger + (1.0 - inside) * (self._weights[gap] + equal)
@@ -246,10 +247,10 @@ class DriftWatch:
         self._cusum = float(path[-1] - min(0.0, path.min()))
 
 
-_EARLIER = np.tri(SLICE_ROWS, k=-1, dtype=np.bool_)
+_EARLIER = np.tri(SLICE_ROWS, k=-1, dtype=np.bool_).T.copy()
 
 
 def _count_earlier(pairs: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """`[T]`: for each row i, how many j < i have pairs[i, j]; T < 256."""
-    earlier = pairs & _EARLIER[: len(pairs), : len(pairs)]
-    return earlier.view(np.uint8) @ np.ones(len(pairs), np.uint8)
+    """`[T]`: for each row i, how many j < i have pairs[j, i]; T < 256."""
+    pairs &= _EARLIER[: len(pairs), : len(pairs)]
+    return np.add.reduce(pairs.view(np.uint8), axis=0, dtype=np.uint8)

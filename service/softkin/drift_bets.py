@@ -34,21 +34,21 @@ def _intervals() -> Floats:
 
 
 def _table() -> tuple[Floats, Floats]:
-    """Edges `[K]` between which every density is constant, and `[K + 1, E]` the densities between them."""
+    """Edges `[K]` between which every density is constant, and `[E, K + 1]` the densities between them."""
     start_E, end_E, share_E = _intervals().T
     edges_K = np.unique(np.concatenate([start_E, end_E]))[1:-1]  # without 0 and 1
     middle_K = (np.append(0.0, edges_K) + np.append(edges_K, 1.0)) / 2
-    inside_KE = (middle_K[:, None] > start_E) & (middle_K[:, None] <= end_E)
-    return edges_K, 1.0 - share_E + np.where(inside_KE, share_E / (end_E - start_E), 0.0)
+    inside_EK = (middle_K > start_E[:, None]) & (middle_K <= end_E[:, None])
+    return edges_K, 1.0 - share_E[:, None] + np.where(inside_EK, (share_E / (end_E - start_E))[:, None], 0.0)
 
 
 _EDGES, _DENSITIES = _table()
-_LOG_LOW = np.log(_DENSITIES[:, :LOW_BETS].mean(axis=1))
+_LOG_LOW = np.log(_DENSITIES[:LOW_BETS].mean(axis=0))
 
 
 def bets(p: Floats) -> Floats:
-    """`[T, E]`: every bet's density at p-values `[T]` in (0, 1]."""
-    return np.asarray(_DENSITIES[np.searchsorted(_EDGES, p)])
+    """`[E, T]`: every bet's density at p-values `[T]` in (0, 1]."""
+    return _DENSITIES.take(np.searchsorted(_EDGES, p), axis=1)
 
 
 def log_low_bet(p: Floats) -> Floats:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from softkin import bundle as bundles
 from softkin.bundle import Bundle
-from softkin.chunks import chunk_rows_for, cut_into_chunks
+from softkin.chunks import CHUNK_ROWS, cut_into_chunks
 from softkin.detector import nonconformity_of, refuse_difference
 from softkin.detector_graph import OUTPUTS, DetectorGraph
 from softkin.device import Target
@@ -86,7 +86,7 @@ def compose(bundle: Bundle) -> onnx.ModelProto:
     proto = _read_network(bundle)
     g, bank = GraphBuilder(), bundle.bank
     file = bundle.path / bundles.BANK
-    layers = layer_graphs(g, bank, TensorFile(file), cut_into_chunks(bank, chunk_rows_for("cpu")))
+    layers = layer_graphs(g, bank, TensorFile(file), cut_into_chunks(bank, CHUNK_ROWS))
     masses = stack_masses(g, [layer.masses(representation_output(layer.name))[0] for layer in layers])
     own = {o.name: o for o in proto.graph.output if o.name in (LOGITS, BOUNDARY)}
     detector = DetectorGraph(

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.cancellation import Cancellation
 from softkin.chunks import Chunk, chunk_rows_for, cut_into_chunks
-from softkin.device import Target, parse_device
+from softkin.device import Target, available_threads, parse_device
 from softkin.errors import BundleError, DeviceError
 from softkin.graph_builder import GraphBuilder
 from softkin.nonconformity import Outputs
@@ -58,7 +58,7 @@ class Scorer:
         bank_file: the safetensors file that holds the bank; the session reads its rows from there.
         device: one device, see `parse_device`.
         threads: compute threads on the CPU; all this process may use when None.
-        chunk_rows: bank rows per matrix product, a multiple of the large tile; chosen by device when None.
+        chunk_rows: bank rows per matrix product, a multiple of the large tile; chosen by device and threads when None.
         rows: the tiled rows to score against; all when None. Must start and end between tiles.
         also: other outputs of the model, for `run_with_others`.
 
@@ -97,7 +97,8 @@ class Scorer:
         def start(kind: str) -> tuple[Any, Any]:
             composed = onnx.ModelProto()
             composed.CopyFrom(proto)
-            parts = cut_into_chunks(bank, chunk_rows or chunk_rows_for(kind), rows or slice(None))
+            each = chunk_rows or chunk_rows_for(kind, threads or available_threads())
+            parts = cut_into_chunks(bank, each, rows or slice(None))
             integer = multiplies_integers(kind)
             self._k_inputs = _compose(composed, bank, file, parts, {*self._own, *also}, integer=integer)
             keep = kind == "cuda" and bank.precision != "float32"

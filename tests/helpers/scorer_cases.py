@@ -47,11 +47,11 @@ def identity_model(dims: dict[str, int], *, normalize: bool) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def start(tmp_path: Path, bank: Bank, dims: dict[str, int], *, chunk_rows: int | None = None) -> Scorer:
-    """A scorer over `bank` whose inputs are the concatenated representations."""
+def start(tmp_path: Path, bank: Bank, dims: dict[str, int], **options: int | None) -> Scorer:
+    """A scorer over `bank` whose inputs are the concatenated representations; `chunk_rows` and others as for it."""
     onnx.save(identity_model(dims, normalize=False), tmp_path / "model.onnx")
     save_file(bank_tensors(bank), tmp_path / "bank.safetensors")
-    return Scorer(tmp_path / "model.onnx", bank, tmp_path / "bank.safetensors", device="cpu", chunk_rows=chunk_rows)
+    return Scorer(tmp_path / "model.onnx", bank, tmp_path / "bank.safetensors", device="cpu", **options)
 
 
 def profile_sessions(monkeypatch, folder: Path) -> None:

@@ -58,8 +58,8 @@ def test_the_test_would_notice_p_values_against_a_fixed_calibration_set():
     alarmed = np.zeros(100, bool)
     for p_of_streams, stake, rest in zip(p, staked(t), kept(t), strict=True):
         wealth = (wealth + stake) * bets(p_of_streams)
-        alarmed |= wealth.mean(axis=1) + rest >= 20
-        wealth[alarmed] = 0.0  # it has been counted, and would grow without bounds
+        alarmed |= wealth.mean(axis=0) + rest >= 20
+        wealth[:, alarmed] = 0.0  # it has been counted, and would grow without bounds
 
     assert alarmed.sum() > binom.ppf(1 - 1e-4, 100, 0.05)
 

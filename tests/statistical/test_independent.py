@@ -97,7 +97,7 @@ def test_the_cusum_is_that_of_online_cp():
         """The product of the mean bets on strange rows."""
 
         def update(self, p):
-            bet = bets(np.array([p]))[0, :LOW_BETS].mean()
+            bet = bets(np.array([p]))[:LOW_BETS].mean()
             self.logM += float(np.log(bet))
             self.log_martingale_values.append(self.logM)
 

@@ -140,10 +140,10 @@ def test_the_test_would_notice_p_values_against_the_calibration_rows_alone():
 def test_every_bet_is_a_density():
     """Its mean over (0, 1] is 1, so a fair p-value wins nothing; tails include p = tail, and p = 1."""
     grid = (np.arange(1000) + 0.5) / 1000  # every edge is a multiple of 1/1000
-    np.testing.assert_allclose(drift_bets.bets(grid).mean(axis=0), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(drift_bets.bets(grid).mean(axis=1), 1.0, rtol=1e-12)
 
     for p in (1e-12, 0.002, 0.0021, 0.01, 0.3, 0.31, 0.7, 0.71, 0.97, 0.98, 1.0):
-        np.testing.assert_allclose(drift_bets.bets(np.array([p]))[0], densities(p), rtol=1e-12, err_msg=str(p))
+        np.testing.assert_allclose(drift_bets.bets(np.array([p]))[:, 0], densities(p), rtol=1e-12, err_msg=str(p))
 
 
 def test_a_saved_state_speaks_of_the_same_bets_in_every_version():

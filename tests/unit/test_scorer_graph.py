@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
@@ -78,6 +79,21 @@ def test_a_whole_slice_takes_a_few_megabytes_at_a_time_on_a_bank_of_any_size(tmp
     scorer.run_with_nearest(z["a"][: 2 * SLICE_ROWS], 3)
 
     assert max(int(kernel["args"]["output_size"]) for kernel in kernels_run(scorer._session)) < 10e6
+
+
+@pytest.mark.parametrize(("threads", "products"), [(None, 3), (1, 3), (2, 2)])
+def test_one_thread_alone_takes_smaller_chunks_to_the_same_masses(tmp_path, monkeypatch, threads, products):
+    """Not asked how many, a session has as many as the process may use, which is one here."""
+    monkeypatch.setattr("softkin.scorer.available_threads", lambda: 1)
+    z, labels, _ = make([40 * LARGE_TILE_ROWS], {"a": 3}, "cosine", 0.5, False)
+    bank = packed(z, labels, {"a": TEMPERATURES["bounded"]}, "cosine", None)
+    whole = start(tmp_path, bank, {"a": 3}, chunk_rows=40 * LARGE_TILE_ROWS).run(z["a"][:3]).masses
+    profile_sessions(monkeypatch, tmp_path)
+    scorer = start(tmp_path, bank, {"a": 3}, threads=threads)
+    masses = scorer.run(z["a"][:3]).masses
+
+    assert sum("Gemm" in kernel["name"] for kernel in kernels_run(scorer._session)) == products
+    np.testing.assert_allclose(masses, whole, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
