@@ -32,7 +32,7 @@ _TILDE = "'~' is replaced by a shell alone, and only where a word begins with it
 class ServerSettings(BaseSettings):
     """What the operator chose; nothing here is computed."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     bundles: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="Bundle directories to load; the environment variable separates them with ':'."

@@ -20,6 +20,8 @@ POSITIONAL = "bundles"
 """The one option whose flag is no flag."""
 CONFIG = "config"
 """The one option that a file cannot hold: which file."""
+GUARDS = ("token_file", "tls_cert", "tls_key", "tls_client_ca")
+"""Options without which anybody may call: what a template left empty must not leave them out."""
 _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP|SCTP)")
 """What Kubernetes sets beside a Service whose name begins with softkin."""
 
@@ -28,9 +30,9 @@ class Environment(EnvSettingsSource):
     """The environment, less the `SOFTKIN_PORT=tcp://...` that Kubernetes sets beside a Service named softkin."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """A variable's text; None counts as not set."""
+        """A variable's text; None counts as not set, and so does an empty text, which is a mistake for `GUARDS`."""
         value, key, is_complex = super().get_field_value(field, field_name)
-        if isinstance(value, str) and _is_address(value):
+        if isinstance(value, str) and (_is_address(value) or (not value and field_name not in GUARDS)):
             value = None
         return value, key, is_complex
 

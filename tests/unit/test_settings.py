@@ -8,6 +8,7 @@ import pytest
 from softkin.errors import InvalidInputError
 from softkin.flags import add_flags, as_set, from_flags
 from softkin.settings import ServerSettings
+from softkin.sources import GUARDS
 
 
 def parse(*arguments):
@@ -329,6 +330,15 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
     monkeypatch.setenv("SOFTKIN_ALPHA", "")
 
     assert parse("b").alpha is None
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_but_none_that_keeps_strangers_out(monkeypatch, name):
+    """`${TOKEN_FILE}` that nobody has set would open the server to everybody."""
+    monkeypatch.setenv("SOFTKIN_" + name.upper(), "")
+
+    with pytest.raises(InvalidInputError, match=f"SOFTKIN_{name.upper()}.*it is empty; leave the option out, or give"):
+        parse("b")
 
 
 def test_settings_cannot_change_after_the_start():
