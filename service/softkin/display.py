@@ -37,6 +37,8 @@ DRIFTED = (
 """What an alarm asks for; docs/operations.md has more."""
 OUTLIER = "outlier"
 """The verdict."""
+CLASS_P_VALUES = "class_p_values"
+"""In a manifest's provenance; absent where the rows behind p-values are behind class p-values too."""
 P_VALUE_WIDTH = len("1.234e-05")
 """Letters of the longest p-value in four digits."""
 
@@ -302,12 +304,27 @@ def describe_bank(m: Manifest) -> str:
     )
 
 
+def describe_class_p_values(m: Manifest) -> list[str]:
+    """Lines on which labelled rows class p-values rest on; none where on the rows that p-values rest on."""
+    said = m.provenance.get(CLASS_P_VALUES)
+    if not isinstance(said, dict):
+        return []
+    number = said.get("labelled_rows")
+    what = "class p-values, credibility and confidence"
+    if kept := said.get("kept_from_version"):
+        return [
+            f"no labels: p-values, verdicts and every guarantee are those of the new rows; {what} are not:",
+            f"they rest on {number} labelled rows of version {spelled(str(kept))}, and promise nothing of inliers now",
+        ]
+    return [f"{what} rest on the {number} labelled calibration rows; p-values and verdicts ask for no label"]
+
+
 def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
     """Print what a bundle is."""
     if as_json:
         print(json.dumps({"digest": digest, **dataclasses.asdict(manifest)}, indent=1, sort_keys=True))
         return
-    m = manifest
+    m, resting = manifest, describe_class_p_values(manifest)
     smallest, c, shown = 1 / (m.calibration_size + 1), m.certificate, m.classes[:CLASSES_SHOWN]
     facts = Table(Column(), Column(overflow="fold"), show_header=False)  # a digest cut short is of no use
     for key, value in {
@@ -320,6 +337,7 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         "default alpha": f"{m.default_alpha:g}",
         "calibration": f"{m.calibration_size} rows, smallest p-value {smallest:.4g}; by predicted class "
         f"{min(m.predicted_class_rows)} to {max(m.predicted_class_rows)}",
+        **dict.fromkeys(["class p-values"] if resting else [], " ".join(resting)),
         "certificate": f"at alpha {c.alpha:g} the false-alarm rate is at most {c.false_alarm_bound:.4g}, at confidence "
         f"{c.confidence:g}; the smallest rate that can be certified is {c.smallest_certified:.4g}",
         "bank": describe_bank(m),

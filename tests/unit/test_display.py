@@ -142,3 +142,13 @@ def test_a_manifest_shows_its_certificate_and_the_rows_of_its_classes(capsys):
         "at alpha 0.05 the false-alarm rate is at most 0.09007, at confidence 0.95; the smallest rate that can be "
         "certified is 0.02981"
     ) in out
+    assert "class p-values" not in out
+
+
+def test_a_manifest_shows_on_what_class_p_values_rest_where_other_rows_calibrate(capsys):
+    """Rows without labels say nothing of classes: those of before still do."""
+    said = {"class_p_values": {"labelled_rows": 300, "kept_from_version": "1\x1b[2J"}}
+    display.print_manifest(dataclasses.replace(manifest(), provenance=said), "ab" * 32, as_json=False)
+
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "they rest on 300 labelled rows of version 1\\x1b[2J, and promise nothing of inliers now" in out

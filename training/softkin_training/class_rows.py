@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 
 from softkin.bundle import Bundle
 from softkin.calibration import Calibration
-from softkin.display import spelled
-from softkin.manifest import Manifest
-
-KEY = "class_p_values"
-"""In a manifest's provenance; absent where the rows behind p-values are behind class p-values too."""
+from softkin.display import CLASS_P_VALUES
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -44,7 +40,7 @@ class ClassRows:
         if self.all_labelled:
             return {}
         kept = {"kept_from_version": self.kept_from} if self.kept_from else {}
-        return {KEY: {"labelled_rows": self.number, **kept}}
+        return {CLASS_P_VALUES: {"labelled_rows": self.number, **kept}}
 
 
 def class_rows(old: Bundle, rows: int, *, labelled: bool, grow: bool) -> ClassRows:
@@ -58,7 +54,7 @@ def class_rows(old: Bundle, rows: int, *, labelled: bool, grow: bool) -> ClassRo
         labelled: whether they have labels.
         grow: whether they are added to those of the bundle.
     """
-    said = old.manifest.provenance.get(KEY)
+    said = old.manifest.provenance.get(CLASS_P_VALUES)
     said = said if isinstance(said, dict) else {}
     kept_from = str(said.get("kept_from_version", ""))
     known = len(old.calibration.true_classes)
@@ -69,21 +65,6 @@ def class_rows(old: Bundle, rows: int, *, labelled: bool, grow: bool) -> ClassRo
     if kept_from:
         return ClassRows(taken="new", number=rows)
     return ClassRows(taken="both", number=known + rows, all_labelled=not said)
-
-
-def described(manifest: Manifest) -> list[str]:
-    """Lines on what class p-values rest on; none where it is what p-values rest on."""
-    said = manifest.provenance.get(KEY)
-    if not isinstance(said, dict):
-        return []
-    number = said.get("labelled_rows")
-    what = "class p-values, credibility and confidence"
-    if kept := said.get("kept_from_version"):
-        return [
-            f"no labels: p-values, verdicts and every guarantee are those of the new rows; {what} are not:",
-            f"they rest on {number} labelled rows of version {spelled(str(kept))}, and promise nothing of inliers now",
-        ]
-    return [f"{what} rest on the {number} labelled calibration rows; p-values and verdicts ask for no label"]
 
 
 def with_classes(new: Calibration, classes: ClassRows, old: Calibration) -> Calibration:

@@ -306,7 +306,7 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
-    from softkin_training.class_rows import described
+    from softkin.display import describe_class_p_values
     from softkin_training.new_rows import read_calibrating
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
@@ -326,7 +326,7 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "
         f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
     )
-    for line in described(m):
+    for line in describe_class_p_values(m):
         print(line)
 
 

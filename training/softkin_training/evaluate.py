@@ -15,6 +15,7 @@ from softkin import bundle as bundles
 from softkin import conformal
 from softkin.bundle import Bundle
 from softkin.certificate import certify
+from softkin.display import describe_class_p_values
 from softkin.errors import InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Outputs
@@ -26,7 +27,6 @@ from softkin_training.calibration_metrics import (
     classifier_calibration,
 )
 from softkin_training.class_alarms import uneven_classes
-from softkin_training.class_rows import described
 from softkin_training.compared_scores import Compared, compared_scores
 from softkin_training.corruption_report import corruption_report
 from softkin_training.measure import INLIERS, ROC_RATES, histogram, key, p_value_report, score_report
@@ -186,7 +186,7 @@ def _used_before(loaded: Bundle, inliers: NDArray[np.generic]) -> list[str]:
 
 
 def _behind_credibility(m: Manifest) -> list[str]:
-    text = " ".join(described(m))
+    text = " ".join(describe_class_p_values(m))
     return [f"{text[0].upper()}{text[1:]}."] if text else []
 
 

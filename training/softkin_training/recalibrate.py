@@ -22,10 +22,11 @@ from softkin.bundle import Bundle
 from softkin.calibration import Calibration
 from softkin.certificate import certify
 from softkin.detector import Detector, nonconformity_of
+from softkin.display import CLASS_P_VALUES
 from softkin.errors import InvalidInputError
 from softkin.manifest import NAME_LENGTH, Manifest, parse_manifest
 from softkin_training.calibrate import calibration_of, refuse_overflow
-from softkin_training.class_rows import KEY, ClassRows, class_rows, merge_sorted, with_classes
+from softkin_training.class_rows import ClassRows, class_rows, merge_sorted, with_classes
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used, row_digests
 
 
@@ -162,7 +163,7 @@ def _merge(old: Calibration, new: Calibration) -> Calibration:
 def _provenance(old: Bundle, rows: Rows, classes: ClassRows, *, grow: bool) -> dict[str, Any]:
     """That of the old bundle, and how this one came from it: `from_digest` leads one step back."""
     found = fingerprint(rows)
-    provenance = {k: v for k, v in old.manifest.provenance.items() if k != KEY}
+    provenance = {k: v for k, v in old.manifest.provenance.items() if k != CLASS_P_VALUES}
     replaced = {} if grow else {"calibration": found}
     return {
         **provenance,
