@@ -129,7 +129,7 @@ class Detector:
         Only verdicts with guarantee `false_discovery_rate` do, which are about a whole batch.
 
         Args:
-            x: `[B, *manifest.input_shape]` of dtype `manifest.input_dtype`, B >= 1, finite.
+            x: `[B, *manifest.input_shape]` of dtype `manifest.input_dtype`, in either byte order, B >= 1, finite.
             alpha: rate to accept, in [smallest_p_value, 1); the manifest's default when None.
             guarantee: what alpha promises: see `softkin.verdicts`.
             confidence: of `certified`, and of the bound that the error budget states, in (0, 1).
@@ -146,7 +146,9 @@ class Detector:
         """
         rule = self.rule(alpha=alpha, guarantee=guarantee, confidence=confidence, smoothed=smoothing_seed is not None)
         smoothing_seed, num_neighbors = as_seed(smoothing_seed), as_num_neighbors(num_neighbors)
-        x = self.check(np.asarray(x))
+        x = np.asarray(x)
+        # Here and not in `check`: what tells rows seen before from new ones by their bytes must not take both orders.
+        x = self.check(x.astype(x.dtype.newbyteorder("="), copy=False))
         found = self.score_rows(x, num_neighbors=num_neighbors, cancellation=cancellation)
         started = time.perf_counter()
         scores = self.judge(found, rule, x, smoothing_seed=smoothing_seed)

@@ -69,6 +69,17 @@ def test_rows_may_be_whatever_numpy_makes_an_array_of(detector, tiny):
         detector.score(rows.tolist())
 
 
+def test_rows_may_be_of_either_byte_order(detector, tiny):
+    """Files of other machines have the other one; over the wire it never mattered."""
+    rows = tiny.inliers[:3]
+    expected = detector.score(rows, smoothing_seed=1)
+
+    for order in "<>":
+        found = detector.score(rows.astype(rows.dtype.newbyteorder(order)), smoothing_seed=1)
+        assert (found.outlier_score == expected.outlier_score).all()
+        assert (found.p_value == expected.p_value).all()
+
+
 def test_masses_are_those_of_the_reference(detector, tiny):
     """The whole chain, network and scorer, against NumPy on the representations."""
     bundle = read_bundle(tiny.path)
