@@ -17,8 +17,10 @@ def authorization(token: str) -> str:
     """The value of the metadata `authorization` for a token.
 
     Raises:
-        InvalidInputError: the token has characters that no token may have. The message does not show it.
+        InvalidInputError: the token is no text, or has characters that no token may have. The message does not show it.
     """
+    if not isinstance(token, str):
+        raise InvalidInputError("token", f"is of type {type(token).__name__}; must be text")
     if not _TOKEN.fullmatch(token):
         raise InvalidInputError("token", f"has characters that a token may not have; allowed: {_ALPHABET}")
     return f"{SCHEME} {token}"

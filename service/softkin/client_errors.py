@@ -41,8 +41,8 @@ _UNREACHED = {
 """Words of gRPC for a server that was not reached, and what may help; `{port}` is the server's option for its port."""
 
 
-_TOO_LARGE = "max_message_bytes", "larger than max", "exceeds maximum size"
-"""Words of the server, of gRPC and of gRPC for Java for a message that is too large."""
+_TOO_LARGE = "max_message_bytes", "larger than max", "exceeds maximum size", "metadata size exceeds hard limit"
+"""Words of the server, of gRPC and of gRPC for Java for a message that is too large, and of gRPC for such a token."""
 _TAKES_NO_STREAMS = "max_streams = 0"
 """Words of the server, which has the method all the same; the same status is gRPC's own for one that it lacks."""
 UNSTATED_DELAY_SECONDS = 1.0

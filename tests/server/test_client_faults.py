@@ -274,6 +274,15 @@ def test_names_are_text(field):
         asyncio.run(make())
 
 
+@pytest.mark.parametrize("token", [b"secret", 5, ["secret"]], ids=["bytes", "number", "list"])
+def test_a_token_is_text(token):
+    """What is read from a file in binary mode is none; the message does not show it."""
+    with pytest.raises(InvalidInputError) as caught:
+        Client("localhost:1", token=token)
+
+    assert str(caught.value) == f"token: is of type {type(token).__name__}; must be text"
+
+
 @pytest.mark.parametrize("field", ["target", "tls_server_name", "detector", "version", "label"])
 def test_text_is_what_utf_8_can_spell(field):
     """File names and command lines may hold other bytes, which Python has as surrogates; gRPC fails on them."""

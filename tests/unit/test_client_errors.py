@@ -55,6 +55,7 @@ def test_a_limit_on_the_way_is_an_overload_and_no_fault_of_the_request(details):
         "Decompressed message larger than max",
         "grpc: received message larger than max (9 vs. 8)",
         "gRPC message exceeds maximum size 8: 9",
+        "received metadata size exceeds hard limit (value length 20007 vs. 16384)",
     ],
 )
 def test_a_message_that_is_too_large_stays_so(details):
