@@ -66,7 +66,8 @@ def read_array(path: str, key: str) -> NDArray[np.generic]:
     """
     with open_npz(path, "write one with numpy.savez(FILE, x_test=ROWS), or choose another array with --key") as file:
         if key not in file:
-            raise DataError(f"{path}: has no array {key!r}; it has: {', '.join(file) or 'none'}; choose with --key")
+            there = spelled(", ".join(file)) or "none"
+            raise DataError(f"{path}: has no array {key!r}; it has: {there}; choose with --key")
         array: NDArray[np.generic] = array_of(file, key)
     if array.ndim == 0:
         raise DataError(f"{path}: array {key!r} is a single value; the first axis must be rows")

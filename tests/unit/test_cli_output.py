@@ -239,6 +239,15 @@ def test_an_array_that_is_not_there_is_refused_with_those_that_are(tmp_path):
             display.read_array(str(tmp_path / f"{name}.npz"), "x_test")
 
 
+def test_names_of_arrays_do_not_write_to_the_terminal(tmp_path):
+    """The file is somebody else's: a name in it may have a line break, or what a terminal obeys."""
+    np.savez(tmp_path / "odd.npz", **{"a\n\x1b[31m": [1]})
+
+    with pytest.raises(DataError) as e:
+        display.read_array(str(tmp_path / "odd.npz"), "x_test")
+    assert r"it has: a\n\x1b[31m; choose with --key" in str(e.value)
+
+
 def test_the_damaged_file_is_one_that_zlib_refuses():
     """Otherwise another error would be tested, which zipfile raises."""
     with zipfile.ZipFile(io.BytesIO(damaged())) as file, pytest.raises(zlib.error):
