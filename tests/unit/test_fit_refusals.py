@@ -162,6 +162,16 @@ DATA = {
         "d.npz: y_train is int64 (200, 4); it must be one integer per row: y_train.argmax(axis=1), if each row "
         "marks its class",
     ),
+    "one-hot labels of other numbers": (  # an index into these was taken for that of a row
+        changed(y_train=255 * np.eye(4, dtype=np.int64)[Y]),
+        "d.npz: y_train is int64 (200, 4); it must be one integer per row: y_train.argmax(axis=1), if each row "
+        "marks its class",
+    ),
+    "names for labels": (  # numpy.unique would number them by the alphabet
+        changed(y_train=np.array(list("dcba"))[Y], class_names=list("dcba")),
+        "d.npz: y_train is <U1 (200,); it must be one integer per row: [list(class_names).index(label) for label in "
+        "y_train], with the classes in the order that the training rows have",
+    ),
     "column of labels": (
         changed(y_train=Y[:, None]),
         "d.npz: y_train is int64 (200, 1); it must be one integer per row: y_train.reshape(-1)",

@@ -172,13 +172,26 @@ def test_a_full_disk_leaves_nothing_half_written(tiny, tmp_path):
     ("changes", "message"),
     [
         ({"y_test": np.zeros(40)}, r"rows\.npz: y_test is float64 \(40,\); it must be one integer per row"),
+        (  # numpy.unique numbers those that there are, by the alphabet: other labels than the detector's
+            {"y_test": np.array(["b", "a"] * 20)},
+            r"y_test is <U1 \(40,\); .*: \[list\(class_names\)\.index\(label\) for label in y_test\], with the classes "
+            "in the order that the training rows have",
+        ),
         ({"y_test": np.zeros(39, int)}, r"rows\.npz: x_test has 40 rows, y_test 39; they must be equal"),
         ({"x_test": np.float32(1)}, r"rows\.npz: x_test has 0 rows, y_test 40; they must be equal"),
         ({"y_test": np.full(40, 3)}, r"rows\.npz: y_test\[0\] is 3; .*must lie in 0 to 2 \(40 labels lie outside\)"),
         ({"x_test": np.ones((40, 12))}, r"inputs: dtype is float64, this detector takes float32"),
         ({"y_test": np.array([None] * 40)}, r"rows\.npz: not an \.npz file of plain arrays"),
     ],
-    ids=["labels not integer", "lengths differ", "no rows", "label out of range", "other dtype", "pickled"],
+    ids=[
+        "labels not integer",
+        "names for labels",
+        "lengths differ",
+        "no rows",
+        "label out of range",
+        "other dtype",
+        "pickled",
+    ],
 )
 def test_the_command_says_what_is_wrong_with_a_file(tiny, tmp_path, capsys, changes, message):
     """Exit status 1 and one line that names file and array; nothing is written."""

@@ -289,7 +289,7 @@ def _count_classes(y: NDArray[Any]) -> int:
 
 
 def _refuse_labels(y: NDArray[Any], exposed: Exposed, data: str | Path) -> None:
-    if not np.issubdtype(y.dtype, np.integer):
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         return  # refused with the other labels
     outside = np.flatnonzero((y < 0) | (y >= exposed.num_classes))
     if len(outside):

@@ -49,7 +49,7 @@ def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, pa
     x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(
-            f"{path}: y_{split} is {y.dtype} {y.shape}; it must be one integer per row: {_as_integers(y, f'y_{split}')}"
+            f"{path}: y_{split} is {y.dtype} {y.shape}; it must be one integer per row: {_as_integers(arrays, split)}"
         )
     num_rows = len(x) if x.ndim else 0
     if num_rows != len(y):
@@ -72,8 +72,14 @@ def names_of(class_names: Array) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _as_integers(y: Array, name: str) -> str:
+def _as_integers(arrays: Mapping[str, Array], split: str) -> str:
     """How labels of another kind become indices of classes."""
+    name = f"y_{split}"
+    y = arrays[name]
+    if y.dtype.kind in "US" and (split != "train" or "class_names" in arrays):
+        # numpy.unique numbers the labels that there are, by the alphabet: others than the classes have already.
+        how = f"[list(class_names).index(label) for label in {name}]"
+        return f"{how}, with the classes in the order that the training rows have"
     if y.dtype.kind in "US":
         return f"class_names, {name} = numpy.unique({name}, return_inverse=True)"
     if y.ndim == 2 and y.shape[1] > 1:
