@@ -73,6 +73,12 @@ NOT_A_LAYER = {
         "layers: got 'hiden', which is no tensor or node of the model; it has 5 names, the closest are 'hidden', "
         "'scores', 'before', 'flat', 'act'",
     ),
+    "no name": (  # which was taken for that of every node without one
+        classifier(),
+        ("hidden", ""),
+        "layers: got '', which is no name; leave out the comma too many, or name a tensor or node: the last of the model "
+        "are 'flat', 'before', 'hidden', 'scores'",
+    ),
     "several outputs": (
         classifier([node("Split", ["hidden"], ["s1", "s2"], name="cut", axis=1, num_outputs=2)]),
         "cut",

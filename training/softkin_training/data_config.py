@@ -66,6 +66,7 @@ class DataConfig(Section):
         require(len(set(self.known_classes)) == len(self.known_classes), "known_classes", "must not repeat a class")
         require(len(self.known_classes) != 1, "known_classes", "needs at least 2 classes, or none for all of them")
         require(len(self.image_size) in (0, 2), "image_size", "must be [height, width], or empty")
+        require(all(self.outliers.values()), "outliers", "must name a file or a folder for each set")
         for key, sources in DATA_KEYS.items():
             unread = self.source not in sources and getattr(self, key) != DataConfig.model_fields[key].get_default(
                 call_default_factory=True

@@ -64,9 +64,15 @@ def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
         field: argument to name in errors.
 
     Raises:
-        InvalidInputError: no such name (lists those that come closest), a node of several outputs (lists them), or a
-            name inside a subgraph or function, which the outside cannot read.
+        InvalidInputError: an empty name, no such name (lists those that come closest), a node of several outputs (lists
+            them), or a name inside a subgraph or function, which the outside cannot read.
     """
+    if not name:  # it would find the nodes that have none
+        raise InvalidInputError(
+            field,
+            "got '', which is no name; leave out the comma too many, or name a tensor or node: the last of the model "
+            f"are {listed(last_tensors(proto))}",
+        )
     nodes = proto.graph.node
     tensors = {o for n in nodes for o in n.output if o}
     if name in tensors:

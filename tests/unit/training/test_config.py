@@ -189,6 +189,7 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
         ("model.channels=[4, 0]", ["model.channels[1] is 0: must be a whole number of at least 1"]),
         ("model.dropout=1", ["model.dropout is 1: must be a number of at least 0 and less than 1"]),
         ("detector.nonconformity=joint", ["detector.joint_parts is not set: ", "at least one part"]),
+        ("data.outliers.letters=", ["data.outliers is {'letters': ''}: must name a file or a folder for each set"]),
         ("data.outliers=3", ["data.outliers is 3: must be a table, each value text"]),
         ("data.source=web", ["data.source is 'web'", "'digits', 'npz', 'folder'"]),
         ("data.source=npz", ["data.test_rows is 50", "its own x_test"]),
