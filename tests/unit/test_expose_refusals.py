@@ -76,8 +76,8 @@ NOT_A_LAYER = {
     "no name": (  # which was taken for that of every node without one
         classifier(),
         ("hidden", ""),
-        "layers: got '', which is no name; leave out the comma too many, or name a tensor or node: the last of the model "
-        "are 'flat', 'before', 'hidden', 'scores'",
+        "layers: got '', which is no name; leave out the comma too many, or name a tensor or node: the last of the "
+        "model are 'flat', 'before', 'hidden', 'scores'",
     ),
     "several outputs": (
         classifier([node("Split", ["hidden"], ["s1", "s2"], name="cut", axis=1, num_outputs=2)]),
