@@ -1,10 +1,13 @@
-"""Numbers that callers give from Python: whatever made them, or an error that names the argument."""
+"""What callers give from Python: whatever made it, or an error that names the argument."""
 
 from __future__ import annotations
 
 import operator
 import reprlib
 from numbers import Real
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from softkin.errors import InvalidInputError
 
@@ -55,6 +58,20 @@ def as_num_neighbors(value: int) -> int:
     if k < 0:
         raise InvalidInputError("num_neighbors", f"got {k}; must be 0 or more")
     return k
+
+
+def as_rows(value: ArrayLike, field: str = "inputs") -> NDArray[np.generic]:
+    """The rows as an array; whether anybody takes such rows is for others to say.
+
+    Raises:
+        InvalidInputError: they make no array, or some values of a masked one are hidden.
+    """
+    if np.ma.is_masked(value):
+        raise InvalidInputError(field, "values of a masked array are hidden; give it filled, or leave such rows out")
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as e:  # ragged lists, tensors on a GPU or with gradients
+        raise InvalidInputError(field, f"they make no array ({e}); give one, with rows of one shape") from None
 
 
 def _as_int(field: str, value: int, what: str) -> int:

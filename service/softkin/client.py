@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from softkin import converters, descriptions
+from softkin.arguments import as_rows
 from softkin.client_channel import SERVICE, File
 from softkin.client_errors import counted_from
 from softkin.connection import Connection
@@ -106,7 +107,7 @@ class Client(LearnsLimits, Connection):
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         parts: list[Scores] = []
         try:
-            for rows in split(np.asarray(x), head, self._known_limits()):
+            for rows in split(as_rows(x), head, self._known_limits()):
                 parts.append(converters.proto_to_scores(self._call(self._stub.Score, fill(head, rows))))
         except InvalidInputError as e:
             raise self._learnt(counted_from(e, sum(map(len, parts)))) from None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from softkin.arguments import as_rows
 from softkin.descriptions import GUARANTEE_NUMBERS, guarantee_number, guarantee_of
 from softkin.errors import InvalidInputError
 from softkin.scores import ErrorBudget, Neighbors, Parts, Scores, Share
@@ -130,7 +131,7 @@ def array_to_tensor(array: ArrayLike, field: str = "inputs") -> pb.Tensor:
     Raises:
         InvalidInputError: a dtype or number of axes that cannot travel.
     """
-    a = np.asarray(array)
+    a = as_rows(array, field)
     number = _NUMBERS.get((a.dtype.kind, a.dtype.itemsize))
     if number is None:
         allowed = ", ".join(d.name for d in DTYPES.values())

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softkin import bundle as bundles
 from softkin import conformal, verdicts
-from softkin.arguments import as_float, as_num_neighbors, as_seed
+from softkin.arguments import as_float, as_num_neighbors, as_rows, as_seed
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.bundle import Bundle, Golden
 from softkin.cancellation import Cancellation
@@ -146,7 +146,7 @@ class Detector:
         """
         rule = self.rule(alpha=alpha, guarantee=guarantee, confidence=confidence, smoothed=smoothing_seed is not None)
         smoothing_seed, num_neighbors = as_seed(smoothing_seed), as_num_neighbors(num_neighbors)
-        x = np.asarray(x)
+        x = as_rows(x)
         # Here and not in `check`: what tells rows seen before from new ones by their bytes must not take both orders.
         x = self.check(x.astype(x.dtype.newbyteorder("="), copy=False))
         found = self.score_rows(x, num_neighbors=num_neighbors, cancellation=cancellation)

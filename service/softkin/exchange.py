@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from softkin.arguments import as_rows
 from softkin.client_errors import answer_error, counted_from
 from softkin.converters import proto_to_scores
 from softkin.errors import SoftkinError
@@ -45,7 +46,7 @@ class Exchange:
         Raises:
             InvalidInputError: the array cannot travel.
         """
-        parts = self._split(np.asarray(x))
+        parts = self._split(as_rows(x))
         self._requests_per_array.append(len(parts))
         for rows in parts:
             yield pb.ScoreStreamRequest(request=fill(self._head, rows))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from softkin import AsyncClient
 from softkin.certificate import certify
 from softkin.converters import proto_to_limits
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnavailableError
@@ -15,6 +17,7 @@ from softkin.joining import join
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import GUARANTEES
 from standin import StandIn
+from unfit_rows import UNFIT_ROWS
 
 ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence", "class_p_values")
 NEIGHBOR_ARRAYS = ("ids", "labels", "distances", "shares")
@@ -110,6 +113,23 @@ def test_what_cannot_travel_is_refused_before_sending(shared_server, rows, optio
     """With the words of scoring in process."""
     with shared_server.client() as client, pytest.raises(InvalidInputError, match=message):
         client.score(rows(1), **options)
+
+
+@pytest.mark.parametrize(("make", "message"), UNFIT_ROWS)
+def test_what_makes_no_whole_array_is_refused_as_in_process(shared_server, rows, make, message):
+    """By every way to score, before anything is sent."""
+
+    async def score():
+        async with AsyncClient(shared_server.target) as client:
+            await client.score(make(rows(3)))
+
+    with shared_server.client() as client:
+        with pytest.raises(InvalidInputError, match=message):
+            client.score(make(rows(3)))
+        with pytest.raises(InvalidInputError, match=message):
+            list(client.score_stream([make(rows(3))]))
+    with pytest.raises(InvalidInputError, match=message):
+        asyncio.run(score())
 
 
 def test_large_rows_are_split_by_bytes(start, rows):

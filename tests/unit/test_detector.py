@@ -15,6 +15,7 @@ from softkin import BundleError, Detector, InvalidInputError, conformal, mass
 from softkin.bank import PADDING_LABEL
 from softkin.bundle import MODEL, read_bundle
 from softkin_training.build import LayerSpec, build
+from unfit_rows import UNFIT_ROWS
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,20 @@ def test_rows_may_be_whatever_numpy_makes_an_array_of(detector, tiny):
         assert (detector.score(x).p_value == expected).all()
     with pytest.raises(InvalidInputError, match="dtype is float64, this detector takes float32"):
         detector.score(rows.tolist())
+
+
+@pytest.mark.parametrize(("make", "message"), UNFIT_ROWS)
+def test_what_makes_no_whole_array_is_refused(detector, tiny, make, message):
+    """Not by an error of NumPy's, and no hidden value is scored."""
+    with pytest.raises(InvalidInputError, match=message):
+        detector.score(make(tiny.inliers[:3]))
+
+
+def test_a_masked_array_that_hides_nothing_is_an_array(detector, tiny):
+    """As its readers make them of files without gaps."""
+    rows = tiny.inliers[:3]
+
+    assert (detector.score(np.ma.masked_invalid(rows)).p_value == detector.score(rows).p_value).all()
 
 
 def test_rows_may_be_of_either_byte_order(detector, tiny):
