@@ -15,9 +15,7 @@ class Elsewhere:
 
 UNFIT_ROWS = [
     pytest.param(lambda x: [x[0], x[1][:-1]], "inputs: they make no array .*; give one, with rows", id="ragged"),
-    pytest.param(
-        lambda x: Elsewhere(), r"inputs: they make no array \(call detach\(\) first\)", id="elsewhere"
-    ),
+    pytest.param(lambda x: Elsewhere(), r"inputs: they make no array \(call detach\(\) first\)", id="elsewhere"),
     pytest.param(lambda x: np.ma.masked_less(x, x.max()), MASKED, id="masked"),
 ]
 """What is made of rows `[3, ...]` of float32, and what is said of it."""
