@@ -46,12 +46,16 @@ def test_a_connection_past_its_age_is_given_up_and_no_call_notices(start):
             lost.set()
         seen.append(state)
 
+    others = set(threading.enumerate())
     running.channel.subscribe(watch)
+    (watching,) = set(threading.enumerate()) - others
     running.until(lambda: len(running.score(ROW).p_value) == 1 and lost.is_set())
 
     assert len(running.score(ROW).p_value) == 1
-    # Also because gRPC's thread that watches fails where the channel is closed in the middle of a change.
     running.until(lambda: seen[-1] is grpc.ChannelConnectivity.READY)
+    # gRPC's thread that watches fails where the channel is closed under it.
+    running.channel.unsubscribe(watch)
+    watching.join()
 
 
 def test_a_loopback_target_is_reached_without_the_proxy_of_the_environment(start, monkeypatch):
