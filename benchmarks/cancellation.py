@@ -28,12 +28,11 @@ def measure_cancellation(device: str = "cpu", rows: int = ROWS) -> dict[str, Any
 
 def _measure(folder: Path, device: str) -> dict[str, Any]:
     from softkin.chunks import chunk_rows_for, cut_into_chunks
-    from softkin.device import available_threads
     from softkin.scorer import Scorer
 
     bank = open_bank(folder / BANK)
     scorer = Scorer(folder / MODEL, bank, folder / BANK, device=device)
-    parts = len(cut_into_chunks(bank, chunk_rows_for(scorer.device, available_threads())))
+    parts = len(cut_into_chunks(bank, chunk_rows_for(scorer.device)))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((BATCH, DIM), dtype=np.float32)
     times = [_seconds(scorer, x) for _ in range(1 + WHOLE_CALLS)][1:]

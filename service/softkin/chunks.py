@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from softkin.bank import LARGE_TILE_ROWS, TILE_ROWS, Bank
+from softkin.device import available_threads
 
 # Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
 CHUNK_ROWS = 33 * LARGE_TILE_ROWS
@@ -41,7 +42,7 @@ def cut_into_chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> l
     ]
 
 
-def chunk_rows_for(device: str, threads: int) -> int:
+def chunk_rows_for(device: str, threads: int | None = None) -> int:
     """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products.
 
     A thread alone starts a node sooner than several do, and has one core's cache for its logits; so its chunks are
@@ -49,8 +50,8 @@ def chunk_rows_for(device: str, threads: int) -> int:
 
     Args:
         device: `cuda` or `cpu`.
-        threads: of the session.
+        threads: of the session; all this process may use when None.
     """
     if device == "cuda":
         return CUDA_CHUNK_ROWS
-    return ONE_THREAD_CHUNK_ROWS if threads == 1 else CHUNK_ROWS
+    return ONE_THREAD_CHUNK_ROWS if (threads or available_threads()) == 1 else CHUNK_ROWS

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 
 from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import DataError
-from softkin.manifest import Manifest
+from softkin.manifest import CLASS_P_VALUES, Manifest
 from softkin.nonconformity import PART_MEANINGS
 from softkin.npz import array_of, open_npz
 from softkin.scores import ErrorBudget, Scores
@@ -37,8 +37,6 @@ DRIFTED = (
 """What an alarm asks for; docs/operations.md has more."""
 OUTLIER = "outlier"
 """The verdict."""
-CLASS_P_VALUES = "class_p_values"
-"""In a manifest's provenance; absent where the rows behind p-values are behind class p-values too."""
 P_VALUE_WIDTH = len("1.234e-05")
 """Letters of the longest p-value in four digits."""
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.cancellation import Cancellation
 from softkin.chunks import Chunk, chunk_rows_for, cut_into_chunks
-from softkin.device import Target, available_threads, parse_device
+from softkin.device import Target, parse_device
 from softkin.errors import BundleError, DeviceError
 from softkin.graph_builder import GraphBuilder
 from softkin.nonconformity import Outputs
@@ -97,8 +97,7 @@ class Scorer:
         def start(kind: str) -> tuple[Any, Any]:
             composed = onnx.ModelProto()
             composed.CopyFrom(proto)
-            each = chunk_rows or chunk_rows_for(kind, threads or available_threads())
-            parts = cut_into_chunks(bank, each, rows or slice(None))
+            parts = cut_into_chunks(bank, chunk_rows or chunk_rows_for(kind, threads), rows or slice(None))
             integer = multiplies_integers(kind)
             self._k_inputs = _compose(composed, bank, file, parts, {*self._own, *also}, integer=integer)
             keep = kind == "cuda" and bank.precision != "float32"

@@ -11,7 +11,7 @@ from scorer_cases import RELATIVE, ROUNDING, kernels_run, make, packed, profile_
 from softkin import mass
 from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, PRECISIONS
 from softkin.chunks import chunk_rows_for, cut_into_chunks
-from softkin.device import Target, available_threads
+from softkin.device import Target
 from softkin.precision import QUERY_LEVELS, reduce_precision
 from softkin.scorer import Scorer
 from softkin.shards import shard_rows
@@ -166,7 +166,7 @@ def test_an_integer_product_scales_its_rows_and_no_queries(tmp_path, monkeypatch
     ran = [kernel["args"] for kernel in kernels_run(scorer._session)]
     products = [a["input_type_shape"] for a in ran if a["op_name"] == "MatMulIntegerToFloat"]
     scales = [[shape["float"] for shape in shapes if "float" in shape] for shapes in products]
-    parts = cut_into_chunks(bank, chunk_rows_for("cpu", available_threads()))
+    parts = cut_into_chunks(bank, chunk_rows_for("cpu"))
     assert sorted(scales) == sorted([[], [len(part)]] for part in parts)
     assert not any(a["op_name"] == "MatMulInteger" for a in ran)
 

@@ -84,7 +84,7 @@ def test_a_whole_slice_takes_a_few_megabytes_at_a_time_on_a_bank_of_any_size(tmp
 @pytest.mark.parametrize(("threads", "products"), [(None, 3), (1, 3), (2, 2)])
 def test_one_thread_alone_takes_smaller_chunks_to_the_same_masses(tmp_path, monkeypatch, threads, products):
     """Not asked how many, a session has as many as the process may use, which is one here."""
-    monkeypatch.setattr("softkin.scorer.available_threads", lambda: 1)
+    monkeypatch.setattr("softkin.chunks.available_threads", lambda: 1)
     z, labels, _ = make([40 * LARGE_TILE_ROWS], {"a": 3}, "cosine", 0.5, False)
     bank = packed(z, labels, {"a": TEMPERATURES["bounded"]}, "cosine", None)
     whole = start(tmp_path, bank, {"a": 3}, chunk_rows=40 * LARGE_TILE_ROWS).run(z["a"][:3]).masses

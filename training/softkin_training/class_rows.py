@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from softkin.bundle import Bundle
 from softkin.calibration import Calibration
-from softkin.display import CLASS_P_VALUES
+from softkin.manifest import CLASS_P_VALUES
 
 _Value = TypeVar("_Value", bound=np.generic)
 
