@@ -32,7 +32,7 @@ def _measure(folder: Path, device: str) -> dict[str, Any]:
 
     bank = open_bank(folder / BANK)
     scorer = Scorer(folder / MODEL, bank, folder / BANK, device=device)
-    parts = len(cut_into_chunks(bank, chunk_rows_for(scorer.device)))
+    parts = len(cut_into_chunks(bank, chunk_rows_for(scorer.device, bank)))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((BATCH, DIM), dtype=np.float32)
     times = [_seconds(scorer, x) for _ in range(1 + WHOLE_CALLS)][1:]

@@ -9,8 +9,15 @@ from softkin.device import available_threads
 
 # Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
 CHUNK_ROWS = 33 * LARGE_TILE_ROWS
+INT8_CHUNK_ROWS = 25 * LARGE_TILE_ROWS
 ONE_THREAD_CHUNK_ROWS = 17 * LARGE_TILE_ROWS
+LARGE_CHUNK_ROWS = 65 * LARGE_TILE_ROWS
 CUDA_CHUNK_ROWS = 1025 * LARGE_TILE_ROWS
+LARGE_BANK_ROWS = 1 << 17
+SLICE_ROWS = 256
+"""Rows per session run, at most: larger arrays go through in slices, so that memory does not grow with the request."""
+MOST_LOGITS = CHUNK_ROWS * SLICE_ROWS
+"""Of a chunk on the CPU, whatever its rows: larger chunks take fewer queries at a time."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,28 @@ def cut_into_chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> l
     ]
 
 
-def chunk_rows_for(device: str, threads: int | None = None) -> int:
+def chunk_rows_for(device: str, bank: Bank, threads: int | None = None, rows: slice = slice(None)) -> int:
     """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products.
 
-    A thread alone starts a node sooner than several do, and has one core's cache for its logits; so its chunks are
-    smaller.
+    A thread alone starts a node sooner than several do, and has one core's cache for its logits; int8 passes over them
+    once more. So their chunks are smaller. Those of large banks are larger: there starting nodes is what is left to
+    save.
 
     Args:
         device: `cuda` or `cpu`.
+        bank: the bank.
         threads: of the session; all this process may use when None.
+        rows: which tiled rows of the bank the session has.
     """
     if device == "cuda":
         return CUDA_CHUNK_ROWS
-    return ONE_THREAD_CHUNK_ROWS if (threads or available_threads()) == 1 else CHUNK_ROWS
+    if (threads or available_threads()) == 1:
+        return ONE_THREAD_CHUNK_ROWS
+    if len(range(*rows.indices(len(bank.labels)))) > LARGE_BANK_ROWS:
+        return LARGE_CHUNK_ROWS
+    return INT8_CHUNK_ROWS if bank.precision == "int8" else CHUNK_ROWS
+
+
+def slice_rows_for(device: str, chunk_rows: int) -> int:
+    """Queries at a time, so that logits take no more memory than `MOST_LOGITS` on the CPU."""
+    return SLICE_ROWS if device == "cuda" else max(1, min(SLICE_ROWS, MOST_LOGITS // chunk_rows))

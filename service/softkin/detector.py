@@ -17,13 +17,13 @@ from softkin.bank import PADDING_LABEL, Bank
 from softkin.bundle import Bundle, Golden
 from softkin.cancellation import Cancellation
 from softkin.certificate import DEFAULT_CONFIDENCE
+from softkin.chunks import SLICE_ROWS
 from softkin.conformal import SurpriseLines
 from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
 from softkin.scorer import BOUNDARY, LOGITS, Nearest, Scorer
 from softkin.scores import Neighbors, Parts, RowScores, Scores
-from softkin.session import SLICE_ROWS
 from softkin.shards import ShardedScorer
 from softkin.verdicts import Guarantee, Rule
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.cancellation import Cancellation
-from softkin.chunks import Chunk, chunk_rows_for, cut_into_chunks
+from softkin.chunks import Chunk, chunk_rows_for, cut_into_chunks, slice_rows_for
 from softkin.device import Target, parse_device
 from softkin.errors import BundleError, DeviceError
 from softkin.graph_builder import GraphBuilder
@@ -97,7 +97,10 @@ class Scorer:
         def start(kind: str) -> tuple[Any, Any]:
             composed = onnx.ModelProto()
             composed.CopyFrom(proto)
-            parts = cut_into_chunks(bank, chunk_rows or chunk_rows_for(kind, threads), rows or slice(None))
+            own = rows or slice(None)
+            per_chunk = chunk_rows or chunk_rows_for(kind, bank, threads, own)
+            self._slice_rows = slice_rows_for(kind, per_chunk)
+            parts = cut_into_chunks(bank, per_chunk, own)
             integer = multiplies_integers(kind)
             self._k_inputs = _compose(composed, bank, file, parts, {*self._own, *also}, integer=integer)
             keep = kind == "cuda" and bank.precision != "float32"
@@ -116,7 +119,7 @@ class Scorer:
         """Class masses `[B, L, C]`, logits and distances to the boundaries `[B, C]` of inputs, B >= 1.
 
         Args:
-            x: `[B, ...]` inputs, computed in slices of `SLICE_ROWS`.
+            x: `[B, ...]` inputs, computed in slices: few rows at a time where a chunk has many.
             cancellation: stops the call at the end of the chunk that is being computed.
 
         Raises:
@@ -155,6 +158,7 @@ class Scorer:
             self.device,
             fixed=fixed,
             cancellation=cancellation,
+            slice_rows=self._slice_rows,
         )
         own = dict(zip(self._own, found[1:], strict=False))
         outputs = Outputs(masses=found[0], logits=own.get(LOGITS), boundary=own.get(BOUNDARY))

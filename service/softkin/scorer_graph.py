@@ -36,6 +36,8 @@ MERGE_CHUNKS = 16
 """Chunks whose nearest rows are merged at a time."""
 MAX_EXPONENT, MAX_LOG_SUM = 80.0, 88.0
 """exp(+-80) stays inside float32's normal range, and so does a sum that is at most exp(88)."""
+FEW_QUERIES = 8
+"""Up to so many at a time, their product with int8 rows gets the rows' scales in another way."""
 SMALLEST_STEP = 1e-30
 """Stands in for the largest number of a query that is all zeros."""
 LOWEST = float(np.float32(-3e38))
@@ -128,7 +130,7 @@ class LayerGraph:
     def _query(self, z_BD: str) -> tuple[_Query, str]:
         """What the chunks multiply, and the query-only term of the logits `[B, 1]`."""
         g, layer = self.graph, self.layer
-        axis = g.constant(np.array([1], np.int64))
+        axis = g.constant([1])
         per_temperature = g.constant(float(-1.0 / layer.temperature))
         if layer.metric == "cosine":
             shift = per_temperature
@@ -137,7 +139,7 @@ class LayerGraph:
             shift = g.op("Mul", [g.op("ReduceSumSquare", [z_BD, axis], keepdims=1), per_temperature])
         scale = g.constant(float(layer.scale))
         if layer.precision != "int8" or not self.integer:
-            ones = g.op("Pad", [z_BD, g.constant(np.array([0, 0, 0, 1], np.int64)), g.constant(1.0)])
+            ones = g.op("Pad", [z_BD, g.constant([0, 0, 0, 1]), g.constant(1.0)])
             return _Query(g.op("Mul", [ones, scale])), shift
         # One scale per row: with one for the batch (DynamicQuantizeLinear) a score would depend on its batch mates.
         largest = g.op("Max", [g.op("ReduceMax", [g.op("Abs", [z_BD]), axis], keepdims=1), g.constant(SMALLEST_STEP)])
@@ -147,7 +149,16 @@ class LayerGraph:
         norm = g.op("ReduceL2", [z_BD, axis], keepdims=1)
         step = g.op("Div", [norm, g.op("Max", [g.op("ReduceL2", [levels, axis], keepdims=1), g.constant(1.0)])])
         size = g.op("Min", [g.op("Size", [values]), g.constant(np.array(1, np.int64))])
-        return _Query(values, g.op("Mul", [step, scale]), g.op("Cast", [size], to=TensorProto.FLOAT)), shift
+        one = g.op("Cast", [size], to=TensorProto.FLOAT)
+        return _Query(values, g.op("Mul", [step, scale]), one, self._shape_of_scales(values)), shift
+
+    def _shape_of_scales(self, query: str) -> str:
+        """Shape in which the integer product gets the rows' scales: three dimensions for few queries, two for more."""
+        g = self.graph
+        few = g.op("LessOrEqual", [g.op("Shape", [query], start=0, end=1), g.constant([FEW_QUERIES])])
+        return g.op(
+            "Slice", [g.constant([1, 1, -1]), g.op("Where", [few, g.constant([0]), g.constant([1])]), g.constant([3])]
+        )
 
     def _logits(self, query: _Query, i: int, chunk: Chunk) -> str:
         """`[B, chunk]` logits up to the query-only term."""
@@ -158,7 +169,7 @@ class LayerGraph:
         if layer.precision == "int8" and self.integer:
             return self._integer_logits(query, i, chunk, rows)
         rows = g.op("Cast", [rows], to=TensorProto.FLOAT)
-        column = g.constant(np.array([-1, 1], np.int64))
+        column = g.constant([-1, 1])
         if layer.precision == "int8":
             rows = g.op("Mul", [rows, g.op("Reshape", [self._stored("scales", i, chunk), column])])
         rows = g.op("Concat", [rows, g.op("Reshape", [self._stored("offsets", i, chunk), column])], axis=1)
@@ -169,9 +180,12 @@ class LayerGraph:
         products = g.op("MatMulInteger", [query.values, g.op("Transpose", [rows], perm=[1, 0]), _zero_point(g)])
         # onnxruntime fuses a product of two scales into that of the matrices. One per query it would apply on a single
         # thread, a constant it folds away before it looks: so the pair is the rows' scales and a one it cannot see.
-        scales = g.op("Mul", [query.one, self._stored("scales", i, chunk)])
-        products = g.op("Mul", [g.op("Cast", [products], to=TensorProto.FLOAT), scales])
+        # For each row it multiplies the pair on a single thread too, which takes longer than the product of one query.
+        # Scales of three dimensions it applies after the product, on one thread as well: cheap where queries are few.
+        scales = g.op("Reshape", [self._stored("scales", i, chunk), query.scales_shape])
+        products = g.op("Mul", [g.op("Cast", [products], to=TensorProto.FLOAT), g.op("Mul", [query.one, scales])])
         logits = g.op("Mul", [products, query.steps])
+        logits = g.op("Reshape", [logits, g.constant([-1, len(chunk)])])
         if not layer.row_offsets(slice(chunk.start, chunk.stop)).any():
             return logits
         return g.op("Add", [logits, g.op("Mul", [self._stored("offsets", i, chunk), g.constant(float(layer.scale))])])
@@ -197,7 +211,7 @@ class LayerGraph:
     def _sum_exp(self, x_BN: str, chunk: Chunk) -> str:
         g = self.graph
         exponentials = g.op("Exp", [self._tiled(x_BN, chunk)])
-        return g.op("ReduceSum", [exponentials, g.constant(np.array([2], np.int64))], keepdims=0)
+        return g.op("ReduceSum", [exponentials, g.constant([2])], keepdims=0)
 
     def _log_sum_exp_of_tiles(self, x_BN: str, chunk: Chunk) -> str:
         # Any row of a tile less its log softmax is the tile's log-sum-exp: one fused kernel instead of five passes.
@@ -208,13 +222,13 @@ class LayerGraph:
         nearest = g.constant(np.arange(0, len(chunk), chunk.tile_rows) + offsets.argmax(axis=1))
         row = g.op("Gather", [x_BN, nearest], axis=1)
         log_softmax = g.op("LogSoftmax", [self._tiled(x_BN, chunk)], axis=2)
-        flat = g.op("Reshape", [log_softmax, g.constant(np.array([0, len(chunk)], np.int64))])
+        flat = g.op("Reshape", [log_softmax, g.constant([0, len(chunk)])])
         return g.op("Sub", [row, g.op("Gather", [flat, nearest], axis=1)])
 
     def _log_sum_exp(self, x_BTR: str) -> str:
         # Spelt out: onnxruntime's ReduceLogSumExp is scalar on CPU.
         g = self.graph
-        axis = g.constant(np.array([2], np.int64))
+        axis = g.constant([2])
         top = g.op("ReduceMax", [x_BTR, axis], keepdims=1)
         total = g.op("ReduceSum", [g.op("Exp", [g.op("Sub", [x_BTR, top])]), axis], keepdims=0)
         return g.op("Add", [g.op("Log", [total]), g.op("Squeeze", [top, axis])])
@@ -240,10 +254,10 @@ class LayerGraph:
         """Sum of each group of tiles; the index past the end stands for no tile."""
         g = self.graph
         nothing = g.constant(0.0 if self.bounded else LOWEST)
-        padded = g.op("Pad", [mass_BT, g.constant(np.array([0, 0, 0, 1], np.int64)), nothing])
+        padded = g.op("Pad", [mass_BT, g.constant([0, 0, 0, 1]), nothing])
         grouped = g.op("Gather", [padded, g.constant(groups)], axis=1)
         if self.bounded:
-            return g.op("ReduceSum", [grouped, g.constant(np.array([2], np.int64))], keepdims=0)
+            return g.op("ReduceSum", [grouped, g.constant([2])], keepdims=0)
         return self._log_sum_exp(grouped)
 
 
@@ -267,6 +281,8 @@ class _Query(NamedTuple):
     """`[B, 1]`: what a uint8 step is worth; empty for float32."""
     one: str = ""
     """A float32 1 that is no constant; empty for float32."""
+    scales_shape: str = ""
+    """See `_shape_of_scales`; empty for float32."""
 
 
 def _zero_point(g: GraphBuilder) -> str:
@@ -293,5 +309,5 @@ def representation_output(layer: str) -> str:
 
 def stack_masses(g: GraphBuilder, masses: Sequence[str]) -> str:
     """Name of `[B, L, C]` class masses, from those of the layers."""
-    axis = g.constant(np.array([1], np.int64))
+    axis = g.constant([1])
     return g.op("Concat", [g.op("Unsqueeze", [m, axis]) for m in masses], axis=1)

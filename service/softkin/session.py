@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
+from softkin.chunks import SLICE_ROWS
 from softkin.denormals import can_flush, denormals_as_zero
 from softkin.device import Target, available_threads
 from softkin.errors import BundleError, CancelledError, DeviceError, InvalidInputError
@@ -27,8 +28,6 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 ort.set_default_logger_severity(3)
 
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-SLICE_ROWS = 256
-"""Rows per session run: larger arrays go through in slices, so that memory does not grow with the request."""
 SPIN_MICROSECONDS = 200
 """Longer than most nodes take; endless spinning loses half the speed where other processes want the cores."""
 
@@ -167,14 +166,18 @@ def run_slices(
     *,
     fixed: Mapping[str, NDArray[np.generic]] | None = None,
     cancellation: Cancellation | None = None,
+    slice_rows: int = SLICE_ROWS,
 ) -> list[NDArray[Any]]:
-    """Outputs of all rows, computed in slices of `SLICE_ROWS` and joined; `fixed` inputs are the same for every slice.
+    """Outputs of all rows, computed in slices and joined; `fixed` inputs are the same for every slice.
+
+    The slices are of equal size, to within a row, and at most `slice_rows`: a small last one would read the bank for
+    a few rows alone.
 
     Raises:
         DeviceError: the device failed.
         CancelledError: `cancellation` was used.
     """
     ((name, x),) = rows.items()
-    slices = [x[i : i + SLICE_ROWS] for i in range(0, len(x), SLICE_ROWS)]
+    slices = np.array_split(x, max(1, -(-len(x) // slice_rows)))
     parts = [run_session(session, outputs, {name: s, **(fixed or {})}, device, cancellation) for s in slices]
     return parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scorer_cases import RELATIVE, ROUNDING, kernels_run, make, packed, profile_sessions, start, terms
+from scorer_cases import RELATIVE, ROUNDING, kernels_run, make, packed, profile_sessions, start, terms, unoptimized
 from softkin import mass
 from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, PRECISIONS
 from softkin.chunks import chunk_rows_for, cut_into_chunks
 from softkin.device import Target
 from softkin.precision import QUERY_LEVELS, reduce_precision
 from softkin.scorer import Scorer
+from softkin.scorer_graph import FEW_QUERIES
 from softkin.shards import shard_rows
 
 DIMS = {"a": 9}
@@ -155,20 +156,41 @@ def test_int8_moves_masses_by_no_more_than_its_levels_do(tmp_path):
     assert error[60] < 0.002  # 0.0014: the errors of many rows average out, that of the query does not
 
 
+@pytest.mark.parametrize(("queries", "dims"), [(1, 2), (FEW_QUERIES, 2), (FEW_QUERIES + 1, 1)])
 @pytest.mark.parametrize("form", FORMS)
-def test_an_integer_product_scales_its_rows_and_no_queries(tmp_path, monkeypatch, form):
-    """onnxruntime fuses the rows' scales into it. A scale per query it would fuse too, and apply on one thread."""
-    bank, *_, query = case(form, precision="int8")
+def test_an_integer_product_scales_its_rows_and_no_queries(tmp_path, monkeypatch, form, queries, dims):
+    """onnxruntime fuses the rows' scales into it, one by one on one thread; but not for a few queries.
+
+    A scale per query it would fuse too, and apply on one thread.
+    """
+    bank, z, *_ = case(form, precision="int8")
     profile_sessions(monkeypatch, tmp_path)
     scorer = start(tmp_path, bank, DIMS)
-    scorer.run(query)
+    scorer.run(z[:queries])
 
     ran = [kernel["args"] for kernel in kernels_run(scorer._session)]
     products = [a["input_type_shape"] for a in ran if a["op_name"] == "MatMulIntegerToFloat"]
     scales = [[shape["float"] for shape in shapes if "float" in shape] for shapes in products]
-    parts = cut_into_chunks(bank, chunk_rows_for("cpu"))
-    assert sorted(scales) == sorted([[], [len(part)]] for part in parts)
+    parts = cut_into_chunks(bank, chunk_rows_for("cpu", bank))
+    assert sorted(scales) == sorted([[], [1] * dims + [len(part)]] for part in parts)
     assert not any(a["op_name"] == "MatMulInteger" for a in ran)
+
+
+@pytest.mark.parametrize("optimized", [True, False], ids=["fused", "as written"])
+@pytest.mark.parametrize("form", FORMS)
+def test_int8_masses_of_a_few_queries_are_those_of_many(tmp_path, monkeypatch, form, optimized):
+    """To the last bit, though the rows' scales get there in two ways; also where a runtime fuses nothing."""
+    bank, z, *_ = case(form, precision="int8")
+    query = z[: 3 * FEW_QUERIES]
+    many = start(tmp_path, bank, DIMS).run(query).masses
+    if not optimized:
+        unoptimized(monkeypatch)
+    scorer = start(tmp_path, bank, DIMS)
+
+    few = np.concatenate([scorer.run(part).masses for part in np.split(query, 3)])
+
+    np.testing.assert_array_equal(few, many)
+    np.testing.assert_array_equal(scorer.run(query).masses, many)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -65,6 +65,17 @@ def profile_sessions(monkeypatch, folder: Path) -> None:
     monkeypatch.setattr(ort, "SessionOptions", Profiled)
 
 
+def unoptimized(monkeypatch) -> None:
+    """Sessions that start from now on run their graph as it is written."""
+
+    class AsWritten(ort.SessionOptions):
+        def __init__(self):
+            super().__init__()
+            self.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+    monkeypatch.setattr(ort, "SessionOptions", AsWritten)
+
+
 def kernels_run(session: ort.InferenceSession) -> list[dict]:
     """Names and arguments of the kernels that a profiled session has run, in their order."""
     events = json.loads(Path(session.end_profiling()).read_text())

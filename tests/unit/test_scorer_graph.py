@@ -11,11 +11,10 @@ from safetensors.numpy import save_file
 from scorer_cases import kernels_run, make, packed, profile_sessions, start
 from softkin.bank import LARGE_TILE_ROWS, PRECISIONS
 from softkin.bundle import bank_tensors
-from softkin.chunks import CHUNK_ROWS, cut_into_chunks
+from softkin.chunks import CHUNK_ROWS, SLICE_ROWS, cut_into_chunks
 from softkin.graph_builder import GraphBuilder
 from softkin.precision import reduce_precision
 from softkin.scorer import layer_graphs
-from softkin.session import SLICE_ROWS
 from softkin.tensor_file import TensorFile
 
 TEMPERATURES = {"bounded": 0.5, "any temperature": 0.002}
@@ -81,18 +80,33 @@ def test_a_whole_slice_takes_a_few_megabytes_at_a_time_on_a_bank_of_any_size(tmp
     assert max(int(kernel["args"]["output_size"]) for kernel in kernels_run(scorer._session)) < 10e6
 
 
-@pytest.mark.parametrize(("threads", "products"), [(None, 3), (1, 3), (2, 2)])
-def test_one_thread_alone_takes_smaller_chunks_to_the_same_masses(tmp_path, monkeypatch, threads, products):
-    """Not asked how many, a session has as many as the process may use, which is one here."""
+@pytest.mark.parametrize(
+    ("precision", "threads", "large", "products", "runs"),
+    [
+        ("float32", 2, 61, 2, 1),
+        ("float32", None, 61, 4, 1),  # as many as the process may use, which is one here
+        ("float32", 1, 61, 4, 1),
+        ("int8", 2, 61, 3, 1),
+        ("int8", 1, 61, 4, 1),
+        ("float32", 2, 59, 1, 2),
+        ("int8", 2, 59, 1, 2),
+        ("float32", 1, 59, 4, 1),
+    ],
+)
+def test_chunks_fit_threads_bank_and_precision(tmp_path, monkeypatch, precision, threads, large, products, runs):
+    """One thread and int8 take smaller ones; large banks larger ones, of fewer queries at a time. The masses stay."""
     monkeypatch.setattr("softkin.chunks.available_threads", lambda: 1)
-    z, labels, _ = make([40 * LARGE_TILE_ROWS], {"a": 3}, "cosine", 0.5, False)
-    bank = packed(z, labels, {"a": TEMPERATURES["bounded"]}, "cosine", None)
-    whole = start(tmp_path, bank, {"a": 3}, chunk_rows=40 * LARGE_TILE_ROWS).run(z["a"][:3]).masses
+    monkeypatch.setattr("softkin.chunks.LARGE_BANK_ROWS", large * LARGE_TILE_ROWS)
+    z, labels, _ = make([60 * LARGE_TILE_ROWS], {"a": 3}, "cosine", 0.5, False)
+    bank = reduce_precision(packed(z, labels, {"a": TEMPERATURES["bounded"]}, "cosine", None), precision)
+    query = z["a"][:SLICE_ROWS]
+    whole = start(tmp_path, bank, {"a": 3}, chunk_rows=60 * LARGE_TILE_ROWS).run(query).masses
     profile_sessions(monkeypatch, tmp_path)
     scorer = start(tmp_path, bank, {"a": 3}, threads=threads)
-    masses = scorer.run(z["a"][:3]).masses
+    masses = scorer.run(query).masses
 
-    assert sum("Gemm" in kernel["name"] for kernel in kernels_run(scorer._session)) == products
+    ran = [kernel["args"]["op_name"] for kernel in kernels_run(scorer._session)]
+    assert ran.count("Gemm") + ran.count("MatMulIntegerToFloat") == products * runs
     np.testing.assert_allclose(masses, whole, rtol=1e-6)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from softkin.chunks import SLICE_ROWS
 from softkin.errors import DataError
 from softkin.scorer import LOGITS, Network
 from softkin.scorer_graph import representation_output
-from softkin.session import SLICE_ROWS
 from softkin_training.rows import Rows
 from softkin_training.scratch import written_to
 
