@@ -66,7 +66,8 @@ def run(options: argparse.Namespace, client: AdminClient) -> int:
             print(f"{options.label} is {options.name} {options.version}; before: {before or 'none'}")
         case "unlabel":
             before = client.remove_label(options.name, options.label)
-            print(f"no version of {options.name} is {options.label}; before: {before}")
+            now = "; by default the version loaded last serves now" if options.label == "stable" else ""
+            print(f"no version of {options.name} is {options.label}; before: {before}{now}")
         case "list":
             _print(client.detectors(), as_json=options.json)
     return 0

@@ -230,17 +230,16 @@ class AsyncClient(LearnsLimits, AsyncConnection):
 
 async def _send(source: AsyncIterable[NDArray[np.generic]], exchange: Exchange) -> AsyncIterator[pb.ScoreStreamRequest]:
     """The requests of a stream, taken by a task of gRPC's own."""
+    handed_over = False
     try:
         async for x in source:
             for request in exchange.requests(x):
+                handed_over = True
                 yield request
+                handed_over = False
         exchange.all_sent = True
-    except GeneratorExit:
-        raise  # the call has ended
-    except (
-        BaseException
-    ) as e:  # SystemExit too: it would end the loop, and with it the call, as if the client were closed
-        if task_is_cancelled():
+    except BaseException as e:  # SystemExit too: it would end the loop, and with it the call
+        if handed_over or task_is_cancelled():
             raise  # the call has ended, and this is not the source's doing
         exchange.error = e  # the stream ends here; what was sent is answered first
 

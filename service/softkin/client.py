@@ -216,11 +216,15 @@ class Client(LearnsLimits, Connection):
 
 def _send(batches: Iterable[NDArray[np.generic]], exchange: Exchange) -> Iterator[pb.ScoreStreamRequest]:
     """The requests of a stream, taken by gRPC's own thread."""
+    handed_over = False
     try:
         for x in batches:
-            yield from exchange.requests(x)
+            for request in exchange.requests(x):
+                handed_over = True
+                yield request
+                handed_over = False
         exchange.all_sent = True
-    except GeneratorExit:
-        raise  # the call has ended
     except BaseException as e:  # SystemExit too: it would end gRPC's thread alone, and the call would wait for ever
+        if handed_over:
+            raise  # the call has ended
         exchange.error = e  # the stream ends here; what was sent is answered first

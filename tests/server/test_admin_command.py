@@ -32,6 +32,8 @@ def test_the_command_does_what_the_service_does(command, operated, rows):
     assert command("label", "standin", "2", "stable") == (0, "stable is standin 2; before: 1", "")
     assert command("label", "standin", "1", "old") == (0, "old is standin 1; before: none", "")
     assert command("unlabel", "standin", "old") == (0, "no version of standin is old; before: 1", "")
+    gone = "no version of standin is stable; before: 2; by default the version loaded last serves now"
+    assert command("unlabel", "standin", "stable") == (0, gone, "")
     assert command("unload", "standin", "1") == (0, "standin 1 is unloaded", "")
     assert operated.score(rows(1)).budget.version == "2"
 

@@ -24,7 +24,9 @@ from softkin.errors import InvalidInputError, SoftkinError, UnavailableError
 from standin import StandIn
 
 
-@pytest.mark.parametrize("wrong", [SystemExit(3), KeyboardInterrupt()], ids=["exit", "interrupt"])
+@pytest.mark.parametrize(
+    "wrong", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=["exit", "interrupt", "generator"]
+)
 def test_a_source_that_ends_the_program_ends_the_stream(shared_server, rows, wrong):
     """It is asked in a thread of gRPC's own, which such an exception would end without a word to the reader."""
 

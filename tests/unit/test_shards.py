@@ -159,7 +159,7 @@ def test_more_shards_than_tiles_are_refused(tiny):
         Detector.load(tiny.path, device=",".join(["cpu"] * 7))
 
 
-@pytest.mark.parametrize("device", ["", "gpu", "cpu,", "auto,cpu", "cuda:", "cuda:-1", "cuda:0 ,cpu", "CPU"])
+@pytest.mark.parametrize("device", ["", "gpu", "cpu,", "auto,cpu", "cuda:", "cuda:-1", "cuda:0 ,cpu", "CPU", 5])
 def test_unknown_devices_are_refused(device):
     """With what is allowed."""
     with pytest.raises(InvalidInputError, match="must be auto, cpu, cuda, cuda:N, or several"):
