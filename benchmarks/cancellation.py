@@ -27,12 +27,14 @@ def measure_cancellation(device: str = "cpu", rows: int = ROWS) -> dict[str, Any
 
 
 def _measure(folder: Path, device: str) -> dict[str, Any]:
-    from softkin.chunks import chunk_rows_for, cut_into_chunks
+    from softkin.chunks import chunk_rows_for, cut_into_chunks, slice_rows_for
     from softkin.scorer import Scorer
 
     bank = open_bank(folder / BANK)
     scorer = Scorer(folder / MODEL, bank, folder / BANK, device=device)
-    parts = len(cut_into_chunks(bank, chunk_rows_for(scorer.device, bank)))
+    chunk_rows = chunk_rows_for(scorer.device, bank)
+    slices = -(-BATCH // slice_rows_for(scorer.device, chunk_rows))
+    parts = len(cut_into_chunks(bank, chunk_rows)) * slices
     rng = np.random.default_rng(0)
     x = rng.standard_normal((BATCH, DIM), dtype=np.float32)
     times = [_seconds(scorer, x) for _ in range(1 + WHOLE_CALLS)][1:]
