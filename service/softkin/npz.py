@@ -32,8 +32,10 @@ def open_npz(path: str | Path, remedy: str) -> Iterator[NpzFile]:
         # Not np.load, which reads an .npy whole, takes any text for a pickle, and explains how to load that.
         with Path(path).open("rb") as raw, NpzFile(raw, allow_pickle=False) as file:
             yield file
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, not an .npz file of plain arrays; {remedy}") from None
     except OSError as e:
-        raise DataError(f"{path}: cannot be read ({reason_of(e)})") from None
+        raise DataError(f"{path}: cannot be read ({reason_of(e)}); check path and rights") from None
     except MemoryError as e:
         raise DataError(f"{path}: is too large for the memory here ({e}); take a part of its rows") from None
     # Old headers NumPy parses as Python.

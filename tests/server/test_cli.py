@@ -199,7 +199,8 @@ def test_score_shows_the_flagged_rows_alone_where_that_is_asked_for(server, npz,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.npz"], "missing.npz: cannot be read (No such file or directory)"),
+        (["missing.npz"], "missing.npz: cannot be read (No such file or directory); check path and rights"),
+        (["/"], "/: is a folder, not an .npz file of plain arrays; write one with numpy.savez(FILE, x_test=ROWS)"),
         (["NPZ", "--key", "x"], "has no array 'x'; it has: x_test, y_test, other, single; choose with --key"),
         (["NPZ", "--key", "single"], "array 'single' is a single value"),
         (["NPZ", "--key", "y_test"], "inputs: dtype is int32, this detector takes float32"),

@@ -222,11 +222,16 @@ def test_an_array_larger_than_memory_is_refused_with_words(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path):
-    """Whatever the system has against it."""
-    for path, reason in ((tmp_path / "none.npz", "No such file or directory"), (tmp_path, "Is a directory")):
+    """And what to do; a folder, which other commands take, is told what a file should be."""
+    reasons = {
+        tmp_path / "none.npz": "cannot be read (No such file or directory); check path and rights",
+        tmp_path: "is a folder, not an .npz file of plain arrays; write one with numpy.savez(FILE, x_test=ROWS), or "
+        "choose another array with --key",
+    }
+    for path, reason in reasons.items():
         with pytest.raises(DataError) as e:
             display.read_array(str(path), "x_test")
-        assert str(e.value) == f"{path}: cannot be read ({reason})"
+        assert str(e.value) == f"{path}: {reason}"
 
 
 def test_an_array_that_is_not_there_is_refused_with_those_that_are(tmp_path):

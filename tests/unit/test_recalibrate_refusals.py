@@ -219,7 +219,7 @@ def test_the_command_refuses_a_damaged_file(tiny, tmp_path, capsys, damage):
     assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b")]) == 1
 
     wanted = {
-        "missing": "cannot be read (No such file or directory)\n",
+        "missing": "cannot be read (No such file or directory); check path and rights\n",
         "other arrays": "lacks ['x_test']",
     }.get(damage, "not an .npz file of plain arrays")
     assert f"rows.npz: {wanted}" in capsys.readouterr().err
