@@ -20,7 +20,9 @@ from softkin.option_names import (
     CONNECTION_OPTIONS,
     DETECTOR_OPTIONS,
     SCORE_OPTIONS,
+    TRAINING_COMMANDS,
     as_typed,
+    refuse_command_of,
     unrecognized,
 )
 
@@ -68,6 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
     chosen = next((a for a in arguments if a in COMMANDS), None)
     try:
         parser, chosen_parser = build_parser(chosen)
+        refuse_command_of("softkin-train", TRAINING_COMMANDS, parser, arguments)
         options, unknown = parser.parse_known_args(arguments)
         if unknown:  # said by the parser of all commands they would come with the usage of none
             mine = chosen_parser or parser

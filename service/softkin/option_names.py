@@ -36,6 +36,10 @@ ADMIN_OPTIONS = CONNECTION_OPTIONS | {
     "labels": "--label",
 }
 """Argument of what changes a server -> option, or what stands for it in the usage."""
+SERVICE_COMMANDS = ("serve", "score", "status", "drift", "admin", "inspect", "export-onnx", "healthcheck")
+"""Of `softkin`."""
+TRAINING_COMMANDS = ("run", "train", "export", "build", "evaluate", "fit", "recalibrate", "ablate", "entanglement")
+"""Of `softkin-train`. Both stand here so that each program knows the other's without importing it."""
 
 
 def as_typed(error: SoftkinError, options: Mapping[str, str]) -> str:
@@ -62,3 +66,18 @@ def unrecognized(parser: argparse.ArgumentParser, typed: Sequence[str]) -> str:
     near = difflib.get_close_matches(first, known, n=1, cutoff=0.75)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"unrecognized arguments: {' '.join(typed)}; {meant}--help lists what there is"
+
+
+def refuse_command_of(
+    program: str, commands: Sequence[str], parser: argparse.ArgumentParser, typed: Sequence[str]
+) -> None:
+    """Exit as for wrong usage where the command is the other program's: a list of this one's would not help.
+
+    Args:
+        program: the other one.
+        commands: it has.
+        parser: of this program.
+        typed: arguments without this program's name.
+    """
+    if typed and typed[0] in commands:
+        parser.error(f"argument COMMAND: got {typed[0]!r}, a command of {program}; run {program} {typed[0]}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from softkin.cli import build_parser, main
+from softkin.cli import COMMANDS, build_parser, main
 from softkin.errors import InvalidInputError, UnavailableError
-from softkin.option_names import SCORE_OPTIONS, as_typed, unrecognized
+from softkin.option_names import SCORE_OPTIONS, SERVICE_COMMANDS, TRAINING_COMMANDS, as_typed, unrecognized
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,28 @@ def test_an_abbreviation_is_no_option(typed, text, capsys):
 
     assert e.value.code == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", TRAINING_COMMANDS)
+def test_a_command_of_the_other_program_is_told_so(command, capsys):
+    """The list of this program's commands would not say where it is."""
+    with pytest.raises(SystemExit) as e:
+        main([command, "--out", "x"])
+
+    assert e.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"softkin: error: argument COMMAND: got {command!r}, a command of softkin-train; run softkin-train {command}\n"
+    )
+
+
+def test_what_neither_program_has_is_refused_with_what_there_is(capsys):
+    """As argparse does."""
+    with pytest.raises(SystemExit):
+        main(["serv"])
+
+    assert "invalid choice: 'serv' (choose from" in capsys.readouterr().err
+
+
+def test_the_other_program_knows_every_command():
+    """It cannot ask this one, which need not be imported for it."""
+    assert tuple(COMMANDS) == SERVICE_COMMANDS

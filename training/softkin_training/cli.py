@@ -11,7 +11,7 @@ from pathlib import Path
 from softkin import __version__
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
-from softkin.option_names import as_typed, option, unrecognized
+from softkin.option_names import SERVICE_COMMANDS, as_typed, option, refuse_command_of, unrecognized
 from softkin_training.arguments import folder, names
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 ok, 1 failed, 2 usage, 130 interrupted."""
     try:
         with flushed():
-            arguments, unknown = _parser().parse_known_args(argv)
+            whole = _parser()
+            refuse_command_of("softkin", SERVICE_COMMANDS, whole, sys.argv[1:] if argv is None else argv)
+            arguments, unknown = whole.parse_known_args(argv)
             parser: argparse.ArgumentParser = vars(arguments).pop("parser")
             if unknown:
                 parser.error(unrecognized(parser, unknown))
@@ -76,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        # No abbreviations, as of `softkin`: one that is clear today may be refused once there are more options.
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(command=function, parser=sub)
         return sub
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from softkin import __version__
+from softkin.option_names import SERVICE_COMMANDS, TRAINING_COMMANDS
 from softkin_training.cli import _parser, main
 
 pytestmark = pytest.mark.training
@@ -78,6 +79,27 @@ def test_an_unknown_option_comes_with_the_usage_of_its_command_and_the_nearest(c
     )
 
 
+def test_an_abbreviation_is_no_option(capsys):
+    """As of `softkin`: what is clear today would be refused once there are more options."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--embeddings", "e.npz", "--out", "x", "--nonconf", "density"])
+
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --nonconf density; did you mean --nonconformity?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", SERVICE_COMMANDS)
+def test_a_command_of_the_other_program_is_told_so(command, capsys):
+    """The list of this program's commands would not say where it is."""
+    with pytest.raises(SystemExit) as stop:
+        main([command, "x"])
+
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"softkin-train: error: argument COMMAND: got {command!r}, a command of softkin; run softkin {command}\n"
+    )
+
+
 def test_every_argument_of_every_command_is_explained():
     """A name alone, such as BUNDLE or DIR, does not say whether it is read or written."""
     [commands] = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
@@ -89,5 +111,5 @@ def test_every_argument_of_every_command_is_explained():
         if not action.help
     ]
 
-    assert len(commands.choices) == 9
+    assert tuple(sorted(commands.choices)) == tuple(sorted(TRAINING_COMMANDS))
     assert unexplained == []
