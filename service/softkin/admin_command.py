@@ -14,6 +14,7 @@ from rich.markup import escape
 from softkin.admin_client import AdminClient
 from softkin.descriptions import DetectorInfo
 from softkin.display import table
+from softkin.registry import STABLE
 
 LONGEST_WHOLE = 20
 """Letters of a version that is never folded; those of `softkin-train recalibrate` have 13."""
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace, client: AdminClient) -> int:
             print(f"{options.label} is {options.name} {options.version}; before: {before or 'none'}")
         case "unlabel":
             before = client.remove_label(options.name, options.label)
-            now = "; by default the version loaded last serves now" if options.label == "stable" else ""
+            now = "; by default the version loaded last serves now" if options.label == STABLE else ""
             print(f"no version of {options.name} is {options.label}; before: {before}{now}")
         case "list":
             _print(client.detectors(), as_json=options.json)
