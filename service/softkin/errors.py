@@ -26,6 +26,7 @@ No error knows a transport: `statuses.py` maps each to a status in one table.
 from __future__ import annotations
 
 import copyreg
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -41,6 +42,11 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def listed(values: Iterable[object]) -> str:
+    """Values for a message: names in quotes, with commas between them."""
+    return ", ".join(map(repr, values))
 
 
 class SoftkinError(Exception):

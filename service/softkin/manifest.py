@@ -183,7 +183,7 @@ def _check_values(m: Manifest, source: str) -> None:
 
     for key, value in {"name": m.name, "version": m.version}.items():
         require(bool(_NAME.fullmatch(value)), key, value, "it takes 1 to 63 letters, digits, '.', '_', '-'")
-    require(m.input_dtype in INPUT_DTYPES, "input_dtype", m.input_dtype, f"must be one of {INPUT_DTYPES}")
+    require(m.input_dtype in INPUT_DTYPES, "input_dtype", m.input_dtype, f"must be one of {', '.join(INPUT_DTYPES)}")
     axes = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in m.input_shape)
     require(axes, "input_shape", m.input_shape, "must be positive integers")
     names = all(isinstance(c, str) and is_unicode(c) for c in m.classes)

@@ -52,6 +52,9 @@ def as_typed(error: SoftkinError, options: Mapping[str, str]) -> str:
     field, text = "", str(error)
     if isinstance(error, InvalidInputError):
         field, text = f"{options.get(error.field, error.field)}: ", error.message
+    # A setting, as recipes spell it: nonconformity = 'density'.
+    settings = rf"(?<![^\s(])({'|'.join(options)}) = '([^']*)'"
+    text = re.sub(settings, lambda found: f"{options[found[1]]} {found[2]}", text) if options else text
     # Names that are no English words; before a colon, a dot or a slash, or in quotes, they are a user's file or value.
     names = "|".join(name for name in options if "_" in name)
     if names:

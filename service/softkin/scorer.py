@@ -16,7 +16,7 @@ from softkin.bank import PADDING_LABEL, Bank
 from softkin.cancellation import Cancellation
 from softkin.chunks import Chunk, chunk_rows_for, cut_into_chunks, slice_rows_for
 from softkin.device import Target, parse_device
-from softkin.errors import BundleError, DeviceError
+from softkin.errors import BundleError, DeviceError, listed
 from softkin.graph_builder import GraphBuilder
 from softkin.nonconformity import Outputs
 from softkin.scorer_graph import (
@@ -270,7 +270,9 @@ def read_network(model: Path, bank: Bank) -> onnx.ModelProto:
         raise BundleError(f"{model}: has {classes} logits, the bank has {bank.num_classes} classes; build it again")
     for layer in bank.layers:
         if representation_output(layer) not in found:
-            raise BundleError(f"{model}: has no output {representation_output(layer)!r}; it has {sorted(found)}")
+            raise BundleError(
+                f"{model}: has no output {representation_output(layer)!r}; it has {listed(sorted(found))}"
+            )
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:
         raise BundleError(f"{model}: is of opset {opset}; the scorer needs {OLDEST_OPSET} or newer, export it again")

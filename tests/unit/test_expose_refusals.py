@@ -168,12 +168,12 @@ UNFIT_MODELS = {
     ),
     "narrow input": (
         classifier(inputs=inputs("x", elem_type=TensorProto.INT8)),
-        "onnx: input 'x' is int8; a detector takes one of ('uint8', 'int32', 'int64', 'float32', 'float64'): export "
+        "onnx: input 'x' is int8; a detector takes one of uint8, int32, int64, float32, float64: export "
         "the model with such an input",
     ),
     "list input": (
         classifier(inputs=[helper.make_tensor_sequence_value_info("x", FLOAT, None)]),
-        "onnx: input 'x' is no tensor; a detector takes one of ('uint8', 'int32', 'int64', 'float32', 'float64'): "
+        "onnx: input 'x' is no tensor; a detector takes one of uint8, int32, int64, float32, float64: "
         "export the model with such an input",
     ),
     "dtype": (

@@ -15,7 +15,7 @@ from softkin_training.cli import main
 
 SOFTMAX = helper.make_node("Softmax", ["scores"], ["p"], axis=1)
 X, Y = rows(200), np.arange(200) % CLASSES
-ARRAYS = "('uint8', 'int32', 'int64', 'float32', 'float64')"
+ARRAYS = "uint8, int32, int64, float32, float64"
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ OPTIONS = {
     ),
     "metric of another layer": (
         f"{ONNX} --metric x=cosine",
-        "--metric: got {'x': 'cosine'}: lacks a metric for the layers ['hidden']; give one for each, or one for all",
+        "--metric: got {'x': 'cosine'}: lacks a metric for 'hidden'; give one for each, or one for all",
     ),
     "metric of no layer": (
         f"{ONNX} --metric hidden=cosine,x=cosine",
-        "--metric: got {'hidden': 'cosine', 'x': 'cosine'}: ['x'] not among the layers ['hidden']",
+        "--metric: got {'hidden': 'cosine', 'x': 'cosine'}: 'x' not among the layers 'hidden'",
     ),
     "metrics": (
         f"{ONNX} --metric hidden=l1",
@@ -77,21 +77,26 @@ OPTIONS = {
     ),
     "parts of another form": (
         f"{ONNX} --nonconformity density --parts density",
-        "--parts: got ['density']: belong to nonconformity = 'joint' and only to it",
+        "--parts: got 'density': belong to --nonconformity joint and only to it",
     ),
     "unknown part": (
         f"{ONNX} --nonconformity joint --parts energie",
-        "--parts: got ['energie']: must be 'posterior', 'posterior_hidden', 'density', 'density_hidden', "
+        "--parts: got 'energie': must be 'posterior', 'posterior_hidden', 'density', 'density_hidden', "
         "'density_last', 'density_hidden_tail', 'class_density', 'class_density_hidden', 'class_density_last', "
         "'class_density_hidden_tail', 'energy' or 'boundary_distance'; did you mean 'energy'?",
     ),
     "auto without a budget": (
         f"{ONNX} --precision auto",
-        "--max-p-value-change: is not set: must be set, below 1, for precision = 'auto', which it decides",
+        "--max-p-value-change: is not set: must be set, below 1, for --precision auto, which it decides",
     ),
     "share": (
         f"{ONNX} --calibration-share 1.0",
         "--calibration-share: got 1; must lie strictly in (0, 1), for instance 0.2 for a fifth of the rows",
+    ),
+    "share of no row": (
+        f"{ONNX} --calibration-share 0.001",
+        "--calibration-share: got 0.001, which is 0 of 200 distinct rows; some must calibrate, and some be left for "
+        "the bank",
     ),
     "boundaries of probabilities": (
         "--onnx p.onnx --layers hidden --data d.npz --nonconformity joint --parts boundary_distance,density",
@@ -111,7 +116,7 @@ OPTIONS = {
     "too few rows for alpha": (
         f"{ONNX} --alpha 0.01",
         "calibration: 20 rows cannot give a p-value of 0.01; at least 99 are needed after the reference rows are set "
-        "aside, or choose alpha >= 0.0476191, or nonconformity = 'density', which sets none aside",
+        "aside, or choose alpha >= 0.0476191, or --nonconformity density, which sets none aside",
     ),
 }
 
@@ -145,7 +150,7 @@ with_nan[7, 0, 0] = np.nan
 DATA = {
     "no labels": (
         changed(y_train=None),
-        r"d\.npz: lacks \['y_train'\]; it holds \['x_train'\]; write .* x_train, y_train",
+        r"d\.npz: lacks 'y_train'; it holds 'x_train'; write .* x_train, y_train",
     ),
     "labels beyond the output": (
         changed(y_train=Y + 1),
@@ -274,7 +279,7 @@ def test_unfit_vectors_are_refused(folder, capsys, monkeypatch, arrays, options,
 
 C = rows(100, seed=2)
 CALIBRATION = {
-    "no labels": ({"x_test": C}, r"c\.npz: lacks \['y_test'\]; it holds \['x_test'\]; write .* x_test, y_test"),
+    "no labels": ({"x_test": C}, r"c\.npz: lacks 'y_test'; it holds 'x_test'; write .* x_test, y_test"),
     "shape": (
         {"x_test": C[:, :1], "y_test": Y[:100]},
         "c.npz: x_test is float32 [rows, 1, 3], x_train of d.npz is float32 [rows, 2, 3]; prepare both in the same way",

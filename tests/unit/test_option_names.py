@@ -18,6 +18,7 @@ from softkin.option_names import SCORE_OPTIONS, SERVICE_COMMANDS, TRAINING_COMMA
         (InvalidInputError("inputs", "there are no rows"), "inputs: there are no rows"),
         (UnavailableError("a:1: late; allow more time (timeout_seconds)"), "a:1: late; allow more time (--timeout)"),
         (UnavailableError("a:1: give tls_ca, and tls_cert"), "a:1: give --tls-ca, and --tls-cert"),
+        (InvalidInputError("alpha", "needs guarantee = 'average'"), "--alpha: needs --guarantee average"),
     ],
 )
 def test_arguments_become_options_wherever_they_stand(error, text):
@@ -25,7 +26,9 @@ def test_arguments_become_options_wherever_they_stand(error, text):
     assert as_typed(error, SCORE_OPTIONS) == text
 
 
-@pytest.mark.parametrize("value", ["'tls_ca'", "/etc/tls_ca/ca.pem", "tls_ca.pem: cannot be read", "version", "label"])
+@pytest.mark.parametrize(
+    "value", ["'tls_ca'", "/etc/tls_ca/ca.pem", "tls_ca.pem: cannot be read", "version", "label", "my-label = 'x'"]
+)
 def test_what_the_user_gave_stays_as_it_is(value):
     """Files and names may be called like arguments."""
     assert as_typed(InvalidInputError("alpha", f"got {value}"), SCORE_OPTIONS) == f"--alpha: got {value}"

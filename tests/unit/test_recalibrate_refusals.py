@@ -220,6 +220,6 @@ def test_the_command_refuses_a_damaged_file(tiny, tmp_path, capsys, damage):
 
     wanted = {
         "missing": "cannot be read (No such file or directory); check path and rights\n",
-        "other arrays": "lacks ['x_test']",
+        "other arrays": "lacks 'x_test'",
     }.get(damage, "not an .npz file of plain arrays")
     assert f"rows.npz: {wanted}" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from softkin.errors import DataError, InvalidInputError, RecipeError
+from softkin.errors import DataError, InvalidInputError, RecipeError, listed
 from softkin.unfinished_files import written_whole
 from softkin_training.ablation_plan import FAR, Plan
 from softkin_training.checkpoint import AFRESH
@@ -153,8 +153,8 @@ def _refuse_another_network(recipes: Mapping[str, Recipe]) -> None:
         more = [layer for layer in recipe.detector.layers if layer not in first.detector.layers]
         if more and _shares_export(recipe, first):
             raise RecipeError(
-                f"[detect] {name!r} has layers {more}, which {first_name!r} lacks; the first detect variant says which "
-                "layers are exported, so it must name all"
+                f"[detect] {name!r} has the layers {listed(more)}, which {first_name!r} lacks; the first detect "
+                "variant says which layers are exported, so it must name all"
             )
 
 

@@ -21,6 +21,19 @@ def folder(text: str) -> Path:
     return path
 
 
+def no_folder(text: str) -> str:
+    """A NAME=FILE; a folder without a name is what was meant for the argument that such an option has swallowed.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a folder.
+    """
+    if "=" not in text and os.path.isdir(text):
+        raise argparse.ArgumentTypeError(
+            f"got the folder {text!r}; outliers must read NAME=FILE, and BUNDLE stands before the options"
+        )
+    return text
+
+
 def names(text: str) -> list[str]:
     """The names in a text that commas separate; a comma of a name itself comes after a backslash."""
     return [name.strip().replace("\\,", ",") for name in re.split(r"(?<!\\),", text)]

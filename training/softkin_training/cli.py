@@ -12,7 +12,7 @@ from softkin import __version__
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.option_names import SERVICE_COMMANDS, as_typed, option, refuse_command_of, unrecognized
-from softkin_training.arguments import folder, names
+from softkin_training.arguments import folder, names, no_folder
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
 
@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--outliers",
         required=True,
+        type=no_folder,
         nargs="+",
         action="extend",
         metavar="NAME=FILE",
@@ -339,10 +340,9 @@ def _ablate(arguments: argparse.Namespace) -> None:
     from softkin_training.ablation_table import summarise, write_table
     from softkin_training.report_terminal import print_ablation
 
-    if arguments.seeds < 1 or arguments.rows < 1:
-        raise InvalidInputError(
-            "--seeds, --rows", f"got {arguments.seeds} and {arguments.rows}; both must be at least 1"
-        )
+    for name, value in {"--seeds": arguments.seeds, "--rows": arguments.rows}.items():
+        if value < 1:
+            raise InvalidInputError(name, f"got {value}; must be at least 1")
     cells = ablate(
         arguments.recipe,
         load_plan(arguments.plan),

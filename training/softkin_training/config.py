@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from softkin.errors import RecipeError, reason_of
+from softkin.errors import RecipeError, listed, reason_of
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
 from softkin_training.config_section import Positive, Section, Width, require
@@ -141,7 +141,7 @@ class DetectorConfig(Section):
     def _check(self) -> DetectorConfig:
         require(bool(self.layers), "layers", "must name at least one hidden layer")
         lacking = without_metric(self.metric, self.layers)
-        require(not lacking, "metric", f"lacks a metric for the layers {lacking}; give one for each, or one for all")
+        require(not lacking, "metric", f"lacks a metric for {listed(lacking)}; give one for each, or one for all")
         require(len(set(self.joint_parts)) == len(self.joint_parts), "joint_parts", "must not repeat a part")
         limited = self.precision != "auto" or self.max_p_value_change < 1
         require(limited, "max_p_value_change", "must be set, below 1, for precision = 'auto', which it decides")
@@ -214,7 +214,7 @@ def load_recipe(path_or_builtin_name: str | Path, overrides: Sequence[str] = ())
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as e:
         raise RecipeError(
-            f"{path}: cannot be read ({reason_of(e)}); give a TOML file or one of {_builtin_names()}"
+            f"{path}: cannot be read ({reason_of(e)}); give a TOML file or one of {listed(_builtin_names())}"
         ) from None
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"{path}: not valid TOML: {e}") from None
@@ -246,7 +246,7 @@ def _find(name: str | Path) -> Path:
         return BUILTIN_RECIPES / f"{name}.toml"
     path = Path(name)
     if not os.path.isfile(path):  # of a name too long for any, Path would raise
-        raise RecipeError(f"{name}: no such recipe; give a TOML file or one of {_builtin_names()}")
+        raise RecipeError(f"{name}: no such recipe; give a TOML file or one of {listed(_builtin_names())}")
     return path
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError, RecipeError, is_unicode
+from softkin.errors import DataError, RecipeError, is_unicode, listed
 from softkin.manifest import INPUT_DTYPES
 from softkin_training.config import Recipe
 from softkin_training.data_config import DataConfig
@@ -73,7 +73,10 @@ def load_dataset(recipe: Recipe) -> Dataset:
     for name, path in data.outliers.items():
         if name in dataset.outliers:
             raise RecipeError(f"data.outliers.{name}: this source makes a set of that name itself; choose another name")
-        dataset.outliers[name] = _read_outliers(path, data)
+        try:
+            dataset.outliers[name] = _read_outliers(path, data)
+        except DataError as e:
+            raise DataError(f"data.outliers.{name}: {e}") from None
     if not dataset.outliers:
         dataset.outliers[SHUFFLED] = _shuffled(dataset.test.x, rng)
     _check(dataset, data.path or data.source)
@@ -83,7 +86,8 @@ def load_dataset(recipe: Recipe) -> Dataset:
 def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, held_out: str) -> Dataset:
     name = data.path or data.source
     if len(source.class_names) < 2:
-        raise DataError(f"{name}: has the classes {list(source.class_names)}; a classifier needs at least 2")
+        found = listed(source.class_names) or "none"
+        raise DataError(f"{name}: of classes it has {found}; a classifier needs at least 2")
     if odd := [c for c in source.class_names if not is_unicode(c)]:  # a bundle would refuse it after the training
         raise DataError(f"{name}: has the class {odd[0]!r}, which UTF-8 cannot spell; rename it")
     if unnamed := [i for i, c in enumerate(source.class_names) if not c.strip()]:
@@ -170,7 +174,7 @@ def _check(dataset: Dataset, source: str) -> None:
         if shape[:1] == (0,):
             raise DataError(f"{source}: {what} has no rows")
         if dtype.name not in INPUT_DTYPES or not 2 <= len(shape) <= 4:
-            allowed = f"one of {INPUT_DTYPES} with rows of 1 to 3 axes"
+            allowed = f"one of {', '.join(INPUT_DTYPES)} with rows of 1 to 3 axes"
             raise DataError(f"{source}: {what} is {dtype} {shape}; it must be {allowed}")
         if (got := f"{dtype} {shape[1:]}") != expected:
             raise DataError(f"{source}: rows of {what} are {got}, those of train {expected}; convert them")
@@ -178,9 +182,9 @@ def _check(dataset: Dataset, source: str) -> None:
             _refuse_not_finite(x, f"{source}: {what}")
     counts = np.bincount(train.y, minlength=len(dataset.class_names))
     if counts.min() < 2:
-        few = {name: int(n) for name, n in zip(dataset.class_names, counts, strict=True) if n < 2}
+        few = [f"{n} of {name!r}" for name, n in zip(dataset.class_names, counts, strict=True) if n < 2]
         raise DataError(
-            f"{source}: after the split train holds {few} rows of these classes; each needs at least 2: "
+            f"{source}: after the split train holds {', '.join(few)}; each class needs at least 2 rows: "
             "add rows, lower data.calibration_rows, or leave them out by data.known_classes"
         )
 

@@ -16,7 +16,7 @@ from softkin import conformal
 from softkin.bundle import Bundle
 from softkin.certificate import certify
 from softkin.display import describe_class_p_values
-from softkin.errors import InvalidInputError
+from softkin.errors import InvalidInputError, listed
 from softkin.manifest import Manifest
 from softkin.nonconformity import Outputs
 from softkin.unfinished_files import written_whole
@@ -160,7 +160,7 @@ def _check_names(outliers: Mapping[str, NDArray[np.generic]], near: Sequence[str
         raise InvalidInputError("outliers", "got none; there must be at least one set to tell inliers from")
     for name in near:
         if name not in outliers:
-            raise InvalidInputError("near", f"got {name!r}; the outlier sets are {', '.join(map(repr, outliers))}")
+            raise InvalidInputError("near", f"got {name!r}; the outlier sets are {listed(outliers)}")
 
 
 def _unlabelled(x: NDArray[np.generic]) -> Rows:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 
-from softkin.errors import InvalidInputError
+from softkin.errors import InvalidInputError, listed
 from softkin.nonconformity import PARTS
 from softkin_training.arguments import folder, names
 
@@ -108,7 +108,7 @@ def fit(arguments: argparse.Namespace) -> None:
     from softkin_training.fit_config import classifier_config, default_name, vectors_config
     from softkin_training.foreign import read_model
     from softkin_training.leftovers import tidy
-    from softkin_training.onnx_graphs import last_tensors, listed, real_inputs
+    from softkin_training.onnx_graphs import last_tensors, real_inputs
 
     a = arguments
     for name, value in {"--layers": a.layers, "--data": a.data}.items():

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from softkin.errors import InvalidInputError
+from softkin.errors import InvalidInputError, listed
 from softkin.nonconformity import Part
 from softkin_training.config import DetectorConfig
 from softkin_training.config_section import Width
@@ -43,7 +43,7 @@ class FitConfig(DetectorConfig):
         if self.joint_parts and self.nonconformity != "joint":
             raise ValueError("joint_parts|belong to nonconformity = 'joint' and only to it")
         if unknown := without_layer(self.metric, self.layers):
-            raise ValueError(f"metric|{unknown} not among the layers {self.layers}")
+            raise ValueError(f"metric|{listed(unknown)} not among the layers {listed(self.layers)}")
         return self
 
 
@@ -62,7 +62,7 @@ def fit_config(**options: Any) -> FitConfig:
             key = key or str(fault["loc"][0])  # of a check of this one alone
         else:
             key, message = str(fault["loc"][0]), allowed(fault, FitConfig, value_at(options, fault["loc"]))
-        value = f"got {options[key]!r}" if key in options else "is not set"
+        value = f"got {_typed(options[key])}" if key in options else "is not set"
         raise InvalidInputError(OPTION_NAMES.get(key, key), f"{value}: {message}") from None
 
 
@@ -86,6 +86,10 @@ def vectors_config(**options: Any) -> FitConfig:
         InvalidInputError: as `fit_config`.
     """
     return fit_config(layers=[EMBEDDING], **{"whiten": True, **options})
+
+
+def _typed(value: Any) -> str:
+    return listed(value) if isinstance(value, list) else repr(value)
 
 
 def default_name(path: str | Path) -> str:

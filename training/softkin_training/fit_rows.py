@@ -79,8 +79,8 @@ def checked_rows(x: Array, key: str, path: str | Path) -> Array:
     """
     if x.dtype.name not in INPUT_DTYPES or x.ndim < 2 or not x.size:
         raise DataError(
-            f"{path}: {key} is {x.dtype} {list(x.shape)}; it must be one of {INPUT_DTYPES} with at least one row of at "
-            "least one number: convert it"
+            f"{path}: {key} is {x.dtype} {list(x.shape)}; it must be one of {', '.join(INPUT_DTYPES)} with at "
+            "least one row of at least one number: convert it"
         )
     bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
     if len(bad):

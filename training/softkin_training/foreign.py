@@ -110,8 +110,8 @@ def the_input(proto: onnx.ModelProto, probe: Array) -> onnx.ValueInfoProto:
     if dtype not in INPUT_DTYPES:
         raise InvalidInputError(
             "onnx",
-            f"input {value.name!r} is {dtype}; a detector takes one of {INPUT_DTYPES}: export the model with such an "
-            "input",
+            f"input {value.name!r} is {dtype}; a detector takes one of {', '.join(INPUT_DTYPES)}: export the model "
+            "with such an input",
         )
     axes = [d.dim_value for d in tensor.shape.dim] if tensor.HasField("shape") else None  # 0: any
     fits = axes is None or (

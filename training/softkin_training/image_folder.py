@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError, RecipeError
+from softkin.errors import DataError, RecipeError, listed
 from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
 from softkin_training.row_cache import cached_rows, optional_package
@@ -54,7 +54,8 @@ def read_folder(data: DataConfig) -> Source:
     if has_splits:
         if extra := set(_class_names(folder / "test")) - set(names):
             raise DataError(
-                f"{folder / 'test'}: has {sorted(extra)}, which are not among the classes of train {names}"
+                f"{folder / 'test'}: has {listed(sorted(extra))}, which are not among the classes of train: "
+                + listed(names)
                 + _spelled_otherwise(extra, names)
             )
         test = _rows(folder / "test", names, reader, first_id=len(train))
@@ -70,7 +71,7 @@ def read_unlabelled(folder: Path, data: DataConfig) -> NDArray[np.generic]:
     reader = ImageReader(data.image_mode, data.image_size)
     images = [reader.read(path, str(path)) for path in images_below(folder)]
     if not images:
-        raise DataError(f"{folder}: holds no images; they must end in one of {sorted(SUFFIXES)}")
+        raise DataError(f"{folder}: holds no images; they must end in {', '.join(sorted(SUFFIXES))}")
     return np.stack(images)
 
 
@@ -90,7 +91,7 @@ def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) 
         paths += found
         labels += [label] * len(found)
     if not paths:
-        raise DataError(f"{root}: holds no images; they must end in one of {sorted(SUFFIXES)}")
+        raise DataError(f"{root}: holds no images; they must end in {', '.join(sorted(SUFFIXES))}")
 
     def images() -> Iterator[NDArray[np.generic]]:
         for start in range(0, len(paths), READ_AT_ONCE):
@@ -106,11 +107,13 @@ def _class_names(root: Path) -> list[str]:
     except OSError as e:
         raise DataError(f"{root}: cannot be read as a folder ({e.strerror})") from None
     if len(names) < 2:
-        raise DataError(f"{root}: has the class folders {names}; there must be at least 2, each with its images")
+        raise DataError(
+            f"{root}: has {listed(names) or 'no folder'} for classes; there must be at least 2, each with its images"
+        )
     if SPLITS.issuperset(map(str.lower, names)):
         raise DataError(
-            f"{root}: has the folders {names}, which are splits and no classes; call them train and test, or name one "
-            "of them as data.path and set rows aside by data.test_rows"
+            f"{root}: has the folders {listed(names)}, which are splits and no classes; call them train and test, or "
+            "name one of them as data.path and set rows aside by data.test_rows"
         )
     return names
 

@@ -106,7 +106,7 @@ def _labels_by_folder(path: Path, images: list[Path], classes: tuple[str, ...]) 
 
 def _read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
     if not images:
-        raise DataError(f"{folder}: holds no images; they must end in one of {sorted(SUFFIXES)}")
+        raise DataError(f"{folder}: holds no images; they must end in {', '.join(sorted(SUFFIXES))}")
     mode: Mode = "L" if len(m.input_shape) == 2 else "RGB"
     if m.input_dtype != "uint8" or len(m.input_shape) < 2 or m.input_shape[2:] not in ((), (3,)):
         takes = ", ".join(["rows", *map(str, m.input_shape)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError
+from softkin.errors import DataError, listed
 from softkin.npz import array_of, open_npz
 
 Array = NDArray[Any]
@@ -29,7 +29,7 @@ def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()
     remedy = f"write it by np.savez with {', '.join(keys)}"
     with open_npz(path, remedy) as file:
         if missing := [k for k in keys if k not in file]:
-            raise DataError(f"{path}: lacks {missing}; it holds {sorted(file)}; {remedy}")
+            raise DataError(f"{path}: lacks {listed(missing)}; it holds {listed(sorted(file))}; {remedy}")
         found = {k: array_of(file, k) for k in [*keys, *(k for k in optional if k in file)]}
     return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
 

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from softkin.errors import InvalidInputError
+from softkin.errors import InvalidInputError, listed
 from softkin.scorer_graph import OLDEST_OPSET
 
 NAMES_SHOWN = 20
@@ -101,11 +101,6 @@ def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
 def last_tensors(proto: onnx.ModelProto) -> list[str]:
     """Those nearest the output, at most as many as a message shows; constants left out."""
     return [o for n in proto.graph.node if n.op_type != "Constant" for o in n.output if o][-NAMES_SHOWN:]
-
-
-def listed(names: Sequence[str]) -> str:
-    """For a message."""
-    return ", ".join(map(repr, names))
 
 
 def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.chunks import SLICE_ROWS
-from softkin.errors import DataError
+from softkin.errors import DataError, listed
 from softkin.scorer import LOGITS, Network
 from softkin.scorer_graph import representation_output
 from softkin_training.rows import Rows
@@ -38,7 +38,7 @@ def extract(
     for layer in layers:
         if representation_output(layer) not in network.outputs:
             raise DataError(
-                f"the model has no output {representation_output(layer)!r}; it has {sorted(network.outputs)}"
+                f"the model has no output {representation_output(layer)!r}; it has {listed(sorted(network.outputs))}"
             )
     paths = {layer: folder / f"{i}.float32" for i, layer in enumerate(layers)}
     widths: dict[str, int] = {}

@@ -41,7 +41,7 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
         seed: of the permutation.
 
     Raises:
-        InvalidInputError: the share is out of range.
+        InvalidInputError: the share is out of range, or so small or large that one of the parts is empty.
     """
     if not 0 < share < 1:
         raise InvalidInputError(
@@ -49,6 +49,12 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
         )
     order = np.random.default_rng(seed).permutation(len(rows))
     cut = round(len(rows) * share)
+    if not 0 < cut < len(rows):
+        raise InvalidInputError(
+            "calibration_share",
+            f"got {share:g}, which is {cut} of {len(rows)} distinct rows; some must calibrate, and "
+            "some be left for the bank",
+        )
     return rows.take(np.sort(order[cut:])), rows.take(np.sort(order[:cut]))
 
 

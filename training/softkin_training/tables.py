@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError, RecipeError, SoftkinError
+from softkin.errors import DataError, RecipeError, SoftkinError, listed
 from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
 from softkin_training.input_columns import InputColumns
@@ -59,7 +59,7 @@ def read_table(data: DataConfig) -> Source:
     inputs = data.input_columns or [c for c in train.column_names if c != data.label_column]
     if missing := [c for c in (*inputs, data.label_column) if c not in train.column_names]:  # of all splits the same
         key = "data.label_column" if missing[0] == data.label_column else "data.input_columns"
-        there = f"it has {train.column_names}"
+        there = f"it has {listed(train.column_names)}"
         if data.source == "csv" and (mark := next((m for m in ";\t|" if m in train.column_names[0]), "")):
             there = f"its first line divides columns by {mark!r}: write it with commas, and points in numbers"
         raise RecipeError(f"{key}: {data.path} has no column {missing[0]!r} in train; {there}")
@@ -105,8 +105,8 @@ def _load(library: Any, data: DataConfig) -> dict[str, Any]:
             if unknown := [s for s in splits.values() if s not in found]:
                 key = "data.train_split" if data.train_split in unknown else "data.test_split"
                 raise RecipeError(
-                    f"{key}: {data.path} has no split {unknown[0]!r}; it has {sorted(found)}; without a test split say "
-                    "data.test_split = '' and set rows aside by data.test_rows"
+                    f"{key}: {data.path} has no split {unknown[0]!r}; it has {listed(sorted(found))}; without a test "
+                    "split say data.test_split = '' and set rows aside by data.test_rows"
                 )
             return {name: found[split] for name, split in splits.items()}
         files = {"train": _files(data.path)} | ({"test": _files(data.test_path)} if data.test_path else {})
@@ -153,8 +153,8 @@ def _names(data: DataConfig) -> str:
 def _unlike(files: str, columns: Sequence[str], others: Sequence[str]) -> str:
     lacks, more = (sorted(set(a) - set(b))[:COLUMNS_SHOWN] for a, b in itertools.permutations((columns, others)))
     return (
-        f"{files}: all tables must have the columns of the first, and one has {more or 'nothing'} more and lacks "
-        f"{lacks or 'nothing'}; mend the file, nothing of it was kept"
+        f"{files}: all tables must have the columns of the first, and one has {listed(more) or 'nothing'} more and "
+        f"lacks {listed(lacks) or 'nothing'}; mend the file, nothing of it was kept"
     )
 
 
@@ -270,7 +270,7 @@ def _labels(table: Any, values: list[Any], label_column: str, name: str) -> NDAr
     missing = np.flatnonzero(found.is_null().to_numpy())
     if len(missing):
         value = column[int(missing[0])].as_py()
-        allowed = f"{len(values)} labels of train, {values[:10]}{' ...' if len(values) > 10 else ''}"
+        allowed = f"{len(values)} labels of train: {listed(values[:10])}{' ...' if len(values) > 10 else ''}"
         none = (
             ""
             if value is not None

@@ -182,7 +182,7 @@ def test_a_wrong_plan_is_refused(tmp_path: Path, text, message):
         ({"detect": {"a": {}, "b": {"training.epochs": 9}}}, "'b' and 'a' differ in training.epochs"),
         (
             {"detect": {"a": {"detector.layers": ["conv2"]}, "b": {"detector.layers": ["conv1"]}}},
-            r"'b' has layers \['conv1'\], which 'a' lacks",
+            r"'b' has the layers 'conv1', which 'a' lacks",
         ),
         ({"detect": {"x/y": {}, "x y": {}}}, r"\[detect\] 'x/y' and 'x y' mean one folder, 'x-y'"),
         ({"train": {"a": {}, "a ": {"loss.weight": 1.0}}}, r"\[train\] 'a' and 'a ' mean one folder"),
@@ -293,6 +293,13 @@ def test_the_command_prints_means_that_fit_a_terminal_and_says_where_the_rest_is
         f"deviations: {done[0] / 'ablation.md'}",
         f"paired differences: {done[0] / 'ablation.json'}",
     )
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--rows"])
+def test_a_number_of_nothing_is_refused_by_its_option(tmp_path, capsys, option):
+    """By that one alone: the other may be right."""
+    assert main(["ablate", "digits", "--out", str(tmp_path / "out"), option, "0"]) == 1
+    assert capsys.readouterr().err == f"softkin-train: error: {option}: got 0; must be at least 1\n"
 
 
 def test_a_terminal_shows_names_as_they_are_and_means_of_what_there_is(capsys):

@@ -175,7 +175,7 @@ def test_hidden_layers_follow_from_the_kind(recipe_file, overrides, expected):
             'detector.metric={conv1="l1", dense="cosine"}',
             ["'conv1': 'l1'", "'squared_euclidean', one for all layers or one for each"],
         ),
-        ('detector.metric={conv1="cosine"}', ["detector.metric is {'conv1': 'cosine'}", "for the layers ['dense']"]),
+        ('detector.metric={conv1="cosine"}', ["detector.metric is {'conv1': 'cosine'}", "for 'dense'"]),
         ('detector.metric={conv1="cosine", dense="cosine", fc="cosine"}', ["['fc'] not among the hidden layers"]),
         ("detector.metric={}", ["detector.metric is {}: must be 'cosine'"]),
         ("detector.layers=[]", ["detector.layers is []", "at least one"]),

@@ -85,9 +85,9 @@ def test_test_rows_may_have_fractions_where_training_rows_have_none(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "row", "told"),
     [
-        ("a,b,c,label", "1,2,3,0", "one has ['c'] more and lacks nothing"),
-        ("a,label", "1,0", "one has nothing more and lacks ['b']"),
-        ("a,c,label", "1,2,0", "one has ['c'] more and lacks ['b']"),
+        ("a,b,c,label", "1,2,3,0", "one has 'c' more and lacks nothing"),
+        ("a,label", "1,0", "one has nothing more and lacks 'b'"),
+        ("a,c,label", "1,2,0", "one has 'c' more and lacks 'b'"),
     ],
 )
 @pytest.mark.parametrize("first", [["1,2,0"], [*FIRST_ROWS, "0.5,2,1"]], ids=["alone", "beside a fraction"])

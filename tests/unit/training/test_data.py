@@ -206,7 +206,7 @@ def with_nan(x):
     [
         (
             lambda c: {k: v for k, v in c.items() if k != "y_test"},
-            ["lacks ['y_test']", "it holds ['class_names', 'x_", "; write it by"],
+            ["lacks 'y_test'", "it holds 'class_names', 'x_", "; write it by"],
         ),
         (change(y_train=lambda y: y[:-1]), ["60 rows", "59"]),
         (change(y_train=lambda y: y + 1), ["y_train[2] is 3", "0 to 2"]),
@@ -227,7 +227,7 @@ def with_nan(x):
         ),
         (
             change(class_names=lambda n: n[:1], y_train=lambda y: 0 * y, y_test=lambda y: 0 * y),
-            ["has the classes ['class 0']", "at least 2"],
+            ["of classes it has 'class 0'", "at least 2"],
         ),
         (
             change(x_train=lambda x: np.arange(60.0), x_test=lambda x: np.arange(60.0, 80.0)),

@@ -82,6 +82,15 @@ def test_mistakes_end_with_one_clear_line(tiny, files, capsys, more, inliers, me
     assert message in error
 
 
+def test_a_bundle_that_outliers_swallow_is_told_where_it_belongs(tiny, files, capsys):
+    """`--outliers` takes all names that follow it, so the bundle behind them was said to be missing."""
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--inliers", "i.npz", "--out", str(files), "--outliers", "a=x.npz", str(tiny.path)])
+
+    error = capsys.readouterr().err
+    assert f"argument --outliers: got the folder '{tiny.path}'; outliers must read NAME=FILE, and BUNDLE st" in error
+
+
 @pytest.mark.parametrize("repeated", [(), ("--outliers",)])
 def test_two_sets_of_one_name_are_refused(tiny, files, capsys, repeated):
     """One would hide the other, also where the option itself is repeated."""

@@ -198,14 +198,14 @@ def test_a_cache_that_cannot_be_written_is_refused(folder, tmp_path, monkeypatch
     ("edit", "overrides", "error", "words"),
     [
         (lambda f: None, ["data.test_rows=5"], RecipeError, "must be 0: .* brings its own test folder"),
-        (lambda f: paint(f / "test" / "new", 1), [], DataError, r"test: has \['new'\].*classes of train"),
+        (lambda f: paint(f / "test" / "new", 1), [], DataError, r"test: has 'new', .*classes of train"),
         (lambda f: [p.unlink() for p in f.glob("train/*/*.png")], [], DataError, "train: holds no images.*png"),
         (lambda f: (f / "test").rename(f / "validation"), [], RecipeError, "no folders train and test"),
         (
             lambda f: (f / "test").rename(f / "Val"),
             ["data.test_rows=5"],
             DataError,
-            r"\['Val', 'train'\], which are splits and no classes; call them train and test",
+            r"the folders 'Val', 'train', which are splits and no classes; call them train and test",
         ),
         (lambda f: f.rename(f.parent / "moved"), ["data.test_rows=5"], DataError, "is no folder"),
         (lambda f: f.rename(f.parent / "moved"), [], DataError, "is no folder"),
@@ -234,7 +234,7 @@ def test_one_class_is_not_enough(tmp_path):
     """A folder of images alone is none of classes."""
     (tmp_path / "images" / "only").mkdir(parents=True)
 
-    with pytest.raises(DataError, match=r"class folders \['only'\].*at least 2"):
+    with pytest.raises(DataError, match=r"has 'only' for classes; .*at least 2"):
         load_dataset(recipe(tmp_path, tmp_path / "images", "data.test_rows=5"))
 
 

@@ -19,12 +19,12 @@ TOO_LONG = "x" * 300
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", TOO_LONG, "--out", "out"], f"{TOO_LONG}: no such recipe; give a TOML file or one of ["),
-        (["ablate", TOO_LONG, "--out", "out"], f"{TOO_LONG}: no such recipe; give a TOML file or one of ["),
+        (["train", TOO_LONG, "--out", "out"], f"{TOO_LONG}: no such recipe; give a TOML file or one of '"),
+        (["ablate", TOO_LONG, "--out", "out"], f"{TOO_LONG}: no such recipe; give a TOML file or one of '"),
         (["train", "digits", "--out", TOO_LONG], f"--out: cannot write to {TOO_LONG} (File name too long); choose"),
         (
             ["train", "digits", "--out", "out", "--set", f"data.outliers.far={TOO_LONG}"],
-            f"{TOO_LONG}: cannot be read (File name too long)",
+            f"data.outliers.far: {TOO_LONG}: cannot be read (File name too long)",
         ),
     ],
     ids=["recipe", "recipe of an ablation", "output", "outliers"],

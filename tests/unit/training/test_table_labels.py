@@ -89,18 +89,18 @@ def test_a_row_beyond_those_read_at_once_is_named_by_its_place_in_the_table(tmp_
 REFUSED = {
     "unknown label, few known": (
         {"x": [1], "label": ["z"]},
-        "b.parquet, test: row 0 has the label 'z', which is none of the 10 labels of train, ['a', 'b', 'c', 'd', 'e', "
-        "'f', 'g', 'h', 'i', 'j']",
+        "b.parquet, test: row 0 has the label 'z', which is none of the 10 labels of train: 'a', 'b', 'c', 'd', 'e', "
+        "'f', 'g', 'h', 'i', 'j'",
     ),
     "labels of another type": ({"x": [1], "label": [True]}, "b.parquet, test: row 0 has the label 'true', which"),
     "another column": (
         {"y": [1], "label": ["a"]},
-        "{folder}/a.parquet and {folder}/b.parquet: all tables must have the columns of the first, and one has ['y'] "
-        "more and lacks ['x']; mend the file, nothing of it was kept",
+        "{folder}/a.parquet and {folder}/b.parquet: all tables must have the columns of the first, and one has 'y' "
+        "more and lacks 'x'; mend the file, nothing of it was kept",
     ),
     "many more columns": (
         {name: [1] for name in "fedcbax"} | {"label": ["a"]},
-        "one has ['a', 'b', 'c', 'd'] more and lacks nothing;",
+        "one has 'a', 'b', 'c', 'd' more and lacks nothing;",
     ),
     "one column less": ({"label": ["a"]}, "b.parquet, test: column 'x' has no value in row 0; fill it in"),
     "no rows": (
@@ -128,7 +128,7 @@ def test_of_many_labels_the_first_ten_are_listed(tmp_path):
     train = write(tmp_path / "a.parquet", x=np.arange(11), label=np.arange(11))
     test = write(tmp_path / "b.parquet", x=[1], label=[99])
 
-    with pytest.raises(DataError, match=r"of the 11 labels of train, \[0, 1, 2, 3, 4, 5, 6, 7, 8, 9\] \.\.\.$"):
+    with pytest.raises(DataError, match=r"of the 11 labels of train: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 \.\.\.$"):
         source(train, test_path=str(test))
 
 
@@ -220,7 +220,7 @@ def test_a_split_that_is_not_there_is_refused_by_its_key(tmp_path, key):
     """With those that there are."""
     splits = {"train_split": "train", "test_split": "other"} | {key: "dev"}
 
-    with pytest.raises(RecipeError, match=rf"data\.{key}: .*pets has no split 'dev'; it has \['other', 'train'\]; wit"):
+    with pytest.raises(RecipeError, match=rf"data\.{key}: .*pets has no split 'dev'; it has 'other', 'train'; wit"):
         source(subsets(tmp_path / "pets"), source="hub", subset="small", **splits)
 
 
@@ -241,9 +241,7 @@ def test_a_recipe_says_which_column_holds_the_labels(tmp_path):
     path = write(tmp_path / "t.parquet", a=[1, 2], kind=["u", "v"])
 
     assert source(path, label_column="kind").class_names == ("u", "v")
-    with pytest.raises(
-        RecipeError, match=r"data\.label_column: .*t\.parquet has no column 'label' in train; it has \["
-    ):
+    with pytest.raises(RecipeError, match=r"data\.label_column: .*t\.parquet has no column 'label' in train; it has '"):
         source(path)
     with pytest.raises(RecipeError, match=r"data\.label_column: "):
         load_and_read(tmp_path, path)

@@ -85,7 +85,7 @@ def test_only_of_csv_a_column_with_a_semicolon_is_taken_for_several(tmp_path):
         source(path)
 
     assert str(refusal.value) == (
-        f"data.label_column: {path} has no column 'label' in train; it has ['width;height', 'kind']"
+        f"data.label_column: {path} has no column 'label' in train; it has 'width;height', 'kind'"
     )
 
 
