@@ -49,6 +49,8 @@ MAX_CALLS = 16
 """Under way at a time, changes among them: reads find a thread beside all changes, and one beside silent callers."""
 SPARE_THREADS = 4
 """For refusals, which wait for nobody."""
+LATER_THREADS = 4
+"""That the server starts once this port answers: of drift watches, reloads and the end."""
 RETRY_AFTER_SECONDS = 5.0
 """What a refused caller is told to wait: a bundle is read in less, unless it is a large one."""
 
@@ -237,7 +239,7 @@ class AdminListener:
         servicer: AdminServicer,
         outlier: OutlierServicer,
     ) -> None:
-        self._threads = CallThreads(MAX_CALLS + SPARE_THREADS, "admin")
+        self._threads = CallThreads(MAX_CALLS + SPARE_THREADS, "admin", beside=LATER_THREADS)
         self._traffic = Traffic()
         services = (SERVICE, OUTLIER_SERVICE)
         calls = CallInterceptor(

@@ -64,17 +64,20 @@ class CallThreads:
     Args:
         threads: calls with an account that can run at the same time.
         name: of the threads.
+        beside: further threads that there must be room for at the start: whoever needs them has no way to say so.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, threads: int, name: str, beside: int = 0) -> None:
         self._calls: SimpleQueue[_Work | None] = SimpleQueue()
         self._unwrapped = ThreadPoolExecutor(UNWRAPPED_THREADS, thread_name_prefix=f"{name}-unwrapped")
         self.unwrapped_places = Places(UNWRAPPED_PLACES)
         """For calls without an account to hold while they wait for their caller."""
-        self._started = threading.Barrier(threads + UNWRAPPED_AT_START + 1)
+        self._started = threading.Barrier(threads + beside + UNWRAPPED_AT_START + 1)
         # Daemons, so that one that was never shut down does not hold the interpreter's exit; they end with this object.
         make = partial(threading.Thread, target=_work, args=(self._calls, self._started), daemon=True)
         self._threads = [make(name=f"{name}_{i}") for i in range(threads)]
+        room = partial(threading.Thread, target=_take_room, args=(self._started,), daemon=True)
+        self._beside = [room(name=f"{name}-beside_{i}") for i in range(beside)]
         self._end = finalize(self, _end, self._calls, threads)
         self._closed = False
         _all.add(self)
@@ -85,8 +88,9 @@ class CallThreads:
         Raises:
             SoftkinError: the machine, or a limit on this process, does not allow so many; none is left waiting then.
         """
+        threads = [*self._threads, *self._beside]
         try:
-            for thread in self._threads:
+            for thread in threads:
                 thread.start()
             for _ in range(UNWRAPPED_AT_START):
                 self._unwrapped.submit(_begin, self._started)
@@ -94,10 +98,12 @@ class CallThreads:
             self._started.abort()
             self.shutdown(wait=False)
             raise SoftkinError(
-                f"cannot start {len(self._threads)} threads ({e}), one for each call that may be under way; lower "
+                f"cannot start {len(threads)} threads ({e}), most of them for calls that may be under way; lower "
                 "max_pending_requests or max_streams, or raise what limits this process (ulimit -u, pids_limit, memory)"
             ) from None
         self._started.wait()
+        for thread in self._beside:
+            thread.join()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call to its end, then count it; the future says nothing about it."""
@@ -137,6 +143,11 @@ def _shut_all_down() -> None:
 def _begin(started: threading.Barrier) -> None:
     repr(_DEEP)  # uses as much of the stack as a call does, so that its pages are there
     started.wait()
+
+
+def _take_room(started: threading.Barrier) -> None:
+    with suppress(threading.BrokenBarrierError):
+        started.wait()
 
 
 def _work(calls: SimpleQueue[_Work | None], started: threading.Barrier) -> None:

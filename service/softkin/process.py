@@ -71,6 +71,17 @@ def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
 
 
 def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) -> int:
+    asked = threading.Event()
+
+    def stop() -> None:
+        asked.wait()
+        try:
+            server.stop()
+        finally:  # or a fault in there would leave the process waiting for another signal
+            signals.put(0)
+
+    stopping = threading.Thread(target=stop, name="drain", daemon=True)
+    stopping.start()  # now: when it is needed, no further thread may be to be had
     log.info(
         log_line(
             "draining",
@@ -81,15 +92,7 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
         )
     )
     started = time.perf_counter()
-
-    def stop() -> None:
-        try:
-            server.stop()
-        finally:  # or a fault in there would leave the process waiting for another signal
-            signals.put(0)
-
-    stopping = threading.Thread(target=stop, name="drain")
-    stopping.start()
+    asked.set()
     if _next(signals) != 0:
         server.stop_now()
     stopping.join()

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
-from prometheus_client import make_wsgi_app, start_http_server
 
 from softkin.admin import AdminListener, AdminServicer
 from softkin.call_threads import CallThreads
@@ -20,7 +19,8 @@ from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor
 from softkin.loading import Load, Loader
-from softkin.metrics import Metrics, at_its_path
+from softkin.metrics import Metrics
+from softkin.metrics_port import open_metrics_port
 from softkin.places import Places
 from softkin.registry import Registry
 from softkin.reloading import Reloader
@@ -32,7 +32,7 @@ from softkin.tracing import Tracing
 from softkin.traffic import Traffic
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
-from softkin.watched_health import WatchedHealth
+from softkin.watched_health import LAST_WORDS_SECONDS, WatchedHealth
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OutlierService"].full_name
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
@@ -46,6 +46,8 @@ LONGER_THAN_GRACE_SECONDS = 60.0
 """gRPC's own grace period must not end first: what is cancelled then could not be counted."""
 SPARE_THREADS = 16
 """Threads that no request and no stream can hold, `MORE_CALLS` aside: they refuse at once, under any load."""
+OTHER_THREADS = 12
+"""That it starts beside those of calls and workers: of its ports, the shadow, drift watches, reloads and the end."""
 
 
 class Server:
@@ -70,6 +72,9 @@ class Server:
         self._watches = DriftWatches(
             level=settings.drift_level, folder=settings.drift_state, save_seconds=settings.drift_save_seconds
         )
+        threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
+        self._threads = CallThreads(threads, "rpc", beside=settings.workers + OTHER_THREADS)
+        self._threads.start_all()
         self._path = ScoringPath(settings, registry, metrics, self._watches)
         self._servicer = OutlierServicer(settings, registry, metrics, self._path, self._watches)
         self._loader = Loader(settings, registry, metrics, self._watches, load)
@@ -85,9 +90,6 @@ class Server:
         services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
         self._traffic = Traffic()
         self._path.expect(lambda: self._traffic.unary)
-        threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
-        self._threads = CallThreads(threads, "rpc")
-        self._threads.start_all()
         self._health = WatchedHealth(self._threads.unwrapped_places)
         self._tracing = Tracing(services) if settings.tracing else None
         self._path.describe = None if self._tracing is None else self._tracing.describe
@@ -159,16 +161,9 @@ class Server:
         self._health.set(READY, health_pb2.HealthCheckResponse.NOT_SERVING)
         _check_address(s.host, s.metrics_port, "--metrics-port")
         try:
-            httpd, thread = start_http_server(s.metrics_port, s.host, self._metrics.registry)
-            httpd.set_app(at_its_path(make_wsgi_app(self._metrics.registry)))
+            metrics_port, close = open_metrics_port(s.host, s.metrics_port, self._metrics.registry)
         except OSError as e:
             raise _cannot_listen(s.host, s.metrics_port, "--metrics-port", f" ({e.strerror})") from None
-
-        def close() -> None:
-            httpd.shutdown()
-            httpd.server_close()
-            thread.join()
-
         try:
             self.port = self._add_port(self._grpc, s.host, s.port, "--port")
             if self._admin is not None and s.admin_port is not None:
@@ -178,7 +173,7 @@ class Server:
             self._grpc.stop(None)
             raise
         self._close_metrics = close
-        self.metrics_port = httpd.server_port
+        self.metrics_port = metrics_port
         self._grpc.start()
 
     def make_ready(self, wanted: Callable[[], bool] = lambda: True) -> bool:
@@ -220,8 +215,12 @@ class Server:
         self._traffic.refuse()
         grace = self._traffic.settle(grace, self._hurry.wait)
         self._health.end_watches()
-        if not self._grpc.stop(grace + LONGER_THAN_GRACE_SECONDS).wait(grace):
-            self._abandon()
+        ended = self._closing(grace + LONGER_THAN_GRACE_SECONDS)
+        last_words = min(grace, LAST_WORDS_SECONDS)
+        if not ended(last_words):
+            self._health.cancel_watches()
+            if not ended(grace - last_words):
+                self._abandon()
         self._threads.shutdown(wait=False)
         self._health.close()
         self._path.close()
@@ -260,6 +259,13 @@ class Server:
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             InferenceServicer(self._settings, self._registry, self._path, serving), self._grpc
         )
+
+    def _closing(self, seconds: float) -> Callable[[float], bool]:
+        """Close gRPC's ports; returns what waits so many seconds, and says whether all calls have ended."""
+        try:
+            return self._grpc.stop(seconds).wait
+        except RuntimeError:  # no thread for gRPC's own grace period is to be had; the ports close all the same
+            return lambda seconds: not self._grpc.wait_for_termination(seconds)
 
     def _abandon(self) -> None:
         # Counted first: computations of cancelled requests stop at once. What is computed has left the gate, but its

@@ -43,7 +43,6 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
         self._open: dict[_Watch, grpc.ServicerContext] = {}
         self._open_lock = threading.Lock()
         self._ending = False
-        self._cancelling: threading.Timer | None = None
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="health")
         self._submit(lambda: None)  # later there may be no thread to be had
 
@@ -117,19 +116,15 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
         self._ending = True
         for watch in self._watches():
             watch(None)
-        self._cancelling = threading.Timer(LAST_WORDS_SECONDS, self._cancel_watches)
-        self._cancelling.daemon = True
-        self._cancelling.start()
+
+    def cancel_watches(self) -> None:
+        """End those that have not taken their end within `LAST_WORDS_SECONDS`."""
+        for context in self._watches().values():
+            context.cancel()
 
     def close(self) -> None:
         """End the threads, once no watch is open any more."""
-        if self._cancelling is not None:
-            self._cancelling.cancel()
         self._senders.shutdown(wait=False)
-
-    def _cancel_watches(self) -> None:
-        for context in self._watches().values():
-            context.cancel()
 
     def _watches(self) -> dict[_Watch, Any]:
         with self._open_lock:

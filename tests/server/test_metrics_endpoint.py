@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import urllib.error
 import urllib.request
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from softkin import metrics_port
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
 
@@ -27,6 +29,22 @@ def scrape(running):
         for s in f.samples
     }
     return text, lambda name, **labels: samples.get((name, tuple(sorted(labels.items()))))
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metrics HT", b"GET /metrics HTTP/1.1\r\nHost: softkin\r\n"])
+def test_who_falls_silent_is_cut_off_without_a_word(start, monkeypatch, capfd, sent):
+    """Each connection holds a thread, and scrapers vanish: in a year there would be no thread left."""
+    monkeypatch.setattr(metrics_port, "SILENT_SECONDS", 0.05)
+    running = start(StandIn())
+
+    with socket.create_connection(("127.0.0.1", running.server.metrics_port), timeout=20) as silent:
+        silent.sendall(sent)
+
+        assert silent.recv(1) == b""
+
+    assert scrape(running)[0]
+    running.server.stop_now()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/v2/health/ready", "/metrics/x"])

@@ -30,3 +30,27 @@ def test_a_fault_while_it_stops_does_not_keep_the_process_waiting():
     draining.join(20)
 
     assert ended == [0]
+
+
+def test_what_stops_it_needs_no_further_thread(monkeypatch):
+    """Under `ulimit -u` there may be none by then, and whoever is not answered yet would be lost."""
+
+    def get(timeout):
+        if waited:
+            return signals.get(timeout=timeout)
+        waited.append(timeout)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        return signal.SIGTERM
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    stopped, waited = [], []
+    signals: SimpleQueue[int] = SimpleQueue()
+    server = SimpleNamespace(
+        stop=lambda: stopped.append(True), pending_requests=0, abandoned_requests=0, changing=False
+    )
+
+    assert _drain(server, ServerSettings(), SimpleNamespace(get=get, put=signals.put)) == 0
+
+    assert stopped == [True]
