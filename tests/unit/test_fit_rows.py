@@ -94,3 +94,16 @@ def test_a_model_is_tried_on_rows_from_all_over_the_file(tmp_path, capsys):
     command = ["fit", "--onnx", str(tmp_path / "m.onnx"), "--layers", "hidden", "--data", str(tmp_path / "d.npz")]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "2 logits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("repeats", "remarked"), [(0, False), (10, False), (40, True)])
+def test_many_repeated_rows_are_remarked_upon(tmp_path, capsys, repeats, remarked):
+    """A strange row that comes again and again counts once in the calibration, and is flagged as often as it comes."""
+    x = np.random.default_rng(0).normal(size=(300, 4))
+    np.savez(tmp_path / "x.npz", x_train=np.concatenate([x, x[np.arange(repeats) % 5]]))
+
+    assert main(["fit", "--embeddings", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out")]) == 0
+
+    text = capsys.readouterr().out
+    assert (f"; {repeats} repeated rows left out\n" in text) == (repeats > 0)
+    assert ("false alarms may exceed alpha: the promise is of different rows\n" in text) == remarked

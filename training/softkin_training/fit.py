@@ -52,6 +52,8 @@ class Fitted:
     exposed: Exposed
     repeated_rows: int
     """Rows of x_train left out because their content came before."""
+    repeated_share: float
+    """Their share of x_train."""
     accuracy: float | None
     """Share of the calibration rows that the classifier puts in their class; None for bare vectors."""
     largest_class: float
@@ -245,6 +247,7 @@ def _fit(
         manifest=manifest,
         exposed=exposed,
         repeated_rows=len(rows) - len(distinct),
+        repeated_share=1 - len(distinct) / len(rows),
         accuracy=accuracy,
         largest_class=float(np.bincount(calibration_rows.y).max() / len(calibration_rows)),
         deviations=uneven_deviations(rows.x) if any(layer.is_input for layer in exposed.layers) else None,

@@ -156,6 +156,10 @@ def fit(arguments: argparse.Namespace) -> None:
     print(f"classes:     {spelled(', '.join(m.classes[:10]))}{', ...' if len(m.classes) > 10 else ''}")
     left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
     print(f"bank:        {describe_bank(m)}{left_out}")
+    if fitted.repeated_share > m.default_alpha:
+        print(
+            "             if rows to come repeat as often, false alarms may exceed alpha: the promise is of different rows"
+        )
     if fitted.deviations:
         least, most = fitted.deviations
         if any(layer.standardized for layer in e.layers):
