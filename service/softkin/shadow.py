@@ -55,7 +55,8 @@ class Comparison:
     def disagreement_limit(self) -> float:
         """The share in all traffic does not exceed this, at confidence 0.95: Clopper and Pearson's exact limit.
 
-        It takes rows for independent; rows of one request often are not.
+        It takes rows for independent; rows of one request often are not. And it holds for one look: whoever looks again
+        after more rows, until it is small, finds it too small more often.
         """
         # The quantile of Beta(k + 1, n - k), which is that of a certificate for k + 1 of n rows.
         return false_alarm_bound(self.disagreements + 1, self.rows, CONFIDENCE)
