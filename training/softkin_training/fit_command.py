@@ -158,7 +158,7 @@ def fit(arguments: argparse.Namespace) -> None:
     print(f"bank:        {describe_bank(m)}{left_out}")
     if fitted.repeated_share > m.default_alpha:
         print(
-            "             if rows to come repeat as often, false alarms may exceed alpha: the promise is of different rows"
+            "             the promise is of different rows: where they go on to repeat, false alarms may exceed alpha"
         )
     if fitted.deviations:
         least, most = fitted.deviations
