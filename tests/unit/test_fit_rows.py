@@ -106,4 +106,4 @@ def test_many_repeated_rows_are_remarked_upon(tmp_path, capsys, repeats, remarke
 
     text = capsys.readouterr().out
     assert (f"; {repeats} repeated rows left out\n" in text) == (repeats > 0)
-    assert ("the promise is of different rows: where they go on to repeat, false alarms may exceed alpha\n" in text) == remarked
+    assert ("where they go on to repeat, false alarms may exceed alpha\n" in text) == remarked
