@@ -133,12 +133,25 @@ class ServerCertificate:
 
     def _certificates(self, option: str, pem: bytes) -> list[x509.Certificate]:
         try:
-            return x509.load_pem_x509_certificates(pem)
+            found = x509.load_pem_x509_certificates(pem)
         except ValueError:
             raise InvalidInputError(
                 option,
                 f"{self._paths[option]}: not a PEM file of certificates; it must have -----BEGIN CERTIFICATE-----",
             ) from None
+        except x509.InvalidVersion as e:
+            raise self._damaged(option, e) from None
+        try:
+            for certificate in found:
+                _read_whole(certificate)
+        except ValueError as e:
+            raise self._damaged(option, e) from None
+        return found
+
+    def _damaged(self, option: str, reason: Exception) -> InvalidInputError:
+        return InvalidInputError(
+            option, f"{self._paths[option]}: has a certificate that is damaged ({reason}); copy or issue it again"
+        )
 
     def _private_key(self, pem: bytes) -> PrivateKeyTypes:
         path = self._paths["tls_key"]
@@ -157,7 +170,7 @@ class ServerCertificate:
         """gRPC would say of such a certificate at the start that it has no port, and of a renewed one nothing."""
         try:
             key = certificate.public_key()
-        except UnsupportedAlgorithm:
+        except (UnsupportedAlgorithm, ValueError):  # the latter of a point that is on no curve
             key = None
         oid = getattr(certificate, "public_key_algorithm_oid", None)  # since cryptography 43
         plain_rsa = isinstance(key, rsa.RSAPublicKey) and (oid is None or oid.dotted_string != RSA_PSS)
@@ -186,6 +199,12 @@ class ServerCertificate:
                 f"{self._paths['tls_cert']}: the certificate of {_subject(certificate)} is not valid before "
                 f"{begins:%Y-%m-%d %H:%M:%S} UTC; wait until then, or set this machine's clock right",
             )
+
+
+def _read_whole(certificate: x509.Certificate) -> None:
+    """Read what is asked for later: it is parsed only then, and a scrape of the metrics would fail over it."""
+    _subject(certificate)
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def _subject(certificate: x509.Certificate) -> str:

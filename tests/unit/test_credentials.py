@@ -1,0 +1,71 @@
+"""A certificate whose files are replaced by damaged ones."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from authority import Authority
+from softkin.credentials import ServerCertificate
+from softkin.errors import InvalidInputError
+
+FLIPS = (0x55, 0xFF)
+"""The first leaves most bytes a character."""
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Of a server that asks its clients for certificates."""
+    authority = Authority(tmp_path)
+    return {**authority.issue("server"), "tls_client_ca": authority.file}
+
+
+def damaged(pem, at, flip):
+    """A PEM file with one byte changed of what it encodes."""
+    _, begin, body, end, _ = pem.split(b"-----", 4)
+    der = bytearray(base64.b64decode(body))
+    if at >= len(der):
+        return None
+    der[at] ^= flip
+    return b"".join([b"-----", begin, b"-----\n", base64.encodebytes(der), b"-----", end, b"-----\n"])
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@pytest.mark.parametrize("flip", FLIPS)
+@pytest.mark.parametrize("option", ["tls_cert", "tls_key", "tls_client_ca"])
+def test_no_damage_keeps_the_metrics_from_being_read(files, option, flip):
+    """Its date is one of them: whatever the file has become, the date is that of the certificate in force."""
+    certificate = ServerCertificate(files["tls_cert"], files["tls_key"], files["tls_client_ca"])
+    before, pem, at = certificate.expires(), files[option].read_bytes(), 0
+
+    while (wrong := damaged(pem, at, flip)) is not None:
+        files[option].write_bytes(wrong)
+        assert certificate.expires() > 0
+        at += 1
+
+    files[option].write_bytes(pem)
+    assert certificate.expires() == before
+    assert at > 100
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "instead"),
+    [
+        ("tls_cert", b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x7c"),  # its version
+        ("tls_client_ca", b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x7c"),
+        ("tls_cert", b"\x0c\x06server", b"\x0c\x06\xff\xfe\xff\xfe\xff\xfe"),  # its subject
+        ("tls_cert", b"\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00\x04", None),  # its key: on no curve
+    ],
+)
+def test_a_start_with_a_damaged_certificate_says_which_file_it_is(files, option, field, instead):
+    """Where the certificate is read, not where a field of it is needed."""
+    _, begin, body, end, rest = files[option].read_bytes().split(b"-----", 4)
+    der = base64.b64decode(body)
+    assert der.count(field) == 1
+    wrong = der.replace(field, instead) if instead else der.replace(field, field[:-1] + b"\x02")
+    parts = [b"-----", begin, b"-----\n", base64.encodebytes(wrong), b"-----", end, b"-----", rest]
+    files[option].write_bytes(b"".join(parts))
+
+    with pytest.raises(InvalidInputError, match=f"{option}: {files[option]}: (has a certificate that is damaged|gRPC)"):
+        ServerCertificate(files["tls_cert"], files["tls_key"], files["tls_client_ca"])
