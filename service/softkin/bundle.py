@@ -12,6 +12,7 @@ No pickle and no code, ever; no path is taken from the manifest.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -71,6 +72,17 @@ class Bundle:
     calibration: Calibration
     golden: Golden
     used_rows: UsedRows
+    stamps: tuple[tuple[int, ...], ...]
+    """What tells its files from others, taken before they were verified."""
+
+    def refuse_replaced(self) -> None:
+        """Make sure that what was read since the files were verified was read from those files.
+
+        Raises:
+            BundleError: others have come into their place.
+        """
+        if _stamps(self.path) != self.stamps:
+            raise BundleError(f"{self.path}: was replaced or changed while it was being read; load it again")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -130,11 +142,12 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read a bundle, verifying size and sha256 of every file, and every array's shape, dtype and finiteness.
 
     Raises:
-        BundleError: names the file that is missing, altered or inconsistent.
+        BundleError: names the file that is missing, altered or inconsistent; or the bundle was replaced meanwhile.
     """
     root = Path(path)
+    stamps = _stamps(root)
     manifest, manifest_digest = verify_files(root)
-    return Bundle(
+    found = Bundle(
         path=root,
         digest=manifest_digest,
         manifest=manifest,
@@ -142,7 +155,10 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         calibration=_read_calibration(root / CALIBRATION, manifest),
         golden=_read_golden(root / GOLDEN, manifest),
         used_rows=_read_used_rows(root / USED_ROWS),
+        stamps=stamps,
     )
+    found.refuse_replaced()
+    return found
 
 
 def write_bundle(
@@ -223,6 +239,16 @@ def _verify_file(file: Path, entry: FileEntry | None) -> None:
             raise BundleError(f"{file}: its sha256 is not the manifest's: the file was altered; copy or build it again")
     except OSError as e:
         raise BundleError(f"{file}: cannot be read ({e.strerror}); copy or build the bundle again") from None
+
+
+def _stamps(root: Path) -> tuple[tuple[int, ...], ...]:
+    """Of each file that is there: every one is opened several times, by its path, and verified once."""
+    found: list[tuple[int, ...]] = []
+    for name in FILES:
+        with contextlib.suppress(OSError, ValueError):
+            stat = (root / name).stat()
+            found.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
 
 
 def _contiguous(tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:

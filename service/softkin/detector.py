@@ -104,7 +104,10 @@ class Detector:
             BundleError: damaged, inconsistent, of another format, or it does not score its golden rows as when built.
             DeviceError: `cuda` was asked for and is not there.
         """
-        return cls(bundles.read_bundle(path), device=device, threads=threads)
+        bundle = bundles.read_bundle(path)
+        found = cls(bundle, device=device, threads=threads)
+        bundle.refuse_replaced()  # the session reads model and bank by their paths
+        return found
 
     def __repr__(self) -> str:
         m = self.manifest

@@ -8,9 +8,11 @@ import shutil
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 
-from softkin import BundleError
+import resealed
+from softkin import BundleError, Detector
 from softkin import bundle as bundles
 from softkin_training.build import build
 
@@ -127,3 +129,24 @@ def test_a_bundle_is_as_readable_as_the_umask_lets_files_be(tiny, tmp_path, umas
     assert {f.name: oct(f.stat().st_mode & 0o777) for f in (tmp_path / "b").iterdir()} == dict.fromkeys(
         bundles.FILES, oct(mode)
     )
+
+
+@pytest.mark.parametrize("moment", ["verify_files", "read_bundle"])
+def test_a_bundle_that_is_replaced_while_it_is_read_mixes_no_two(tiny, tiny_copy, tmp_path, monkeypatch, moment):
+    """Both are whole, and of one network and bank: only the calibration would tell, and it has other p-values."""
+    other, done = resealed.copy(tiny.path, tmp_path / "other"), getattr(bundles, moment)
+    resealed.change_array(other, bundles.CALIBRATION, "outlier_scores", lambda scores: np.add(scores, 0.1, out=scores))
+
+    def replaced_then(path):
+        found = done(path)
+        tiny_copy.rename(tmp_path / "aside")
+        other.rename(tiny_copy)
+        return found
+
+    monkeypatch.setattr(bundles, moment, replaced_then)
+
+    with pytest.raises(BundleError, match=f"{tiny_copy}: was replaced or changed while it was being read; load it ag"):
+        Detector.load(tiny_copy)
+
+    monkeypatch.undo()
+    assert Detector.load(tiny_copy).digest != Detector.load(tmp_path / "aside").digest == bundles.digest(tiny.path)
