@@ -99,6 +99,10 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
                 detector, found = self._load(path, labels, context), "loaded"
             result = found
             return detector
+        except BundleError as e:
+            if path.is_dir():
+                raise
+            raise BundleError(f"{e}; a path is relative to the bundle root, {self._root}") from None
         finally:
             self._metrics.reloaded(result)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import os
 import reprlib
 from numbers import Real
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +60,18 @@ def as_num_neighbors(value: int) -> int:
     if k < 0:
         raise InvalidInputError("num_neighbors", f"got {k}; must be 0 or more")
     return k
+
+
+def as_path(field: str, value: str | os.PathLike[str]) -> Path:
+    """The path; what is there is for others to say.
+
+    Raises:
+        InvalidInputError: it is no path.
+    """
+    try:
+        return Path(value)
+    except TypeError:  # bytes, too
+        raise InvalidInputError(field, f"got {reprlib.repr(value)}; must be a path") from None
 
 
 def as_rows(value: ArrayLike, field: str = "inputs") -> NDArray[np.generic]:

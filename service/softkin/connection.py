@@ -75,7 +75,12 @@ class Endpoint:
             raise SoftkinError(f"{self._target}: the client is closed; make another one")
 
     def _error(self, e: Any) -> SoftkinError:
+        if self._closed and e.code() is grpc.StatusCode.CANCELLED:
+            return self._was_closed()
         return call_error(e, self._target, self._port_option)
+
+    def _was_closed(self) -> SoftkinError:
+        return SoftkinError(f"{self._target}: CANCELLED: the client was closed")
 
 
 class Connection(Endpoint):
@@ -153,7 +158,7 @@ class AsyncConnection(Endpoint):
         if cause is not None:
             return cause
         if isinstance(e, asyncio.CancelledError):
-            return SoftkinError(f"{self._target}: CANCELLED: the client was closed")
+            return self._was_closed()
         return self._error(e)
 
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+STDOUT, STDERR = 1, 2
+
 
 class OutputError(Exception):
     """Standard output cannot be written.
@@ -27,9 +29,10 @@ def flushed() -> Iterator[None]:
     """Write what is left in the buffer at the end, where a failure can still be told; `?` for what cannot be shown.
 
     Raises:
-        OutputError: the reader has left, or the disk is full; what is left is dropped, so that it cannot fail again at
-            exit. Errors of other pipes and files come out as they are.
+        OutputError: the reader has left, the disk is full, or there is no standard output; what is left is dropped, so
+            that it cannot fail again at exit. Errors of other pipes and files come out as they are.
     """
+    _open_missing()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # class names, paths and bars, on a terminal that is not UTF-8
     try:
@@ -47,6 +50,23 @@ def flushed() -> Iterator[None]:
                 os.dup2(nowhere, sys.stdout.fileno())
                 os.close(nowhere)
                 raise OutputError(e) from e
+
+
+def _open_missing() -> None:
+    """Put something in the place of standard streams that are closed, or the next file to be opened would be there.
+
+    Python has no stream for those either: what is printed for an error would go to standard output. As with coreutils,
+    what is written to the output fails then, and of what is written to the errors nothing can be told.
+    """
+    for fd, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, mode)  # as the lowest number that is free
+            if fd == STDOUT:
+                sys.stdout = open(fd, "w", closefd=False)  # noqa: SIM115
+            if fd == STDERR:
+                sys.stderr = open(fd, "w", closefd=False)  # noqa: SIM115
 
 
 def _takes_more() -> bool:

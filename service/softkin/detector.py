@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softkin import bundle as bundles
 from softkin import conformal, verdicts
-from softkin.arguments import as_float, as_num_neighbors, as_rows, as_seed
+from softkin.arguments import as_float, as_num_neighbors, as_path, as_rows, as_seed
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.bundle import Bundle, Golden
 from softkin.cancellation import Cancellation
@@ -100,11 +100,11 @@ class Detector:
             threads: compute threads on the CPU, for each shard; the cores this process may use when None.
 
         Raises:
-            InvalidInputError: no such device, or more shards than the bank has tiles.
+            InvalidInputError: no such device, more shards than the bank has tiles, or what is no path.
             BundleError: damaged, inconsistent, of another format, or it does not score its golden rows as when built.
             DeviceError: `cuda` was asked for and is not there.
         """
-        bundle = bundles.read_bundle(path)
+        bundle = bundles.read_bundle(as_path("path", path))
         found = cls(bundle, device=device, threads=threads)
         bundle.refuse_replaced()  # the session reads model and bank by their paths
         return found

@@ -42,6 +42,10 @@ TRAINING_COMMANDS = ("run", "train", "export", "build", "evaluate", "fit", "reca
 """Of `softkin-train`. Both stand here so that each program knows the other's without importing it."""
 
 
+ELSEWHERE = {("softkin inspect", "--target"): "softkin status --target HOST:PORT shows what a server serves; "}
+"""Options that a command is often given and another one has."""
+
+
 def as_typed(error: SoftkinError, options: Mapping[str, str]) -> str:
     """The text of an error, with options in place of the names that Python has for them.
 
@@ -67,7 +71,7 @@ def unrecognized(parser: argparse.ArgumentParser, typed: Sequence[str]) -> str:
     known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
     first = next((a.partition("=")[0] for a in typed if a.startswith("--")), "")
     near = difflib.get_close_matches(first, known, n=1, cutoff=0.75)
-    meant = f"did you mean {near[0]}? " if near else ""
+    meant = ELSEWHERE.get((parser.prog, first), f"did you mean {near[0]}? " if near else "")
     return f"unrecognized arguments: {' '.join(typed)}; {meant}--help lists what there is"
 
 

@@ -57,6 +57,19 @@ def test_what_is_no_bundle_is_a_failed_precondition_with_its_message(admin, root
         admin.load(path)
 
 
+def test_a_path_from_where_the_server_stands_is_told_from_one_in_the_root(admin, root, monkeypatch):
+    """The shell completes the former, and both would be in the path that cannot be read."""
+    monkeypatch.chdir(root.parent)
+
+    with pytest.raises(PreconditionError, match=f"{root}/root/v2/.* a path is relative to the bundle root, {root}$"):
+        admin.load("root/v2")
+
+    (root / "empty").mkdir()
+    with pytest.raises(PreconditionError, match="cannot be read") as e:
+        admin.load("empty")
+    assert "bundle root" not in str(e.value)
+
+
 def test_a_label_alone_is_no_list_of_labels(admin, loading):
     """Text is a sequence too, and every letter of it a fit label."""
     with pytest.raises(InvalidInputError, match=r"^labels: got 'stable'; must be a list of labels$"):

@@ -105,6 +105,22 @@ def test_a_closed_client_says_so(shared_server, rows, use, used):
     client.close()
 
 
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+def test_who_waits_for_a_client_that_another_thread_closes_is_told_so(start, rows, gate, kind):
+    """gRPC says that its stream was removed, or its channel closed."""
+    detector = StandIn(gate=gate)
+    client = start(detector).client()
+    with ThreadPoolExecutor(1) as pool:
+        calls = {"unary": lambda: client.score(rows(1)), "stream": lambda: list(client.score_stream([rows(1)]))}
+        waiting = pool.submit(calls[kind])
+        assert detector.entered.acquire(timeout=20)
+
+        client.close()
+
+        with pytest.raises(SoftkinError, match=r": CANCELLED: the client was closed$"):
+            waiting.result(timeout=20)
+
+
 def test_a_client_that_is_closed_while_others_use_it_raises_errors_of_softkin_alone(shared_server, rows):
     """Whenever that is; and nobody waits for an answer that does not come."""
     before = sys.getswitchinterval()

@@ -48,6 +48,47 @@ def test_only_its_own_failures_are_told_as_such(place, other, number, told, unbu
     assert done.stderr.decode().strip() == told
 
 
+CLOSED = """
+import os, sys
+from softkin.console import OutputError, flushed
+try:
+    with flushed():
+        with open({file!r}, "w") as file:
+            print("of a file", file=file, flush=True)
+            os.write(2, b"of native code\\n")
+            print("an error", file=sys.stderr)
+            {printed}
+except OutputError as e:
+    print(e.reason, file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("printed", ["pass", 'print("a line")'])
+def test_what_is_printed_to_a_closed_stream_goes_nowhere_else(tmp_path, closed, printed):
+    """To no other stream, and to no file that happens to get its number; an output that is lost is told."""
+
+    def close():
+        for fd in closed:
+            os.close(fd)
+
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED.format(file=str(tmp_path / "file"), printed=printed)],
+        capture_output=True,
+        preexec_fn=close,
+        timeout=60,
+        check=False,
+    )
+
+    lost = 1 in closed and printed != "pass"
+    assert done.returncode == int(lost)
+    assert done.stdout.decode() == ("a line\n" if printed != "pass" and not lost else "")
+    told = "cannot write the output (Bad file descriptor)\n" if lost else ""
+    assert done.stderr.decode() == ("" if 2 in closed else f"of native code\nan error\n{told}")
+    assert (tmp_path / "file").read_text() == "of a file\n"
+
+
 SHOWN = r"""
 from softkin.console import flushed
 with flushed():

@@ -298,6 +298,13 @@ def test_a_row_on_which_a_layer_overflows_has_no_neighbors_there(tiny, tmp_path,
     np.testing.assert_allclose(found.distances[0], alone.distances[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("path", [5, None, b"bundle", ["bundle"]])
+def test_what_is_no_path_is_refused_as_such(path):
+    """Not as the standard library would put it."""
+    with pytest.raises(InvalidInputError, match=r"^path: got .*; must be a path$"):
+        Detector.load(path)
+
+
 def test_a_bundle_that_scores_its_golden_rows_differently_does_not_load(tiny, monkeypatch):
     """Another device or library version may not move scores unnoticed."""
     bundle = read_bundle(tiny.path)

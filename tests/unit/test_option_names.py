@@ -65,6 +65,7 @@ def test_an_unknown_option_comes_with_the_nearest(typed, text):
         (["serve", "b", "--max-row", "8"], "unrecognized arguments: --max-row 8; did you mean --max-rows?"),
         (["score", "--target", "t:1", "f.npz", "--neighbor", "5"], "--neighbor 5; did you mean --neighbors?"),
         (["admin", "--target", "t:1", "label", "a", "1", "stable", "--forc"], "unrecognized arguments: --forc"),
+        (["inspect", "--target", "t:1"], "; softkin status --target HOST:PORT shows what a server serves; --h"),
     ],
 )
 def test_an_abbreviation_is_no_option(typed, text, capsys):
