@@ -29,16 +29,22 @@ _OWN_WORDS: dict[grpc.StatusCode, type[SoftkinError]] = {
 }
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
-
+_OTHER_NAME = "; give the name that is in the server's certificate (tls_server_name)"
+_NO_SUCH_NAME = "; give HOST:PORT, with a name that this machine can resolve"
 _UNREACHED = {
-    "Hostname Verification": "; give the name that is in the server's certificate (tls_server_name)",
+    "Hostname Verification": _OTHER_NAME,
+    "is not in peer certificate": _OTHER_NAME,
     "CERTIFICATE_VERIFY_FAILED": "; give the authority that signed the server's certificate (tls_ca)",
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
-    "errors resolving": "; give HOST:PORT, with a name that this machine can resolve",
+    "errors resolving": _NO_SUCH_NAME,
+    "DNS resolution failed": _NO_SUCH_NAME,
     "Connection refused": "; no server listens there: start one, or give its HOST:PORT",
     "Failed parsing HTTP/2": "; no gRPC server answers there: give the port of {port}, not that of --metrics-port",
 }
-"""Words of gRPC for a server that was not reached, and what may help; `{port}` is the server's option for its port."""
+"""Words of gRPC, of 1.76 and of later ones, for a server that was not reached, and what may help.
+
+`{port}` is the server's option for its port.
+"""
 
 
 _TOO_LARGE = "max_message_bytes", "larger than max", "exceeds maximum size", "metadata size exceeds hard limit"

@@ -68,3 +68,20 @@ def test_wrong_input_is_named_where_the_status_names_it():
     """Another server may not."""
     assert failed(Code.INVALID_ARGUMENT, "alpha: got 2").field == "alpha"
     assert str(failed(Code.INVALID_ARGUMENT, "no")) == "request: a:1: no"
+
+
+@pytest.mark.parametrize(
+    ("details", "remedy"),
+    [
+        ("Peer name a is not in peer certificate", "(tls_server_name)"),
+        ("Hostname Verification Check failed", "(tls_server_name)"),
+        ("DNS resolution failed for a:1: no data", "give HOST:PORT, with a name that this machine can resolve"),
+        ("errors resolving a:1: [no data]", "give HOST:PORT, with a name that this machine can resolve"),
+    ],
+)
+def test_a_server_that_is_not_reached_comes_with_the_remedy(details, remedy):
+    """In the words of gRPC 1.76, the oldest that will do, and of newer ones."""
+    message = str(failed(Code.UNAVAILABLE, details))
+
+    assert message.startswith(f"a:1: {details}; give ")
+    assert message.endswith(remedy)
