@@ -84,6 +84,7 @@ def in_steps(x: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
 def progress(answers: Iterable[Scores], rows: int) -> Iterator[Scores]:
     """The answers as they come, with a bar on standard error where somebody watches it."""
     console = Console(stderr=True)
+    console.quiet = not console.is_terminal  # before rich 14.3, a bar that is disabled ends with an empty line
     with Progress(
         TextColumn("scoring"),
         BarColumn(),
@@ -91,7 +92,7 @@ def progress(answers: Iterable[Scores], rows: int) -> Iterator[Scores]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=console.quiet,
     ) as bar:
         task = bar.add_task("scoring", total=rows)
         for scores in answers:

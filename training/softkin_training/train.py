@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from torch import nn
@@ -312,6 +313,7 @@ def _progress_bar(name: str, steps: int, *, shown: bool) -> Progress:
         MofNCompleteColumn(table_column=done),
         TimeRemainingColumn(table_column=time),
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+        console=Console(quiet=not shown),  # before rich 14.3, a bar that is disabled ends with an empty line
         disable=not shown,
     )
 

@@ -358,3 +358,11 @@ def test_the_progress_bar_keeps_count_and_time_on_a_narrow_terminal():
     [line] = console.file.getvalue().splitlines()
     assert line.startswith("fashion_mnist ")
     assert "   39/2110 -:--:-- loss 0.304 acc 0.889" in line
+
+
+def test_a_progress_bar_that_is_not_shown_writes_nothing(capsys):
+    """Not even the empty line with which older versions of rich end one that is disabled."""
+    with _progress_bar("digits", 3, shown=False) as bar:
+        bar.add_task("digits", total=3, note="")
+
+    assert capsys.readouterr() == ("", "")
