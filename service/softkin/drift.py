@@ -204,7 +204,16 @@ class DriftWatch:
             self._take(scores[start : start + SLICE_ROWS])
 
     def _take(self, scores: Floats) -> None:
-        """Rank, bet and remember at most `SLICE_ROWS` scores."""
+        """Rank, bet and remember at most `SLICE_ROWS` scores; all of it, or none."""
+        weights = self._weights.copy()
+        try:
+            self._bet(scores)
+        except BaseException:
+            # Out of memory, say. A state that does not hold together would, once saved, be refused at every start.
+            self._weights = weights
+            raise
+
+    def _bet(self, scores: Floats) -> None:
         bets_ET = bets(self._sequential_p_values(scores))
         t = self._rows + 1 + np.arange(len(scores))
         # In units of the largest stake; the densities are bounded, so a slice cannot leave the range of float64.
@@ -215,14 +224,15 @@ class DriftWatch:
         wealth_ET = gain_ET[:, 1:] * (np.exp(self._log_wealth - unit)[:, None] + started_ET * math.exp(-unit))
         log_martingale_T = unit + np.log(wealth_ET.mean(axis=0) + kept(t) * math.exp(-unit))
         with np.errstate(divide="ignore"):
-            self._log_wealth = unit + np.log(wealth_ET[:, -1])
+            log_wealth = unit + np.log(wealth_ET[:, -1])
+        reached = log_martingale_T >= -math.log(self.level)
+        p = conformal.p_values(scores, self._calibration)
+        cusum = self._cusum_after(p)
+        self._log_wealth, self._cusum = log_wealth, cusum
         self._log_martingale = float(log_martingale_T[-1])
         self._max_log_martingale = max(self._max_log_martingale, float(log_martingale_T.max()))
-        reached = log_martingale_T >= -math.log(self.level)
         if reached.any() and not self._alarm_row:
             self._alarm_row = int(t[reached.argmax()])
-        p = conformal.p_values(scores, self._calibration)
-        self._add_to_cusum(p)
         self._recent[(t - 1) % WINDOW_ROWS] = p
         self._rows = int(t[-1])
 
@@ -241,10 +251,10 @@ class DriftWatch:
         self._weights += np.bincount(gap, minlength=len(self._weights))
         return np.asarray(p / (total + np.arange(len(scores))))
 
-    def _add_to_cusum(self, p: Floats) -> None:
+    def _cusum_after(self, p: Floats) -> float:
         """Page's CUSUM of the mean bet on strange rows, against calibration rows alone: it never gets used to drift."""
         path = self._cusum + np.cumsum(log_low_bet(p))
-        self._cusum = float(path[-1] - min(0.0, path.min()))
+        return float(path[-1] - min(0.0, path.min()))
 
 
 _EARLIER = np.tri(SLICE_ROWS, k=-1, dtype=np.bool_).T.copy()

@@ -143,8 +143,8 @@ def _save(file: Path | None, watch: DriftWatch) -> None:
     try:
         with written_whole(file) as temporary:
             temporary.write_bytes(save(watch.state()))
-    except (OSError, SafetensorError) as e:
-        log.error(log_line("drift_state_not_saved", file=file, error=e))
+    except Exception as e:  # whatever it is: it must end neither the thread that saves nor an unload
+        log.error(log_line("drift_state_not_saved", file=file, error=str(e) or repr(e)))
 
 
 def _restore(watch: DriftWatch, file: Path) -> None:

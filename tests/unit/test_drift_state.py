@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from softkin import conformal
+from softkin import conformal, drift
 from softkin.drift import HISTOGRAM_BINS, SLICE_ROWS, WINDOW_ROWS, DriftReport, DriftWatch
 
 N = 99
@@ -342,3 +342,23 @@ def test_threads_lose_no_row():
     )
     for s in states:
         assert s["weights"].sum() == N + 1 + s["counters"][0]
+
+
+@pytest.mark.parametrize("what", ["bets", "staked", "kept", "log_low_bet"])
+def test_of_rows_whose_ranking_fails_nothing_is_kept(monkeypatch, what):
+    """Out of memory, say: half of a slice made a state that no later start would take."""
+    watched, calibration, rng = watch()
+    watched.observe(rng.normal(size=3 * SLICE_ROWS))
+    before = watched.state()
+
+    def fails(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drift, what, fails)
+        with pytest.raises(MemoryError):
+            watched.observe(rng.normal(size=SLICE_ROWS))
+
+    assert same(watched.state(), before)
+    watched.observe(rng.normal(size=SLICE_ROWS))
+    DriftWatch(calibration).restore(watched.state())
