@@ -21,9 +21,16 @@ BLOCK_ROWS = 256 * LARGE_TILE_ROWS
 
 
 def clusters(
-    folder: Path, rows: int, dim: int, classes: int, batches: tuple[int, ...]
+    folder: Path,
+    rows: int,
+    dim: int,
+    classes: int,
+    batches: tuple[int, ...],
+    labels: NDArray[np.integer] | None = None,
 ) -> tuple[dict[str, Any], dict[int, str]]:
     """Unit-norm clusters, sorted by class, and queries from the same clusters, as npy files.
+
+    Rows are drawn from all classes alike, unless `labels` says how many of each, in order.
 
     Returns:
         Arguments for every candidate, and batch size -> file of the batch.
@@ -35,9 +42,10 @@ def clusters(
         z = centers[y] + rng.standard_normal((len(y), dim), dtype=np.float32)
         return z / np.linalg.norm(z, axis=1, keepdims=True)
 
-    labels = rng.integers(0, classes, rows)
-    labels[:classes] = np.arange(classes)
-    labels.sort()
+    if labels is None:
+        labels = rng.integers(0, classes, rows)
+        labels[:classes] = np.arange(classes)
+        labels.sort()
     np.save(folder / "bank.npy", near(labels))
     np.save(folder / "labels.npy", labels)
     queries = {}

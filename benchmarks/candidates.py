@@ -37,6 +37,7 @@ def softkin(
     layers: int = 1,
     weighted: bool = False,
     temperature_factor: float = 1.0,
+    tile_rows: int | None = None,
 ) -> Call:
     """The scorer: class masses, with exact nearest rows on request.
 
@@ -51,6 +52,7 @@ def softkin(
         layers: how many layers, each with rows of its own.
         weighted: random weights for each row and layer, as condensed banks have them.
         temperature_factor: what T is multiplied by.
+        tile_rows: of a small tile, as for `pack`.
     """
     from safetensors.numpy import save_file
 
@@ -72,6 +74,7 @@ def softkin(
         temperatures=dict.fromkeys(names, temperature_factor * temperature),
         metrics=dict.fromkeys(names, "cosine"),
         weights=weights,
+        tile_rows=tile_rows,
     )
     packed = reduce_precision(packed, precision)
     save_file(bank_tensors(packed), file)

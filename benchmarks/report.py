@@ -34,6 +34,8 @@ def _markdown(results: dict[str, Any], picture: str) -> Iterable[str]:
         yield from _cancellation(results["cancellation"])
     if "condensed" in results:
         yield from _condensed(results["condensed"])
+    if "classes" in results:
+        yield from _many_classes(results["classes"])
 
 
 def table(head: list[str], rows: Iterable[list[Any]]) -> Iterable[str]:
@@ -192,3 +194,15 @@ def _condensed(c: dict[str, Any]) -> Iterable[str]:
         for batch, t in c["timings"].items()
     ]
     yield from table(["batch", f"{c['whole']:,} rows: ms", f"{c['condensed']:,} rows: ms", "times faster"], rows)
+
+
+def _many_classes(cases: list[dict[str, Any]]) -> Iterable[str]:
+    yield "\n## Many classes, few rows"
+    yield "\nMilliseconds, and in brackets times over a MatMul of the rows alone, without padding."
+    batches = list(next(iter(cases[0]["timings"].values())))
+    rows = [
+        [case["title"], name, *(f"{found[b]['ms']:.2f} ({found[b]['ratio']:.2f})" for b in batches)]
+        for case in cases
+        for name, found in case["timings"].items()
+    ]
+    yield from table(["bank", "candidate", *(f"batch {b}" for b in batches)], rows)

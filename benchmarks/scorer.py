@@ -4,7 +4,8 @@
     python benchmarks/scorer.py --parts timing --cases 60k-128 --out DIR
     python benchmarks/scorer.py --device cuda    the scorer, the ceiling and torch on a GPU
 
-Parts: timing, linearity, memory (on the CPU), cancellation, condensed. Writes scorer_<machine>_<date> .json, .md, .png.
+Parts: timing, linearity, memory (on the CPU), cancellation, condensed, classes. Writes scorer_<machine>_<date> .json,
+.md and .png.
 Every candidate runs in a process of its own; one that cannot run here is named in the report, with the reason.
 """
 
@@ -25,12 +26,13 @@ from cancellation import measure_cancellation
 from catalogue import CASES, CEILING, NEAREST, ONLY_CPU, OURS, SOFTKIN, Case, builds
 from condensed import measure_condensed
 from machine import describe_machine
+from many_classes import measure_many_classes
 from memory import measure_memory
 from placement import place
 from report import write_report
 from workers import Build, Worker, interleave
 
-PARTS = ("timing", "linearity", "memory", "cancellation", "condensed")
+PARTS = ("timing", "linearity", "memory", "cancellation", "condensed", "classes")
 
 
 def main() -> None:
@@ -70,6 +72,8 @@ def run(parts: list[str], cases: list[Case], device: str) -> dict[str, Any]:
             results["cancellation"] = measure_cancellation(device)
         elif part == "condensed":
             results["condensed"] = measure_condensed(device)
+        elif part == "classes":
+            results["classes"] = measure_many_classes(device)
         seconds[part] = round(time.perf_counter() - started)
         print(f"{part}: {seconds[part]} s", flush=True)
     return {**results, "seconds": seconds}

@@ -1,8 +1,9 @@
 """The bank of training representations, laid out the way the scorer reads it: class-sorted tiles.
 
 Rows of one class stand together in tiles that never straddle a class. First come all the whole tiles of
-`LARGE_TILE_ROWS` rows, then what is left of each class in tiles of `TILE_ROWS`, the last one filled with padding rows
-of mass 0. So the class mass is a sum over whole tiles, few of them, and hardly a row is padding.
+`LARGE_TILE_ROWS` rows, then what is left of each class in smaller tiles, the last one filled with padding rows of mass
+0. So the class mass is a sum over whole tiles, few of them, and hardly a row is padding. Small tiles have `TILE_ROWS`;
+where classes are so many or so small that much would be padding, as many rows as cost least.
 
 A row's logit is a single dot product, up to a term that depends on the query alone:
 
@@ -30,6 +31,11 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 TILE_ROWS = 64
 LARGE_TILE_ROWS = 256
+SMALLEST_TILE_ROWS = 2
+TILE_COST, FOLD_COST = 2, 3
+"""Of a tile, and of its merging with others of its class, in rows of a layer of some 64 numbers."""
+LEAST_SAVING, LEAST_ROWS_SAVED = 0.05, 2048
+"""Of the cost of a bank, for which its small tiles have another size than `TILE_ROWS`."""
 PADDING_LABEL = -1
 PADDING_OFFSET = np.float32(-1e30)
 """Finite, so that times any scale it stays finite, and far below every real logit."""
@@ -119,10 +125,12 @@ class Bank:
     @property
     def large_rows(self) -> int:
         """Number of leading rows that stand in large tiles, each of one class and without padding."""
-        whole = len(self.labels) // LARGE_TILE_ROWS
-        tiles = self.labels[: whole * LARGE_TILE_ROWS].reshape(whole, LARGE_TILE_ROWS)
-        pure = (tiles == tiles[:, :1]).all(axis=1) & (tiles[:, 0] != PADDING_LABEL)
-        return LARGE_TILE_ROWS * int(whole if pure.all() else pure.argmin())
+        return tiles_of(self.labels)[0]
+
+    @property
+    def small_tile_rows(self) -> int:
+        """Rows of each tile behind those."""
+        return tiles_of(self.labels)[1]
 
 
 def pack(
@@ -134,6 +142,7 @@ def pack(
     temperatures: dict[str, float],
     metrics: dict[str, Metric],
     weights: NDArray[np.floating] | None = None,
+    tile_rows: int | None = None,
 ) -> Bank:
     """Lay representations out in tiles.
 
@@ -145,6 +154,7 @@ def pack(
         temperatures: per layer, > 0.
         metrics: per layer.
         weights: `[N]` or `[L, N]` positive row weights; all 1 when left out.
+        tile_rows: of a small tile, 2 to 256; what costs least when None.
 
     Raises:
         DataError: arrays disagree, a class has no rows, a value is not finite or too large, an id occurs twice.
@@ -153,7 +163,9 @@ def pack(
     w_KN = np.atleast_2d(np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32))
     ids_KN = np.atleast_2d(np.asarray(ids))
     _check(representations, labels, ids_KN, w_KN, num_classes)
-    take = _tile_order(np.asarray(labels), num_classes)
+    counts = np.bincount(labels, minlength=num_classes)
+    tile_rows = tile_rows or _cheapest_tile_rows(counts)
+    take = _tile_order(np.asarray(labels), counts, tile_rows)
     padding = take < 0
     layers = {}
     for (name, z_ND), w in zip(representations.items(), np.broadcast_to(w_KN, (len(representations), n)), strict=True):
@@ -186,15 +198,51 @@ def pack(
     )
 
 
-def _tile_order(labels: NDArray[np.integer], num_classes: int) -> NDArray[np.int64]:
+def tiles_of(labels: NDArray[np.int32]) -> tuple[int, int]:
+    """How tiled rows stand in tiles, of which none straddles a class or begins with padding.
+
+    Args:
+        labels: `[N]` of tiled rows, `PADDING_LABEL` for padding.
+
+    Returns:
+        Leading rows in tiles of `LARGE_TILE_ROWS`, which have no padding; rows of a tile behind those: `TILE_ROWS`
+        where that will do, else the most that will, 0 where no size does.
+    """
+    whole = len(labels) // LARGE_TILE_ROWS
+    tiles = labels[: whole * LARGE_TILE_ROWS].reshape(whole, LARGE_TILE_ROWS)
+    pure = (tiles == tiles[:, :1]).all(axis=1) & (tiles[:, 0] != PADDING_LABEL)
+    large_rows = LARGE_TILE_ROWS * int(whole if pure.all() else pure.argmin())
+    rest = labels[large_rows:]
+    real = np.flatnonzero(rest != PADDING_LABEL)
+    classes = rest[real]
+    starts = real[1:][classes[1:] != classes[:-1]]
+    common = int(np.gcd.reduce(starts, initial=len(rest)))
+    sizes = (TILE_ROWS, *range(LARGE_TILE_ROWS, SMALLEST_TILE_ROWS - 1, -1))
+    return large_rows, next((n for n in sizes if common % n == 0 and (rest[::n] != PADDING_LABEL).all()), 0)
+
+
+def _cheapest_tile_rows(counts: NDArray[np.integer]) -> int:
+    large, rest = np.divmod(counts, LARGE_TILE_ROWS)
+
+    def cost(rows: int) -> int:
+        tiles = -(-rest // rows)
+        merged = bool((large + tiles > 1).any())
+        return int((large * LARGE_TILE_ROWS + tiles * rows).sum() + (TILE_COST + merged * FOLD_COST) * tiles.sum())
+
+    best = min(range(SMALLEST_TILE_ROWS, LARGE_TILE_ROWS + 1), key=cost)
+    usual = cost(TILE_ROWS)
+    return best if usual - cost(best) > max(LEAST_ROWS_SAVED, LEAST_SAVING * usual) else TILE_ROWS
+
+
+def _tile_order(labels: NDArray[np.integer], counts: NDArray[np.integer], tile_rows: int) -> NDArray[np.int64]:
     """Source index of every tiled row, -1 for padding."""
     order = np.argsort(labels, kind="stable")
     large: list[NDArray[np.int64]] = []
     small: list[NDArray[np.int64]] = []
-    for rows in np.split(order, np.cumsum(np.bincount(labels, minlength=num_classes))[:-1]):
+    for rows in np.split(order, np.cumsum(counts)[:-1]):
         cut = len(rows) // LARGE_TILE_ROWS * LARGE_TILE_ROWS
         large.append(rows[:cut])
-        small += [rows[cut:], np.full(-len(rows) % TILE_ROWS, -1, np.int64)]
+        small += [rows[cut:], np.full((cut - len(rows)) % tile_rows, -1, np.int64)]
     return np.concatenate(large + small)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from softkin.bank import PADDING_LABEL, TILE_ROWS, Bank, LayerBank
+from softkin.bank import PADDING_LABEL, Bank, LayerBank, tiles_of
 from softkin.calibration import Calibration
 from softkin.errors import BundleError, reason_of
 from softkin.manifest import FileEntry, Layer, Manifest, parse_manifest
@@ -272,10 +272,9 @@ def _read_bank(file: Path, m: Manifest) -> Bank:
     labels = tensors.take("labels", "int32", (None,)).astype(np.int32, copy=False)
     n = len(labels)
     real = labels != PADDING_LABEL
-    tile_labels = labels.reshape(-1, TILE_ROWS) if n % TILE_ROWS == 0 else None
-    if tile_labels is None or not ((tile_labels == tile_labels[:, :1]) | (tile_labels == PADDING_LABEL)).all():
-        raise BundleError(f"{file}: labels are not laid out in tiles of {TILE_ROWS} rows of one class")
-    if set(np.unique(labels[real]).tolist()) != set(range(len(m.classes))) or (tile_labels[:, 0] < 0).any():
+    if not tiles_of(labels)[1]:
+        raise BundleError(f"{file}: labels are not laid out in tiles of rows of one class")
+    if set(np.unique(labels[real]).tolist()) != set(range(len(m.classes))):
         raise BundleError(f"{file}: labels do not cover exactly the {len(m.classes)} classes of the manifest")
     if int(real.sum()) != m.bank_size:
         raise BundleError(f"{file}: holds {int(real.sum())} rows, the manifest says bank_size {m.bank_size}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softkin.bank import LARGE_TILE_ROWS, TILE_ROWS, Bank
+from softkin.bank import LARGE_TILE_ROWS, Bank
 from softkin.device import available_threads
 
 # Multiples of the large tile, but of no large power of two: rows of logits a power of two apart share cache sets.
@@ -43,9 +43,10 @@ def cut_into_chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> l
     first, last, _ = rows.indices(len(bank.labels))
     border = min(max(bank.large_rows, first), last)
     return [
-        Chunk(start, min(start + chunk_rows, stop), tile)
-        for begin, stop, tile in ((first, border, LARGE_TILE_ROWS), (border, last, TILE_ROWS))
-        for start in range(begin, stop, chunk_rows)
+        Chunk(start, min(start + step, stop), tile)
+        for begin, stop, tile in ((first, border, LARGE_TILE_ROWS), (border, last, bank.small_tile_rows))
+        for step in [chunk_rows // tile * tile]
+        for start in range(begin, stop, step)
     ]
 
 

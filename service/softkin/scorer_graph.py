@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from softkin.bank import PADDING_OFFSET, Bank, LayerBank
 from softkin.chunks import Chunk
+from softkin.folds import Folds, plan_folds
 from softkin.graph_builder import GraphBuilder
 from softkin.precision import QUERY_LEVELS, QUERY_ZERO_POINT
 from softkin.tensor_file import TensorFile
@@ -30,8 +31,8 @@ OLDEST_OPSET = 18
 IR_VERSION = 10
 MERGE_MATRIX_SIZE = 1 << 18
 """Up to this many tiles x classes, one product with a one-hot matrix merges tiles to classes; above, folds do."""
-FOLD = 32
-"""Tiles that one merge step sums; few enough that classes of very different sizes waste little padding."""
+LONG_TILE_ROWS = 32
+"""From which on LogSoftmax, whose time is that of its calls where rows are few, is faster than its parts."""
 MERGE_CHUNKS = 16
 """Chunks whose nearest rows are merged at a time."""
 MAX_EXPONENT, MAX_LOG_SUM = 80.0, 88.0
@@ -214,6 +215,8 @@ class LayerGraph:
         return g.op("ReduceSum", [exponentials, g.constant([2])], keepdims=0)
 
     def _log_sum_exp_of_tiles(self, x_BN: str, chunk: Chunk) -> str:
+        if chunk.tile_rows < LONG_TILE_ROWS:
+            return self._log_sum_exp(self._tiled(x_BN, chunk))
         # Any row of a tile less its log softmax is the tile's log-sum-exp: one fused kernel instead of five passes.
         # Rounding is that of the row's logit: so the one nearest the center, which is never padding. A row far from all
         # others would leave few digits of their mass.
@@ -235,30 +238,27 @@ class LayerGraph:
 
     def _merge(self, mass_BT: str, labels: NDArray[np.int32], shift: str) -> str:
         """`[B, C]` class masses from those of tiles; minus infinity for classes of which there is no tile."""
-        g, bounded, classes = self.graph, self.bounded, np.arange(self.bank.num_classes)
-        if bounded and len(labels) * len(classes) <= MERGE_MATRIX_SIZE:
+        g, classes = self.graph, np.arange(self.bank.num_classes)
+        if self.bounded and len(labels) * len(classes) <= MERGE_MATRIX_SIZE:
             one_hot = (labels[:, None] == classes).astype(np.float32)
-            mass_BT, labels = g.op("MatMul", [mass_BT, g.constant(one_hot)]), classes.astype(np.int32)
-        while len(np.unique(labels)) < len(labels):
-            groups, labels = _fold_groups(labels)
-            mass_BT = self._fold(mass_BT, groups)
-        if not np.array_equal(labels, classes):
-            where = np.full((len(classes), 1), len(labels), np.int64)
-            where[labels, 0] = np.arange(len(labels))
-            mass_BT = self._fold(mass_BT, where)
-        if bounded:
+            mass_BT = g.op("MatMul", [mass_BT, g.constant(one_hot)])
+        elif not np.array_equal(labels, classes):
+            mass_BT = self._fold(mass_BT, plan_folds(labels, len(classes)))
+        if self.bounded:
             mass_BT = g.op("Log", [mass_BT])
         return g.op("Add", [mass_BT, shift])
 
-    def _fold(self, mass_BT: str, groups: NDArray[np.int64]) -> str:
-        """Sum of each group of tiles; the index past the end stands for no tile."""
+    def _fold(self, mass_BT: str, folds: Folds) -> str:
         g = self.graph
-        nothing = g.constant(0.0 if self.bounded else LOWEST)
-        padded = g.op("Pad", [mass_BT, g.constant([0, 0, 0, 1]), nothing])
-        grouped = g.op("Gather", [padded, g.constant(groups)], axis=1)
-        if self.bounded:
-            return g.op("ReduceSum", [grouped, g.constant([2])], keepdims=0)
-        return self._log_sum_exp(grouped)
+        columns = g.op("Pad", [mass_BT, g.constant([0, 0, 0, 1]), g.constant(0.0 if self.bounded else LOWEST)])
+        for step in folds.steps:
+            sums = []
+            for groups in step:
+                grouped = g.op("Gather", [columns, g.constant(groups)], axis=1)
+                total = g.op("ReduceSum", [grouped, g.constant([2])], keepdims=0) if self.bounded else ""
+                sums.append(total or self._log_sum_exp(grouped))
+            columns = self._join([columns, *sums])
+        return g.op("Gather", [columns, g.constant(folds.where)], axis=1)
 
 
 class _Best(NamedTuple):
@@ -287,19 +287,6 @@ class _Query(NamedTuple):
 
 def _zero_point(g: GraphBuilder) -> str:
     return g.constant(np.array(QUERY_ZERO_POINT, np.uint8))
-
-
-def _fold_groups(labels: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Groups of up to `FOLD` tiles of equal label, filled with the index past the end, and the groups' labels."""
-    groups, group_labels = [], []
-    width = min(FOLD, int(np.bincount(labels).max()))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        for start in range(0, len(members), width):
-            part = members[start : start + width]
-            groups.append(np.concatenate([part, np.full(width - len(part), len(labels))]))
-            group_labels.append(label)
-    return np.stack(groups).astype(np.int64), np.array(group_labels, np.int32)
 
 
 def representation_output(layer: str) -> str:

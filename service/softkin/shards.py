@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
-from softkin.bank import LARGE_TILE_ROWS, TILE_ROWS, Bank
+from softkin.bank import LARGE_TILE_ROWS, Bank
 from softkin.cancellation import Cancellation
 from softkin.device import parse_device
 from softkin.errors import InvalidInputError
@@ -92,7 +92,7 @@ def shard_rows(bank: Bank, count: int) -> list[slice]:
         InvalidInputError: more shards than tiles.
     """
     n, large = len(bank.labels), bank.large_rows
-    starts = np.concatenate([np.arange(0, large, LARGE_TILE_ROWS), np.arange(large, n, TILE_ROWS)])
+    starts = np.concatenate([np.arange(0, large, LARGE_TILE_ROWS), np.arange(large, n, bank.small_tile_rows)])
     if count > len(starts):
         raise InvalidInputError("device", f"names {count} shards, but this bank has only {len(starts)} tiles to share")
     wanted = np.arange(1, count) * n / count

@@ -16,7 +16,11 @@ CASES = {
     "tile-sized": [64, 64, 64],
     "many classes": [3] * 500,
     "several folds": [40 * LARGE_TILE_ROWS, 10],
+    "one tile for each of many": [20] * 200,
+    "few rows, many tiles": [300, 7, 1, 1, 90, 2, 2, 31],
 }
+TILES = {"one tile for each of many": 20, "few rows, many tiles": 2}
+"""Rows of a small tile, where they are not chosen by the bank."""
 
 
 @pytest.mark.parametrize("metric", mass.METRICS)
@@ -29,7 +33,7 @@ def test_masses_equal_the_reference(tmp_path, metric, factor, case, weighted):
     z, labels, weights = make(CASES[case], dims, metric, 0.5, weighted)
     query = {n: np.concatenate([v[:4], v[-3:]]) for n, v in z.items()}
     temperature = {n: factor * float(np.median(mass.distances(query[n], v, metric))) for n, v in z.items()}
-    bank = packed(z, labels, temperature, metric, weights)
+    bank = packed(z, labels, temperature, metric, weights, TILES.get(case))
     scorer = start(tmp_path, bank, dims, chunk_rows=1024)
 
     found = scorer.run(np.concatenate(list(query.values()), axis=1)).masses

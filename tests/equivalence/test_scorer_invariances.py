@@ -25,11 +25,11 @@ FORMS = {"bounded": ("cosine", 0.5), "any temperature": ("cosine", 0.002), "eucl
 sharing = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def case(form, seed=0, precision="float32"):
+def case(form, seed=0, precision="float32", tile_rows=None):
     """Bank, its rows, labels and queries."""
     metric, temperature = FORMS[form]
     z, labels, weights = make(COUNTS, DIMS, metric, 0.5, True, seed)
-    bank = packed(z, labels, {"a": temperature}, metric, weights)
+    bank = packed(z, labels, {"a": temperature}, metric, weights, tile_rows)
     query = np.concatenate([z["a"][:5], -z["a"][:3]])
     return reduce_precision(bank, precision), z["a"], labels, weights, query
 
@@ -59,14 +59,15 @@ def test_the_order_of_the_bank_does_not_matter(tmp_path_factory, form, seed):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tile_rows", [2, 23, 64, 100])
 @given(chunk=st.integers(1, 5), shards=st.integers(1, 9))
 @sharing
-def test_chunks_and_shards_do_not_matter(tmp_path_factory, form, precision, chunk, shards):
+def test_chunks_and_shards_do_not_matter(tmp_path_factory, form, precision, tile_rows, chunk, shards):
     """Any cut of the bank merges to the same masses, in any order."""
-    bank, *_, query = case(form, precision=precision)
+    bank, *_, query = case(form, precision=precision, tile_rows=tile_rows)
     folder = tmp_path_factory.mktemp("b")
     expected = start(folder, bank, DIMS).run(query).masses
-    shards = min(shards, bank.large_rows // LARGE_TILE_ROWS + (len(bank.labels) - bank.large_rows) // 64)
+    shards = min(shards, bank.large_rows // LARGE_TILE_ROWS + (len(bank.labels) - bank.large_rows) // tile_rows)
 
     parts = [
         Scorer(
@@ -81,6 +82,23 @@ def test_chunks_and_shards_do_not_matter(tmp_path_factory, form, precision, chun
     ]
 
     assert close(mass.merge_masses(np.stack([p.masses for p in parts[::-1]])), expected, bank, query)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tile_rows", [2, 23, 256])
+def test_the_size_of_tiles_does_not_matter(tmp_path, form, precision, tile_rows):
+    """Neither to masses nor to the nearest rows, whose tiled numbers alone differ."""
+    found, expected = [], []
+    for rows, out in ((tile_rows, found), (None, expected)):
+        bank, *_, query = case(form, precision=precision, tile_rows=rows)
+        (folder := tmp_path / str(rows)).mkdir()
+        outputs, nearest = start(folder, bank, DIMS).run_with_nearest(query, 7)
+        out += [outputs.masses, nearest.contributions, bank.ids[0, nearest.rows]]
+
+    assert close(found[0], expected[0], bank, query)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    np.testing.assert_array_equal(found[2], expected[2])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -95,7 +95,7 @@ def make(counts: list[int], dims: dict[str, int], metric: str, spread: float, we
     return z, labels, weights
 
 
-def packed(z, labels, temperatures, metric, weights):
+def packed(z, labels, temperatures, metric, weights, tile_rows=None):
     """A bank of `z` by the same metric in all layers; row i has id i."""
     return pack(
         z,
@@ -105,6 +105,7 @@ def packed(z, labels, temperatures, metric, weights):
         temperatures=temperatures,
         metrics=dict.fromkeys(z, metric),
         weights=weights,
+        tile_rows=tile_rows,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, TILE_ROWS, pack
+from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, TILE_ROWS, pack, tiles_of
 from softkin.errors import DataError
 
 
@@ -45,6 +45,50 @@ def test_tiles_hold_one_class_and_no_row_is_lost(counts, seed):
     )
     assert bank.size == len(labels)
     assert bank.class_weights.tolist() == counts
+
+
+@given(st.lists(st.integers(1, 3 * LARGE_TILE_ROWS), min_size=1, max_size=5), st.integers(2, LARGE_TILE_ROWS))
+@settings(deadline=None)
+def test_small_tiles_may_have_any_size(counts, rows):
+    """None straddles a class, begins with padding or has a whole tile of it; the size is found by the labels."""
+    bank = packed(np.repeat(np.arange(len(counts)), counts).tolist(), tile_rows=rows)
+
+    rest = bank.labels[bank.large_rows :].reshape(-1, bank.small_tile_rows)
+    assert ((rest == rest[:, :1]) | (rest == PADDING_LABEL)).all()
+    assert (rest[:, 0] != PADDING_LABEL).all()
+    assert len(bank.labels) == sum(n // LARGE_TILE_ROWS * LARGE_TILE_ROWS for n in counts) + sum(
+        -(-(n % LARGE_TILE_ROWS) // rows) * rows for n in counts
+    )
+    assert bank.class_weights.tolist() == counts
+
+
+@pytest.mark.parametrize(
+    ("counts", "rows"),
+    [
+        ([20] * 1000, 20),  # of the usual size 64,000 rows in the place of 20,000
+        ([200] * 100, 200),
+        ([2] * 5000, 2),
+        ([20, 21, 24] * 400, 24),
+        ([6000] * 10, TILE_ROWS),  # hardly a row is padding
+        ([20] * 40, TILE_ROWS),  # too few to matter
+    ],
+)
+def test_small_tiles_have_the_size_that_costs_least(counts, rows):
+    """One tile for each class where that is possible; the usual size where others save little."""
+    assert packed(np.repeat(np.arange(len(counts)), counts).tolist()).small_tile_rows == rows
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ([0, 1, 0, 1], "every size straddles"),
+        ([0, 0, 0, 1, 1, 1, 1], "no size but 1"),
+        ([PADDING_LABEL, 0, 1, 1], "a tile begins with padding"),
+    ],
+)
+def test_labels_that_are_no_tiles_have_no_size(labels, why):
+    """As a damaged bundle's."""
+    assert tiles_of(np.array(labels, np.int32))[1] == 0, why
 
 
 @pytest.mark.parametrize(
