@@ -18,6 +18,7 @@ import numpy as np
 
 from softkin.batch_times import BatchTimes
 from softkin.errors import CancelledError, ExpiredError, UnavailableError
+from softkin.logs import log, log_line
 from softkin.registry import ScoringDetector
 from softkin.scores import RowScores, Scores, Share
 from softkin.tickets import Batch, Ticket
@@ -144,10 +145,20 @@ class Batcher:
             del batch  # an idle worker must not hold a detector that is served no longer
 
     def _run(self, batch: Batch) -> None:
-        started = time.monotonic()
-        for ticket, _ in batch.tickets:
-            ticket.started = ticket.started or started
+        """Run it, and survive it: without a worker, or a place, all that is queued would wait for ever."""
         try:
+            self._run_in_place(batch)
+        except Exception as error:
+            log.error(log_line("batch_failed"), exc_info=error)
+            with self._changed:
+                for ticket, _ in batch.tickets:
+                    self._end(ticket, error)
+
+    def _run_in_place(self, batch: Batch) -> None:
+        started = time.monotonic()
+        try:
+            for ticket, _ in batch.tickets:
+                ticket.started = ticket.started or started
             found = batch.detector.score_rows(
                 batch.inputs(), num_neighbors=batch.num_neighbors, cancellation=batch.cancellation
             )
@@ -156,7 +167,12 @@ class Batcher:
             pass  # every ticket in it has been told
         except Exception as error:
             self._recover(batch, error)
-        seconds = time.monotonic() - started
+        finally:
+            seconds = time.monotonic() - started
+            self._leave(batch, seconds)
+        self._ran(batch.rows, seconds)
+
+    def _leave(self, batch: Batch, seconds: float) -> None:
         with self._changed:
             self._running_rows -= batch.rows
             self._running -= 1
@@ -169,7 +185,6 @@ class Batcher:
             if not batch.cancellation.cancelled:
                 times = self._times.setdefault(batch.detector, {})
                 times.setdefault(batch.num_neighbors, BatchTimes()).add(batch.rows, seconds)
-        self._ran(batch.rows, seconds)
 
     def _next(self) -> Batch | None:
         while self._await_tickets():
