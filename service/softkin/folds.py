@@ -21,6 +21,8 @@ class Folds:
     """Of every step the groups, `[G, W]` columns for each width W: their sums are a new column for each of the G."""
     where: NDArray[np.int64]
     """`[C]`: in which column the mass of each class stands in the end."""
+    last_gives_all: bool
+    """Whether the sums of the last step are the masses of all classes, in their order."""
 
 
 def plan_folds(labels: NDArray[np.integer], num_classes: int) -> Folds:
@@ -48,7 +50,9 @@ def plan_folds(labels: NDArray[np.integer], num_classes: int) -> Folds:
                 end += 1
             step.append(groups)
         steps.append(step)
-    return Folds(steps, np.array([p[0] if len(p) else nothing for p in places], np.int64))
+    where = np.array([p[0] if len(p) else nothing for p in places], np.int64)
+    sums = sum(len(groups) for groups in steps[-1]) if steps else 0
+    return Folds(steps, where, np.array_equal(where, np.arange(end - sums, end)))
 
 
 _Owned = list[tuple[int, NDArray[np.int64]]]

@@ -257,6 +257,8 @@ class LayerGraph:
                 grouped = g.op("Gather", [columns, g.constant(groups)], axis=1)
                 total = g.op("ReduceSum", [grouped, g.constant([2])], keepdims=0) if self.bounded else ""
                 sums.append(total or self._log_sum_exp(grouped))
+            if step is folds.steps[-1] and folds.last_gives_all:
+                return self._join(sums)
             columns = self._join([columns, *sums])
         return g.op("Gather", [columns, g.constant(folds.where)], axis=1)
 

@@ -32,6 +32,19 @@ def test_every_tile_counts_once_for_its_class(labels, num_classes):
 
 
 @pytest.mark.parametrize(
+    ("labels", "all_of_them"),
+    [([0, 0, 1, 1, 2, 2], True), ([0, 0, 1, 2, 2], False), ([0] * 2000 + [1] * 2000, True), ([0] * 2000 + [1], False)],
+)
+def test_where_the_last_step_gives_all_classes_nothing_is_gathered_again(labels, all_of_them):
+    """As where every class has several tiles, all of like numbers."""
+    folds = plan_folds(np.array(labels), max(labels) + 1)
+
+    assert folds.last_gives_all == all_of_them
+    if all_of_them:
+        assert [len(groups) for groups in folds.steps[-1]] == [max(labels) + 1]
+
+
+@pytest.mark.parametrize(
     "tiles",
     [np.full(1000, 5), np.r_[np.full(900, 1), np.full(90, 4), np.full(9, 40), 2000], np.r_[np.full(5000, 2), 30_000]],
     ids=["alike", "long tail", "one large class"],
