@@ -6,10 +6,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c d
 STAMP := $(VENV)/.installed
 PROTO_VENV := .venv-proto
 SERVICE_VENV := .venv-service
+OLDEST_VENV := .venv-oldest
 TRITON_VENV := .venv-triton
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-service chaos bench guarantees paper check protos prometheus chromium environments clean
+.PHONY: demo test test-service test-oldest chaos bench guarantees paper check protos prometheus chromium environments clean
 # Tests spend much of their time waiting for servers and processes: two of them at a time, on two cores or on many.
 TWO_AT_A_TIME := --numprocesses 2 --dist worksteal
 
@@ -31,14 +32,23 @@ chromium:
 		{ echo "Installing Debian's package chromium."; $(SUDO) apt-get update -qq && \
 		$(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
+SERVICE_TESTS := tests/unit/test_package.py tests/unit/test_fit.py tests/unit/test_recalibrate.py \
+	$(patsubst %,tests/server/test_%.py,real_bundle client async_client tritonclient cli cli_security admin_command tracing)
+
 # Not the whole suite again: an import is all that can miss torch. `make check` forbids it in every module of the service,
 # test_package.py imports them all, and the rest starts what users start: server, clients, command lines, a bundle's making.
 test-service: $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed  ## the service and its clients, where torch is not installed
 	! $(SERVICE_VENV)/bin/python -c "import torch" 2>/dev/null
-	$(SERVICE_VENV)/bin/pytest $(TWO_AT_A_TIME) tests/unit/test_package.py tests/unit/test_fit.py tests/unit/test_recalibrate.py \
-		$(patsubst %,tests/server/test_%.py,real_bundle client async_client tritonclient cli cli_security admin_command tracing)
+	$(SERVICE_VENV)/bin/pytest $(TWO_AT_A_TIME) $(SERVICE_TESTS)
 
-environments: $(STAMP) $(SERVICE_VENV)/.installed $(TRITON_VENV)/.installed $(PROTO_VENV)/.installed  ## all that the others set up
+# Versions differ in how they promote numbers, in the words of their errors and in which files they refuse: what shows these, too.
+test-oldest: $(OLDEST_VENV)/.installed $(TRITON_VENV)/.installed  ## the same with the oldest of everything that pyproject.toml allows
+	$(OLDEST_VENV)/bin/pytest $(TWO_AT_A_TIME) $(SERVICE_TESTS) tests/equivalence \
+		tests/unit/test_foreign_files.py tests/unit/test_settings.py \
+		$(patsubst %,tests/server/test_%.py,client_faults client_rows cli_streams tls)
+
+environments: $(STAMP) $(SERVICE_VENV)/.installed $(OLDEST_VENV)/.installed $(TRITON_VENV)/.installed \
+	$(PROTO_VENV)/.installed  ## all that the others set up
 
 chaos: $(STAMP)  ## everything that can go wrong, at full length: about an hour
 	$(BIN)/pytest tests/chaos -m "long or not long"
@@ -69,7 +79,7 @@ protos: $(PROTO_VENV)/.installed  ## regenerate service/softkin/v1 and service/s
 		--python_out=service --pyi_out=service --grpc_python_out=service protos/softkin/*/*.proto
 
 clean:  ## remove the virtual environments
-	rm -rf $(VENV) $(SERVICE_VENV) $(PROTO_VENV) $(TRITON_VENV)
+	rm -rf $(VENV) $(SERVICE_VENV) $(OLDEST_VENV) $(PROTO_VENV) $(TRITON_VENV)
 
 $(STAMP): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "softkin needs Python 3.11 or newer: make PYTHON=python3.x"; exit 1; }
@@ -84,6 +94,14 @@ $(SERVICE_VENV)/.installed: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(SERVICE_VENV)
 	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt \
+		--group test -e '.[tracing]'
+	@touch $@
+
+# Python 3.11 or 3.12: such old releases have no wheels for newer ones.
+$(OLDEST_VENV)/.installed: pyproject.toml deploy/oldest.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c deploy/oldest.txt \
 		--group test -e '.[tracing]'
 	@touch $@
 
