@@ -144,6 +144,7 @@ class Client(LearnsLimits, Connection):
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         limits = self._known_limits()
         exchange = Exchange(head, lambda x: split(x, head, limits), self._target)
+        self._refuse_without_threads()
         call = self._start(self._stub.ScoreStream, _send(batches, exchange))
         try:
             for response in call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,9 @@ from softkin.requests import check_text
 
 LONGEST_TIMEOUT_SECONDS = 1_000_000_000
 """About thirty years; with some more gRPC's clock runs over, and every deadline has passed."""
+
+STREAM_THREADS = 2
+"""That gRPC starts for a stream: one sends, and one waits for answers."""
 
 
 class Endpoint:
@@ -114,6 +118,23 @@ class Connection(Endpoint):
         except ValueError:  # what gRPC raises when another thread has closed the client since
             self._refuse_if_unusable()
             raise
+
+    def _refuse_without_threads(self) -> None:
+        """Refuse a stream that gRPC would find no threads for: it takes its own for started, and later streams hang."""
+        enough = threading.Event()
+        threads = [threading.Thread(target=enough.wait, daemon=True) for _ in range(STREAM_THREADS)]
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as e:
+            raise SoftkinError(
+                f"{self._target}: no thread is left for a stream ({e}); end others, or raise what limits this process "
+                "(ulimit -u, pids_limit)"
+            ) from None
+        finally:
+            enough.set()
+        for thread in threads:
+            thread.join()
 
 
 class AsyncConnection(Endpoint):

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -119,6 +120,31 @@ def test_who_waits_for_a_client_that_another_thread_closes_is_told_so(start, row
 
         with pytest.raises(SoftkinError, match=r": CANCELLED: the client was closed$"):
             waiting.result(timeout=20)
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_client_that_gets_no_thread_for_a_stream_says_so(start, rows, monkeypatch, allowed):
+    """gRPC would let every later stream of it wait for ever, and closing it too."""
+    running = start(StandIn())
+    client, start_thread, begun = running.client(), threading.Thread.start, []
+    client.score(rows(1))
+
+    def limit(thread):
+        if len(begun) == allowed:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start_thread(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", limit)
+        with pytest.raises(SoftkinError, match=r"no thread is left for a stream \(can't start new thread\); end"):
+            list(client.score_stream([rows(1)]))
+
+    assert len(list(client.score_stream([rows(1)]))) == 1
+    running.until(lambda: running.sample("softkin_streams") == 0)
+    for thread in begun:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_a_client_that_is_closed_while_others_use_it_raises_errors_of_softkin_alone(shared_server, rows):
