@@ -207,7 +207,10 @@ class Shadow:
 
     def _work(self) -> None:
         while (taken := self._next()) is not None:
-            self._compare(taken)
+            try:
+                self._compare(taken)
+            except Exception as e:  # a fault of ours; without this thread nothing would be compared any more
+                self._complain(taken.candidate, e)
             with self._changed:
                 self._pending_rows -= len(taken.x)
                 self._pending_bytes -= taken.x.nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 from softkin.errors import DeviceError
 from standin import StandIn
@@ -29,4 +30,31 @@ def test_candidates_that_take_turns_to_fail_are_each_told_of_once(start, rows, c
 
     assert [r.getMessage() for r in caplog.records] == [
         f'event=shadow_failed detector={name} version=2 error="{name} is out of memory"' for name in names
+    ]
+
+
+def test_a_fault_of_ours_does_not_end_the_comparison(start, rows, caplog, monkeypatch):
+    """Out of memory, say: all that follows would be dropped, and the candidate could not be promoted for ever."""
+    running = start(StandIn(), Shifted("standin", "2"), admin_port=0, shadow_share=1.0)
+    count, failed = running.metrics.shadow_rows, threading.Event()
+    with running.admin() as admin:
+        admin.set_label("standin", "1", "stable")
+        admin.set_label("standin", "2", "shadow")
+
+    def fail_first(*arguments):
+        if not failed.is_set():
+            failed.set()
+            raise MemoryError("none left")
+        count(*arguments)
+
+    monkeypatch.setattr(running.metrics, "shadow_rows", fail_first)
+    with caplog.at_level(logging.WARNING, "softkin.server"):
+        running.score(rows(2))
+        assert failed.wait(20)
+        running.score(rows(3))
+        agree = {"detector": "standin", "version": "2", "result": "agree"}
+        running.until(lambda: running.sample("softkin_shadow_rows_total", **agree) == 3)
+
+    assert [r.getMessage() for r in caplog.records] == [
+        'event=shadow_failed detector=standin version=2 error="none left"'
     ]
