@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,8 +247,9 @@ def _stamps(root: Path) -> tuple[tuple[int, ...], ...]:
     found: list[tuple[int, ...]] = []
     for name in FILES:
         with contextlib.suppress(OSError, ValueError):
-            stat = (root / name).stat()
-            found.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            at = (root / name).stat()
+            # A pipe has other times whenever somebody writes to it.
+            found.append((at.st_dev, at.st_ino, *((at.st_size, at.st_mtime_ns) if stat.S_ISREG(at.st_mode) else ())))
     return tuple(found)
 
 

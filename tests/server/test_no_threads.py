@@ -37,8 +37,9 @@ def allow(monkeypatch, threads):
 @pytest.mark.parametrize("admin_port", [None, 0])
 def test_a_server_stops_in_good_order(start, tmp_path, rows, monkeypatch, admin_port):
     """What it saves is saved, and nobody is cut off: it needs no thread that it has not got."""
+    before = set(threading.enumerate())
     running = start(StandIn(), drift_state=tmp_path, admin_port=admin_port)
-    before = threading.active_count()
+    own = set(threading.enumerate()) - before
     running.score(rows(3))
     request = health_pb2.HealthCheckRequest(service="softkin.v1.OutlierService")
     watch = running.health.Watch(request, timeout=TIMEOUT_SECONDS)
@@ -51,7 +52,7 @@ def test_a_server_stops_in_good_order(start, tmp_path, rows, monkeypatch, admin_
     assert watch.code() is grpc.StatusCode.OK
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
     assert running.server.abandoned_requests == 0
-    running.until(lambda: threading.active_count() < before / 2)
+    running.until(lambda: not any(thread.is_alive() for thread in own))
 
 
 def test_a_watcher_that_does_not_read_does_not_hold_the_end_either(start, monkeypatch):
