@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -37,17 +38,16 @@ OVERLOADS = {"small requests": (16, 64), "large requests": (256, 16)}
 DEADLINE_SECONDS = 1.0
 
 
-class Served:
-    """A server in a process of its own."""
+class Running:
+    """A script of this folder in a process of its own, which prints a JSON line once it has started."""
 
-    def __init__(self, bundle: Path, device: str, *flags: str) -> None:
-        command = [sys.executable, str(HERE / "serving_server.py"), str(bundle), "--host", "127.0.0.1"]
-        command += ["--port", "0", "--metrics-port", "0", "--device", device, "--threads", "1", *flags]
+    def __init__(self, script: str, *arguments: str) -> None:
+        command = [sys.executable, str(HERE / script), *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        self.port = json.loads(self._process.stdout.readline())["port"]
+        self.started = json.loads(self._process.stdout.readline())
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -58,16 +58,32 @@ class Served:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+
+class Served(Running):
+    """A server in a process of its own."""
+
+    def __init__(self, bundle: Path, device: str, *flags: str, script: Sequence[str] = ("serving_server.py",)) -> None:
+        command = [*script, str(bundle), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+        super().__init__(*command, "--device", device, "--threads", "1", *flags)
+        self.port = self.started["port"]
+
     def load(self, method: str, callers: int, seconds: float, request: Path) -> dict[str, Any]:
         """What a closed loop of callers gets: calls per second, median latency, the server's CPU time per call."""
-        before = self.cpu_seconds()
-        found = _run("serving_load.py", self.port, method, callers, seconds, request)
-        share = seconds / (seconds + WARM_UP_SECONDS)
-        return {
-            "rate": found["calls"] / found["seconds"],
-            "cpu": (self.cpu_seconds() - before) * share / max(1, found["calls"]),
-            "p50": median(found["latencies"]) if found["latencies"] else None,
-        }
+        return load([self], [self.port], method, callers, seconds, request)
+
+
+def load(
+    processes: Sequence[Running], ports: Sequence[int], method: str, callers: int, seconds: float, request: Path
+) -> dict[str, Any]:
+    """As `Served.load`, of a server of several processes."""
+    before = sum(process.cpu_seconds() for process in processes)
+    found = _run("serving_load.py", ",".join(map(str, ports)), method, callers, seconds, request)
+    share = seconds / (seconds + WARM_UP_SECONDS)
+    return {
+        "rate": found["calls"] / found["seconds"],
+        "cpu": (sum(process.cpu_seconds() for process in processes) - before) * share / max(1, found["calls"]),
+        "p50": median(found["latencies"]) if found["latencies"] else None,
+    }
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """A client in a process of its own: so many callers, so many seconds, calls prepared as bytes.
 
-    python benchmarks/serving_load.py PORT METHOD CALLERS SECONDS FILE
+    python benchmarks/serving_load.py PORT[,PORT...] METHOD CALLERS SECONDS FILE
 
-METHOD is echo, score or stream; FILE holds one serialised ScoreRequest. Prints one JSON line: calls, seconds and
-latencies of a sample of them.
+METHOD is echo, score or stream; FILE holds one serialised ScoreRequest. Callers take the ports in turn, each of which
+has a connection of its own. Prints one JSON line: calls, seconds and latencies of a sample of them.
 """
 
 from __future__ import annotations
@@ -29,27 +29,30 @@ MOST_LATENCIES = 20_000
 
 def main() -> None:
     """Run and report."""
-    port, method, callers, seconds, file = sys.argv[1:]
+    ports, method, callers, seconds, file = sys.argv[1:]
     request = Path(file).read_bytes()
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
-    grpc.channel_ready_future(channel).result(timeout=30)
+    options.append(("grpc.use_local_subchannel_pool", 1))  # a connection each, also to the same port
+    channels = [grpc.insecure_channel(f"127.0.0.1:{port}", options=options) for port in ports.split(",")]
+    for channel in channels:
+        grpc.channel_ready_future(channel).result(timeout=30)
     load = _streams if method == "stream" else _calls
-    load(channel, method, int(callers), 0.3, request)  # warm up
-    calls, elapsed, latencies = load(channel, method, int(callers), float(seconds), request)
+    load(channels, method, int(callers), 0.3, request)  # warm up
+    calls, elapsed, latencies = load(channels, method, int(callers), float(seconds), request)
     print(json.dumps({"calls": calls, "seconds": elapsed, "latencies": sorted(latencies)[:MOST_LATENCIES]}))
 
 
 def _calls(
-    channel: grpc.Channel, method: str, callers: int, seconds: float, request: bytes
+    channels: list[grpc.Channel], method: str, callers: int, seconds: float, request: bytes
 ) -> tuple[int, float, list[float]]:
     """Closed loop: every caller sends its next call when the last one is answered."""
-    call = channel.unary_unary(PATHS[method])
+    calls = [channel.unary_unary(PATHS[method]) for channel in channels]
     counts, latencies = [0] * callers, [[] for _ in range(callers)]
     ready = threading.Barrier(callers + 1)
     stop = threading.Event()
 
     def caller(i: int) -> None:
+        call = calls[i % len(calls)]
         ready.wait()
         while not stop.is_set():
             started = time.perf_counter()
@@ -71,10 +74,10 @@ def _calls(
 
 
 def _streams(
-    channel: grpc.Channel, method: str, callers: int, seconds: float, request: bytes
+    channels: list[grpc.Channel], method: str, callers: int, seconds: float, request: bytes
 ) -> tuple[int, float, list[float]]:
     """So many streams, each as fast as the server reads."""
-    call = channel.stream_stream(PATHS[method])
+    calls = [channel.stream_stream(PATHS[method]) for channel in channels]
     message = pb.ScoreStreamRequest(request=pb.ScoreRequest.FromString(request)).SerializeToString()
     counts = [0] * callers
     stop = threading.Event()
@@ -84,7 +87,7 @@ def _streams(
             yield message
 
     def stream(i: int) -> None:
-        for response in call(messages()):
+        for response in calls[i % len(calls)](messages()):
             answers = pb.ScoreStreamResponse.FromString(response).answers
             assert all(a.HasField("response") for a in answers), answers[0].error
             counts[i] += len(answers)

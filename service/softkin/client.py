@@ -30,7 +30,8 @@ class Client(LearnsLimits, Connection):
     """A connection to a softkin server; safe to share between threads.
 
     Args:
-        target: `HOST:PORT`, or any gRPC target such as `dns:///softkin:50051`.
+        target: `HOST:PORT`, or any gRPC target such as `dns:///softkin:50051` or, of several servers that take turns,
+            `ipv4:10.0.0.1:50051,10.0.0.2:50051`.
         timeout_seconds: deadline of each request, retries included.
         detector: name of the detector; empty for the only one loaded.
         version: its version; empty for the one that carries the label, or serves by default.
