@@ -90,19 +90,13 @@ $(STAMP): pyproject.toml deploy/constraints.txt
 	$(INSTALL) --no-deps pytorch-ood  # it asks for torchvision, which its scores do without
 	@touch $@
 
-$(SERVICE_VENV)/.installed: pyproject.toml deploy/constraints.txt
-	$(PYTHON) -m venv $(SERVICE_VENV)
-	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(SERVICE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt \
-		--group test -e '.[tracing]'
-	@touch $@
-
-# Python 3.11 or 3.12: such old releases have no wheels for newer ones.
-$(OLDEST_VENV)/.installed: pyproject.toml deploy/oldest.txt
-	$(PYTHON) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c deploy/oldest.txt \
-		--group test -e '.[tracing]'
+# The oldest ones want Python 3.11 or 3.12: such releases have no wheels for newer ones.
+$(SERVICE_VENV)/.installed: VERSIONS := deploy/constraints.txt
+$(OLDEST_VENV)/.installed: VERSIONS := deploy/oldest.txt
+$(SERVICE_VENV)/.installed $(OLDEST_VENV)/.installed: pyproject.toml deploy/constraints.txt deploy/oldest.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VERSIONS) --group test -e '.[tracing]'
 	@touch $@
 
 # A client's machine, as tritonclient needs it: an older protobuf, and no server, whose messages it defines too.
