@@ -252,15 +252,16 @@ class LayerGraph:
         g = self.graph
         columns = g.op("Pad", [mass_BT, g.constant([0, 0, 0, 1]), g.constant(0.0 if self.bounded else LOWEST)])
         for step in folds.steps:
-            sums = []
-            for groups in step:
-                grouped = g.op("Gather", [columns, g.constant(groups)], axis=1)
-                total = g.op("ReduceSum", [grouped, g.constant([2])], keepdims=0) if self.bounded else ""
-                sums.append(total or self._log_sum_exp(grouped))
+            sums = [self._sum(g.op("Gather", [columns, g.constant(groups)], axis=1)) for groups in step]
             if step is folds.steps[-1] and folds.last_gives_all:
                 return self._join(sums)
             columns = self._join([columns, *sums])
         return g.op("Gather", [columns, g.constant(folds.where)], axis=1)
+
+    def _sum(self, mass_BGW: str) -> str:
+        if self.bounded:
+            return self.graph.op("ReduceSum", [mass_BGW, self.graph.constant([2])], keepdims=0)
+        return self._log_sum_exp(mass_BGW)
 
 
 class _Best(NamedTuple):
