@@ -157,8 +157,13 @@ def pack(
         tile_rows: of a small tile, 2 to 256; what costs least when None.
 
     Raises:
-        DataError: arrays disagree, a class has no rows, a value is not finite or too large, an id occurs twice.
+        DataError: arrays disagree, a class has no rows, a value is not finite or too large, an id occurs twice, or no
+            tile has so many rows.
     """
+    if tile_rows is not None and not SMALLEST_TILE_ROWS <= tile_rows <= LARGE_TILE_ROWS:
+        raise DataError(
+            f"bank: tile_rows is {tile_rows}; must lie in {SMALLEST_TILE_ROWS} to {LARGE_TILE_ROWS}, or be left out"
+        )
     n = len(labels)
     w_KN = np.atleast_2d(np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32))
     ids_KN = np.atleast_2d(np.asarray(ids))

@@ -96,6 +96,8 @@ def test_labels_that_are_no_tiles_have_no_size(labels, why):
     [
         pytest.param({"ids": np.array([1, 1, 2])}, "ids must be unique", id="repeated id"),
         pytest.param({"ids": np.array([1, 2])}, "ids has 2 rows, labels have 3", id="lengths"),
+        pytest.param({"tile_rows": 1}, "tile_rows is 1; must lie in 2 to 256", id="small tile"),
+        pytest.param({"tile_rows": 257}, "tile_rows is 257; must lie in 2 to 256", id="large tile"),
         pytest.param({"num_classes": 3}, "class 2 has no rows", id="empty class"),
         pytest.param({"num_classes": 1}, r"labels must lie in \[0, 1\)", id="label out of range"),
         pytest.param({"ids": np.zeros((2, 3), int)}, r"ids have shape \[2, 3\]; .* each of 1 layers", id="layers"),
