@@ -9,18 +9,8 @@ from typing import Any
 import numpy as np
 
 from softkin.errors import UnavailableError
-from softkin.scores import ErrorBudget, Scores, evidence_of
+from softkin.scores import ROW_ARRAYS, ErrorBudget, Scores, evidence_of
 from softkin.verdicts import select
-
-_ARRAYS = (
-    "outlier_score",
-    "p_value",
-    "is_outlier",
-    "predicted_class",
-    "credibility",
-    "confidence",
-    "class_p_values",
-)
 
 
 def join(parts: Sequence[Scores]) -> Scores:
@@ -40,7 +30,8 @@ def join(parts: Sequence[Scores]) -> Scores:
         return first
     if any(_common(p.budget) != _common(first.budget) for p in parts):
         raise UnavailableError("the detector was replaced between two requests for one array; score the array again")
-    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
+    names = (*ROW_ARRAYS, "class_p_values")
+    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
     # Calls take turns among servers, and one of them may have fallen back to the CPU.
     devices = ",".join(dict.fromkeys(p.budget.device for p in parts))
     return replace(

@@ -191,7 +191,7 @@ class Scores:
         """
         found: dict[str, list[Any]] | None = self.__dict__.get("_lists")
         if found is None:
-            found = self.__dict__["_lists"] = {name: getattr(self, name).tolist() for name in _ROW_ARRAYS}
+            found = self.__dict__["_lists"] = {name: getattr(self, name).tolist() for name in ROW_ARRAYS}
         return found
 
     def take(self, rows: Rows) -> Scores:
@@ -214,7 +214,8 @@ class Scores:
         return f"Scores({len(self)} rows, {flagged} flagged at alpha={b.alpha:g} ({b.guarantee}), {b.detector})"
 
 
-_ROW_ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence")
+ROW_ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "credibility", "confidence")
+"""The arrays of `Scores` that hold one number per row."""
 
 
 def evidence_of(answers: Sequence[RowScores] | Sequence[Scores]) -> dict[str, Any]:
