@@ -5,8 +5,8 @@ Label values are bounded: names of loaded detectors, methods, codes and fixed wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -17,9 +17,6 @@ from prometheus_client.registry import Collector
 from softkin.drift import DriftReport
 from softkin.histogram import Histogram
 from softkin.scores import Scores
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 SECONDS = [1e-5 * 2**k for k in range(22)]  # 10 us to 21 s
 LOAD_SECONDS = [0.01 * 2**k for k in range(17)]  # 10 ms to 11 minutes
@@ -43,9 +40,6 @@ REJECTED = (
 )
 RELOADS = ("loaded", "unchanged", "failed")
 STAGES = ("decode", "queue", "infer", "calibrate", "encode")
-ELSEWHERE = (
-    b"only /metrics is here; whether the server is ready is told by grpc.health.v1.Health: softkin healthcheck\n"
-)
 SHADOW_RESULTS = ("agree", "disagree", "dropped")
 DETECTOR = ("detector", "version")
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
@@ -308,15 +302,3 @@ class _ShadowCollector(Collector):
 
     def _gauges(self) -> list[GaugeMetricFamily]:
         return [GaugeMetricFamily(f"softkin_shadow_{k}", text, labels=DETECTOR) for k, text in self.GAUGES.items()]
-
-
-def at_its_path(metrics: WSGIApplication) -> WSGIApplication:
-    """A web application at `/metrics` alone; the library's is at every path, and tells any probe that all is well."""
-
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/metrics":
-            return metrics(environ, start_response)
-        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [ELSEWHERE]
-
-    return answer

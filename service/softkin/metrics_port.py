@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 
-from softkin.metrics import at_its_path
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 SILENT_SECONDS = 10.0
-"""After which a connection is closed that neither sends nor reads: each holds a thread, and some just vanish."""
+"""A connection that neither sends nor reads for so long is closed: each holds a thread, and some peers just vanish."""
+ELSEWHERE = (
+    b"only /metrics is here; whether the server is ready is told by grpc.health.v1.Health: softkin healthcheck\n"
+)
+"""The answer at any other path."""
 
 
 def open_metrics_port(host: str, port: int, registry: CollectorRegistry) -> tuple[int, Callable[[], None]]:
@@ -21,7 +27,7 @@ def open_metrics_port(host: str, port: int, registry: CollectorRegistry) -> tupl
         OSError: the port cannot be had.
     """
     httpd, thread = start_http_server(port, host, registry)
-    httpd.set_app(at_its_path(make_wsgi_app(registry)))
+    httpd.set_app(_only_at_its_path(make_wsgi_app(registry)))
     httpd.RequestHandlerClass = _Scrape
 
     def close() -> None:
@@ -30,6 +36,18 @@ def open_metrics_port(host: str, port: int, registry: CollectorRegistry) -> tupl
         thread.join()
 
     return httpd.server_port, close
+
+
+def _only_at_its_path(metrics: WSGIApplication) -> WSGIApplication:
+    """The library's application answers at every path, and so would tell any HTTP probe that all is well."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/metrics":
+            return metrics(environ, start_response)
+        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [ELSEWHERE]
+
+    return answer
 
 
 class _Scrape(WSGIRequestHandler):
