@@ -9,10 +9,9 @@ import numpy as np
 
 from softkin.certificate import Certificate, certify
 from softkin.drift import DriftReport
-from softkin.errors import InvalidInputError
 from softkin.registry import ScoringDetector
 from softkin.v1 import outlier_pb2 as pb
-from softkin.verdicts import Guarantee
+from softkin.verdicts import Guarantee, check_guarantee
 
 GUARANTEE_NUMBERS: dict[Guarantee, pb.Guarantee] = {
     "marginal": pb.GUARANTEE_MARGINAL,
@@ -75,10 +74,7 @@ def guarantee_number(guarantee: str) -> pb.Guarantee:
     Raises:
         InvalidInputError: there is no such guarantee.
     """
-    for name, number in GUARANTEE_NUMBERS.items():
-        if name == guarantee:
-            return number
-    raise InvalidInputError("guarantee", f"got {guarantee!r}; allowed: {', '.join(GUARANTEE_NUMBERS)}")
+    return GUARANTEE_NUMBERS[check_guarantee(guarantee)]
 
 
 def guarantee_of(number: int) -> Guarantee | None:
