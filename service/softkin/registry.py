@@ -156,13 +156,16 @@ class Registry:
             before = self._version(name, version)
             named = self._named[name]
             order = list(named.versions)
-            if new == version or new not in order or version == named.default:
-                order = [n for v in order if v == version or v != new for n in ([v, new] if v == version else [v])]
-            # Otherwise it keeps its own turn: that of the other one may be an earlier one.
-            versions = {v: named.versions.get(v) for v in order if labels is not None or v != version or v == new}
+            # One that is loaded already keeps its own turn, which may be a later one, unless it becomes the default.
+            if new != version and (new not in order or version == named.default):
+                order = [v for v in order if v != new]
+                order.insert(order.index(version) + 1, new)
+            if labels is None and new != version:
+                order.remove(version)
+            versions = {v: detector if v == new else named.versions[v] for v in order}
             moved = named.labels.keys() if labels is None else labels
             labelled = {k: new if v == version and k in moved else v for k, v in named.labels.items()}
-            self._put(name, {**versions, new: detector}, labelled)
+            self._put(name, versions, labelled)
         return before
 
     def withdraw(self, name: str, version: str) -> ScoringDetector:
