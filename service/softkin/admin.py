@@ -94,10 +94,12 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         """The detector of a bundle, counted as read; what was refused before is no reload that failed."""
         result = "failed"
         try:
-            detector, found = self._known(path, labels), "unchanged"
-            if detector is None:
-                detector, found = self._load(path, labels, context), "loaded"
-            result = found
+            detector = self._known(path, labels)
+            if detector is not None:
+                result = "unchanged"
+                return detector
+            detector = self._load(path, labels, context)
+            result = "loaded"
             return detector
         except BundleError as e:
             if path.is_dir():
