@@ -42,12 +42,11 @@ def cut_into_chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> l
     """
     first, last, _ = rows.indices(len(bank.labels))
     border = min(max(bank.large_rows, first), last)
-    return [
-        Chunk(start, min(start + step, stop), tile)
-        for begin, stop, tile in ((first, border, LARGE_TILE_ROWS), (border, last, bank.small_tile_rows))
-        for step in [chunk_rows // tile * tile]
-        for start in range(begin, stop, step)
-    ]
+    chunks = []
+    for begin, stop, tile in ((first, border, LARGE_TILE_ROWS), (border, last, bank.small_tile_rows)):
+        step = chunk_rows // tile * tile
+        chunks += [Chunk(start, min(start + step, stop), tile) for start in range(begin, stop, step)]
+    return chunks
 
 
 def chunk_rows_for(device: str, bank: Bank, threads: int | None = None, rows: slice = slice(None)) -> int:

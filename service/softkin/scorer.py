@@ -279,10 +279,9 @@ def read_network(model: Path, bank: Bank) -> onnx.ModelProto:
     return proto
 
 
-def extend(proto: onnx.ModelProto, g: GraphBuilder, outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
-    """Add a graph's nodes to a network, and put `outputs` in the place of its outputs."""
+def extend(proto: onnx.ModelProto, g: GraphBuilder, outputs: list[onnx.ValueInfoProto]) -> None:
+    """Add a graph's nodes and initializers to a network, and replace its outputs by `outputs`."""
     proto.graph.node.extend(g.nodes)
     proto.graph.initializer.extend(g.initializers)
     del proto.graph.output[:]
     proto.graph.output.extend(outputs)
-    return proto

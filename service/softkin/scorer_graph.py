@@ -178,7 +178,8 @@ class LayerGraph:
 
     def _integer_logits(self, query: _Query, i: int, chunk: Chunk, rows: str) -> str:
         g, layer = self.graph, self.layer
-        products = g.op("MatMulInteger", [query.values, g.op("Transpose", [rows], perm=[1, 0]), _zero_point(g)])
+        zero_point = g.constant(np.array(QUERY_ZERO_POINT, np.uint8))
+        products = g.op("MatMulInteger", [query.values, g.op("Transpose", [rows], perm=[1, 0]), zero_point])
         # onnxruntime fuses a product of two scales into that of the matrices. One per query it would apply on a single
         # thread, a constant it folds away before it looks: so the pair is the rows' scales and a one it cannot see.
         # For each row it multiplies the pair on a single thread too, which takes longer than the product of one query.
@@ -286,10 +287,6 @@ class _Query(NamedTuple):
     """A float32 1 that is no constant; empty for float32."""
     scales_shape: str = ""
     """See `_shape_of_scales`; empty for float32."""
-
-
-def _zero_point(g: GraphBuilder) -> str:
-    return g.constant(np.array(QUERY_ZERO_POINT, np.uint8))
 
 
 def representation_output(layer: str) -> str:
