@@ -17,14 +17,11 @@ class BatchTimes:
 
     def add(self, rows: int, seconds: float) -> None:
         """Take one more batch into account."""
-        for name, value in (
-            ("_weight", 1.0),
-            ("_rows", rows),
-            ("_seconds", seconds),
-            ("_rows2", rows * rows),
-            ("_product", rows * seconds),
-        ):
-            setattr(self, name, FORGETTING * getattr(self, name) + value)
+        self._weight = FORGETTING * self._weight + 1.0
+        self._rows = FORGETTING * self._rows + rows
+        self._seconds = FORGETTING * self._seconds + seconds
+        self._rows2 = FORGETTING * self._rows2 + rows * rows
+        self._product = FORGETTING * self._product + rows * seconds
 
     def predict(self, rows: int) -> float:
         """Seconds that a batch of so many rows takes; 0 before the first one."""
