@@ -21,12 +21,16 @@ from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
 from softkin.settings import ServerSettings
-from softkin.verdicts import check_rule
 
 Load = Callable[..., ScoringDetector]
 """Makes a verified and proven detector from (path, device=, threads=)."""
 LOOK_UP_SECONDS = 0.1
 """After which a change that waits for another looks whether it is still wanted: it holds a thread meanwhile."""
+
+
+def default_alpha(settings: ServerSettings, detector: ScoringDetector) -> float:
+    """The false-alarm rate that this server uses when a request names none."""
+    return detector.manifest.default_alpha if settings.alpha is None else settings.alpha
 
 
 class Loaded(NamedTuple):
@@ -220,16 +224,9 @@ class Loader:
             InvalidInputError: its calibration rows are too few.
             DeviceError: the device failed.
         """
-        s, m = self._settings, detector.manifest
+        s, m, alpha = self._settings, detector.manifest, default_alpha(self._settings, detector)
         try:
-            check_rule(
-                s.guarantee,
-                alpha=self._alpha(detector),
-                confidence=s.confidence,
-                calibration_size=m.calibration_size,
-                class_sizes=m.predicted_class_rows,
-                classes=m.classes,
-            )
+            detector.rule(alpha=alpha, guarantee=s.guarantee, confidence=s.confidence, smoothed=False)
         except InvalidInputError as e:  # of several detectors, the others may honour it
             raise InvalidInputError(e.field, f"{e.message} (detector {m.name!r} version {m.version!r})") from None
         row_bytes = math.prod(m.input_shape) * np.dtype(m.input_dtype).itemsize
@@ -242,7 +239,7 @@ class Loader:
         Raises:
             StateError: its drift state cannot be read; nothing is changed then.
         """
-        m, alpha = new.manifest, self._alpha(new)
+        m, alpha = new.manifest, default_alpha(self._settings, new)
         watch = self._watches.add(new)
         if before is not None:
             self.undescribe(before)
@@ -281,6 +278,3 @@ class Loader:
         on_cpu = any("cpu" in d.device for d in self._registry)
         fallen = self._settings.device == "auto" and on_cpu and cuda_driver_present()
         self._metrics.device_fallback.set(int(fallen))
-
-    def _alpha(self, detector: ScoringDetector) -> float:
-        return detector.manifest.default_alpha if self._settings.alpha is None else self._settings.alpha

@@ -15,6 +15,7 @@ from softkin.batching import Batcher
 from softkin.converters import Limits, ScoreCall
 from softkin.drift_watches import DriftWatches
 from softkin.errors import UnavailableError, UnmeetableError
+from softkin.loading import default_alpha
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
 from softkin.scores import Scores, Share
@@ -36,22 +37,32 @@ class ScoringPath:
         registry: the detectors.
         metrics: where answers are counted.
         watches: where scored rows are watched for drift.
+        callers: tells how many unary calls are under way; the batcher waits a little for those not queued yet.
+        describe: told of every answer, where calls are traced.
 
     Attributes:
         limits: what a request may ask for.
         admission: the gate that every request passes.
         ready: whether requests are answered at all.
-        describe: told of every answer, where calls are traced.
         shadow: compares the version labelled `shadow` with what is answered.
     """
 
-    def __init__(self, settings: ServerSettings, registry: Registry, metrics: Metrics, watches: DriftWatches) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        registry: Registry,
+        metrics: Metrics,
+        watches: DriftWatches,
+        *,
+        callers: Callable[[], int] = lambda: 0,
+        describe: Callable[[Scores], None] | None = None,
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._metrics = metrics
         self._watches = watches
         self.ready = False
-        self.describe: Callable[[Scores], None] | None = None
+        self.describe = describe
         self.admission = Admission(settings)
         self.limits = Limits(
             max_rows=settings.max_rows,
@@ -72,6 +83,7 @@ class ScoringPath:
             ran=metrics.batch_ran,
             answered=self.shadow.offer,
         )
+        self._batcher.callers = callers
         metrics.pending_rows.set_function(lambda: self.admission.pending_rows)
         metrics.pending_bytes.set_function(lambda: self.admission.pending_bytes)
         metrics.pending_requests.set_function(lambda: self.admission.pending_requests)
@@ -90,7 +102,7 @@ class ScoringPath:
 
     def default_alpha(self, detector: ScoringDetector) -> float:
         """The false-alarm rate used when a request names none."""
-        return detector.manifest.default_alpha if self._settings.alpha is None else self._settings.alpha
+        return default_alpha(self._settings, detector)
 
     def submit(self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext) -> Ticket:
         """Check a request of a stream, admit it and queue it.
@@ -186,10 +198,6 @@ class ScoringPath:
         seconds["decode"], seconds["encode"] = decode_seconds, encode_seconds
         self._metrics.answered(len(share), seconds)
         return seconds
-
-    def expect(self, callers: Callable[[], int]) -> None:
-        """Tell the batcher where to ask how many calls are under way: it waits a little for those not queued yet."""
-        self._batcher.callers = callers
 
     def close(self) -> None:
         """Finish what is queued and end the batcher's threads."""

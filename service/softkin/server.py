@@ -75,7 +75,17 @@ class Server:
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
         self._threads = CallThreads(threads, "rpc", beside=settings.workers + OTHER_THREADS)
         self._threads.start_all()
-        self._path = ScoringPath(settings, registry, metrics, self._watches)
+        services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
+        self._traffic = Traffic()
+        self._tracing = Tracing(services) if settings.tracing else None
+        self._path = ScoringPath(
+            settings,
+            registry,
+            metrics,
+            self._watches,
+            callers=lambda: self._traffic.unary,
+            describe=None if self._tracing is None else self._tracing.describe,
+        )
         self._servicer = OutlierServicer(settings, registry, metrics, self._path, self._watches)
         self._loader = Loader(settings, registry, metrics, self._watches, load)
         self.reloader = Reloader(
@@ -87,12 +97,7 @@ class Server:
             release_seconds=settings.drain_grace_seconds,
         )
         self._saving = ExitStack()
-        services = (SERVICE, INFERENCE_SERVICE) if settings.inference_protocol else (SERVICE,)
-        self._traffic = Traffic()
-        self._path.expect(lambda: self._traffic.unary)
         self._health = WatchedHealth(self._threads.unwrapped_places)
-        self._tracing = Tracing(services) if settings.tracing else None
-        self._path.describe = None if self._tracing is None else self._tracing.describe
         self._grpc = grpc.server(
             self._threads,  # type: ignore[arg-type]  # of a pool gRPC uses `submit` alone
             interceptors=[
