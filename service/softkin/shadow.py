@@ -227,53 +227,53 @@ class Shadow:
         try:
             own = self._score(answered)
         except CancelledError:
-            own = None
-        except Exception as e:
-            # After a promotion its callers would have met this too.
-            self._add(answered, Comparison(shadow="", live="", rows=rows, disagreements=rows))
-            self._complain(candidate, e)
-            return
-        if own is None:
             self._count(candidate, "dropped", rows)
             return
-        found = Comparison(
-            shadow="",
-            live="",
-            rows=rows,
+        except Exception as e:
+            # After a promotion, the candidate's callers would have met this error too.
+            self._add(answered, disagreements=rows)
+            self._complain(candidate, e)
+            return
+        self._add(
+            answered,
             disagreements=int(np.count_nonzero(own.is_outlier != answered.is_outlier)),
             scored=rows,
             difference=float(np.abs(own.p_value - answered.p_value).sum()),
         )
-        self._add(answered, found)
 
-    def _score(self, answered: _Answered) -> Scores | None:
-        """What the shadow would have answered; None when callers had to wait meanwhile, or the server stops."""
+    def _score(self, answered: _Answered) -> Scores:
+        """What the shadow would have answered.
+
+        Raises:
+            CancelledError: callers had to wait meanwhile, or the server stops.
+        """
         candidate, r, step = answered.candidate, answered.rule, self._settings.max_batch_rows
         rule = candidate.rule(alpha=r.alpha, guarantee=r.guarantee, confidence=r.confidence, smoothed=r.smoothed)
         x = candidate.check(answered.x)
         parts = []
         for start in range(0, len(x), step):
             if self._busy():
-                return None
+                raise CancelledError
             parts.append(candidate.score_rows(x[start : start + step], cancellation=self._cancellation))
         return candidate.judge(RowScores.concatenate(parts), rule, x, smoothing_seed=answered.smoothing_seed)
 
-    def _add(self, answered: _Answered, found: Comparison) -> None:
-        candidate, live = answered.candidate, answered.live
+    def _add(self, answered: _Answered, *, disagreements: int, scored: int = 0, difference: float = 0.0) -> None:
+        """Add the rows of one request to the comparison of its two versions, which begins anew when either changes."""
+        candidate, live, rows = answered.candidate, answered.live, len(answered.x)
         name = candidate.manifest.name
         before = self._comparisons.get(name)
         if before is None or (before.shadow, before.live) != (candidate.digest, live):
             before = Comparison(shadow=candidate.digest, live=live)
         added = replace(
             before,
-            rows=before.rows + found.rows,
-            disagreements=before.disagreements + found.disagreements,
-            scored=before.scored + found.scored,
-            difference=before.difference + found.difference,
+            rows=before.rows + rows,
+            disagreements=before.disagreements + disagreements,
+            scored=before.scored + scored,
+            difference=before.difference + difference,
         )
         self._comparisons = {**self._comparisons, name: added}
-        self._count(candidate, "disagree", found.disagreements)
-        self._count(candidate, "agree", found.rows - found.disagreements)
+        self._count(candidate, "disagree", disagreements)
+        self._count(candidate, "agree", rows - disagreements)
 
     def _count(self, shadow: ScoringDetector, result: str, rows: int) -> None:
         self._metrics.shadow_rows(shadow.manifest.name, shadow.manifest.version, result, rows)
