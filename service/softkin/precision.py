@@ -11,9 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softkin.bank import Bank, LayerBank, Precision
 from softkin.errors import DataError
+
+Floats = NDArray[np.float64]
 
 BANK_LEVELS = 63
 """int8 rows use -63..63: processors without VNNI add pairs of products in 16 bits, where two products of a whole uint8
@@ -49,15 +52,27 @@ def _reduce(layer: LayerBank, precision: Precision) -> LayerBank:
         b = layer.rows[part, :dim].astype(np.float64)
         offsets[part] = layer.rows[part, dim]
         if scales is not None:
-            largest = np.abs(b).max(axis=1, keepdims=True)
-            rows[part] = np.rint(b * np.divide(BANK_LEVELS, largest, out=np.zeros_like(largest), where=largest > 0))
-            norm, levels = (np.linalg.norm(v, axis=1) for v in (b, rows[part].astype(np.float64)))
-            scales[part] = np.divide(norm, levels, out=np.ones_like(norm), where=levels > 0)
+            rows[part], scales[part] = _to_int8(b)
         else:
-            with np.errstate(over="ignore"):  # refused below, by name
-                rows[part] = b
-            offsets[part] += (np.square(b).sum(axis=1) - np.square(rows[part].astype(np.float64)).sum(axis=1)) / 2
+            rows[part], lost = _to_float16(b)
+            offsets[part] += lost
     if not np.isfinite(offsets).all():
         largest = float(np.abs(layer.rows[:, :dim]).max())
         raise DataError(f"bank: a representation holds {largest:.4g}, too large for float16; use float32 or int8")
     return replace(layer, rows=rows, offsets=offsets, scales=scales)
+
+
+def _to_int8(b_ND: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Rows as whole numbers, and `[N]` the scales that give them the norms of `b_ND`: 1 for a row of zeros."""
+    largest = np.abs(b_ND).max(axis=1, keepdims=True)
+    per_number = np.divide(BANK_LEVELS, largest, out=np.zeros_like(largest), where=largest > 0)
+    rows = np.rint(b_ND * per_number).astype(np.int8)
+    norm, levels = np.linalg.norm(b_ND, axis=1), np.linalg.norm(rows.astype(np.float64), axis=1)
+    return rows, np.divide(norm, levels, out=np.ones_like(norm), where=levels > 0)
+
+
+def _to_float16(b_ND: Floats) -> tuple[NDArray[np.float16], Floats]:
+    """Rows rounded, and `[N]` half of what their squared norms lost by that; infinite where a number is too large."""
+    with np.errstate(over="ignore"):
+        rows = b_ND.astype(np.float16)
+    return rows, (np.square(b_ND).sum(axis=1) - np.square(rows.astype(np.float64)).sum(axis=1)) / 2
