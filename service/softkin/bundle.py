@@ -271,7 +271,7 @@ def bank_tensors(bank: Bank) -> Tensors:
 
 def _read_bank(file: Path, m: Manifest) -> Bank:
     tensors = TensorFile(file)
-    labels = tensors.take("labels", "int32", (None,)).astype(np.int32, copy=False)
+    labels = tensors.take("labels", np.int32, (None,))
     n = len(labels)
     real = labels != PADDING_LABEL
     if not tiles_of(labels)[1]:
@@ -281,13 +281,13 @@ def _read_bank(file: Path, m: Manifest) -> Bank:
     if int(real.sum()) != m.bank_size:
         raise BundleError(f"{file}: holds {int(real.sum())} rows, the manifest says bank_size {m.bank_size}")
     copies = len(m.layers) if m.condensed_from else 1
-    weights = tensors.take("weights", "float32", (copies, n)).astype(np.float32, copy=False)
+    weights = tensors.take("weights", np.float32, (copies, n))
     if not (weights[:, real] > 0).all():
         raise BundleError(f"{file}: weights of rows must be positive")
     return Bank(
         layers={layer.name: _read_layer(tensors, layer, m.bank_precision, n) for layer in m.layers},
         labels=labels,
-        ids=tensors.take("ids", "int64", (copies, n)).astype(np.int64, copy=False),
+        ids=tensors.take("ids", np.int64, (copies, n)),
         weights=weights,
         num_classes=len(m.classes),
     )
@@ -295,22 +295,22 @@ def _read_bank(file: Path, m: Manifest) -> Bank:
 
 def _read_layer(tensors: TensorFile, layer: Layer, precision: str, n: int) -> LayerBank:
     def column(name: str, present: bool) -> NDArray[np.float32] | None:
-        return tensors.take(f"{name}.{layer.name}", "float32", (n,)).astype(np.float32) if present else None
+        return tensors.take(f"{name}.{layer.name}", np.float32, (n,)) if present else None
 
     metric: Metric = "cosine" if layer.metric == "cosine" else "squared_euclidean"
     width = layer.dim + (precision == "float32")
     return LayerBank(
         metric=metric,
         temperature=layer.temperature,
-        rows=tensors.take(f"rows.{layer.name}", precision, (n, width), copy=False),
-        center=tensors.take(f"center.{layer.name}", "float32", (layer.dim,)).astype(np.float32, copy=False),
+        rows=tensors.take(f"rows.{layer.name}", np.dtype(precision).type, (n, width), copy=False),
+        center=tensors.take(f"center.{layer.name}", np.float32, (layer.dim,)),
         offsets=column("offsets", precision != "float32"),
         scales=column("scales", precision == "int8"),
     )
 
 
 def _sorted(tensors: TensorFile, name: str, n: int | None) -> NDArray[np.float64]:
-    a = tensors.take(name, "float64", (n,)).astype(np.float64, copy=False)
+    a = tensors.take(name, np.float64, (n,))
     if len(a) < 1 or (np.diff(a) < 0).any():
         raise BundleError(f"{tensors.file}: array {name!r} must be sorted ascending and not empty")
     return a
@@ -321,7 +321,7 @@ def _read_calibration(file: Path, m: Manifest) -> Calibration:
     n, num_classes = m.calibration_size, len(m.classes)
 
     def classes(name: str, n: int) -> NDArray[np.int32]:
-        found = tensors.take(name, "int32", (n,)).astype(np.int32, copy=False)
+        found = tensors.take(name, np.int32, (n,))
         if found.min() < 0 or found.max() >= num_classes:
             raise BundleError(f"{file}: array {name!r} must hold classes in [0, {num_classes})")
         return found
@@ -343,7 +343,7 @@ def _read_calibration(file: Path, m: Manifest) -> Calibration:
 def _references(tensors: TensorFile, m: Manifest) -> dict[str, NDArray[np.float64]]:
     found = {p: _sorted(tensors, f"references.{p}", None) for p in m.parts}
     for key in (k.format(p) for p in m.parts if p in CLASS_PARTS for k in (CENTER, SCALE)):
-        found[key] = tensors.take(f"references.{key}", "float64", (len(m.classes),)).astype(np.float64, copy=False)
+        found[key] = tensors.take(f"references.{key}", np.float64, (len(m.classes),))
     for p in m.parts:
         if p in CLASS_PARTS and not (found[SCALE.format(p)] > 0).all():
             raise BundleError(f"{tensors.file}: array 'references.{SCALE.format(p)}' must be positive")
@@ -352,10 +352,10 @@ def _references(tensors: TensorFile, m: Manifest) -> dict[str, NDArray[np.float6
 
 def _read_golden(file: Path, m: Manifest) -> Golden:
     tensors = TensorFile(file)
-    inputs = tensors.take("inputs", m.input_dtype, (None, *m.input_shape))
+    inputs = tensors.take("inputs", np.dtype(m.input_dtype).type, (None, *m.input_shape))
     return Golden(
         inputs=inputs,
-        outlier_scores=tensors.take("outlier_scores", "float64", (len(inputs),)).astype(np.float64, copy=False),
+        outlier_scores=tensors.take("outlier_scores", np.float64, (len(inputs),)),
     )
 
 
@@ -363,7 +363,7 @@ def _read_used_rows(file: Path) -> UsedRows:
     tensors = TensorFile(file)
 
     def digests(name: str) -> NDArray[np.uint64]:
-        return tensors.take(name, "uint64", (None,)).astype(np.uint64, copy=False)
+        return tensors.take(name, np.uint64, (None,))
 
     return UsedRows(
         seen=digests("seen"),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from softkin.errors import BundleError
+
+T = TypeVar("T", bound=np.generic)
 
 DTYPES = {
     "F64": "<f8",
@@ -59,24 +61,30 @@ class TensorFile:
         entry = self._entry(name)
         return np.dtype(DTYPES.get(entry["dtype"], "V1")), tuple(entry["shape"])
 
-    def take(self, name: str, dtype: str, shape: tuple[int | None, ...], *, copy: bool = True) -> NDArray[np.generic]:
-        """An array of the given dtype and shape (None: any length), finite; a read-only map of the file unless copied.
+    def take(self, name: str, dtype: type[T], shape: tuple[int | None, ...], *, copy: bool = True) -> NDArray[T]:
+        """An array, every number of it finite: a copy, or else a read-only map of the file.
+
+        Args:
+            name: of the array.
+            dtype: that it must have.
+            shape: that it must have; None for an axis of any length.
+            copy: whether to copy it into memory.
 
         Raises:
             BundleError: names the file, the array, what was found and what is asked for.
         """
         found_dtype, found_shape = self.describe(name)
         fits = len(found_shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found_shape, strict=True))
-        if found_dtype != np.dtype(dtype) or not fits:
+        asked = np.dtype(dtype)
+        if found_dtype != asked or not fits:
             want = "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
             raise BundleError(
-                f"{self.file}: array {name!r} is {found_dtype}{list(found_shape)}, the manifest asks for {dtype}{want}"
+                f"{self.file}: array {name!r} is {found_dtype}{list(found_shape)}, the manifest asks for {asked}{want}"
             )
         if 0 in found_shape:
-            return np.zeros(found_shape, found_dtype)
+            return np.zeros(found_shape, asked)
         start = self.offset(name)
-        array = self._bytes[start : start + math.prod(found_shape) * found_dtype.itemsize].view(found_dtype)
-        array = array.reshape(found_shape)
+        array = self._bytes[start : start + math.prod(found_shape) * asked.itemsize].view(asked).reshape(found_shape)
         if found_dtype.kind == "f":
             rows = max(1, FINITE_CHECK_BYTES // array[:1].nbytes)
             if not all(np.isfinite(array[i : i + rows]).all() for i in range(0, len(array), rows)):
