@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Console
-from rich.markup import escape
 
 from softkin.admin_client import AdminClient
 from softkin.descriptions import DetectorInfo
-from softkin.display import table
+from softkin.display import escape, spelled, table
 from softkin.registry import STABLE
 
 LONGEST_WHOLE = 20
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace, client: AdminClient) -> int:
     match options.action:
         case "load":
             d = client.load(options.path, options.label)
-            print(f"{d.name} {d.version} is loaded on {d.device}, digest {d.digest[:12]}{_labels(d)}")
+            print(spelled(f"{d.name} {d.version} is loaded on {d.device}, digest {d.digest[:12]}{_labels(d)}"))
         case "unload":
             client.unload(options.name, options.version)
             print(f"{options.name} {options.version} is unloaded")

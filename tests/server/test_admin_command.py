@@ -68,6 +68,18 @@ def test_a_version_is_listed_whole(command, monkeypatch, columns, version):
     assert len({len(line) for line in body}) == 1
 
 
+def test_what_a_server_says_moves_no_cursor(command, monkeypatch):
+    """As with the other commands: it may be anybody's."""
+    real = AdminClient.detectors
+    strange = {"name": "a\x1b[2Jb", "labels": ("[red]",)}
+    monkeypatch.setattr(AdminClient, "detectors", lambda c: [dataclasses.replace(d, **strange) for d in real(c)])
+
+    _, out, _ = command("list")
+
+    assert "a\\x1b[2Jb" in out
+    assert "[red]" in out
+
+
 def test_connection_options_may_come_last(operated, capsys):
     """As those of the other commands do; what came first still holds, and of what is given twice the last."""
     target = ["--target", f"127.0.0.1:{operated.server.admin_port}"]
