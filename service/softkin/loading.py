@@ -92,9 +92,9 @@ class Loader:
             CancelledError: `wanted` says that nobody waits for this change any more.
         """
         while not self._lock.acquire(timeout=LOOK_UP_SECONDS):
-            self.go_on(wanted)
+            self.check_wanted(wanted)
         try:
-            self.go_on(wanted)
+            self.check_wanted(wanted)
             before, self.busy = self.busy, True
             try:
                 yield
@@ -103,8 +103,8 @@ class Loader:
         finally:
             self._lock.release()
 
-    def go_on(self, wanted: Callable[[], bool] = lambda: True) -> None:
-        """Ask, before a change comes into force, whether it still may.
+    def check_wanted(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Refuse a change that is about to come into force, if the server is stopping or nobody waits for it.
 
         Raises:
             UnavailableError, CancelledError: as for `changing`.
@@ -142,10 +142,10 @@ class Loader:
         with self.changing(wanted):
             started = time.perf_counter()
             detector = self.build(path)
-            self.go_on(wanted)
+            self.check_wanted(wanted)
             m = detector.manifest
             self._registry.refuse_loaded(m.name, m.version)
-            self.describe(detector)
+            self.show(detector)
             self._registry.add(detector, labels, keep_default=keep_default)
             self.report(detector, path, started)
         return detector
@@ -162,7 +162,7 @@ class Loader:
             before = self.loaded(name, version)
             self._registry.remove(name, version)
             if before is not None:
-                self.undescribe(before)
+                self.hide(before)
                 self.forget(before)
 
     def loaded(self, name: str, version: str) -> Loaded | None:
@@ -233,8 +233,8 @@ class Loader:
         # Rows of a batch have all been admitted, so it cannot be larger than what is.
         detector.warm_up(max(1, min(s.max_batch_rows, s.max_pending_rows, s.max_pending_bytes // row_bytes)))
 
-    def describe(self, new: ScoringDetector, before: Loaded | None = None) -> None:
-        """Begin to watch a detector and to show it, in place of one that is shown no longer.
+    def show(self, new: ScoringDetector, before: Loaded | None = None) -> None:
+        """Begin to watch a detector for drift and to show it in the metrics, instead of `before`.
 
         Raises:
             StateError: its drift state cannot be read; nothing is changed then.
@@ -242,7 +242,7 @@ class Loader:
         m, alpha = new.manifest, default_alpha(self._settings, new)
         watch = self._watches.add(new)
         if before is not None:
-            self.undescribe(before)
+            self.hide(before)
         self._metrics.drift_watched(m.name, m.version, partial(watch.report, alpha))
         self._metrics.detector_ready(
             m.name,
@@ -254,12 +254,12 @@ class Loader:
             bank_rows=m.bank_size,
         )
 
-    def undescribe(self, before: Loaded) -> None:
-        """Show a detector no longer."""
+    def hide(self, before: Loaded) -> None:
+        """Show a detector in the metrics no longer."""
         self._metrics.detector_gone(before.name, before.version, digest=before.digest, device=before.device)
 
     def forget(self, before: Loaded) -> None:
-        """Watch a detector no longer that is out of the registry."""
+        """Stop watching a detector that has left the registry, and log that it is unloaded."""
         self._watches.remove(before.digest)
         self._origins.pop(before.digest, None)
         log.info(log_line("unloaded", detector=before.name, version=before.version, digest=before.digest[:12]))

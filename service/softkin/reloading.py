@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from softkin import bundle
 from softkin.errors import BundleError, ConflictError, PreconditionError, SoftkinError
@@ -16,6 +17,29 @@ from softkin.loading import Loaded, Loader
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import Registry, ScoringDetector
+
+
+class _Former(NamedTuple):
+    """What a path held before it was read again."""
+
+    name: str
+    version: str
+    loaded: Loaded | None
+    """None where that version is loaded no longer, or withdrawn."""
+    stays: bool
+    """Whether another path holds it now, so that it is served on."""
+    labels: tuple[str, ...]
+    """What it carried before any path was read: labels that it got from another path since are not this one's."""
+
+    @property
+    def moved(self) -> tuple[str, ...] | None:
+        """Labels that move to what the path holds now, as `Registry.exchange` takes them; None: all of them."""
+        return self.labels if self.stays else None
+
+    @property
+    def goes(self) -> Loaded | None:
+        """What is to be served no longer, if there is something."""
+        return None if self.stays else self.loaded
 
 
 class Reloader:
@@ -122,34 +146,31 @@ class Reloader:
             if bundle.digest(path) == held.digest and not self._registry.withdrawn(held.name, held.version):
                 self._loader.lies_at(held.digest, path)
                 return False
-            self._held[path] = Loaded.of(self._exchange(path, held.name, held.version, labels))
+            loaded = self._loader.loaded(held.name, held.version)
+            stays = loaded is not None and self._held_elsewhere(loaded, path)
+            former = _Former(held.name, held.version, loaded, stays, labels)
+            # Resolved once: a link that is moved meanwhile must not mix two bundles.
+            self._held[path] = Loaded.of(self._exchange(path.resolve(), former))
         return True
 
-    def _exchange(self, path: Path, name: str, version: str, labels: tuple[str, ...]) -> ScoringDetector:
-        """Serve what the path holds in the place of a version that may be gone, or stays because another path holds it.
-
-        `labels` are those it had before any path was read: what it got from another path since stays with it.
-        """
-        before = self._loader.loaded(name, version)
-        stays = before is not None and self._held_elsewhere(before, path)
-        goes, moved = (None, labels) if stays else (before, None)
-        path = path.resolve()  # once: a link that is moved meanwhile must not mix two bundles
-        known = self._loader.known(path, replacing=None if stays else (name, version))
+    def _exchange(self, path: Path, former: _Former) -> ScoringDetector:
+        """Serve what the path holds now, in the place of what it held if that has one."""
+        version = former.name, former.version
+        known = self._loader.known(path, replacing=None if former.stays else version)
         if known is not None:
-            if before != Loaded.of(known) and self._registry.has_place(name, version):
-                self._give_way(name, version, before, known, moved)
+            if former.loaded != Loaded.of(known) and self._registry.has_place(*version):
+                self._give_way(former, known)
             return known
-        manifest = bundle.read_manifest(path)
-        if manifest.name == name and self._registry.has_place(name, version):
-            return self._replace(path, goes, version, moved)
+        if bundle.read_manifest(path).name == former.name and self._registry.has_place(*version):
+            return self._replace(path, former)
         new = self._loader.add(path, keep_default=True)
-        if not stays and self._registry.has_place(name, version):
-            self._unload_if_free(name, version)
+        if not former.stays and self._registry.has_place(*version):
+            self._unload_if_free(former)
         return new
 
-    def _held_elsewhere(self, before: Loaded, path: Path) -> bool:
-        """Whether another path holds what this one held before: by links that are moved on, or exchanged."""
-        return any(self._digest(other) == before.digest for other in self._paths if other != path)
+    def _held_elsewhere(self, loaded: Loaded, path: Path) -> bool:
+        """Whether another path holds now what this one held: links may have been moved on, or exchanged."""
+        return any(self._digest(other) == loaded.digest for other in self._paths if other != path)
 
     def _digest(self, path: Path) -> str:
         try:
@@ -157,9 +178,9 @@ class Reloader:
         except BundleError:  # it goes on serving what it held; its own turn says what is wrong
             return self._held[path].digest
 
-    def _replace(
-        self, path: Path, before: Loaded | None, version: str, moved: tuple[str, ...] | None
-    ) -> ScoringDetector:
+    def _replace(self, path: Path, former: _Former) -> ScoringDetector:
+        """Load what the path holds, and serve it in the place of a version of the same name."""
+        before = former.goes
         started = time.perf_counter()
         digest = bundle.digest(path)
         origin = None if before is None or not self._drop_first else self._loader.origin(before.digest)
@@ -172,37 +193,36 @@ class Reloader:
             if new.digest != digest:
                 raise BundleError(f"{path}: was replaced while it was being read; reload again")
             if origin is None:
-                self._loader.go_on()
-            self._loader.describe(new, before)
+                self._loader.check_wanted()
+            self._loader.show(new, before)
         except BaseException as e:
             if before is not None and origin is not None:
                 new = None
                 _clear_frames(e)  # they hold what has failed, and there is no room for both
                 self._restore(before, origin)
             raise
-        self._registry.exchange(version, new, labels=moved)
+        self._registry.exchange(former.version, new, labels=former.moved)
         self._loader.report(new, path, started)
         if before is not None:
             self._loader.forget(before)
         return new
 
-    def _give_way(
-        self, name: str, version: str, before: Loaded | None, known: ScoringDetector, moved: tuple[str, ...] | None
-    ) -> None:
-        """What the path holds is loaded already, from elsewhere; what it held before may be withdrawn."""
-        if known.manifest.name == name:
-            self._registry.exchange(version, known, labels=moved)
-            if moved is None and before is not None:
-                self._loader.undescribe(before)
-                self._loader.forget(before)
-        elif moved is None:
-            self._unload_if_free(name, version)
+    def _give_way(self, former: _Former, known: ScoringDetector) -> None:
+        """Let what the path held make room for a detector that is loaded already, from elsewhere."""
+        if known.manifest.name == former.name:
+            self._registry.exchange(former.version, known, labels=former.moved)
+            if former.goes is not None:
+                self._loader.hide(former.goes)
+                self._loader.forget(former.goes)
+        elif not former.stays:
+            self._unload_if_free(former)
 
-    def _unload_if_free(self, name: str, version: str) -> None:
+    def _unload_if_free(self, former: _Former) -> None:
+        """Unload it, unless it carries a label or is the last one of its name: then it stays, and the log says so."""
         try:
-            self._loader.unload(name, version)
+            self._loader.unload(former.name, former.version)
         except PreconditionError as e:
-            log.warning(log_line("kept", detector=name, version=version, reason=e))
+            log.warning(log_line("kept", detector=former.name, version=former.version, reason=e))
 
     def _withdraw(self, before: Loaded) -> None:
         """Give the memory of a version back, once its last request in flight has ended."""
@@ -220,10 +240,10 @@ class Reloader:
         except Exception as e:
             # Its place stays withdrawn, so that callers are told to retry, until a reload succeeds.
             log.exception(log_line("not_restored", detector=before.name, version=before.version, reason=e))
-            self._loader.undescribe(before)
+            self._loader.hide(before)
             self._loader.forget(before)
         else:
-            self._loader.describe(old, before)  # auto may have found another device this time
+            self._loader.show(old, before)  # auto may have found another device this time
             self._registry.exchange(before.version, old)
             self._loader.note_fallback()
 

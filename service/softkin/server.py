@@ -201,7 +201,7 @@ class Server:
             self._saving.enter_context(self._watches.watching())
             for detector in self._registry:
                 self._loader.prove(detector)
-                self._loader.describe(detector)
+                self._loader.show(detector)
             if not self.reloader.load(wanted):
                 return False
             self._loader.note_fallback()
