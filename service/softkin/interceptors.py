@@ -117,7 +117,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         unwrapped: Collection[str] = (),
         *,
         scores: bool = True,
-        traffic: Traffic | None = None,
+        traffic: Traffic,
         max_message_bytes: int,
         gated: Collection[str] = (),
         gate: Callable[[], None] = lambda: None,
@@ -125,7 +125,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         self._max_message_bytes = max_message_bytes
         self._gated = frozenset(gated)
         self._gate = gate
-        self._traffic = traffic or Traffic()
+        self._traffic = traffic
         self._metrics = metrics
         self._rejected: Callable[[str], None] = metrics.rejected if scores else lambda reason: None
         self._services = frozenset(services)

@@ -19,7 +19,7 @@ from softkin.errors import (
     UnmeetableError,
     UnsupportedError,
 )
-from softkin.interceptors import request_id
+from softkin.interceptors import BIDI_STREAM, request_id
 from softkin.metrics import Metrics
 from softkin.registry import ScoringDetector
 from softkin.scoring import ScoringPath, ended
@@ -28,7 +28,7 @@ from softkin.tickets import Ticket
 from softkin.v1 import outlier_pb2 as pb
 
 METHOD = "ScoreStream"
-LABELS = ("BIDI_STREAM", pb.DESCRIPTOR.services_by_name["OutlierService"].full_name, METHOD)
+LABELS = (BIDI_STREAM, pb.DESCRIPTOR.services_by_name["OutlierService"].full_name, METHOD)
 RETRY_AFTER_SECONDS = 1.0
 PATIENCE_SECONDS = 10.0
 """In which others must leave room for a request of a stream that has none pending: they who may wait must not be lost
