@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from softkin import __version__
 from softkin.console import OutputError, flushed
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnsupportedError
 from softkin.option_names import (
@@ -93,7 +94,7 @@ def build_parser(chosen: str | None = None) -> tuple[argparse.ArgumentParser, ar
     parser = argparse.ArgumentParser(
         prog="softkin", description="Outlier detection for classifiers, at a false-alarm rate you choose."
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen_parser = None
     for name, command in COMMANDS.items():
@@ -103,12 +104,6 @@ def build_parser(chosen: str | None = None) -> tuple[argparse.ArgumentParser, ar
             command.add_arguments(sub)
             chosen_parser = sub
     return parser, chosen_parser
-
-
-def _version() -> str:
-    from softkin import __version__
-
-    return __version__
 
 
 def _fail(message: str) -> int:
