@@ -180,26 +180,30 @@ class Nonconformity:
 
     def part(self, part: Part, outputs: Outputs) -> Floats:
         """`[B, C]`: one part on its own scale."""
-        m = outputs.masses
         if part in CLASS_PARTS:
             center, scale = self.references[CENTER.format(part)], self.references[SCALE.format(part)]
             return (self.part(CLASS_PARTS[part], outputs) - center) / scale
-        if part == "posterior":
-            return mass.posterior(m, self.layer_weights)
+        m, layer_weights = outputs.masses, self.layer_weights
         hidden = slice(None, max(1, m.shape[1] - 1))
-        if part == "posterior_hidden":  # the last layer parts the classes, whatever the row: it has little to say here
-            return mass.posterior(m[:, hidden], self.layer_weights[hidden])
-        if part in ("density_hidden", "density_hidden_tail"):
-            return mass.density(m[:, hidden], self.class_weights, self.layer_weights[hidden])
-        if part == "density":
-            return mass.density(m, self.class_weights, self.layer_weights)
-        if part == "density_last":
-            return mass.density(m[:, -1:], self.class_weights, np.ones(1))
-        if part == "boundary_distance":
-            assert outputs.boundary is not None, "the part needs a model that yields it"
-            return -outputs.boundary.astype(np.float64)
-        assert outputs.logits is not None, "the energy part needs a network"
-        return np.repeat(mass.energy(outputs.logits)[:, None], m.shape[2], axis=1)
+        match part:
+            case "posterior":
+                return mass.posterior(m, layer_weights)
+            case "posterior_hidden":  # the last layer separates the classes for any row, so it has little to say here
+                return mass.posterior(m[:, hidden], layer_weights[hidden])
+            case "density":
+                return mass.density(m, self.class_weights, layer_weights)
+            case "density_hidden" | "density_hidden_tail":
+                return mass.density(m[:, hidden], self.class_weights, layer_weights[hidden])
+            case "density_last":
+                return mass.density(m[:, -1:], self.class_weights, np.ones(1))
+            case "boundary_distance":
+                assert outputs.boundary is not None, "the part needs a model that yields it"
+                return -outputs.boundary.astype(np.float64)
+            case "energy":
+                assert outputs.logits is not None, "the energy part needs a network"
+                return np.repeat(mass.energy(outputs.logits)[:, None], m.shape[2], axis=1)
+            case _:
+                raise AssertionError(f"no such part: {part}")
 
     def part_score(self, part: Part, outputs: Outputs) -> Floats:
         """`[B]`: one part at the predicted class."""
