@@ -223,12 +223,12 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from softkin import display
+    from softkin import score_display
     from softkin.joining import join
 
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit: got {options.limit}; must be 1 or more")
-    x = display.read_array(options.file, options.key)[: options.limit]
+    x = score_display.read_array(options.file, options.key)[: options.limit]
     with _client(options) as client:
         classes = client.detector_info().classes
         answers = _answers(
@@ -240,22 +240,24 @@ def _score(options: argparse.Namespace) -> int:
             smoothing_seed=options.smoothing_seed,
             num_neighbors=options.neighbors,
         )
-        scores = join(list(display.progress(answers, len(x))))
-    (display.print_json if options.json else display.print_table)(scores, classes, flagged_only=options.flagged)
+        scores = join(list(score_display.progress(answers, len(x))))
+    (score_display.print_json if options.json else score_display.print_table)(
+        scores, classes, flagged_only=options.flagged
+    )
     return 0
 
 
 def _answers(client: Client, x: NDArray[np.generic], **asked: Any) -> Iterator[Scores]:
     """The answers for some rows at a time: of one stream, or of a call each from a server that has none to spare."""
-    from softkin import display
+    from softkin import score_display
     from softkin.client_errors import counted_from
 
-    answers, answered = client.score_stream(display.in_steps(x), **asked), 0
+    answers, answered = client.score_stream(score_display.in_steps(x), **asked), 0
     try:
         try:
             first = next(answers)
         except (OverloadedError, UnsupportedError):
-            answers = (client.score(rows, **asked) for rows in display.in_steps(x))
+            answers = (client.score(rows, **asked) for rows in score_display.in_steps(x))
             first = next(answers)
         for scores in itertools.chain([first], answers):
             answered += len(scores)

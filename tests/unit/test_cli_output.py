@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 import pytest
 
-from softkin import cli, display
+from softkin import cli, display, score_display
 from softkin.descriptions import DriftInfo
 from softkin.drift import DriftReport
 from softkin.errors import DataError
@@ -206,7 +206,7 @@ def test_a_file_that_is_no_npz_is_refused_with_the_remedy(tmp_path, content, mes
     path.write_bytes(content)
 
     with pytest.raises(DataError, match=message) as e:
-        display.read_array(str(path), "x_test")
+        score_display.read_array(str(path), "x_test")
 
     assert "pickle" not in str(e.value)
     assert str(e.value).endswith("; write one with numpy.savez(FILE, x_test=ROWS), or choose another array with --key")
@@ -218,7 +218,7 @@ def test_an_array_larger_than_memory_is_refused_with_words(tmp_path):
     (tmp_path / "x.npz").write_bytes(with_header(header))
 
     with pytest.raises(DataError, match=r"x\.npz: is too large for the memory here \(Unable to .* TiB .*take a part"):
-        display.read_array(str(tmp_path / "x.npz"), "x_test")
+        score_display.read_array(str(tmp_path / "x.npz"), "x_test")
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path):
@@ -230,7 +230,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path):
     }
     for path, reason in reasons.items():
         with pytest.raises(DataError) as e:
-            display.read_array(str(path), "x_test")
+            score_display.read_array(str(path), "x_test")
         assert str(e.value) == f"{path}: {reason}"
 
 
@@ -241,7 +241,7 @@ def test_an_array_that_is_not_there_is_refused_with_those_that_are(tmp_path):
 
     for name, there in (("some", "a, b"), ("empty", "none")):
         with pytest.raises(DataError, match=f"has no array 'x_test'; it has: {there}; choose with --key"):
-            display.read_array(str(tmp_path / f"{name}.npz"), "x_test")
+            score_display.read_array(str(tmp_path / f"{name}.npz"), "x_test")
 
 
 def test_names_of_arrays_do_not_write_to_the_terminal(tmp_path):
@@ -249,7 +249,7 @@ def test_names_of_arrays_do_not_write_to_the_terminal(tmp_path):
     np.savez(tmp_path / "odd.npz", **{"a\n\x1b[31m": [1]})
 
     with pytest.raises(DataError) as e:
-        display.read_array(str(tmp_path / "odd.npz"), "x_test")
+        score_display.read_array(str(tmp_path / "odd.npz"), "x_test")
     assert r"it has: a\n\x1b[31m; choose with --key" in str(e.value)
 
 
@@ -270,7 +270,7 @@ def without_neighbors():
 
 def test_a_row_without_neighbors_has_none_in_json(capsys):
     """No made-up class, no null for a distance."""
-    display.print_json(without_neighbors(), ["a", "b", "c"])
+    score_display.print_json(without_neighbors(), ["a", "b", "c"])
 
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [len(found) for found in lines[0]["neighbors"].values()] == [2, 2]
@@ -279,7 +279,7 @@ def test_a_row_without_neighbors_has_none_in_json(capsys):
 
 def test_a_row_without_neighbors_has_none_in_the_table(capsys):
     """In a word."""
-    display.print_table(without_neighbors(), ["a", "b", "c"])
+    score_display.print_table(without_neighbors(), ["a", "b", "c"])
 
     assert [line.split("│")[-2].strip() == "none" for line in capsys.readouterr().out.splitlines() if "│" in line] == [
         False,
@@ -296,7 +296,7 @@ def two_rows_of_a_joint_score():
 
 def test_what_a_score_is_made_of_stands_in_json(capsys):
     """By name; what is infinite is no number there."""
-    display.print_json(two_rows_of_a_joint_score(), ["a", "b", "c"])
+    score_display.print_json(two_rows_of_a_joint_score(), ["a", "b", "c"])
 
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line.get("parts") for line in lines] == [
@@ -308,7 +308,7 @@ def test_what_a_score_is_made_of_stands_in_json(capsys):
 
 def test_the_table_says_in_which_part_an_outlier_is_strangest(capsys):
     """An inlier is strange in none."""
-    display.print_table(two_rows_of_a_joint_score(), ["a", "b", "c"])
+    score_display.print_table(two_rows_of_a_joint_score(), ["a", "b", "c"])
 
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
@@ -319,10 +319,10 @@ def test_the_table_says_in_which_part_an_outlier_is_strangest(capsys):
 def test_a_long_table_says_the_same_in_plain_columns(capsys, monkeypatch):
     """Of very many rows the drawing of a table takes longer than their scores."""
     scores = StandIn().score(np.arange(18, dtype=np.float32).reshape(3, 2, 3), num_neighbors=2)
-    display.print_table(scores, ["a", "[b]", "c"])
+    score_display.print_table(scores, ["a", "[b]", "c"])
     drawn = capsys.readouterr().out.splitlines()
-    monkeypatch.setattr(display, "LONGEST_TABLE", 2)
-    display.print_table(scores, ["a", "[b]", "c"])
+    monkeypatch.setattr(score_display, "LONGEST_TABLE", 2)
+    score_display.print_table(scores, ["a", "[b]", "c"])
     plain = capsys.readouterr().out.splitlines()
 
     words = [[cell.split() for cell in line.split("│")[1:-1]] for line in drawn if "│" in line]
@@ -338,7 +338,7 @@ def test_names_are_shown_letter_by_letter(capsys, monkeypatch):
     scores = StandIn().score(np.zeros((1, 2, 3), np.float32), num_neighbors=1)
     n = dataclasses.replace(scores.neighbors, layers=("conv", "[red]dense\x1b[2J\n"))
 
-    display.print_table(dataclasses.replace(scores, neighbors=n), [":dog:", "[bold]", "c"])
+    score_display.print_table(dataclasses.replace(scores, neighbors=n), [":dog:", "[bold]", "c"])
 
     out = capsys.readouterr().out
     assert r"nearest training rows ([red]dense\x1b[2J\n)" in out

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from softkin import display
+from softkin import display, score_display
 from softkin.descriptions import DriftInfo
 from softkin.drift import DriftReport
 from softkin.scores import ErrorBudget
@@ -78,7 +78,7 @@ def test_the_line_under_a_table_says_what_the_guarantee_promises(guarantee):
     """Each in its own words; never an alpha where the promise is another."""
     changes, text = PROMISES[guarantee]
 
-    assert display.promise(dataclasses.replace(BUDGET, **{"guarantee": guarantee, **changes})) == text
+    assert score_display.promise(dataclasses.replace(BUDGET, **{"guarantee": guarantee, **changes})) == text
 
 
 def drift_rows(capsys, **changes):

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from softkin import display
+from softkin import display, score_display
 from softkin.manifest import Approximation, FileEntry
 from softkin.scores import Neighbors, Parts
 from standin import StandIn, manifest
@@ -46,7 +46,7 @@ def test_json_has_every_figure_of_every_row(capsys):
     scores = three_rows()
     classes = ["a", "b"]  # of a server that lists fewer than it predicts
 
-    display.print_json(scores, classes)
+    score_display.print_json(scores, classes)
 
     *rows, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for i, row in enumerate(rows):
@@ -81,11 +81,11 @@ def test_json_has_every_figure_of_every_row(capsys):
 
 def test_plain_columns_stand_under_their_heads(capsys, monkeypatch):
     """However long a p-value is; the classes of the last layer's neighbours, most frequent first. No line trails."""
-    monkeypatch.setattr(display, "LONGEST_TABLE", 2)
+    monkeypatch.setattr(score_display, "LONGEST_TABLE", 2)
     scores = dataclasses.replace(three_rows(), predicted_class=np.array([0, 2, 1], np.int32))
 
-    display.print_table(scores, ["a", "b", "c"])
-    display.print_table(dataclasses.replace(scores, neighbors=None), ["a", "b", "c"])
+    score_display.print_table(scores, ["a", "b", "c"])
+    score_display.print_table(dataclasses.replace(scores, neighbors=None), ["a", "b", "c"])
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
@@ -99,7 +99,7 @@ def test_plain_columns_stand_under_their_heads(capsys, monkeypatch):
 
 def test_a_table_of_flagged_rows_keeps_their_numbers_and_counts_all(capsys):
     """The second of three."""
-    display.print_table(three_rows(), ["a", "b", "c"], flagged_only=True)
+    score_display.print_table(three_rows(), ["a", "b", "c"], flagged_only=True)
 
     out = capsys.readouterr().out
     assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == ["1"]
@@ -110,7 +110,7 @@ def test_without_a_flagged_row_there_is_nothing_but_the_count(capsys):
     """No table of no rows."""
     scores = dataclasses.replace(three_rows(), is_outlier=np.zeros(3, bool))
 
-    display.print_table(scores, ["a", "b", "c"], flagged_only=True)
+    score_display.print_table(scores, ["a", "b", "c"], flagged_only=True)
 
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("3 rows, 0 flagged: 0.00%")
@@ -122,7 +122,7 @@ def test_below_the_table_stands_what_the_strangest_respects_mean(capsys):
     parts = Parts(names=names, values=np.array([[1.0, 0.0, 0.0], [2.0, 4.0, 3.0], [1.0, 9.0, 3.0]]))
     scores = dataclasses.replace(three_rows(), parts=parts, is_outlier=np.array([False, True, True]))
 
-    display.print_table(scores, ["a", "b", "c"])
+    score_display.print_table(scores, ["a", "b", "c"])
 
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith(("class", "energy", "posterior"))] == [
@@ -139,7 +139,7 @@ def test_a_layer_keeps_its_name_and_says_that_it_is_one(capsys):
         three_rows(), parts=parts, neighbors=neighbors, is_outlier=np.array([False, True, True])
     )
 
-    display.print_table(scores, ["a", "b", "c"])
+    score_display.print_table(scores, ["a", "b", "c"])
 
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
@@ -156,7 +156,7 @@ def test_of_one_class_the_table_shows_the_numbers_of_training_rows(capsys):
     )
     scores = dataclasses.replace(three_rows(), parts=parts, neighbors=neighbors)
 
-    display.print_table(scores, ["all"])
+    score_display.print_table(scores, ["all"])
 
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
@@ -168,7 +168,7 @@ def test_a_table_of_eighty_letters_keeps_the_word_credibility_whole(capsys, monk
     """The longest that stands in every table."""
     monkeypatch.setenv("COLUMNS", "80")
 
-    display.print_table(three_rows(), ["ankle boot", "sandal", "sneaker"])
+    score_display.print_table(three_rows(), ["ankle boot", "sandal", "sneaker"])
 
     assert "credibility" in capsys.readouterr().out
 
@@ -178,12 +178,12 @@ def test_rows_travel_in_steps_and_none_is_lost(rows):
     """In their order."""
     x = np.arange(rows * 2).reshape(rows, 2)
 
-    np.testing.assert_array_equal(np.concatenate(list(display.in_steps(x))), x)
+    np.testing.assert_array_equal(np.concatenate(list(score_display.in_steps(x))), x)
 
 
 def test_an_array_without_rows_is_sent_as_it_is():
     """Whoever takes no empty requests says so himself."""
-    (step,) = display.in_steps(np.zeros((0, 3)))
+    (step,) = score_display.in_steps(np.zeros((0, 3)))
 
     assert step.shape == (0, 3)
 
@@ -193,7 +193,7 @@ def test_the_bar_counts_rows_on_standard_error(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     steps = [StandIn().score(np.zeros((n, 2, 3), np.float32)) for n in (4, 3)]
 
-    assert list(display.progress(iter(steps), 7)) == steps
+    assert list(score_display.progress(iter(steps), 7)) == steps
 
     found = capsys.readouterr()
     assert found.out == ""
