@@ -17,11 +17,11 @@ from softkin import converters, descriptions
 from softkin.arguments import as_rows
 from softkin.client_channel import SERVICE, File
 from softkin.client_errors import counted_from
+from softkin.client_stream import ClientStream
 from softkin.connection import AsyncConnection, task_is_cancelled
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import InvalidInputError, SoftkinError
-from softkin.exchange import Exchange
 from softkin.joining import join
 from softkin.requests import LearnsLimits, Requests, fill, split
 from softkin.scores import Scores
@@ -152,23 +152,23 @@ class AsyncClient(LearnsLimits, AsyncConnection):
         """
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         limits = await self._known_limits()
-        exchange = Exchange(head, lambda x: split(x, head, limits), self._target)
+        stream = ClientStream(head, lambda x: split(x, head, limits), self._target)
         source = batches if isinstance(batches, AsyncIterable) else _in_threads(batches)
         self._refuse_if_unusable()
-        call = self._stub.ScoreStream(_send(source, exchange), metadata=self._metadata)
+        call = self._stub.ScoreStream(_send(source, stream), metadata=self._metadata)
         said = _said_by_server(call)
         try:
             async for response in call:
-                for scores in exchange.scores(response):
+                for scores in stream.scores(response):
                     yield scores
-            if (wrong := exchange.shortfall()) is not None:
+            if (wrong := stream.shortfall()) is not None:
                 raise wrong
         except InvalidInputError as e:
             raise self._learnt(e) from None
         except (grpc.RpcError, asyncio.CancelledError) as e:
             found = await _own_words(e, said)
             well = isinstance(found, aio.AioRpcError) and found.code() is grpc.StatusCode.OK
-            raise self._learnt(self._failure(found, exchange.shortfall() if well else exchange.error)) from None
+            raise self._learnt(self._failure(found, stream.shortfall() if well else stream.error)) from None
         finally:
             call.cancel()
 
@@ -228,20 +228,22 @@ class AsyncClient(LearnsLimits, AsyncConnection):
         return self._limits or converters.proto_to_limits((await self._describe()).limits)
 
 
-async def _send(source: AsyncIterable[NDArray[np.generic]], exchange: Exchange) -> AsyncIterator[pb.ScoreStreamRequest]:
+async def _send(
+    source: AsyncIterable[NDArray[np.generic]], stream: ClientStream
+) -> AsyncIterator[pb.ScoreStreamRequest]:
     """The requests of a stream, taken by a task of gRPC's own."""
     handed_over = False
     try:
         async for x in source:
-            for request in exchange.requests(x):
+            for request in stream.requests(x):
                 handed_over = True
                 yield request
                 handed_over = False
-        exchange.all_sent = True
+        stream.all_sent = True
     except BaseException as e:  # SystemExit too: it would end the loop, and with it the call
         if handed_over or task_is_cancelled():
             raise  # the call has ended, and this is not the source's doing
-        exchange.error = e  # the stream ends here; what was sent is answered first
+        stream.error = e  # the stream ends here; what was sent is answered first
 
 
 def _said_by_server(call: Any) -> asyncio.Future[aio.AioRpcError]:

@@ -241,9 +241,8 @@ def _score(options: argparse.Namespace) -> int:
             num_neighbors=options.neighbors,
         )
         scores = join(list(score_display.progress(answers, len(x))))
-    (score_display.print_json if options.json else score_display.print_table)(
-        scores, classes, flagged_only=options.flagged
-    )
+    show = score_display.print_json if options.json else score_display.print_table
+    show(scores, classes, flagged_only=options.flagged)
     return 0
 
 

@@ -13,11 +13,11 @@ from softkin import converters, descriptions
 from softkin.arguments import as_rows
 from softkin.client_channel import SERVICE, File
 from softkin.client_errors import counted_from
+from softkin.client_stream import ClientStream
 from softkin.connection import Connection
 from softkin.converters import Limits
 from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.errors import InvalidInputError, SoftkinError
-from softkin.exchange import Exchange
 from softkin.joining import join
 from softkin.requests import LearnsLimits, Requests, fill, split
 from softkin.scores import Scores
@@ -144,19 +144,19 @@ class Client(LearnsLimits, Connection):
         """
         head = self._requests.head(alpha, guarantee, confidence, smoothing_seed, num_neighbors)
         limits = self._known_limits()
-        exchange = Exchange(head, lambda x: split(x, head, limits), self._target)
+        stream = ClientStream(head, lambda x: split(x, head, limits), self._target)
         self._refuse_without_threads()
-        call = self._start(self._stub.ScoreStream, _send(batches, exchange))
+        call = self._start(self._stub.ScoreStream, _send(batches, stream))
         try:
             for response in call:
-                yield from exchange.scores(response)
-            if (wrong := exchange.shortfall()) is not None:
+                yield from stream.scores(response)
+            if (wrong := stream.shortfall()) is not None:
                 raise wrong
         except InvalidInputError as e:
             raise self._learnt(e) from None
         except grpc.RpcError as e:
             # An iterator that raises makes gRPC end the call; the cause is here.
-            raise self._learnt(exchange.error or self._error(e)) from None
+            raise self._learnt(stream.error or self._error(e)) from None
         finally:
             call.cancel()
 
@@ -216,17 +216,17 @@ class Client(LearnsLimits, Connection):
         return self._limits or converters.proto_to_limits(self._describe().limits)
 
 
-def _send(batches: Iterable[NDArray[np.generic]], exchange: Exchange) -> Iterator[pb.ScoreStreamRequest]:
+def _send(batches: Iterable[NDArray[np.generic]], stream: ClientStream) -> Iterator[pb.ScoreStreamRequest]:
     """The requests of a stream, taken by gRPC's own thread."""
     handed_over = False
     try:
         for x in batches:
-            for request in exchange.requests(x):
+            for request in stream.requests(x):
                 handed_over = True
                 yield request
                 handed_over = False
-        exchange.all_sent = True
+        stream.all_sent = True
     except BaseException as e:  # SystemExit too: it would end gRPC's thread alone, and the call would wait for ever
         if handed_over:
             raise  # the call has ended
-        exchange.error = e  # the stream ends here; what was sent is answered first
+        stream.error = e  # the stream ends here; what was sent is answered first

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -18,6 +16,7 @@ from softkin.channel_options import channel_options
 from softkin.drift_watches import DriftWatches
 from softkin.errors import SoftkinError
 from softkin.interceptors import CallInterceptor
+from softkin.listening import cannot_listen, check_address, host_port
 from softkin.loading import Load, Loader
 from softkin.metrics import Metrics
 from softkin.metrics_port import open_metrics_port
@@ -164,11 +163,11 @@ class Server:
         """
         s = self._settings
         self._health.set(READY, health_pb2.HealthCheckResponse.NOT_SERVING)
-        _check_address(s.host, s.metrics_port, "--metrics-port")
+        check_address(s.host, s.metrics_port, "--metrics-port")
         try:
             metrics_port, close = open_metrics_port(s.host, s.metrics_port, self._metrics.registry)
         except OSError as e:
-            raise _cannot_listen(s.host, s.metrics_port, "--metrics-port", f" ({e.strerror})") from None
+            raise cannot_listen(s.host, s.metrics_port, "--metrics-port", f" ({e.strerror})") from None
         try:
             self.port = self._add_port(self._grpc, s.host, s.port, "--port")
             if self._admin is not None and s.admin_port is not None:
@@ -245,11 +244,11 @@ class Server:
         self.stop()
 
     def _add_port(self, server: grpc.Server, host: str, port: int, flag: str) -> int:
-        _check_address(host, port, flag)
+        check_address(host, port, flag)
         try:
-            return self._security.add_port(server, _address(host, port))
+            return self._security.add_port(server, host_port(host, port))
         except RuntimeError:
-            raise _cannot_listen(host, port, flag) from None
+            raise cannot_listen(host, port, flag) from None
 
     def _add_inference_protocol(self) -> None:
         # Imported where it is wanted, because a process that holds these messages cannot import tritonclient.
@@ -295,38 +294,3 @@ class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]  # it sh
     ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
         with self._places.hold(context):
             yield from super().ServerReflectionInfo(requests, context)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _check_address(host: str, port: int, flag: str) -> None:
-    """Refuse a host that does not exist, or a port that is taken or forbidden on one of its addresses.
-
-    gRPC is content with one address of several: of a `localhost` that is 127.0.0.1 and ::1, another server might have
-    the other, and half of the callers.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as e:
-        raise _cannot_listen(host, port, flag, f" ({e.strerror})") from None
-    except UnicodeError:
-        raise _cannot_listen(host, port, flag, " (no host name)") from None
-    for family, kind, protocol, _, address in found:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: old connections do not count
-                probe.bind(address)
-        except OSError as e:
-            # What this machine has no address for, such as ::1 without IPv6, is for gRPC to leave out or to refuse.
-            if e.errno in (errno.EADDRINUSE, errno.EACCES) or len(found) == 1:
-                raise _cannot_listen(host, port, flag, f" ({e.strerror})") from None
-
-
-def _cannot_listen(host: str, port: int, flag: str, reason: str = "") -> SoftkinError:
-    host_flag = "--admin-host" if flag == "--admin-port" else "--host"
-    return SoftkinError(
-        f"cannot listen on port {port} of {host}{reason}: if another process holds the port, stop it or choose another "
-        f"with {flag}; otherwise check {host_flag}"
-    )

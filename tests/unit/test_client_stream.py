@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from softkin.client_stream import ClientStream
 from softkin.converters import scores_to_proto
 from softkin.errors import SoftkinError
-from softkin.exchange import Exchange
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
 
@@ -16,9 +16,9 @@ def test_an_answer_to_no_request_is_a_fault_of_the_server():
     """Not of the caller's arrays: those that were asked for have their answers."""
     scores = StandIn().score(np.zeros((2, 2, 3), np.float32))
     answer = pb.StreamAnswer(response=scores_to_proto(scores))
-    exchange = Exchange(pb.ScoreRequest(), lambda x: [x[:2], x[2:]], "here:1")
-    assert len(list(exchange.requests(np.zeros((4, 2, 3), np.float32)))) == 2
-    answers = exchange.scores(pb.ScoreStreamResponse(answers=[answer] * 3))
+    stream = ClientStream(pb.ScoreRequest(), lambda x: [x[:2], x[2:]], "here:1")
+    assert len(list(stream.requests(np.zeros((4, 2, 3), np.float32)))) == 2
+    answers = stream.scores(pb.ScoreStreamResponse(answers=[answer] * 3))
 
     assert len(next(answers)) == 4
     with pytest.raises(SoftkinError) as e:
@@ -31,11 +31,11 @@ def test_an_answer_to_no_request_is_a_fault_of_the_server():
 def test_a_stream_that_ends_well_has_answered_everything_that_was_sent(answered):
     """Fewer answers than arrays would go unnoticed, and be taken for those of other rows."""
     answer = pb.StreamAnswer(response=scores_to_proto(StandIn().score(np.zeros((2, 2, 3), np.float32))))
-    exchange = Exchange(pb.ScoreRequest(), lambda x: [x], "here:1")
+    stream = ClientStream(pb.ScoreRequest(), lambda x: [x], "here:1")
     for _ in range(2):
-        assert len(list(exchange.requests(np.zeros((2, 2, 3), np.float32)))) == 1
-    exchange.all_sent = True
-    assert len(list(exchange.scores(pb.ScoreStreamResponse(answers=[answer] * answered)))) == answered
+        assert len(list(stream.requests(np.zeros((2, 2, 3), np.float32)))) == 1
+    stream.all_sent = True
+    assert len(list(stream.scores(pb.ScoreStreamResponse(answers=[answer] * answered)))) == answered
 
     missing = "here:1: the server ended the stream before it had answered every array"
-    assert str(exchange.shortfall()) == ("None" if answered == 2 else missing)
+    assert str(stream.shortfall()) == ("None" if answered == 2 else missing)

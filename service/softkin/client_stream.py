@@ -18,11 +18,11 @@ from softkin.scores import Scores
 from softkin.v1 import outlier_pb2 as pb
 
 
-class Exchange:
+class ClientStream:
     """Remembers how many requests each array takes; one thread may send while another reads.
 
     Args:
-        head: what goes with every array; the exchange fills it with rows.
+        head: what goes with every array; the stream fills it with rows.
         split: makes of an array the rows of its requests.
         target: names the server in errors.
     """
