@@ -124,6 +124,14 @@ def test_too_few_calibration_rows_for_alpha_are_refused(tiny, tmp_path):
         rebuild(tiny, tmp_path / "b", calibration=few)
 
 
+def test_too_few_calibration_rows_for_the_joint_form_are_told_how_many_will_do(tiny, tmp_path):
+    """One reference row puts nothing on a scale; with as many rows as the message says it is built."""
+    with pytest.raises(DataError, match=r"2 rows are too few for the joint form, which at alpha = 0\.2.* least 8:"):
+        rebuild(tiny, tmp_path / "b", calibration=tiny.calibration.take(np.arange(2)), alpha=0.2)
+
+    rebuild(tiny, tmp_path / "b", calibration=tiny.calibration.take(np.arange(8)), alpha=0.2)
+
+
 def test_labels_beyond_the_class_names_are_refused(tiny, tmp_path):
     """Calibration labels are checked as those of the bank are."""
     wrong = dataclasses.replace(tiny.calibration, y=tiny.calibration.y + 1)

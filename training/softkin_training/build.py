@@ -29,7 +29,7 @@ from softkin_training.calibrate import Calibrated, calibrate
 from softkin_training.representations import extract
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
 from softkin_training.scratch import written_to
-from softkin_training.split import FEWEST_REFERENCES, reference_size
+from softkin_training.split import FEWEST_REFERENCES, reference_size, rows_for_alpha
 from softkin_training.temperature import neighbor_distance
 from softkin_training.whitening import Whitening, with_whitening
 
@@ -173,8 +173,8 @@ def _split(rows: Rows, spec: DetectorSpec) -> tuple[Rows | None, Rows]:
     cut = reference_size(len(rows))
     if cut < FEWEST_REFERENCES:
         raise DataError(
-            f"calibration: {len(rows)} rows are too few for the joint form, which needs at least 6: add "
-            "rows, or take nonconformity = 'density'"
+            f"calibration: {len(rows)} rows are too few for the joint form, which at alpha = {spec.alpha:g} needs at "
+            f"least {rows_for_alpha(spec.alpha, 'joint')}: add rows, or take nonconformity = 'density'"
         )
     return rows.take(order[:cut]), rows.take(order[cut:])
 
