@@ -26,7 +26,7 @@ JOINTS: tuple[tuple[Part, ...], ...] = (
 )
 """Fusions that a report compares beside the bundle's own."""
 TYPICAL_ROWS = 500
-"""Bank rows on which the typical distance of a layer is measured."""
+"""Bank rows on which the typical distance of a layer is measured, at most."""
 FEATURES_TOLERANCE = 1e-3
 """Relative difference up to which a layer counts as the features that the logits are made of."""
 OURS = "softkin, same bank"
@@ -222,7 +222,7 @@ def _neighbors(
 
 def _typical_distance(rows: NDArray[np.float32]) -> float:
     """Median distance of bank rows to their k-th nearest other row."""
-    some = rows[:: max(1, len(rows) // TYPICAL_ROWS)][:TYPICAL_ROWS]
+    some = rows[:: -(-len(rows) // TYPICAL_ROWS)]  # from all over the bank, which is in order of class
     return float(np.median(baselines.kth_neighbor(some, rows, baselines.KTH + 1)))
 
 

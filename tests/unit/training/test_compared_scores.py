@@ -253,16 +253,17 @@ def test_what_counts_neighbors_and_what_fits_gaussians_sees_the_layers_it_names(
     assert (scores["dknn"].p_values, list(subject.neighbors)) == ("none", ["wide", "narrow"])
 
 
-def test_the_typical_distance_of_a_large_bank_is_measured_on_rows_from_all_over_it(tiny, monkeypatch):
-    """Here every fourth of 300, of which the first 70 are enough."""
-    monkeypatch.setattr("softkin_training.compared_scores.TYPICAL_ROWS", 70)
+@pytest.mark.parametrize(("most", "step"), [(70, 5), (160, 2), (300, 1)])
+def test_the_typical_distance_of_a_large_bank_is_measured_on_rows_from_all_over_it(tiny, monkeypatch, most, step):
+    """At most so many of 300, evenly spread: the first 160 would lack the last of three classes."""
+    monkeypatch.setattr("softkin_training.compared_scores.TYPICAL_ROWS", most)
     subject = Subject(bundles.read_bundle(tiny.path))
     scores, _ = compared_scores(subject, None, None, 0)
     seen = subject.run(tiny.outliers)
 
     expected = 0.0
     for name, z in subject.neighbors.items():
-        some = z[[4 * i for i in range(70)]]
+        some = z[list(range(0, 300, step))]
         expected = expected + seen.kth(name) / np.median(baselines.kth_neighbor(some, z, 51))
     np.testing.assert_allclose(scores["kth_neighbor_all"].score(seen), expected, rtol=1e-5)
 
