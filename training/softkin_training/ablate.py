@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softkin.errors import DataError, InvalidInputError, RecipeError, listed
 from softkin.unfinished_files import written_whole
@@ -68,7 +69,7 @@ def ablate(
         out: directory for everything.
         overrides: `section.key=value` for all cells, over the recipe and under the plan.
         seeds: of the recipe, each for every variant.
-        rows: of the test rows and of every outlier set, the first ones, that a cell is evaluated on.
+        rows: how many of the test rows, and of every outlier set, a cell is evaluated on; drawn at random.
         say: gets one line for each step.
 
     Returns:
@@ -196,7 +197,7 @@ def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: P
     except (RecipeError, DataError) as e:  # of a checkpoint that is another's, or damaged
         raise type(e)(str(e).replace(AFRESH, f"remove {folder}: it is trained anew then")) from None
     export_step(first, dataset, folder, network)
-    fewer = _first_rows(dataset, rows)
+    fewer = _drawn(dataset, rows)
     for name, recipe in missing.items():
         out = folder / folder_of(name)
         out.mkdir(exist_ok=True)
@@ -239,11 +240,19 @@ def _done(folder: Path, recipe: Recipe, rows: int) -> bool:
         return False
 
 
-def _first_rows(dataset: Dataset, rows: int) -> Dataset:
+def _drawn(dataset: Dataset, rows: int) -> Dataset:
+    """At most `rows` of the test rows and of each outlier set, drawn at random and the same for every cell.
+
+    Of a source in order of class, as a folder of images is, the first ones would be of the first classes alone.
+    """
+
+    def some(n: int) -> NDArray[np.intp]:
+        return np.sort(np.random.default_rng(0).permutation(n)[:rows])
+
     return replace(
         dataset,
-        test=dataset.test.take(np.arange(min(rows, len(dataset.test)))),
-        outliers={name: x[:rows] for name, x in dataset.outliers.items()},
+        test=dataset.test.take(some(len(dataset.test))),
+        outliers={name: x[some(len(x))] for name, x in dataset.outliers.items()},
     )
 
 

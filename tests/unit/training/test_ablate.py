@@ -14,11 +14,13 @@ from scipy.stats import ttest_rel
 
 from softkin import InvalidInputError, RecipeError
 from softkin_training import ablation_table
-from softkin_training.ablate import Cell, _toml, ablate
+from softkin_training.ablate import Cell, _drawn, _toml, ablate
 from softkin_training.ablation_plan import FAR, Plan, load_plan
 from softkin_training.cli import main
 from softkin_training.config import load_recipe
+from softkin_training.data import Dataset
 from softkin_training.report_terminal import print_ablation
+from softkin_training.rows import Rows
 
 QUICK = [
     *("training.epochs=1", "training.cpu_threads=1", "data.known_classes=[]"),
@@ -217,6 +219,22 @@ def test_cells_are_evaluated_anew_on_another_number_of_rows(done, tmp_path: Path
     assert [rows_of(50), rows_of(40)] == [[50, 50], [40, 40]]
     assert said == [f"[1 of 1] all classes, plain, seed 0: {names}" for names in ("density", "density, joint")]
     assert [json.loads(file.read_text())["rows evaluated"] for file in files.values()] == [40, 40]
+
+
+def test_a_cell_is_evaluated_on_rows_from_all_over_the_source():
+    """Folders of images come in order of class: of the first rows, figures would be those of the first classes."""
+    x, y = np.arange(1000), np.arange(1000) // 100
+    rows = Rows(x, y, x)
+    sorted_by_class = Dataset(rows, rows, rows, {"letters": x[:400]}, tuple("0123456789"))
+
+    drawn, again = _drawn(sorted_by_class, 200), _drawn(sorted_by_class, 200)
+
+    assert len(drawn.test) == len(set(drawn.test.x)) == len(set(drawn.outliers["letters"])) == 200
+    assert np.bincount(drawn.test.y).min() > 10
+    assert (drawn.outliers["letters"] >= 300).sum() > 30
+    np.testing.assert_array_equal(again.test.x, drawn.test.x)  # or differences between cells were not paired
+    np.testing.assert_array_equal(_drawn(sorted_by_class, 1000).test.x, x)
+    assert len(drawn.calibration) == 1000
 
 
 def test_a_recipe_need_not_be_valid_without_a_variant(done):
