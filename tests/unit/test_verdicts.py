@@ -247,11 +247,12 @@ REFUSED = {
         for guarantee in ("marginal", "false_discovery_rate")
     },
     **{
-        f"alpha {alpha}": (
-            ("false_discovery_rate", {"alpha": alpha}),
+        f"alpha {alpha}, {guarantee}": (
+            (guarantee, {"alpha": alpha}),
             f"alpha: got {alpha:g}; it is a false-alarm rate and must lie strictly in (0, 1)",
         )
-        for alpha in (0.0, 1.0, math.nan)
+        for alpha in (-0.1, 0.0, 1.0, math.nan)
+        for guarantee in GUARANTEES
     },
 }
 
