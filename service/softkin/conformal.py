@@ -149,7 +149,8 @@ def tail_surprise(scores: NDArray[np.floating], reference: NDArray[np.floating])
     """Minus the log p-value of `scores` against `reference`, made continuous: puts different scores on one scale.
 
     Between reference scores the log p-value is interpolated; past the largest it goes on as an exponential tail whose
-    mean excess is that of the top tenth. So two far outliers still differ, where plain p-values would tie at 1/(n+1).
+    mean excess is that of the top tenth, or 1 where those are equal to the rounding of float32. So two far outliers
+    still differ, where plain p-values would tie at 1/(n+1).
     At a score that many reference rows have, all of them count as at least as strange.
     It is one fixed monotone function of the score, hence conformal p-values of sums of it stay exact as long as the
     calibration rows are not the reference rows.
@@ -162,6 +163,10 @@ def tail_surprise(scores: NDArray[np.floating], reference: NDArray[np.floating])
         Same shape, at least 0; about the standard exponential distribution for inliers.
     """
     return SurpriseLines.through(reference)(scores)
+
+
+LEAST_GAP = 1e-300
+"""Scores that are nearer count as equal: a line from one to the next would be too steep for a number."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +189,11 @@ class SurpriseLines:
         n, r = len(reference), np.asarray(reference, np.float64)
         surprise = -np.log((n - np.arange(n)) / (n + 1.0))
         gaps = np.diff(r)
-        slopes = np.divide(np.diff(surprise), gaps, out=np.zeros(n - 1), where=gaps > 0)  # no score is between equals
+        slopes = np.divide(np.diff(surprise), gaps, out=np.zeros(n - 1), where=gaps > LEAST_GAP)
         top = r[int(0.9 * (n - 1)) :]
-        mean_excess = float((top - top[0]).mean()) or 1.0  # a tail of equal scores has no scale: take the score's own
+        mean_excess = float((top - top[0]).mean())
+        if mean_excess <= np.finfo(np.float32).eps * max(1.0, abs(r[-1])):
+            mean_excess = 1.0  # equal but for rounding, as the masses are float32: no scale, so take the score's own
         return cls(
             starts=np.concatenate([r[:1], r]),
             slopes=np.concatenate([[0.0], slopes, [1.0 / mean_excess]]),

@@ -170,8 +170,7 @@ class DetectorGraph:
             m_BLC, layers = g.op("Gather", [m_BLC, g.constant(hidden)], axis=1), layers[hidden]
             part = "posterior" if part == "posterior_hidden" else "density"
         if part == "posterior":
-            loss_BLC = g.op("Sub", [self._log_sum_exp(m_BLC, 2), m_BLC])
-            return self._sum_layers(loss_BLC, layers)
+            return self._sum_layers(self._posterior_loss(m_BLC), layers)
         if part == "energy":
             energy_B1 = g.op("Neg", [self._log_sum_exp(outputs["logits"], 1)])
             return g.op("Add", [energy_B1, g.constant(np.zeros((1, self._num_classes)))])
@@ -181,6 +180,25 @@ class DetectorGraph:
             last = g.constant(np.array([len(layers) - 1], np.int64))
             m_BLC, layers = g.op("Gather", [m_BLC, last], axis=1), np.ones(1)
         return self._sum_layers(g.op("Sub", [g.constant(np.log(weights)), m_BLC]), layers)
+
+    def _posterior_loss(self, m_BLC: str) -> str:
+        """`-log softmax_j m(j, x)` as `mass.posterior` takes it, to the last digits also where it is nearly 0."""
+        g, zero = self.graph, self.graph.constant(np.array(0.0))
+        above_BLC = g.op("Sub", [g.op("ReduceMax", [m_BLC, self._axes(2)], keepdims=1), m_BLC])
+        largest_BL1 = g.op("ArgMax", [m_BLC], axis=2, keepdims=1)
+        class_ids = g.constant(np.arange(self._num_classes))
+        is_largest_BLC = g.op("Equal", [largest_BL1, class_ids])
+        others_BLC = g.op("Where", [is_largest_BLC, zero, g.op("Exp", [g.op("Neg", [above_BLC])])])
+        return g.op("Add", [self._log1p(g.op("ReduceSum", [others_BLC, self._axes(2)], keepdims=1)), above_BLC])
+
+    def _log1p(self, x: str) -> str:
+        """log(1 + x) for x >= 0: the operators have none, and what 1 + x rounds away is given back by the quotient."""
+        g, one = self.graph, self.graph.constant(np.array(1.0))
+        sum_ = g.op("Add", [one, x])
+        rounded = g.op("Sub", [sum_, one])
+        lost = g.op("Equal", [rounded, g.constant(np.array(0.0))])
+        quotient = g.op("Div", [x, g.op("Where", [lost, one, rounded])])
+        return g.op("Where", [lost, x, g.op("Mul", [g.op("Log", [sum_]), quotient])])
 
     def _sum_layers(self, x_BLC: str, weights_L: Floats) -> str:
         g = self.graph

@@ -104,7 +104,13 @@ def posterior(masses_BLC: NDArray[np.floating], layer_weights_L: NDArray[np.floa
     The paper's relative form: few neighbours of the class. Returns `[B, C]`, at least 0.
     """
     m = np.asarray(masses_BLC, np.float64)
-    loss_BLC = logsumexp(m, axis=2)[:, :, None] - m
+    largest_BL1 = m.argmax(axis=2)[:, :, None]
+    above_BLC = np.take_along_axis(m, largest_BL1, axis=2) - m
+    others_BLC = np.exp(-above_BLC)
+    # Of a row deep in its class the others are below the last digit of a sum with the largest, and what that sum rounds
+    # to would rank it among its like, another way on another device.
+    np.put_along_axis(others_BLC, largest_BL1, 0.0, axis=2)
+    loss_BLC = np.log1p(others_BLC.sum(axis=2, keepdims=True)) + above_BLC
     return np.einsum("blc,l->bc", loss_BLC, np.asarray(layer_weights_L, np.float64))
 
 

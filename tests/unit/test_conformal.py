@@ -268,7 +268,7 @@ def test_confidence_is_one_minus_the_second_largest_p():
     assert conformal.credibility(p).tolist() == [0.9, 0.7]
     np.testing.assert_allclose(conformal.confidence(p), [0.5, 0.3])
     assert conformal.confidence(p[:, :1]).tolist() == [1.0, 1.0]
-    many = np.random.default_rng(0).random((50, 100))
+    many = np.random.default_rng(0).random((50, 1000))  # NumPy sorts shorter rows whole, whatever it is asked for
     np.testing.assert_allclose(conformal.confidence(many), [1 - sorted(row)[-2] for row in many.tolist()])
 
 
@@ -316,9 +316,28 @@ def test_tail_surprise_counts_reference_rows_of_the_same_score_as_no_less_strang
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_tail_surprise_past_equal_reference_scores_grows_by_the_score_itself():
-    """They have no excess to measure by."""
-    assert conformal.tail_surprise(np.array([3.0]), np.ones(9)).item() == pytest.approx(math.log(10) + 2)
+@pytest.mark.parametrize("rounding", [0.0, 1e-16, 1e-9])
+@pytest.mark.parametrize("score", [0.0, 1.0, -700.0])
+def test_tail_surprise_past_equal_reference_scores_grows_by_the_score_itself(score, rounding):
+    """They have no excess to measure by; what rounding makes of one score is none, or the part would be all there is."""
+    reference = score + np.arange(9) * rounding
+
+    found = conformal.tail_surprise(np.array([score + 2]), reference).item()
+
+    assert found == pytest.approx(math.log(10) + 2, rel=1e-6)
+
+
+def test_tail_surprise_tells_apart_reference_scores_however_near_nothing_they_are():
+    """As posteriors deep in a class, from e^-700 up; nearer than any number divides, they count as equal."""
+    reference = np.exp(-np.array([740.0, 739.0, 738.0, 600.0, 300.0, 40.0]))
+
+    with np.errstate(all="raise"):
+        found = conformal.tail_surprise(np.append(reference, 1.0), reference)
+
+    expected = -np.log(np.array([6, 5, 4, 3, 2, 1]) / 7)
+    np.testing.assert_allclose(found[3:6], expected[3:])
+    assert (np.diff(found) >= 0).all()
+    assert found[6] == pytest.approx(expected[5] + 1.0)
 
 
 def test_tail_surprise_is_standard_exponential_for_inliers_and_orders_far_outliers():
