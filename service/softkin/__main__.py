@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """As `softkin.cli.main`; 130 where it is interrupted, also while it is being imported."""
+    """Run `softkin.cli.main`; the status is 130 when it is interrupted, even while it is being imported."""
     try:
         from softkin import cli
 

@@ -2,8 +2,8 @@
 
 Rows of one class stand together in tiles that never straddle a class. First come all the whole tiles of
 `LARGE_TILE_ROWS` rows, then what is left of each class in smaller tiles, the last one filled with padding rows of mass
-0. So the class mass is a sum over whole tiles, few of them, and hardly a row is padding. Small tiles have `TILE_ROWS`;
-where classes are so many or so small that much would be padding, as many rows as cost least.
+0. So the class mass is a sum over whole tiles, few of them, and hardly a row is padding. Small tiles have `TILE_ROWS`
+rows or, where classes are so many or so small that much would be padding, the number of rows that costs least.
 
 A row's logit is a single dot product, up to a term that depends on the query alone:
 
@@ -33,16 +33,16 @@ TILE_ROWS = 64
 LARGE_TILE_ROWS = 256
 SMALLEST_TILE_ROWS = 2
 TILE_COST, FOLD_COST = 2, 3
-"""Of a tile, and of its merging with others of its class, in rows of a layer of some 64 numbers."""
+"""What a tile costs beside its rows, and what merging it with others of its class costs: in rows of some 64 numbers."""
 LEAST_SAVING, LEAST_ROWS_SAVED = 0.05, 2048
-"""Of the cost of a bank, for which its small tiles have another size than `TILE_ROWS`."""
+"""The share of a bank's cost, and the rows, that another size of small tiles than `TILE_ROWS` must save to be used."""
 PADDING_LABEL = -1
 PADDING_OFFSET = np.float32(-1e30)
-"""Finite, so that times any scale it stays finite, and far below every real logit."""
+"""Far below every real logit, and still finite times any scale."""
 CENTER_ROWS = 1024
-"""Rows that are enough to find the center by."""
+"""So many rows, spread evenly over the bank, are enough to find its center."""
 LARGEST_SQUARE = 1e28
-"""Of a centred representation's norm: rows that are farther apart might be farther than padding."""
+"""Largest squared norm of a centred representation: a row farther away might get a lower logit than padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class Bank:
         return np.asarray(np.bincount(self.labels[real], weights, self.num_classes), np.float64)
 
     def without_rows(self) -> Bank:
-        """The same bank less the representations, for when a session has read them from the file."""
+        """The same bank without its representations, for when a session has read them from the file."""
         empty = {n: replace(b, rows=b.rows[:0].copy(), offsets=None, scales=None) for n, b in self.layers.items()}
         return replace(self, layers=empty)
 
@@ -204,14 +204,14 @@ def pack(
 
 
 def tiles_of(labels: NDArray[np.int32]) -> tuple[int, int]:
-    """How tiled rows stand in tiles, of which none straddles a class or begins with padding.
+    """How tiled rows are divided into tiles, so that no tile straddles a class or begins with padding.
 
     Args:
         labels: `[N]` of tiled rows, `PADDING_LABEL` for padding.
 
     Returns:
-        Leading rows in tiles of `LARGE_TILE_ROWS`, which have no padding; rows of a tile behind those: `TILE_ROWS`
-        where that will do, else the most that will, 0 where no size does.
+        The number of leading rows in tiles of `LARGE_TILE_ROWS`, which have no padding; the rows of each other tile:
+        `TILE_ROWS` where that is possible, else the largest size that is, 0 where none is.
     """
     whole = len(labels) // LARGE_TILE_ROWS
     tiles = labels[: whole * LARGE_TILE_ROWS].reshape(whole, LARGE_TILE_ROWS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FORGETTING = 0.98
-"""Weight that a batch loses with each newer one: the last fifty or so decide."""
+"""The part of its weight that a batch keeps with each newer one, so that the last fifty or so decide."""
 
 
 class BatchTimes:
@@ -29,7 +29,7 @@ class BatchTimes:
             return 0.0
         mean_rows, mean_seconds = self._rows / self._weight, self._seconds / self._weight
         variance = self._rows2 / self._weight - mean_rows**2
-        # With all batches of about one size only the time per row is known.
+        # With all batches of about one size, fixed time and time per row cannot be told apart.
         if variance <= 1e-9 * mean_rows**2:
             return mean_seconds * rows / mean_rows if rows > mean_rows else mean_seconds
         per_row = max(0.0, (self._product / self._weight - mean_rows * mean_seconds) / variance)

@@ -74,13 +74,13 @@ class Bundle:
     golden: Golden
     used_rows: UsedRows
     stamps: tuple[tuple[int, ...], ...]
-    """What tells its files from others, taken before they were verified."""
+    """What identifies its files, see `_stamps`; taken before they were verified."""
 
     def refuse_replaced(self) -> None:
-        """Make sure that what was read since the files were verified was read from those files.
+        """Make sure that what was read after the files had been verified came from these very files.
 
         Raises:
-            BundleError: others have come into their place.
+            BundleError: other files have taken their place.
         """
         if _stamps(self.path) != self.stamps:
             raise BundleError(f"{self.path}: was replaced or changed while it was being read; load it again")
@@ -115,7 +115,7 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
 
 
 def _bundle_near(path: Path) -> Path | None:
-    """A bundle that may have been meant by the path of what contains it, or of a file in it."""
+    """The bundle that was probably meant: one in this directory, or the directory that this file is in."""
     try:
         inside = sorted(file.parent for file in path.glob(f"*/{MANIFEST}"))
         return next(near for near in [*inside, path.parent] if (near / MANIFEST).is_file())
@@ -215,7 +215,7 @@ def write_bundle(
 
 
 def _holds_something_else(path: Path) -> bool:
-    """Whether a path is taken by what is no bundle, damaged ones included: replaced it would be lost."""
+    """Whether a path is taken by something that is no bundle, and would be lost; a damaged bundle is one, too."""
     if not os.path.isdir(path):  # which takes any path, unlike Path.is_dir
         return os.path.lexists(path)
     try:
@@ -243,12 +243,12 @@ def _verify_file(file: Path, entry: FileEntry | None) -> None:
 
 
 def _stamps(root: Path) -> tuple[tuple[int, ...], ...]:
-    """Of each file that is there: every one is opened several times, by its path, and verified once."""
+    """What identifies each file that is there. Files are opened by path several times, and verified only once."""
     found: list[tuple[int, ...]] = []
     for name in FILES:
         with contextlib.suppress(OSError, ValueError):
             at = (root / name).stat()
-            # A pipe has other times whenever somebody writes to it.
+            # The times of a pipe change whenever somebody writes to it.
             found.append((at.st_dev, at.st_ino, *((at.st_size, at.st_mtime_ns) if stat.S_ISREG(at.st_mode) else ())))
     return tuple(found)
 

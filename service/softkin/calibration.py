@@ -48,14 +48,14 @@ class Calibration:
     def class_conditional(
         self, scores_B: Floats, predicted_B: NDArray[np.int32], nonconformity_BC: Floats, u_B: Floats | None
     ) -> tuple[Floats, Floats]:
-        """The same, among calibration rows of the row's predicted class and, per class, of that true class."""
+        """The same: p-values among rows of the predicted class, each class p-value among rows of that true class."""
         num_classes = nonconformity_BC.shape[1]
         by_predicted, by_true = self._by_class(num_classes)
         class_p_BC = [p_values(nonconformity_BC[:, j], by_true[j], u_B) for j in range(num_classes)]
         return class_conditional_p_values(scores_B, predicted_B, by_predicted, u_B), np.stack(class_p_BC, axis=1)
 
     def _by_class(self, num_classes: int) -> tuple[list[Floats], list[Floats]]:
-        """Scores by predicted class, and by true class; sorted once, not for each request."""
+        """Calibration scores by predicted class, and by true class; split once, not for each request."""
         if num_classes not in self._split:
             self._split[num_classes] = (
                 split_by_class(self.outlier_scores, self.predicted_classes, num_classes),

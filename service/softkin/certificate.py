@@ -25,9 +25,9 @@ from softkin.conformal import rank
 
 DEFAULT_CONFIDENCE = 0.95
 REACH, FEWEST = 12, 50
-"""Standard deviations, and successes more, beyond which a binomial distribution is 0 to 25 digits."""
+"""Standard deviations, and further successes, away from the mode where a binomial distribution is 0 to 25 digits."""
 ROUNDING = 1e-12
-"""How much larger than 1 - confidence a chance may come out that is equal to it, as (1 - 0.3)^2 and 1 - 0.51 are."""
+"""Relative error up to which a chance counts as equal to 1 - confidence, as (1 - 0.3)^2 and 1 - 0.51 are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def certified_rank(alpha: float, n: int, confidence: float) -> int:
 def smoothed_certified(alpha: float, n: int, confidence: float) -> float:
     """The largest `flagged` whose `smoothed_bound` is at most alpha: as a rule a little less than `certified_rank`.
 
-    Between 0 and 1 where n rows certify their smallest p-value just so; 0 where they certify nothing at alpha.
+    Between 0 and 1 where n rows barely certify their smallest p-value; 0 where they certify nothing at alpha.
     """
     most = certified_rank(alpha, n, confidence)
     if most == 0:
@@ -146,7 +146,7 @@ def smallest_certified(n: int, confidence: float) -> float:
 
 
 def _chance_of_at_most(k: int, n: int, x: float) -> float:
-    """Of so many successes in n draws of chance x, x in (0, 1]; 0 <= k < n."""
+    """The chance of at most k successes in n draws that succeed with chance x, x in (0, 1]; 0 <= k < n."""
     if x >= 1.0:
         return 0.0
     first, cdf = binomial_cdf(n, x)
@@ -154,12 +154,12 @@ def _chance_of_at_most(k: int, n: int, x: float) -> float:
 
 
 def binomial_cdf(n: int, x: float) -> tuple[int, NDArray[np.float64]]:
-    """Chances of few successes in n draws of chance x, x in (0, 1), as far as they are neither 0 nor 1 to 25 digits.
+    """The cumulative binomial distribution of n draws of chance x, x in (0, 1), where it is not 0 or 1 to 25 digits.
 
-    What is left out would take memory and time that grow with n instead of its square root.
+    Only that part is computed, so that memory and time grow with the square root of n and not with n.
 
     Returns:
-        A number of successes; and the chances of at most so many, at most one more, and so on, ascending.
+        A number of successes k; and the chances of at most k, k + 1, ... successes, ascending.
     """
     mode = min(math.floor((n + 1) * x), n)
     reach = math.ceil(REACH * math.sqrt(n * x * (1 - x))) + FEWEST

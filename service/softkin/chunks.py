@@ -17,7 +17,7 @@ LARGE_BANK_ROWS = 1 << 17
 SLICE_ROWS = 256
 """Rows per session run, at most: larger arrays go through in slices, so that memory does not grow with the request."""
 MOST_LOGITS = CHUNK_ROWS * SLICE_ROWS
-"""Of a chunk on the CPU, whatever its rows: larger chunks take fewer queries at a time."""
+"""Most logits of a chunk on the CPU: the more rows it has, the fewer queries it takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def cut_into_chunks(bank: Bank, chunk_rows: int, rows: slice = slice(None)) -> l
 def chunk_rows_for(device: str, bank: Bank, threads: int | None = None, rows: slice = slice(None)) -> int:
     """Rows per chunk: what measured fastest on CPUs; a GPU wants larger products.
 
-    A thread alone starts a node sooner than several do, and has one core's cache for its logits; int8 passes over them
-    once more. So their chunks are smaller. Those of large banks are larger: there starting nodes is what is left to
-    save.
+    A single thread starts a node sooner than several do, and has only one core's cache for the logits; int8 makes one
+    more pass over the logits. So both get smaller chunks. Large banks get larger ones: there the time to start nodes is
+    all that is left to save.
 
     Args:
         device: `cuda` or `cpu`.

@@ -30,9 +30,8 @@ from softkin.verdicts import Guarantee, Rule
 GOLDEN_TOLERANCE = 1e-3
 """Largest relative change of a golden outlier score that another device or library version may cause."""
 
-
 RULES_KEPT = 256
-"""Callers choose alpha; most choose the same few."""
+"""Rules that are kept for the next request: callers choose alpha, and most choose the same few."""
 
 
 class Detector:
@@ -150,7 +149,7 @@ class Detector:
         rule = self.rule(alpha=alpha, guarantee=guarantee, confidence=confidence, smoothed=smoothing_seed is not None)
         smoothing_seed, num_neighbors = as_seed(smoothing_seed), as_num_neighbors(num_neighbors)
         x = as_rows(x)
-        # Here and not in `check`: what tells rows seen before from new ones by their bytes must not take both orders.
+        # Here and not in `check`, which must refuse the other byte order: builders recognise rows by their bytes.
         x = self.check(x.astype(x.dtype.newbyteorder("="), copy=False))
         found = self.score_rows(x, num_neighbors=num_neighbors, cancellation=cancellation)
         started = time.perf_counter()
@@ -289,7 +288,7 @@ class Detector:
 
     def _neighbors(self, nearest: Nearest, outputs: Outputs) -> Neighbors:
         bank = self._bank
-        # Where a layer overflows no bank row is nearer than another, and onnxruntime names any, padding among them.
+        # Where a layer overflows, no bank row is nearer than another: onnxruntime then gives any rows, even padding.
         none_BL1 = ~np.isfinite(outputs.masses).all(axis=2, keepdims=True)
         rows = np.where(none_BL1, 0, nearest.rows)
         contributions = np.where(none_BL1, -np.inf, nearest.contributions)
@@ -340,7 +339,7 @@ def _make_rule(manifest: Manifest, alpha: float, guarantee: Guarantee, confidenc
 
 
 def _refuse_other_classes(outputs: Outputs, model: Path) -> None:
-    """Some graphs do not say how many numbers they yield: a run does."""
+    """Refuse a model of other classes than the bank's: some graphs do not declare how many, so it takes a run."""
     classes = outputs.masses.shape[2]
     for name, array in ((LOGITS, outputs.logits), (BOUNDARY, outputs.boundary)):
         if array is not None and array.shape[1:] != (classes,):

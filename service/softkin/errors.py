@@ -31,12 +31,12 @@ from typing import Any
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, without the path that an OSError repeats: messages say it in front."""
+    """What went wrong, without the path that the text of an OSError repeats: our messages begin with it."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can spell a text, and protobuf send it: names of files may hold other bytes, kept as surrogates."""
+    """Whether a text can be encoded as UTF-8, as protobuf needs: file names may hold surrogates, for other bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -53,7 +53,7 @@ class SoftkinError(Exception):
     """Base of all errors raised by softkin. All of them can be pickled: process pools hand them on."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own way calls the class with what its base was called with, which are other arguments here.
+        # Exception's own `__reduce__` calls the class with the arguments of `super().__init__`, which are not its own.
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 

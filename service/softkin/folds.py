@@ -8,19 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLD = 32
-"""Tiles that one step sums; few enough that classes of very different sizes waste little padding."""
+"""Most tiles that one step adds up; few enough that classes of very different sizes waste little padding."""
 MOST_PADDING = 2
-"""Gathered numbers for each tile, over which tiles are gathered by like widths: every width is a step of its own."""
+"""Numbers gathered per tile, at most, before groups of different widths are gathered apart, in an operator each."""
 
 
 @dataclass(frozen=True)
 class Folds:
-    """Steps over columns that begin with the tiles and one of mass 0; each adds the sums that it makes behind them."""
+    """A plan to add the masses of tiles up to those of classes, step by step.
+
+    The columns are one for each tile, then one of mass 0; each step appends a column for every sum that it makes.
+    """
 
     steps: list[list[NDArray[np.int64]]]
-    """Of every step the groups, `[G, W]` columns for each width W: their sums are a new column for each of the G."""
+    """For every step, an array `[G, W]` of column numbers for each width W of its groups; each row is one sum."""
     where: NDArray[np.int64]
-    """`[C]`: in which column the mass of each class stands in the end."""
+    """`[C]`: the column that holds the mass of each class in the end."""
     last_gives_all: bool
     """Whether the sums of the last step are the masses of all classes, in their order."""
 
@@ -59,7 +62,7 @@ _Owned = list[tuple[int, NDArray[np.int64]]]
 
 
 def _by_width(owners: _Owned) -> list[_Owned]:
-    """Groups that are gathered together: all, unless most would be padding then."""
+    """Which groups are gathered together: all of them, unless that would be mostly padding."""
     sizes = np.array([len(p) for _, p in owners])
     if len(sizes) * sizes.max() <= MOST_PADDING * sizes.sum():
         return [owners]

@@ -41,12 +41,13 @@ CLASS_PARTS: dict[Part, Part] = {
     "class_density_last": "density_last",
     "class_density_hidden_tail": "density_hidden",
 }
-"""Parts that measure another one in units of the class: its center and spread on reference rows of that class."""
+"""Each class part, and the part that it standardises by that part's center and spread on the class's reference rows."""
 TAILS: frozenset[Part] = frozenset({"density_hidden_tail", "class_density_hidden_tail"})
-"""Parts that speak only where the one of that name without `_tail` is very surprising: what goes beyond `TAIL_FROM`."""
+"""Parts that count only how far the surprise of the part without `_tail` in its name goes beyond `TAIL_FROM`."""
 TAIL_FROM, TAIL_WEIGHT = 2.5, 2.5
-"""Where tails start, and how much what is beyond counts. One row in twelve (e^-2.5) that is like the reference rows is
-beyond, so a tail costs the other parts next to nothing, and still tells what it alone tells (docs/decisions/0026)."""
+"""The surprise where tails start, and the weight of what lies beyond. Of rows like the reference rows one in twelve
+(e^-2.5) lies beyond, so a tail hardly dilutes the other parts, and still shows what they do not (docs/decisions/0026).
+"""
 _FAR, _FOR_CLASS = "far from the training rows of the predicted class", "for how far rows of that class usually are"
 PART_MEANINGS: dict[Part, str] = {
     "posterior": "training rows of other classes are nearer than those of the predicted one",
@@ -62,11 +63,11 @@ PART_MEANINGS: dict[Part, str] = {
     "energy": "the network's own logits are small",
     "boundary_distance": "near the network's decision boundaries, for how far its features lie from usual ones",
 }
-"""What it says of a row that a part is large."""
+"""What a large value of each part says about a row."""
 CENTER, SCALE = "{}.center", "{}.scale"
 """Keys of a class part's center and spread among the references."""
 PRIOR_ROWS = 10
-"""How many rows the spread over all classes counts for in that of one class, which may have few reference rows."""
+"""Center and spread over all classes count like so many rows in those of one class, which may have few of its own."""
 
 Floats = NDArray[np.float64]
 
@@ -87,7 +88,7 @@ class Outputs:
 
     @property
     def all_finite(self) -> bool:
-        """Whether `finite` holds for every row; in half its time."""
+        """Whether `finite` is true for every row, found in half the time."""
         return all(bool(np.isfinite(array).all()) for array in self._arrays().values())
 
     @property
@@ -221,7 +222,7 @@ def fit_references(plain: Nonconformity, parts: Sequence[Part], outputs: Outputs
     """What puts the parts of a joint form on one scale. Labels are not looked at, so p-values stay exact.
 
     Args:
-        plain: the weights; its form and parts do not count.
+        plain: gives the weights; its form and parts are not used.
         parts: of the joint form.
         outputs: of reference rows, which must not calibrate.
 
@@ -241,9 +242,9 @@ def fit_references(plain: Nonconformity, parts: Sequence[Part], outputs: Outputs
 
 
 def class_units(scores_B: Floats, classes_B: NDArray[np.int32], num_classes: int) -> tuple[Floats, Floats]:
-    """`[C]` medians and standard deviations by class, drawn towards those of all rows as if `PRIOR_ROWS` were theirs.
+    """`[C]` medians and standard deviations by class, shrunk towards those of all rows with the weight of `PRIOR_ROWS`.
 
-    A class without rows gets those of all.
+    A class without rows gets those of all rows.
     """
     median, variance = float(np.median(scores_B)), float(scores_B.var())
     center, squared = np.full(num_classes, median), np.full(num_classes, variance)
@@ -252,7 +253,7 @@ def class_units(scores_B: Floats, classes_B: NDArray[np.int32], num_classes: int
         n = len(of_class)
         center[j] = (n * np.median(of_class) + PRIOR_ROWS * median) / (n + PRIOR_ROWS)
         squared[j] = (n * of_class.var() + PRIOR_ROWS * variance) / (n + PRIOR_ROWS)
-    return center, np.sqrt(np.where(squared > 0, squared, 1.0))  # equal scores have no spread: take the score's own
+    return center, np.sqrt(np.where(squared > 0, squared, 1.0))  # equal scores have no spread: their unit stays
 
 
 def outlier_score(nonconformity_BC: Floats, predicted_class_B: NDArray[np.int32]) -> Floats:

@@ -229,11 +229,11 @@ def evidence_of(answers: Sequence[RowScores] | Sequence[Scores]) -> dict[str, An
 
 
 class Share:
-    """What one request gets of scores that were judged together; `own` takes it out.
+    """One request's share of scores that were judged together; `own` takes it out.
 
     Args:
-        scores: of all.
-        rows: of this request; None for all of them.
+        scores: of all the requests.
+        rows: those of this request; None for all.
         stage_seconds: of this request.
     """
 
