@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from softkin.errors import InvalidInputError
 from softkin.mass import Metric
 from softkin_training.distances import flat_rows, pairwise_distances
 from softkin_training.snnl_math import Neighbours
@@ -53,7 +54,14 @@ def entanglement(z: Tensor, y: Tensor, *, metric: Metric = "squared_euclidean") 
 
 
 def entanglement_between(a: Tensor, b: Tensor, *, metric: Metric = "squared_euclidean") -> Entanglement:
-    """Entanglement of two sets of rows, `[N, ...]` and `[M, ...]`, such as inliers and outliers: ratio 1 = mixed."""
+    """Entanglement of two sets of rows, `[N, ...]` and `[M, ...]`, such as inliers and outliers: ratio 1 = mixed.
+
+    Raises:
+        InvalidInputError: rows of the two differ in how many numbers they have, or an unknown metric.
+    """
+    if min(a.ndim, b.ndim) < 2 or a.shape[1:].numel() != b.shape[1:].numel():
+        shapes = f"are {tuple(a.shape)} and {tuple(b.shape)}"
+        raise InvalidInputError("a, b", f"{shapes}; they must be [N, ...] and [M, ...], rows of equally many numbers")
     y = torch.cat([torch.zeros(len(a), dtype=torch.long), torch.ones(len(b), dtype=torch.long)])
     return entanglement(torch.cat([a.flatten(1), b.flatten(1)]), y.to(a.device), metric=metric)
 

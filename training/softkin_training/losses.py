@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +71,15 @@ def soft_nearest_neighbor_loss(
         Scalar, the mean over rows that have a partner of their class; 0 with zero gradient where none has.
 
     Raises:
-        InvalidInputError: shapes that do not fit, an unknown metric, or a temperature that is not positive.
+        InvalidInputError: shapes that do not fit, an unknown metric, or a temperature that is not one positive number.
     """
     distances_BB = pairwise_distances(flat_rows(z, y), metric)
-    t = torch.as_tensor(temperature, dtype=distances_BB.dtype, device=distances_BB.device).reshape(1)
-    if not bool(t > 0):
-        raise InvalidInputError("temperature", f"is {float(t)}; it must be positive")
-    return loss_of_distances(distances_BB.unsqueeze(0), Neighbours.of(y), t).squeeze(0)
+    t = torch.as_tensor(temperature, dtype=distances_BB.dtype, device=distances_BB.device)
+    if t.numel() != 1 or not bool(t > 0):
+        raise InvalidInputError("temperature", f"is {t.tolist()}; it must be one positive number")
+    if not len(y):
+        return distances_BB.sum()
+    return loss_of_distances(distances_BB.unsqueeze(0), Neighbours.of(y), t.reshape(1)).squeeze(0)
 
 
 class LayeredSnnl(nn.Module):
@@ -105,7 +107,7 @@ class LayeredSnnl(nn.Module):
             before, as a detector's representations are; 0 = none is, as published.
 
     Raises:
-        InvalidInputError: an unknown metric.
+        InvalidInputError: an unknown metric, or an unknown mode of `temperature`.
     """
 
     temperature: Tensor
@@ -128,6 +130,8 @@ class LayeredSnnl(nn.Module):
         super().__init__()
         self.layers, self.max_side = tuple(layers), max_side
         self.metric: Metric = check_metric(metric)
+        if temperature not in (modes := get_args(TemperatureMode)):
+            raise InvalidInputError("temperature", f"is {temperature!r}; allowed: {modes}")
         self.mode: TemperatureMode = temperature
         self.initial_temperature, self.temperature_step = initial_temperature, temperature_step
         self._newton_steps = newton_steps if temperature == "minimized" else 0

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnl_reference import CASES, METRICS, batch, distance, looped_loss
+from softkin.errors import InvalidInputError
 from softkin_training.losses import (
     LayeredSnnl,
     entanglement,
@@ -157,6 +158,17 @@ def test_fewer_than_two_rows_cannot_be_entangled(num_rows):
     assert (found.value, found.temperature, found.at_bound, found.valid_rows) == (0.0, 1.0, False, 0)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_batch_without_rows_costs_nothing(metric):
+    """As one in which nobody has a partner."""
+    z = torch.zeros(0, 5, requires_grad=True)
+
+    loss = soft_nearest_neighbor_loss(z, torch.zeros(0, dtype=torch.long), temperature=1.0, metric=metric)
+    loss.backward()
+
+    assert (loss.item(), z.grad.shape) == (0.0, (0, 5))
+
+
 def test_entanglement_counts_valid_rows():
     """Singletons are dropped and the count says so."""
     z, y = CASES["singletons among pairs"]
@@ -180,6 +192,13 @@ def test_entanglement_between_is_that_of_the_rows_together(metric):
 
     expected = entanglement(together, torch.tensor([0] * 5 + [1] * 9), metric=metric)
     assert entanglement_between(a, b.unflatten(1, (3, 2)), metric=metric) == expected
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (4,)])
+def test_entanglement_between_wants_rows_of_one_width(shape):
+    """Or nothing could be told of how they lie to each other."""
+    with pytest.raises(InvalidInputError, match=r"a, b: are \(3, 2, 3\) and \(4,.*rows of equally many numbers"):
+        entanglement_between(torch.zeros(3, 2, 3), torch.zeros(shape))
 
 
 def test_one_class_has_no_ratio():

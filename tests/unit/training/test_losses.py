@@ -80,6 +80,14 @@ def test_rounding_makes_no_distance_negative(metric):
     assert distances.diagonal().abs().max().item() == 0.0
 
 
+@pytest.mark.parametrize("temperature", [1e-12, 1e-20])
+def test_a_row_of_another_class_is_never_taken_for_a_partner(temperature):
+    """Distances 1, 4 and 9; at so low a temperature only the nearest counts: (9 - 1, 9 - 4) / 2 / T."""
+    z, y = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64), torch.tensor([0, 1, 0])
+
+    assert float(soft_nearest_neighbor_loss(z, y, temperature=temperature)) == pytest.approx(6.5 / temperature)
+
+
 def test_two_rows_of_one_class_cost_nothing():
     """The only neighbour is of the same class: -log 1."""
     z = torch.tensor([[0.0], [3.0]])
@@ -360,12 +368,13 @@ def test_chance_level_counts_only_rows_with_a_partner():
     [
         ({"temperature": 0.0}, "positive"),
         ({"temperature": math.nan}, "positive"),
+        ({"temperature": torch.ones(2)}, r"is \[1\.0, 1\.0\]; it must be one positive number"),
         ({"metric": "manhattan"}, "manhattan"),
         ({"y": torch.zeros(3)}, "must be"),
         ({"y": torch.zeros(24, 1)}, "must be"),
         ({"z": torch.zeros(24)}, "must be"),
     ],
-    ids=["zero", "not a number", "unknown metric", "labels too short", "labels in a column", "rows without width"],
+    ids=["zero", "not a number", "two", "unknown metric", "labels too short", "labels in a column", "no width"],
 )
 def test_unfit_arguments_are_refused(change, word):
     """The error names the argument and what is allowed."""
@@ -376,7 +385,9 @@ def test_unfit_arguments_are_refused(change, word):
         soft_nearest_neighbor_loss(arguments.pop("z"), arguments.pop("y"), **arguments)
 
 
-def test_an_unknown_metric_is_refused_before_training():
+def test_an_unknown_metric_or_mode_is_refused_before_training():
     """Not taken for squared Euclidean in every batch."""
     with pytest.raises(InvalidInputError, match="manhattan"):
         LayeredSnnl(["a"], metric="manhattan")
+    with pytest.raises(InvalidInputError, match=r"temperature: is 'annealed'; allowed: .*'learned'"):
+        LayeredSnnl(["a"], temperature="annealed")
