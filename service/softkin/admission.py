@@ -10,7 +10,8 @@ from softkin.settings import ServerSettings
 RETRY_AFTER_SECONDS = 0.5
 """What a refused caller is told to wait: several requests' worth of work, so that retries do not pile up."""
 MORE_CALLS = 8
-"""Calls over `max_pending_requests` that may be under way: as many callers as that never meet a full gate in turn."""
+"""Unary calls that may be under way beyond `max_pending_requests`: just as many callers, each of which sends its next
+call as soon as it is answered, then never find the gate full."""
 
 
 class Admission:
@@ -35,12 +36,12 @@ class Admission:
         """Requests waiting or being scored."""
 
     def refuse_full(self, calls: int = 0) -> None:
-        """Refuse what could not enter however small it is, before anything is spent on it.
+        """Refuse a request that could not enter even with a single row, before any work is spent on it.
 
         Args:
-            calls: unary calls under way, this one included. Those whose message is on its way are not pending yet,
-                those that get their answer are no longer, and all hold a thread: where none is left, a call would wait
-                for one unseen.
+            calls: unary calls under way, this one included. All of them hold a thread, those too whose message is on
+                its way, which are not pending yet, and those that are being sent their answer, which are no longer.
+                Without a free thread, a call would wait for one unseen.
 
         Raises:
             OverloadedError: the calls, the rows or the requests are at their limit.
@@ -79,7 +80,7 @@ class Admission:
                 self._departure.notify_all()
 
     def await_departure(self, since: int, seconds: float) -> None:
-        """Wait for a share to be given back, where none has been since `departures` was `since`; so long at most."""
+        """Wait, for `seconds` at most, until a share has been given back since `departures` was `since`."""
         with self._lock:
             self._awaiting += 1
             self._departure.wait_for(lambda: self.departures != since, seconds)
@@ -93,7 +94,7 @@ class Admission:
                 f"{s.max_pending_rows}"
             )
         if self.pending_bytes + nbytes > s.max_pending_bytes:
-            if nbytes > s.max_pending_bytes:  # small whole numbers take fewer in a message, whose limit is no larger
+            if nbytes > s.max_pending_bytes:  # small integers take fewer bytes in a message than in memory
                 raise InvalidInputError(
                     "inputs",
                     f"they have {nbytes} bytes in memory, and those of all requests together may have "

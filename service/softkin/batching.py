@@ -24,8 +24,9 @@ from softkin.scores import RowScores, Scores, Share
 from softkin.tickets import Batch, Ticket
 
 GATHER_SECONDS = 1e-3
-"""In which another request must arrive for the wait to go on."""
+"""The wait for further requests goes on while another one arrives within this time."""
 LONGEST_GATHER_SECONDS = 5e-3
+"""How long that wait may be in all."""
 
 
 class Batcher:
@@ -129,7 +130,7 @@ class Batcher:
         """Drop a ticket wherever it is; a batch in which nobody is left stops within one chunk of the bank."""
         with self._changed:
             self._end(ticket, CancelledError())
-            ticket.error = None  # of a failure before, which nobody will take: it holds the ticket, and both would stay
+            ticket.error = None  # an earlier one that nobody will take: it holds the ticket, and both would stay
 
     def close(self) -> None:
         """Run what is queued, take nothing more, and end the threads."""
@@ -145,7 +146,7 @@ class Batcher:
             del batch  # an idle worker must not hold a detector that is served no longer
 
     def _run(self, batch: Batch) -> None:
-        """Run it, and survive it: without a worker, or a place, all that is queued would wait for ever."""
+        """Run a batch and survive any fault in it: with its worker or its place lost, the queue would wait for ever."""
         try:
             self._run_in_place(batch)
         except Exception as error:
@@ -177,7 +178,7 @@ class Batcher:
             self._running_rows -= batch.rows
             self._running -= 1
             if self._closed:
-                self._changed.notify_all()  # those who waited for it to run what has been cancelled meanwhile end too
+                self._changed.notify_all()  # workers that waited to run what has been cancelled meanwhile end too
             elif self._queue:
                 self._changed.notify()
             for ticket, _ in batch.tickets:
@@ -212,10 +213,10 @@ class Batcher:
                     self._changed.wait()
 
     def _gather(self) -> None:
-        """Let arrive what is on its way, while it does; where nothing is, do not wait.
+        """Wait a moment for requests that are on their way, as long as more of them arrive; if none are, do not wait.
 
-        Calls that are here and not in the queue are being read, or answered and about to be followed by others. Streams
-        show only in batches of several.
+        Calls under way that are not in the queue are still being read, or have been answered and are about to be
+        followed by others. Streams are no such calls: that they are there shows only in batches of several requests.
         """
         end, waiting = time.monotonic() + LONGEST_GATHER_SECONDS, 0
         while waiting < len(self._queue) and self._queued_rows < self._max_rows and not self._closed:
@@ -258,7 +259,7 @@ class Batcher:
         return batch
 
     def _answer(self, batch: Batch, found: RowScores) -> None:
-        """Judge together what stands together and may be judged together."""
+        """Give every ticket its answer; neighbours in the batch that may share verdicts are judged together."""
         position = 0
         runs: list[list[tuple[Ticket, slice]]] = []
         for ticket, rows in batch.tickets:
@@ -350,14 +351,14 @@ class Batcher:
 
 
 def _share_verdicts(a: Ticket, b: Ticket) -> bool:
-    """Whether both get the p-values and verdicts that their rows get in company."""
+    """Whether two tickets may be judged together: their rows get the same p-values and verdicts as alone."""
     return a.rule is b.rule and a.rule.guarantee != "false_discovery_rate" and not a.rule.smoothed
 
 
 def _shares(tickets: list[tuple[Ticket, slice]], scores: Scores) -> list[Share]:
-    """What each ticket gets of scores that were judged together; of a copy, if it may have to wait for its reader.
+    """Each ticket's share of scores that were judged together; of a copy, if it may have to wait for its reader.
 
-    A reader that does not read holds its own rows then, and not what others got with them.
+    So a reader that does not read keeps its own rows in memory, and not those of others.
     """
     shares: list[Share] = []
     origin = tickets[0][1].start

@@ -17,13 +17,13 @@ from softkin.logs import log, log_line
 from softkin.places import Places
 
 UNWRAPPED_THREADS = 256
-"""At most, for calls of the services that are left alone; most are started when they are needed, which is rare."""
+"""Most threads for calls without an account: of health and reflection. Nearly all start only when they are needed."""
 UNWRAPPED_PLACES = 32
-"""Of those threads that their callers can hold, until one more ends the first of them. They ask for no token, and each
-may have a message on its way that takes the memory of the largest request; yet a burst of probes must find room."""
+"""How many of those threads callers can hold; one more call ends the oldest. Such calls need no token, and each may be
+sending a message as large as the largest request; yet a burst of probes must find room."""
 UNWRAPPED_AT_START = 4
 STACK_LEVELS = 200
-"""Of a nested list whose text takes some 100 kB of stack to make, which is what a call takes."""
+"""Levels of a nested list: to make its text takes some 100 kB of stack, as a call does."""
 
 _DEEP: list[Any] = []
 for _ in range(STACK_LEVELS):
@@ -35,7 +35,7 @@ _Work = Callable[[], None]
 
 
 class Account(Protocol):
-    """Of one call; told when it has ended."""
+    """The account of one call, told when the call has ended."""
 
     def end(self) -> None:
         """Count the end."""
@@ -46,25 +46,26 @@ class _Arriving(threading.local):
 
 
 arriving = _Arriving()
-"""Whose call gRPC hands to the threads next: it asks the interceptors for a handler and then, in the same thread, calls
-`submit`. So calls are counted that never reach a handler, because their caller left before the message was there."""
+"""The account of the call that gRPC submits next: it asks the interceptors for a handler and then, in the same thread,
+calls `submit`. So a call is counted even if its caller leaves before the message is there, and no handler runs."""
 
 
 class CallThreads:
     """Runs calls, and ends the accounts of those that have one.
 
-    A call holds its thread from its arrival, also while its message is on its way. Those without an account have
-    threads of their own: slow or silent callers of the others must not make the server look dead. What waits for its
-    caller in such a thread holds one of `unwrapped_places`, so that no caller keeps them from the next.
+    A call holds its thread from its arrival on, even while its message is on its way. Calls without an account have
+    threads of their own, so that slow or silent callers of the others cannot make the server look dead. Whatever waits
+    for its caller in such a thread holds one of `unwrapped_places`, so that no caller keeps the threads from the next.
 
-    gRPC watches the future of every call only to count calls against a limit of its own, which is not used here, and
-    takes for it the lock under which all calls arrive. It gets one that is done, so that calls arrive faster. So they
-    do with a plain queue: Python's pool makes two locks for each call, and counts its idle threads.
+    gRPC watches the future of every call only to enforce a limit of its own, which is not used here, and takes the lock
+    for that under which all calls arrive. It gets a future that is done already, so that calls arrive faster. A plain
+    queue helps there too: Python's pool makes two locks for each call, and counts its idle threads.
 
     Args:
         threads: calls with an account that can run at the same time.
         name: of the threads.
-        beside: further threads that there must be room for at the start: whoever needs them has no way to say so.
+        beside: further threads that the machine must have room for at the start: whoever starts them later could not
+            report that it has none.
     """
 
     def __init__(self, threads: int, name: str, beside: int = 0) -> None:

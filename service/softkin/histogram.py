@@ -14,9 +14,9 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 MOST_WAITING = 64
-"""Arrays that wait to be put into buckets: NumPy takes about as long for one as for all of them."""
+"""Most arrays that wait to be put into buckets: NumPy takes about as long for one array as for so many."""
 LARGE = 4096
-"""Values of an array that waits no longer: many of these would be much memory."""
+"""An array of so many values does not wait: many of them would take much memory."""
 
 
 class Histogram(Collector):
@@ -42,7 +42,7 @@ class Histogram(Collector):
             self._of(())
 
     def begin(self, labels: tuple[str, ...]) -> None:
-        """Show these labels, with 0 until something is counted: an increase from nothing is none to Prometheus."""
+        """Show these labels, with 0 until something is counted: Prometheus sees no increase in a series that is new."""
         with self._lock:
             self._of(labels)
 

@@ -65,7 +65,7 @@ class _Call:
         return request_id(self._sent_metadata)
 
     def refuse(self) -> None:
-        """It will get no more than an answer that says so: the room it would have had is for others."""
+        """Note that the call only waits to be told that it is refused: its room is free for others."""
         self._refused = True
         self._traffic.turn_away()
 
@@ -106,7 +106,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         traffic: told of every call; refuses calls when the server stops.
         max_message_bytes: over which a message is refused.
         gated: paths of unary methods that `gate` is asked about before a call's message is read: under overload most
-            calls are refused, and what that costs is not there for the others.
+            calls are refused, and the less that costs, the more is left for the others.
         gate: raises the refusal.
     """
 
@@ -225,7 +225,7 @@ class CallInterceptor(grpc.ServerInterceptor):
 
 @dataclass(frozen=True)
 class _Unfit:
-    """In the place of a message. An error that was there already would hold the message until garbage is collected."""
+    """Stands for an unfit message. It makes the error when that is raised: one made here would hold the message."""
 
     error: Callable[[], SoftkinError]
 

@@ -1,4 +1,4 @@
-"""Files that can be read once: to open a named pipe again waits for a writer, and all who want its content wait."""
+"""Files that can be read only once: opening a named pipe again waits for a writer, and may wait for ever."""
 
 from __future__ import annotations
 

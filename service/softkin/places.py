@@ -1,4 +1,4 @@
-"""Places of calls that hold a thread for as long as their callers please: there is always one for the next."""
+"""A limit on calls that hold a thread as long as their callers please, in which the next one always finds a place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 PATIENCE_SECONDS = 0.2
-"""In which a place becomes free by itself, where callers do what they are expected to: a burst of them loses none."""
+"""How long to wait for a free place: callers that behave leave sooner, and so a burst of them loses no call."""
 
 
 class Cancellable(Protocol):
@@ -20,10 +20,10 @@ class Cancellable(Protocol):
 
 
 class Places:
-    """Where all are taken, the call that holds its place longest is cancelled for the next one. Safe in any thread.
+    """Some places; when all are taken, the call that has held one longest is cancelled to make room. Thread-safe.
 
     Args:
-        limit: places. Of threads there must be more: the next call comes in a thread of its own.
+        limit: how many. There must be more threads than that: the next call waits for its place in one of its own.
     """
 
     def __init__(self, limit: int) -> None:
@@ -49,7 +49,7 @@ class Places:
                     self._left.notify()
 
     def make_room(self) -> None:
-        """Cancel the call that holds its place longest, for one that has no thread; not if that came a moment ago."""
+        """Cancel the call that has held its place longest, for one that gets no thread; but not if it has just come."""
         with self._left:
             place = next(iter(self._held), None)
             if place is None or time.monotonic() - self._held[place][1] < PATIENCE_SECONDS:

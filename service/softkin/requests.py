@@ -85,7 +85,7 @@ class Requests:
 
 
 def fill(head: pb.ScoreRequest, rows: NDArray[np.generic]) -> pb.ScoreRequest:
-    """The head itself with these rows, instead of any that it had.
+    """Put rows into the head, instead of any that it had, and return it.
 
     Raises:
         InvalidInputError: their dtype cannot travel.
@@ -122,12 +122,12 @@ def split(x: NDArray[np.generic], head: pb.ScoreRequest, limits: Limits) -> list
 
 
 class LearnsLimits:
-    """A client that remembers the server's limits, until an error about them: another server may have others by now."""
+    """A client that remembers the server's limits, until an error about them: they may have changed with the server."""
 
     _limits: Limits | None = None
 
     def _learnt(self, error: BaseException) -> BaseException:
-        """The error itself; after one about limits they are asked for again."""
+        """Return the error; if it is about limits, forget them, so that the server is asked again."""
         if isinstance(error, InvalidInputError) and (
             error.field == "message" or any(limit.name in error.message for limit in fields(Limits))
         ):

@@ -32,13 +32,13 @@ IR_VERSION = 10
 MERGE_MATRIX_SIZE = 1 << 18
 """Up to this many tiles x classes, one product with a one-hot matrix merges tiles to classes; above, folds do."""
 LONG_TILE_ROWS = 32
-"""From which on LogSoftmax, whose time is that of its calls where rows are few, is faster than its parts."""
+"""From this tile size on LogSoftmax is faster than the operators it replaces; for small tiles its calls cost more."""
 MERGE_CHUNKS = 16
 """Chunks whose nearest rows are merged at a time."""
 MAX_EXPONENT, MAX_LOG_SUM = 80.0, 88.0
 """exp(+-80) stays inside float32's normal range, and so does a sum that is at most exp(88)."""
 FEW_QUERIES = 8
-"""Up to so many at a time, their product with int8 rows gets the rows' scales in another way."""
+"""Up to so many queries at a time, int8 rows get their scales in another way: see `_integer_logits`."""
 SMALLEST_STEP = 1e-30
 """Stands in for the largest number of a query that is all zeros."""
 LOWEST = float(np.float32(-3e38))
@@ -89,8 +89,8 @@ class LayerGraph:
 
         Args:
             z_BD: representations, normalised already where the metric says so.
-            at_most: gives for any n the name of an int64 `[1]` tensor with the number of nearest rows, but at most n;
-                0 stands for no bound. The number is 0 to that of the real rows here. None: no such outputs.
+            at_most: gives for any n the name of an int64 `[1]` tensor: how many nearest rows are wanted, from 0 to all
+                the real rows here, but at most n; n = 0 stands for no bound. None: nearest rows are not looked for.
 
         Returns:
             `[B, C]` masses; `[B, K]` log mass contributions, largest first; `[B, K]` tiled row numbers they come from.
@@ -110,7 +110,7 @@ class LayerGraph:
                 # whatever order the runtime takes them in.
                 while len(best) >= MERGE_CHUNKS and best[-MERGE_CHUNKS].merges == best[-1].merges:
                     best[-MERGE_CHUNKS:] = [self._merge_best(best[-MERGE_CHUNKS:], at_most)]
-            # After TopK: then the runtime writes log softmaxes over the logits.
+            # After TopK, so that the runtime can write the log softmaxes where the logits were.
             tiles.append(self._sum_exp(logits, chunk) if self.bounded else self._log_sum_exp_of_tiles(logits, chunk))
             labels.append(self.bank.labels[chunk.start : chunk.stop : chunk.tile_rows])
         mass = self._merge(self._join(tiles), np.concatenate(labels), shift)
@@ -180,10 +180,11 @@ class LayerGraph:
         g, layer = self.graph, self.layer
         zero_point = g.constant(np.array(QUERY_ZERO_POINT, np.uint8))
         products = g.op("MatMulInteger", [query.values, g.op("Transpose", [rows], perm=[1, 0]), zero_point])
-        # onnxruntime fuses a product of two scales into that of the matrices. One per query it would apply on a single
-        # thread, a constant it folds away before it looks: so the pair is the rows' scales and a one it cannot see.
-        # For each row it multiplies the pair on a single thread too, which takes longer than the product of one query.
-        # Scales of three dimensions it applies after the product, on one thread as well: cheap where queries are few.
+        # onnxruntime fuses a product of two scales into that of the matrices. A scale per query it would apply on a
+        # single thread, and a constant it folds away before it looks for such a pair: so the pair is the rows' scales
+        # and a 1 that it cannot see through. It multiplies the pair on a single thread too, row by row, which takes
+        # longer than the matrix product of one query. Scales of three dimensions it applies after the product instead,
+        # again on one thread: cheap where queries are few.
         scales = g.op("Reshape", [self._stored("scales", i, chunk), query.scales_shape])
         products = g.op("Mul", [g.op("Cast", [products], to=TensorProto.FLOAT), g.op("Mul", [query.one, scales])])
         logits = g.op("Mul", [products, query.steps])
@@ -206,7 +207,7 @@ class LayerGraph:
         )
 
     def _tiled(self, x_BN: str, chunk: Chunk) -> str:
-        """`[B, tiles, rows of a tile]`, in a shape that is known: of others the runtime makes copies."""
+        """`[B, tiles, rows of a tile]`, the shape spelt out: the runtime copies what has an unknown one."""
         shape = np.array([0, len(chunk) // chunk.tile_rows, chunk.tile_rows], np.int64)
         return self.graph.op("Reshape", [x_BN, self.graph.constant(shape)])
 
@@ -219,8 +220,8 @@ class LayerGraph:
         if chunk.tile_rows < LONG_TILE_ROWS:
             return self._log_sum_exp(self._tiled(x_BN, chunk))
         # Any row of a tile less its log softmax is the tile's log-sum-exp: one fused kernel instead of five passes.
-        # Rounding is that of the row's logit: so the one nearest the center, which is never padding. A row far from all
-        # others would leave few digits of their mass.
+        # The sum is rounded as that row's logit is: so it is the row nearest the center, which is never padding. The
+        # logit of a row far from all others is so large that it would leave few digits of their mass.
         g = self.graph
         offsets = self.layer.row_offsets(slice(chunk.start, chunk.stop)).reshape(-1, chunk.tile_rows)
         nearest = g.constant(np.arange(0, len(chunk), chunk.tile_rows) + offsets.argmax(axis=1))
@@ -273,9 +274,9 @@ class _Best(NamedTuple):
     rows: str
     """`[B, K]` tiled row numbers."""
     covered: int
-    """Rows that they are the nearest of."""
+    """How many rows these are the nearest of."""
     merges: int
-    """How often merged."""
+    """How often they have been merged."""
 
 
 class _Query(NamedTuple):

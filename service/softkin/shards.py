@@ -82,7 +82,7 @@ class ShardedScorer:
         try:
             raise error
         finally:
-            del error, running  # it holds this frame, and both would keep the shards until the garbage is collected
+            del error, running  # a cycle: the error holds this frame, and with it the shards
 
 
 def shard_rows(bank: Bank, count: int) -> list[slice]:

@@ -42,7 +42,7 @@ class TensorFile:
         try:
             with safe_open(file, framework="numpy"):  # checks that header and offsets hold together
                 pass
-            # Once for all: the file may be replaced by another before its arrays are taken.
+            # Mapped once: the file may be replaced by another before its arrays are taken.
             self._bytes = np.memmap(file, np.uint8, "r")
         except (OSError, SafetensorError) as e:
             raise BundleError(f"{file}: not a readable safetensors file ({e}); build the bundle again") from None

@@ -26,7 +26,7 @@ class Ticket:
         num_neighbors: nearest training rows per row and layer.
         smoothing_seed: given where the rule is smoothed.
         deadline: when nobody waits for it any more, by `time.monotonic`.
-        reader: a number for whom the answer may have to wait for; None where a thread takes it at once.
+        reader: a number for the one that the answer may have to wait for; None where a thread takes it at once.
         ended: called once, when there is a result of any kind.
     """
 
@@ -100,7 +100,7 @@ class Ticket:
             del error
 
     def forget_request(self) -> None:
-        """Keep the answer alone, which may have to wait for its reader: rows and detector take memory in vain."""
+        """Keep the answer alone, which may have to wait for its reader: rows and detector would only take memory."""
         del self.x, self.detector
 
 
@@ -115,12 +115,12 @@ class Batch:
         self.cancellation = Cancellation()
 
     def add(self, ticket: Ticket, rows: int) -> None:
-        """Take so many of the ticket's next rows along."""
+        """Add the next `rows` rows of a ticket."""
         self.tickets.append((ticket, slice(ticket.taken, ticket.taken + rows)))
         ticket.taken += rows
         self.rows += rows
 
     def inputs(self) -> NDArray[np.generic]:
-        """The rows of all, one after the other."""
+        """The rows of all the slices, one after the other."""
         parts = [t.x[s] for t, s in self.tickets]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and whose beginnings a later run removes once their writer has died.
+"""Files that appear whole or not at all. What a writer that died has left unfinished is removed by a later one.
 
-A writer holds a lock on what it writes, which the system takes back however the process ends. Its number would not
-tell whether it lives: numbers are given again, and every container counts from one.
+A writer locks its temporary file, and the operating system releases the lock however the process ends. A process id
+could not tell whether the writer is still alive: ids are reused, and every container counts from 1.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ABANDONED_SECONDS = 24 * 3600
-"""Since when nothing has been written to a file whose lock tells nothing, as locks of another host may not."""
+"""A file of another host, whose locks may not show here, is abandoned if nothing was written to it for so long."""
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A new file beside `path`, locked while it is written; then it is synced and replaces `path`.
 
-    It must be written to, not replaced: the lock, and what is synced, are of this file. What writers of `path` that
-    have died left there is removed first.
+    It must be written to, not replaced: the lock is on this very file, and it is the one that is synced. What writers
+    of `path` that died have left unfinished is removed first.
 
     Raises:
         OSError: it cannot be written; nothing of it stays.
@@ -42,11 +42,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path, pattern: re.Pattern[str]) -> None:
-    """Remove what writers that have died left in `folder`; what is being written stays, whoever writes it.
+    """Remove what writers that died have left unfinished in `folder`; what is being written stays, whoever writes it.
 
     Args:
         folder: it need not exist.
-        pattern: of the names of finished files; those of beginnings follow from it.
+        pattern: of the names of finished files; the names of temporary ones follow from it.
     """
     beginnings = re.compile(rf"\.(?:{pattern.pattern})\.(.+)")
     for file in folder.glob(".*"):
@@ -75,10 +75,10 @@ def _beginning(path: Path) -> tuple[Path, int]:
 
 
 def new_locked(make: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
-    """What `make` makes, and its lock: as long as the descriptor is open, nobody takes it for abandoned.
+    """A new temporary file or directory, locked: while its descriptor is open, nobody takes it for abandoned.
 
     Args:
-        make: a new temporary file or directory, of a name of its own, and its open descriptor.
+        make: creates one under a name of its own, and opens it.
     """
     while True:
         path, fd = make()
@@ -92,5 +92,5 @@ def new_locked(make: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
 
 
 def this_host() -> str:
-    """Its name as part of a file's: a lock tells nothing of writers on another one."""
+    """The name of this host, fit for file names: locks may not show whether a writer on another host is alive."""
     return re.sub(r"[^\w-]", "_", socket.gethostname())[:64]
