@@ -17,6 +17,7 @@ from softkin.cancellation import Cancellation
 from softkin.chunks import Chunk, chunk_rows_for, cut_into_chunks, slice_rows_for
 from softkin.device import Target, parse_device
 from softkin.errors import BundleError, DeviceError, listed
+from softkin.freed_memory import return_freed_memory
 from softkin.graph_builder import GraphBuilder
 from softkin.nonconformity import Outputs
 from softkin.scorer_graph import (
@@ -114,6 +115,10 @@ class Scorer:
             self._session, self.device = start("cpu")  # the graph for CUDA would be slow here
         # Of the session, not of the file: there constants may be listed among the inputs, and before them.
         self.input_name: str = self._session.get_inputs()[0].name
+
+    def __del__(self) -> None:
+        self._session = None
+        return_freed_memory()
 
     def run(self, x: NDArray[np.generic], cancellation: Cancellation | None = None) -> Outputs:
         """Class masses `[B, L, C]`, logits and distances to the boundaries `[B, C]` of inputs, B >= 1.

@@ -18,6 +18,7 @@ from softkin.chunks import SLICE_ROWS
 from softkin.denormals import can_flush, denormals_as_zero
 from softkin.device import Target, available_threads
 from softkin.errors import BundleError, CancelledError, DeviceError, InvalidInputError
+from softkin.freed_memory import return_freed_memory
 
 # onnxruntime's official builds send usage data to their maker unless told not to before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -92,6 +93,7 @@ def start_session(
     except Exception as e:
         what = f"model {model}" if isinstance(model, Path) else f"model and bank of {external_folder}"
         raise BundleError(f"onnxruntime cannot load the {what}: {e}") from e
+    return_freed_memory()  # copies of the weights that the session has packed
     # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
     return session, "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
 

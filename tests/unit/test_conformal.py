@@ -319,7 +319,7 @@ def test_tail_surprise_counts_reference_rows_of_the_same_score_as_no_less_strang
 @pytest.mark.parametrize("rounding", [0.0, 1e-16, 1e-9])
 @pytest.mark.parametrize("score", [0.0, 1.0, -700.0])
 def test_tail_surprise_past_equal_reference_scores_grows_by_the_score_itself(score, rounding):
-    """They have no excess to measure by; what rounding makes of one score is none, or the part would be all there is."""
+    """They have no excess to measure by; what rounding makes of one is none, or that part would be all there is."""
     reference = score + np.arange(9) * rounding
 
     found = conformal.tail_surprise(np.array([score + 2]), reference).item()

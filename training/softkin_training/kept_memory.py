@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from softkin.freed_memory import return_freed_memory
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """What glibc calls them in malloc.h."""
 KEPT_BYTES = 2**31 - 1
@@ -28,8 +30,8 @@ def kept_memory() -> Iterator[None]:
     For the whole process. With another C library nothing changes.
     """
     libc = ctypes.CDLL(None) if sys.platform != "win32" else None  # this program with all its libraries
-    mallopt, trim = getattr(libc, "mallopt", None), getattr(libc, "malloc_trim", None)
-    if mallopt is None or trim is None:
+    mallopt = getattr(libc, "mallopt", None)
+    if mallopt is None:
         yield
         return
     mallopt(M_MMAP_MAX, 0)  # a block of its own is always given back; without any the heap serves all sizes
@@ -39,4 +41,4 @@ def kept_memory() -> Iterator[None]:
     finally:
         for option, value in AFTERWARDS.items():
             mallopt(option, value)
-        trim(0)
+        return_freed_memory()
