@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from softkin.converters import Limits, check_num_neighbors
 from softkin.errors import InvalidInputError
 from softkin.inference import grpc_service_pb2 as pb
-from softkin.verdicts import GUARANTEES, Guarantee
+from softkin.verdicts import Guarantee, check_guarantee
 
 T = TypeVar("T", float, int, str)
 
@@ -94,11 +94,7 @@ def _seed(name: str, parameter: pb.InferParameter) -> int:
 
 
 def _guarantee(name: str, parameter: pb.InferParameter) -> Guarantee:
-    value = _read(name, parameter, str, ("string_param",))
-    for known in GUARANTEES:
-        if value == known:
-            return known
-    raise InvalidInputError(name, f"got {reprlib.repr(value)}; allowed: {', '.join(GUARANTEES)}")
+    return check_guarantee(_read(name, parameter, str, ("string_param",)))
 
 
 def _read(name: str, parameter: pb.InferParameter, parse: Callable[[str], T], kinds: tuple[str, ...]) -> T:

@@ -8,6 +8,7 @@ false_discovery_rate    selects among the rows of one batch: at most alpha of th
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -198,7 +199,7 @@ def check_guarantee(guarantee: str) -> Guarantee:
     for known in GUARANTEES:
         if guarantee == known:
             return known
-    raise InvalidInputError("guarantee", f"got {guarantee!r}; allowed: {', '.join(GUARANTEES)}")
+    raise InvalidInputError("guarantee", f"got {reprlib.repr(guarantee)}; allowed: {', '.join(GUARANTEES)}")
 
 
 def _check_class_sizes(alpha: float, class_sizes: Sequence[int], classes: Sequence[str]) -> None:
