@@ -44,13 +44,13 @@ GATED = (
 )
 """Every method of the port."""
 CHANGES = 4
-"""Taken in at a time: one is made and the others wait for it, each in a thread of its own."""
+"""Changes taken in at a time: one is made, and the others wait for it, each in a thread of its own."""
 MAX_CALLS = 16
-"""Under way at a time, changes among them: reads find a thread beside all changes, and one beside silent callers."""
+"""Calls under way at a time, changes among them: reads find a thread beside all changes and beside silent calls."""
 SPARE_THREADS = 4
-"""For refusals, which wait for nobody."""
+"""Threads for refusals, which wait for nobody."""
 LATER_THREADS = 4
-"""That the server starts once this port answers: of drift watches, reloads and the end."""
+"""Threads that the server starts after this port: for drift watches, reloads and the shutdown."""
 RETRY_AFTER_SECONDS = 5.0
 """What a refused caller is told to wait: a bundle is read in less, unless it is a large one."""
 
@@ -91,7 +91,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
             return pb.LoadDetectorResponse(detector=self._info(self._counted(path, labels, context)))
 
     def _counted(self, path: Path, labels: list[str], context: grpc.ServicerContext) -> ScoringDetector:
-        """The detector of a bundle, counted as read; what was refused before is no reload that failed."""
+        """The detector of a bundle, counted as a reload, also where it fails; what was refused earlier is none."""
         result = "failed"
         try:
             detector = self._known(path, labels)
@@ -138,7 +138,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """One of those for changes under way.
+        """Hold one of the places for changes under way.
 
         Raises:
             OverloadedError: all are taken.
@@ -155,7 +155,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
 
     @contextmanager
     def _changing(self, context: grpc.ServicerContext) -> Iterator[None]:
-        """Keep other changes out; and tell operators what is wrong with a bundle, which no caller of a score learns."""
+        """Keep other changes out; and tell operators what is wrong with a bundle, unlike callers of the score port."""
         try:
             with self._loader.changing(context.is_active):
                 yield

@@ -6,7 +6,7 @@ from softkin.settings import ServerSettings
 
 KEEPALIVE_TIMEOUT_SECONDS = 20
 MOST_UNREAD_CALLS = 10_000
-"""Calls that have arrived and that no thread has looked at: seconds of them, where thousands a second arrive."""
+"""Most calls that may have arrived and not been looked at by a thread: several seconds' worth at thousands a second."""
 
 
 def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:

@@ -202,7 +202,7 @@ class ServerCertificate:
 
 
 def _read_whole(certificate: x509.Certificate) -> None:
-    """Read what is asked for later: it is parsed only then, and a scrape of the metrics would fail over it."""
+    """Read every field that is used later: it is parsed only then, and would make a scrape of the metrics fail."""
     _subject(certificate)
     _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
 

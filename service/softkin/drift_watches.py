@@ -75,7 +75,7 @@ class DriftWatches:
             waiting = watch.note(scores.outlier_score)
             if waiting >= (MOST_WAITING_ROWS if self._ranking else SLICE_ROWS):
                 watch.catch_up()
-            elif waiting >= SLICE_ROWS > waiting - len(scores):  # once for all that wait
+            elif waiting >= SLICE_ROWS > waiting - len(scores):  # only as the limit is passed, once for all that wait
                 self._due.put(watch)
 
     def report(self, detector: ScoringDetector, alpha: float) -> DriftReport:
@@ -127,7 +127,7 @@ class DriftWatches:
 
 @contextmanager
 def _in_thread(name: str, work: Callable[[], None], *, stop: Callable[[], object]) -> Iterator[None]:
-    """Have it done in a thread until the end, when `stop` makes it return."""
+    """Run `work` in a thread while the block runs; then `stop` makes it return."""
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     try:
@@ -158,7 +158,7 @@ def _restore(watch: DriftWatch, file: Path) -> None:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Two servers on one directory would overwrite each other's evidence."""
+    """Hold a directory for this server: two on one directory would overwrite each other's evidence."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")

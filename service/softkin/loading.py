@@ -25,7 +25,7 @@ from softkin.settings import ServerSettings
 Load = Callable[..., ScoringDetector]
 """Makes a verified and proven detector from (path, device=, threads=)."""
 LOOK_UP_SECONDS = 0.1
-"""After which a change that waits for another looks whether it is still wanted: it holds a thread meanwhile."""
+"""How often a change that waits for another checks whether it is still wanted: it holds a thread meanwhile."""
 
 
 def default_alpha(settings: ServerSettings, detector: ScoringDetector) -> float:
@@ -34,7 +34,7 @@ def default_alpha(settings: ServerSettings, detector: ScoringDetector) -> float:
 
 
 class Loaded(NamedTuple):
-    """What a detector is, without holding it and its memory."""
+    """What a detector is, without a reference to it that would keep its memory."""
 
     name: str
     version: str
@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
 
     @classmethod
     def of(cls, detector: ScoringDetector) -> Loaded:
-        """Of this one."""
+        """What this detector is."""
         return cls(detector.manifest.name, detector.manifest.version, detector.digest, detector.device)
 
 

@@ -109,8 +109,9 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
 def prepare() -> None:
     """Make a process fit for a server of many threads; before it starts any.
 
-    They share two heaps: of hundreds few run at a time, and glibc's eight per core only fill memory. And none pushes
-    another from its core when it wakes: most wake to find the interpreter locked, and a switch costs more than a wait.
+    All threads share two heaps: of hundreds, few run at a time, and glibc's eight heaps per core only fill memory. A
+    thread that wakes does not push another from its core (SCHED_BATCH): most wake only to wait for the interpreter's
+    lock, and to switch threads costs more than to wait.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # other C libraries have one heap anyway
@@ -121,7 +122,7 @@ def prepare() -> None:
 
 
 def settle() -> None:
-    """Spare the garbage collector what stays until the end: the modules, and the detectors of the start."""
+    """Take what stays until the end, modules and the first detectors, out of the garbage collector's sight."""
     gc.collect()
     gc.freeze()
 
@@ -129,8 +130,8 @@ def settle() -> None:
 def _next(signals: SimpleQueue[int]) -> int:
     """The next signal.
 
-    Looked for again and again: one that arrives just before the main thread goes to sleep does not wake it, and Python
-    runs handlers in that thread alone.
+    It is polled: a signal that arrives just before the main thread goes to sleep does not wake it, and Python runs
+    handlers in that thread alone.
     """
     while True:
         with suppress(Empty):

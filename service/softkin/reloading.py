@@ -45,9 +45,9 @@ class _Former(NamedTuple):
 class Reloader:
     """Keeps what is served equal to what the configured paths hold.
 
-    A path whose manifest has not changed is left alone. What a path holds newly takes the place of what came from it
-    before: its labels, and its turn as the default; with another name, it comes beside it. What another path holds now
-    is served on.
+    A path whose manifest has not changed is left alone. A new bundle takes the place of the one that its path held
+    before: it gets its labels, and its turn as the default. One of another name is loaded beside the others. What
+    another path holds by now goes on being served.
 
     Args:
         paths: bundle directories.
@@ -100,7 +100,7 @@ class Reloader:
         return True
 
     def start(self) -> None:
-        """Begin to do what is requested, and what has been."""
+        """Begin to serve requests, those included that have been made already."""
         self._thread.start()
 
     def request(self) -> None:
@@ -111,7 +111,7 @@ class Reloader:
         self._requests.put(True)  # SimpleQueue.put may interrupt itself; a lock taken in a handler can deadlock
 
     def close(self) -> None:
-        """Begin no more; does not wait for what is under way."""
+        """Begin no further reload; does not wait for one that is under way."""
         self._requests.put(False)
 
     def reload(self) -> None:
@@ -249,7 +249,7 @@ class Reloader:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Let go what the functions hold that an error, or what it comes from, has left."""
+    """Clear the local variables of the functions that an error, or the error behind it, has passed through."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -42,11 +42,11 @@ READY = SERVICE
 """Name under which the health service tells readiness; the empty name tells liveness."""
 
 LONGER_THAN_GRACE_SECONDS = 60.0
-"""gRPC's own grace period must not end first: what is cancelled then could not be counted."""
+"""How much longer gRPC's own grace period is: if it ended first, the calls that it cancels could not be counted."""
 SPARE_THREADS = 16
 """Threads that no request and no stream can hold, `MORE_CALLS` aside: they refuse at once, under any load."""
 OTHER_THREADS = 12
-"""That it starts beside those of calls and workers: of its ports, the shadow, drift watches, reloads and the end."""
+"""Threads beside those of calls and workers: for ports, the shadow, drift watches, reloads and the shutdown."""
 
 
 class Server:
@@ -265,15 +265,15 @@ class Server:
         )
 
     def _closing(self, seconds: float) -> Callable[[float], bool]:
-        """Close gRPC's ports; returns what waits so many seconds, and says whether all calls have ended."""
+        """Close gRPC's ports; returns a function that waits so many seconds and says whether all calls have ended."""
         try:
             return self._grpc.stop(seconds).wait
         except RuntimeError:  # no thread for gRPC's own grace period is to be had; the ports close all the same
             return lambda seconds: not self._grpc.wait_for_termination(seconds)
 
     def _abandon(self) -> None:
-        # Counted first: computations of cancelled requests stop at once. What is computed has left the gate, but its
-        # call waits for the answer until it is sent.
+        # Counted first, because computations of cancelled requests stop at once. A request that has been computed has
+        # left the gate, but its call is under way until the answer is sent: so the larger count is right.
         self.abandoned_requests = max(self.abandoned_requests, self.pending_requests, self._traffic.unary)
         self._grpc.stop(None).wait()
 
@@ -283,7 +283,7 @@ class Server:
 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]  # it ships no types
-    """Its calls stay open as long as their callers please, in threads that health needs too."""
+    """Reflection in bounded places: its calls stay open as long as callers please, in threads that health needs too."""
 
     def __init__(self, services: Iterable[str], places: Places) -> None:
         super().__init__(services)

@@ -17,11 +17,11 @@ from softkin.option_names import option
 
 ENV_PREFIX = "SOFTKIN_"
 POSITIONAL = "bundles"
-"""The one option whose flag is no flag."""
+"""The one option that is given without a flag."""
 CONFIG = "config"
-"""The one option that a file cannot hold: which file."""
+"""The one option that a file cannot hold: which file it is."""
 GUARDS = ("token_file", "tls_cert", "tls_key", "tls_client_ca")
-"""Options without which anybody may call: what a template left empty must not leave them out."""
+"""Options without which anybody may call: a variable that a template left empty must not switch them off."""
 _KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP|SCTP)")
 """What Kubernetes sets beside a Service whose name begins with softkin."""
 

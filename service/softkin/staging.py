@@ -1,4 +1,4 @@
-"""Several files, or directories, that appear together and whole or not at all; of one file see `unfinished_files`."""
+"""Several files or directories that appear together, whole or not at all; for a single file see `unfinished_files`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from softkin.errors import BundleError, reason_of
 from softkin.unfinished_files import new_locked, this_host
 
 SET_ASIDE = ".old"
-"""What the name of a target ends in that is about to be replaced, in the temporary directory."""
+"""Ends the name, in the temporary directory, of what is being replaced."""
 
 
 @contextmanager
@@ -27,9 +27,9 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
 
     Args:
         targets: files or directories of one parent.
-        what: they are, for errors.
+        what: what they are, for errors.
         make_parent: make the parent directory where it is missing.
-        replace: what stands there when all is written; otherwise that is an error.
+        replace: whether to replace what stands there once all is written; otherwise that is an error.
 
     Raises:
         BundleError: the parent cannot be written, the disk is full, or a target exists that is not to be replaced;

@@ -118,7 +118,7 @@ def status_code(error: BaseException) -> grpc.StatusCode:
 
 
 def failure(error: BaseException, method: str, request_id: str = "") -> Failure:
-    """What the caller of `method` is told: the error's own words, or a log id where they would give the inside away."""
+    """What the caller of `method` is told: the error's own words, or a log id where they would reveal internals."""
     code = status_code(error)
     reason = _reason(error, code)
     if code is Code.INTERNAL or isinstance(error, _PRIVATE):

@@ -31,10 +31,10 @@ METHOD = "ScoreStream"
 LABELS = (BIDI_STREAM, pb.DESCRIPTOR.services_by_name["OutlierService"].full_name, METHOD)
 RETRY_AFTER_SECONDS = 1.0
 PATIENCE_SECONDS = 10.0
-"""In which others must leave room for a request of a stream that has none pending: they who may wait must not be lost
-between those who take every place that gets free."""
+"""How long a request of a stream that has none pending waits for room before it is refused: refused at once, streams
+would lose every place that gets free to other callers."""
 LOOK_UP_SECONDS = 0.1
-"""After which one who waits for others looks whether its caller has gone."""
+"""How often a request that waits for others checks whether its caller has gone."""
 MAX_ANSWER_BYTES = 1 << 20
 """An answer message is sent once it holds so much, also when more answers are ready."""
 
@@ -89,7 +89,7 @@ class Streams:
 class _Pending:
     """One request of a stream: a ticket, or what its sender is told instead.
 
-    Not the error itself: it holds the stream and the detector, and would be held by the stream where nobody takes it.
+    The error itself is not kept: it holds the stream and the detector, a cycle where nobody takes the answer.
     """
 
     __slots__ = ("decode_seconds", "failure", "ticket")
@@ -172,7 +172,7 @@ class _Stream:
             return _Pending(None, self._failure(error), 0.0)
 
     def _enter(self, detector: ScoringDetector, call: ScoreCall) -> Ticket:
-        """Pass the gate. While it is full let the sender wait: for this stream's own requests, a while for others."""
+        """Pass the gate. While it is full, wait for this stream's own requests, or `PATIENCE_SECONDS` for others."""
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
             waiting, departures = len(self._tickets), self._path.admission.departures
@@ -203,7 +203,7 @@ class _Stream:
         self._arrived.put(None)
 
     def _next(self) -> tuple[pb.ScoreStreamResponse | None, bool]:
-        """Wait for the next answer and take with it what is ready behind it; False at the end of the stream."""
+        """Wait for the next answer, and add those behind it that are ready too; False at the end of the stream."""
         pending = self._held if self._held is not None else self._arrived.get()
         self._held = None
         response, size = pb.ScoreStreamResponse(), 0

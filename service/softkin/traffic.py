@@ -9,7 +9,7 @@ from collections.abc import Callable
 QUIET_SECONDS = 0.1
 """Without a new call: time enough for what was sent before its sender heard of the end."""
 LONGEST_NOISE_SECONDS = 1.0
-"""After which senders that do not listen are no longer waited for."""
+"""How long new calls are waited out at most: some senders never hear of the end."""
 
 
 class Traffic:
@@ -24,7 +24,7 @@ class Traffic:
         self.streams = 0
         """Those of them that are streams: open, whether or not there is anything to do."""
         self.turned_away = 0
-        """Those of them, no streams, that wait for nothing but to be told that they are refused."""
+        """Those of them, never streams, that only wait to be told that they are refused."""
 
     @property
     def unary(self) -> int:

@@ -17,20 +17,22 @@ from grpc_health.v1 import health, health_pb2
 from softkin.places import Places
 
 SENDERS = 256
-"""Threads at most that send to watchers, started when needed: one who does not read holds a thread until it goes."""
+"""Most threads that send to watchers, started when needed: a watcher that does not read holds one until it goes."""
 SILENT_READERS = 192
-"""Of those threads that watchers can hold, until one more ends the first of them."""
+"""How many of those threads such watchers can hold; one more ends the oldest."""
 MOST_WATCHES = 10_000
-"""Open at the same time, of 25 KB each: anybody may open any number on one connection. One more ends the first."""
+"""Watches open at a time, of 25 KB each; anybody may open any number on one connection, so one more ends the oldest."""
 LAST_WORDS_SECONDS = 1.0
-"""In which a watcher can take the end of its watch."""
+"""How long a watcher has to take the end of its watch."""
 
 Send = Callable[[health_pb2.HealthCheckResponse | None], None]
 """Sends a status to a watcher; None ends the watch."""
 
 
 class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no types
-    """gRPC waits for open watches as for any call, and they never end: a drain would take as long as it may.
+    """The library's health service, with watches that the server can end.
+
+    gRPC waits for open watches as for any call, and by themselves they never end: every drain would take all its time.
 
     Args:
         places: of calls whose message is on its way.
@@ -138,10 +140,10 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
 
 
 class _Watch:
-    """Passes statuses on, one after the other, until it has ended, once: gRPC ends it too, when its call is over.
+    """Passes statuses on, one after the other, until it is ended; later ones are dropped.
 
-    They are not sent where the base class holds its lock: a send waits for the watcher to take it, and for gRPC's own
-    thread, which waits for that lock when a watcher leaves at the same time.
+    They are not sent in the caller's thread, where the base class holds its lock: a send waits for the watcher, and for
+    gRPC's own thread, which waits for that lock when a watcher leaves at the same time.
     """
 
     def __init__(self, send: Send, submit: Callable[[Callable[[], None]], None]) -> None:
