@@ -1,4 +1,4 @@
-"""What callers give from Python: whatever made it, or an error that names the argument."""
+"""Arguments that callers pass from Python: in one type, whatever library made them, or an error that names them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SEEDS = 2**64
 
 
 def as_float(field: str, value: float, what: str = RATE) -> float:
-    """The number as Python's own, NumPy's too; whether it is in range is for others to say.
+    """A number, NumPy's included, as Python's own; whether it is in range is for others to say.
 
     Args:
         field: the argument's name.
         value: what was given.
-        what: it must be, for the error.
+        what: what it must be, for the error.
 
     Raises:
         InvalidInputError: it is no real number.

@@ -261,7 +261,7 @@ def _said_by_server(call: Any) -> asyncio.Future[aio.AioRpcError]:
 
 
 def _result(known: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns that need not wait."""
+    """The result of a coroutine that does not have to wait."""
     try:
         known.send(None)
     except StopIteration as e:

@@ -73,7 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
         parser, chosen_parser = build_parser(chosen)
         refuse_command_of("softkin-train", TRAINING_COMMANDS, parser, arguments)
         options, unknown = parser.parse_known_args(arguments)
-        if unknown:  # said by the parser of all commands they would come with the usage of none
+        if unknown:  # reported by the main parser, they would come with its usage and not the command's
             mine = chosen_parser or parser
             mine.error(unrecognized(mine, unknown))
         try:
@@ -168,7 +168,7 @@ def _target_arguments(
 
 
 def _client(options: argparse.Namespace) -> Client:
-    """Of the detector that `_detector_arguments` came to, where the command has them."""
+    """A client for the server that was named, and for the detector where the command has `_detector_arguments`."""
     from softkin.client import Client
 
     chosen = {
@@ -180,7 +180,7 @@ def _client(options: argparse.Namespace) -> Client:
 
 
 def _connection(options: argparse.Namespace) -> dict[str, Any]:
-    """What `_target_arguments` came to, but for the target."""
+    """The arguments of a client that `_target_arguments` stand for, except the target."""
     from softkin.bearer import read_tokens
 
     return {
@@ -302,7 +302,7 @@ def _status(options: argparse.Namespace) -> int:
 def _admin_arguments(parser: argparse.ArgumentParser) -> None:
     from softkin import admin_command
 
-    # As with the other commands they may come last; what is not given there must not undo what was given before.
+    # They may also come after the action; an option that is left out there must not undo one given before it.
     again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     for place in parser, again:
         _target_arguments(place, timeout_seconds=600.0, target="the server's admin port", required=False)

@@ -132,7 +132,7 @@ def _check_target(target: str) -> None:
 
 
 def _key_pair(cert: File, key: File) -> tuple[bytes, bytes]:
-    # The password is asked for on the terminal when there is none.
+    # An empty password, because without one ssl would ask for it on the terminal.
     pem = _checked("tls_cert", cert, lambda context: context.load_verify_locations(cert))
     return _checked("tls_key", key, lambda context: context.load_cert_chain(cert, key, password="")), pem
 

@@ -50,7 +50,7 @@ _UNREACHED = {
 _TOO_LARGE = "max_message_bytes", "larger than max", "exceeds maximum size", "metadata size exceeds hard limit"
 """Words of the server, of gRPC and of gRPC for Java for a message that is too large, and of gRPC for such a token."""
 _TAKES_NO_STREAMS = "max_streams = 0"
-"""Words of the server, which has the method all the same; the same status is gRPC's own for one that it lacks."""
+"""Words of a server that takes no streams. gRPC itself has the same status for a method that does not exist."""
 UNSTATED_DELAY_SECONDS = 1.0
 """What callers are told to wait where somebody on the way limits them and does not say for how long."""
 

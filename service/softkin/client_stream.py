@@ -1,4 +1,4 @@
-"""One stream as a client sees it: arrays become requests, and answers become one answer for each array."""
+"""The client's side of a stream: arrays become requests, and their answers one answer for each array."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ClientStream:
 
     Args:
         head: what goes with every array; the stream fills it with rows.
-        split: makes of an array the rows of its requests.
+        split: divides an array into the rows of its requests.
         target: names the server in errors.
     """
 
@@ -36,7 +36,7 @@ class ClientStream:
         self._requests_per_array: deque[int] = deque()
         self._parts: list[Scores] = []
         self.error: BaseException | None = None
-        """Why there are no more arrays, if not because the source is at its end."""
+        """Why there are no more arrays, if the source did not come to its end."""
         self.all_sent = False
         """Whether the source is at its end, and all that it gave has been sent."""
 

@@ -18,10 +18,10 @@ from softkin.errors import InvalidInputError, SoftkinError
 from softkin.requests import check_text
 
 LONGEST_TIMEOUT_SECONDS = 1_000_000_000
-"""About thirty years; with some more gRPC's clock runs over, and every deadline has passed."""
+"""About thirty years; with much more gRPC's clock overflows, and every deadline has passed already."""
 
 STREAM_THREADS = 2
-"""That gRPC starts for a stream: one sends, and one waits for answers."""
+"""Threads that gRPC starts for a stream: one sends, and one waits for answers."""
 
 
 class Endpoint:
@@ -120,7 +120,7 @@ class Connection(Endpoint):
             raise
 
     def _refuse_without_threads(self) -> None:
-        """Refuse a stream that gRPC would find no threads for: it takes its own for started, and later streams hang."""
+        """Refuse a stream for which gRPC could start no threads: it takes no notice of that, and later streams hang."""
         enough = threading.Event()
         threads = [threading.Thread(target=enough.wait, daemon=True) for _ in range(STREAM_THREADS)]
         try:

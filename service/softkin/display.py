@@ -18,7 +18,7 @@ from softkin.descriptions import DetectorInfo, DriftInfo
 from softkin.manifest import CLASS_P_VALUES, Manifest
 
 CLASSES_SHOWN = 100
-"""Of a bundle; one of a thousand classes has facts below them, too."""
+"""Classes of a bundle that are named; of more, their names would push all other facts out of sight."""
 DRIFTED = (
     "rule out repeats (retries, frames of a video), which look like drift; see in what rows are strange (softkin score "
     "--neighbors 5); if they are fit for the model, recalibrate on unselected ones (softkin-train recalibrate)"
@@ -37,12 +37,12 @@ def escape(text: str) -> str:
 
 
 def table(*headers: str) -> Table:
-    """A table that is empty yet, in which a narrow terminal folds names and numbers instead of cutting them short."""
+    """An empty table, in which a narrow terminal folds names and numbers instead of cutting them short."""
     return Table(*(Column(header, overflow="fold") for header in headers))
 
 
 def print_columns(headers: Sequence[str], rows: Iterable[Sequence[str]], widths: Sequence[int]) -> None:
-    """A table without lines, row by row; whatever is beyond the widths given stands last and takes what it takes."""
+    """Print a table without lines, row by row; columns for which no width is given come last and are not padded."""
     padded = [max(len(h), w) for h, w in zip(headers, widths, strict=False)]
     for row in itertools.chain([headers], rows):
         print("  ".join([*map(str.ljust, row, padded), *row[len(padded) :]]).rstrip())
@@ -117,7 +117,7 @@ def describe_bank(m: Manifest) -> str:
 
 
 def describe_class_p_values(m: Manifest) -> list[str]:
-    """Lines on which labelled rows class p-values rest on; none where on the rows that p-values rest on."""
+    """Lines that say which labelled rows class p-values rest on; none where they are the rows of p-values too."""
     said = m.provenance.get(CLASS_P_VALUES)
     if not isinstance(said, dict):
         return []

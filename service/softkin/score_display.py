@@ -24,7 +24,7 @@ from softkin.scores import ErrorBudget, Scores
 STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
 LONGEST_TABLE = 1000
-"""Rows up to which a table gets lines and colours, which take longer than scoring."""
+"""A table of more rows gets no lines and colours, which would take longer than scoring."""
 OUTLIER = "outlier"
 """The verdict."""
 P_VALUE_WIDTH = len("1.234e-05")
@@ -177,7 +177,7 @@ def _layers(scores: Scores) -> tuple[str, ...]:
 
 
 def _reasons(scores: Scores) -> Iterator[str]:
-    """What the respects mean in which outliers are strangest, a line each; nothing where there is but one."""
+    """A line for each respect in which an outlier is strangest, with its meaning; none if there is but one respect."""
     if scores.parts is None or len(scores.parts.names) < 2:
         return
     found = dict.fromkeys(scores.parts.names[i] for i in scores.parts.values[scores.is_outlier].argmax(axis=1))
