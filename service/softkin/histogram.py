@@ -46,6 +46,12 @@ class Histogram(Collector):
         with self._lock:
             self._of(labels)
 
+    def forget(self, labels: tuple[str, ...]) -> None:
+        """Show these labels no longer, until something is counted anew."""
+        with self._lock:
+            for of_labels in (self._waiting, self._counts, self._sums):
+                of_labels.pop(labels, None)
+
     def observe(self, labels: tuple[str, ...], value: float) -> None:
         """Count one value."""
         at = bisect_left(self._bounds, value)  # a value on a bound belongs below it: le

@@ -6,6 +6,7 @@ Label values are bounded: names of loaded detectors, methods, codes and fixed wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import ClassVar
 
 import numpy as np
@@ -40,9 +41,12 @@ REJECTED = (
 )
 RELOADS = ("loaded", "unchanged", "failed")
 STAGES = ("decode", "queue", "infer", "calibrate", "encode")
+VERDICTS = ("inlier", "outlier")
 SHADOW_RESULTS = ("agree", "disagree", "dropped")
 DETECTOR = ("detector", "version")
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
+VERSIONS_REMEMBERED = 16
+"""Unloaded versions whose counts stay, so that the last ones are scraped; those of every reload would fill memory."""
 
 
 class Metrics:
@@ -56,6 +60,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, *, version: str) -> None:
         self.registry = registry
         self._children: dict[tuple[int, tuple[str, ...]], Counter] = {}
+        self._unloaded: list[tuple[str, str]] = []
         self._started = Counter("grpc_server_started_total", "RPCs started.", _METHOD, registry=registry)
         self._handled = Counter("grpc_server_handled_total", "RPCs done.", (*_METHOD, "grpc_code"), registry=registry)
         self._handling = Histogram("grpc_server_handling_seconds", "Seconds per RPC.", _METHOD, SECONDS)
@@ -181,21 +186,35 @@ class Metrics:
         self, name: str, version: str, *, digest: str, device: str, alpha: float, calibration_rows: int, bank_rows: int
     ) -> None:
         """Describe a detector that begins to serve, and start its counters at 0."""
+        if (name, version) in self._unloaded:
+            self._unloaded.remove((name, version))
         self._detector_info.labels(name, version, digest, device).set(1)
         self._alpha.labels(name, version).set(alpha)
         self._calibration_rows.labels(name, version).set(calibration_rows)
         self._bank_rows.labels(name, version).set(bank_rows)
-        for verdict in ("inlier", "outlier"):
+        for verdict in VERDICTS:
             self._rows.labels(name, version, verdict)
         for histogram in (self._p_value, self._outlier_score):
             histogram.begin((name, version))
 
     def detector_gone(self, name: str, version: str, *, digest: str, device: str) -> None:
-        """Describe a detector no longer; what was counted stays."""
+        """Describe a detector no longer; what was counted stays until `VERSIONS_REMEMBERED` others are gone, too."""
         self._detector_info.remove(name, version, digest, device)
         for gauge in (self._alpha, self._calibration_rows, self._bank_rows):
             gauge.remove(name, version)
         self._drift.forget((name, version))
+        self._unloaded.append((name, version))
+        if len(self._unloaded) > VERSIONS_REMEMBERED:
+            self._forget(self._unloaded.pop(0))
+
+    def _forget(self, labels: tuple[str, str]) -> None:
+        for counter, values in ((self._rows, VERDICTS), (self._shadow_rows, SHADOW_RESULTS)):
+            for value in values:
+                self._children.pop((id(counter), (*labels, value)), None)
+                with suppress(KeyError):  # of older prometheus_client, where there is no such series
+                    counter.remove(*labels, value)
+        for histogram in (self._p_value, self._outlier_score):
+            histogram.forget(labels)
 
     def detector_loaded(self, seconds: float) -> None:
         """Count a bundle that was loaded; `seconds`: from reading it to serving it."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -104,6 +106,35 @@ def test_names_types_and_labels_are_a_contract(metrics):
     }
 
     assert found == CONTRACT
+
+
+def test_versions_that_come_and_go_leave_no_series_for_ever(metrics):
+    """The last ones keep their counts, also those that came again; a server that reloads daily does not grow."""
+
+    def serve_for_a_while(version):
+        sized = {"alpha": 0.05, "calibration_rows": 9, "bank_rows": 8}
+        metrics.detector_ready("d", version, digest="x", device="cpu", **sized)
+        answer = scores([0.5, 0.01], [1.0, 2.0])
+        metrics.rows_scored(replace(answer, budget=replace(answer.budget, version=version)))
+        metrics.shadow_rows("d", version, "agree", 1)
+        metrics.detector_gone("d", version, digest="x", device="cpu")
+
+    def versions(name):
+        families = [family for family in metrics.registry.collect() if family.name == name]
+        return {s.labels["version"] for family in families for s in family.samples}
+
+    for number in range(40):
+        serve_for_a_while(str(number))
+        serve_for_a_while("back again")
+
+    for name in ("softkin_rows", "softkin_shadow_rows", "softkin_p_value", "softkin_outlier_score"):
+        assert versions(name) == {"back again", *map(str, range(25, 40))}, name
+    rows = {"detector": "d", "version": "back again", "verdict": "outlier"}
+    assert metrics.registry.get_sample_value("softkin_rows_total", rows) == 40
+
+    serve_for_a_while("3")
+    counts = {"detector": "d", "version": "3", "le": "+Inf"}
+    assert metrics.registry.get_sample_value("softkin_p_value_bucket", counts) == 2
 
 
 @pytest.mark.parametrize(("name", "bounds"), [("softkin_p_value", P_VALUES), ("softkin_outlier_score", OUTLIER_SCORES)])
