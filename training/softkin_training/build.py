@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from softkin import bundle as bundles
 from softkin import conformal
 from softkin.bank import Bank, Precision, pack
-from softkin.bundle import Golden, UsedRows
+from softkin.bundle_arrays import Golden, UsedRows
 from softkin.certificate import certify
 from softkin.errors import DataError
 from softkin.manifest import Approximation, Layer, Manifest

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from softkin.bank import Bank
-from softkin.bundle import bank_tensors
+from softkin.bundle_arrays import bank_tensors
 from softkin.calibration import Calibration
 from softkin.errors import DataError
 from softkin.nonconformity import Form, Nonconformity, Outputs, Part, fit_references, outlier_score

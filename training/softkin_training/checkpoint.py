@@ -19,10 +19,10 @@ from softkin_training.models import Classifier
 from softkin_training.processes import num_processes, on_first, rank, stacked
 
 UNDECISIVE = ("data.path", "data.test_path", "data.outliers", "training.probe_rows", "training.cuda_graph")
-"""Keys that do not decide the weights, but for rounding; files may move, their rows are told by fingerprint."""
+"""Keys of a recipe that change the weights by rounding at most; files may move, because rows have a fingerprint."""
 
 AFRESH = "run the train step again, without --resume"
-"""What is left to do where a checkpoint is of no use."""
+"""The remedy in messages about a checkpoint that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Checkpoint:
     shuffle: torch.Generator
     device: torch.device
     precision: Precision = field(default_factory=Precision)
-    """Of the training; in 16 bits it has a state, the scale of the loss."""
+    """The precision of the training; that of 16 bits has a state, the scale of the loss."""
 
     def save(self, history: list[dict[str, Any]]) -> None:
         """Replace the file by the state after the epochs of `history`; for all processes together, the first writes.
@@ -115,7 +115,7 @@ class Checkpoint:
 
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """An older version's recipe with what it could not say: keys that came later do nothing at their defaults."""
+    """An older version's recipe with the defaults of keys that came later, which change nothing."""
     try:
         return Recipe.model_validate(recipe).to_dict()
     except ValidationError:
@@ -123,13 +123,17 @@ def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def deciding(recipe: dict[str, Any]) -> dict[str, Any]:
-    """By `section.key` what decides the weights, of a recipe as JSON-able values."""
+    """The values of a recipe that decide the weights, by `section.key`.
+
+    Args:
+        recipe: as JSON-able values.
+    """
     sections = {s: recipe.get(s, {}) for s in ("data", "model", "loss", "augmentation", "training")}
     keyed = {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items()}
     return {"seed": recipe.get("seed")} | {k: v for k, v in keyed.items() if k not in UNDECISIVE}
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """`section.key: old -> new` for what decides the weights."""
+    """`section.key: old -> new` for each value that decides the weights and differs."""
     a, b = deciding(old), deciding(new)
     return ", ".join(f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))

@@ -1,4 +1,4 @@
-"""Where false alarms gather: what is promised is their share of all inliers, and one class may have most of them."""
+"""Classes with more false alarms than others: the promise is about all inliers, so one class may have most of them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 CHANCE = 0.01
-"""That any class is named where all of them are flagged alike."""
+"""Largest chance that a class is named although all classes are flagged at the same rate."""
 CLASSES_NAMED = 3
 
 
 def uneven_classes(
     flagged_B: NDArray[np.bool_], predicted_B: NDArray[np.integer], classes: Sequence[str], alpha: float
 ) -> list[str]:
-    """A remark on the predicted classes whose inliers are flagged more often than luck explains; none without such.
+    """Name the predicted classes whose inliers are flagged more often than luck explains.
 
     Args:
-        flagged_B: verdicts on inliers.
-        predicted_B: their predicted classes.
-        classes: names.
-        alpha: the rate that was asked for; where more inliers are flagged than that, a class is held against these.
+        flagged_B: `[B]` whether each inlier was flagged.
+        predicted_B: `[B]` their predicted classes.
+        classes: names of all classes.
+        alpha: the false-alarm rate that was asked for. A class is compared with it, or with the rate of all inliers
+            where that is higher.
+
+    Returns:
+        One remark, or none.
     """
     rows = np.bincount(predicted_B, minlength=len(classes))
     flags = np.bincount(predicted_B[flagged_B], minlength=len(classes))
-    # Bonferroni's: a class for each test.
+    # One test for each class: Bonferroni's correction.
     over = np.flatnonzero(binom.sf(flags - 1, rows, max(alpha, flagged_B.mean())) * len(classes) < CHANCE)
     if not len(over):
         return []

@@ -16,7 +16,7 @@ from softkin.errors import InvalidInputError
 from softkin_training.fit_rows import UNEVEN, axes_of, column_deviations, column_means
 
 STANDARDIZED = "standardize"
-"""What a reducer begins with, where columns are."""
+"""First word of the reducer of a layer whose columns are standardised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Columns:
 
     @classmethod
     def of(cls, x: NDArray[Any]) -> Columns:
-        """Of rows `[n, D]`."""
+        """Take the means and deviations of the columns of rows `[n, D]`."""
         deviation = column_deviations(x)
         return cls(center=column_means(x), deviation=np.where(deviation > 0, deviation, 1.0))
 

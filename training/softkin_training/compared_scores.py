@@ -26,12 +26,12 @@ JOINTS: tuple[tuple[Part, ...], ...] = (
 )
 """Fusions that a report compares beside the bundle's own."""
 TYPICAL_ROWS = 500
-"""Bank rows on which the typical distance of a layer is measured, at most."""
+"""At most so many bank rows are used to measure the typical distance of a layer."""
 FEATURES_TOLERANCE = 1e-3
 """Relative difference up to which a layer counts as the features that the logits are made of."""
 OURS = "softkin, same bank"
 COMPARING: frozenset[Part] = frozenset({"posterior", "posterior_hidden"})
-"""Parts that hold classes against each other, of which there must be two."""
+"""Parts that compare classes, so that there must be two of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class Compared:
     score: Callable[[Pass], Floats]
     """`[B]`; higher = more outlying."""
     calibrates: NDArray[np.bool_] | None = None
-    """`[n]`: which calibration rows may calibrate it; None for all."""
+    """`[n]` which calibration rows calibrate it: those it was not fitted to; None for all."""
     p_values: Literal["conformal", "complement", "none"] = "conformal"
-    """How p-values come about: from calibration scores; one minus the score, which is a credibility; not at all."""
+    """How p-values are made: from calibration scores; as one minus the score (a credibility); or not at all."""
 
 
 def compared_scores(
@@ -153,7 +153,7 @@ def _joints(
         return {}
 
     def outputs(p: Pass) -> Outputs:
-        """With what the part of boundaries is made of, for bundles without it too."""
+        """The outputs with distances to boundaries, which bundles without that part lack."""
         if fdbd is None or p.features is None:
             return p.outputs
         return replace(p.outputs, boundary=fdbd.of_classes(p.features).astype(np.float32))

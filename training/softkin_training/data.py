@@ -190,7 +190,7 @@ def _check(dataset: Dataset, source: str) -> None:
 
 
 def _refuse_not_finite(x: Rows | Array, what: str, used: NDArray[np.bool_] | None = None) -> None:
-    """Of all rows, or of those `used`, `[n]`; the index reported is that among all."""
+    """Check all rows, or only those where `used` `[n]` is true; the message counts in all of them."""
     if x.dtype.kind != "f" or not len(x):
         return
     bad = _rows_where(lambda block: ~np.isfinite(block), x, used)
@@ -214,7 +214,7 @@ def _refuse_beyond_float32(x: Rows, what: str, used: NDArray[np.bool_] | None) -
 def _rows_where(
     condition: Callable[[Array], NDArray[np.bool_]], x: Rows | Array, used: NDArray[np.bool_] | None
 ) -> NDArray[np.intp]:
-    """Which rows have a number of which that is so."""
+    """Indices of the rows in which the condition is true for some number."""
     blocks = x.blocks() if isinstance(x, Rows) else [x]
     found = np.concatenate([condition(block).reshape(len(block), -1).any(axis=1) for block in blocks])
     return np.flatnonzero(found if used is None else found & used)

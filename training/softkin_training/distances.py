@@ -16,12 +16,11 @@ from softkin.errors import InvalidInputError
 from softkin.mass import METRICS, Metric
 
 ROW_BLOCKS, WIDE, COLUMNS = 4, 1024, 512
-"""How products over rows wider than WIDE are cut on a CPU, as measured: benchmarks/snnl_step.py. On a GPU no block of
-columns is narrower than COLUMNS."""
-
+"""Rows of WIDE numbers or more are multiplied in ROW_BLOCKS blocks of rows on a CPU, and combined in blocks of COLUMNS
+columns; measured by benchmarks/snnl_step.py. On a GPU no block of columns is narrower than COLUMNS."""
 
 ALIGNED = 4
-"""A product of rows that many numbers apart, or a multiple of it, can use a GPU's tensor cores."""
+"""A GPU's tensor cores need rows that begin a multiple of so many numbers apart."""
 
 
 def flat_rows(z: Tensor, y: Tensor) -> Tensor:
@@ -39,10 +38,10 @@ def flat_rows(z: Tensor, y: Tensor) -> Tensor:
 
 
 def check_metric(metric: Metric) -> Metric:
-    """The metric, if there is such a one.
+    """The metric as it is, if it is a known one.
 
     Raises:
-        InvalidInputError: there is not.
+        InvalidInputError: it is not; lists those that are.
     """
     if metric not in METRICS:
         raise InvalidInputError("metric", f"is {metric!r}; allowed: {METRICS}")
@@ -71,29 +70,29 @@ def pairwise_distances(rows_BD: Tensor, metric: Metric) -> Tensor:
 class _Distances(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_BD: Tensor, cosine: bool) -> Tensor:
-        (layer,), inverse_LB = centred_rows([rows_BD], cosine)
-        distances_LBB = distances_of_products(products_of([layer], len(rows_BD)), inverse_LB)
-        ctx.save_for_backward(inverse_LB, distances_LBB, layer)
+        (layer,), inverse_norm_LB = centred_rows([rows_BD], cosine)
+        distances_LBB = distances_of_products(products_of([layer], len(rows_BD)), inverse_norm_LB)
+        ctx.save_for_backward(inverse_norm_LB, distances_LBB, layer)
         return distances_LBB[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BB: Tensor) -> tuple[Tensor, None]:
-        inverse_LB, distances_LBB, layer = ctx.saved_tensors
+        inverse_norm_LB, distances_LBB, layer = ctx.saved_tensors
         with torch.autocast(grad_BB.device.type, enabled=False):
-            weights = row_weights(grad_BB.unsqueeze(0), distances_LBB, inverse_LB)
+            weights = row_weights(grad_BB.unsqueeze(0), distances_LBB, inverse_norm_LB)
             return gradients_of_rows(weights, [layer])[0], None
 
 
-# The parts of a distance and of its gradient: wide rows are read and written as rarely as it goes, because all scaling
-# happens on [L, B, B].
+# Distances and their gradients, in steps that read and write wide rows as rarely as possible: all scaling happens on
+# [L, B, B].
 
 
 def centred_rows(rows: Sequence[Tensor], cosine: bool) -> tuple[list[Tensor], Tensor | None]:
-    """Rows less their mean, `[B, D]` for each layer; for cosine unit rows, and the factors `[L, B]` that made them so.
+    """The rows of each layer less their mean, `[B, D]`; for cosine those of unit norm, and the inverse norms `[L, B]`.
 
-    For cosine the mean follows as one more row, which the gradient needs, and zeros up to a multiple of `ALIGNED` rows.
-    The factor of a row of zeros is 0.
+    For cosine each layer has more rows: the mean, which the gradient needs, and zeros up to a multiple of `ALIGNED`.
+    The inverse norm of a row of zeros is 0.
     """
     num_rows, layers = len(rows[0]), []
     if not cosine:
@@ -101,57 +100,62 @@ def centred_rows(rows: Sequence[Tensor], cosine: bool) -> tuple[list[Tensor], Te
         return [rows_BD - torch.mv(rows_BD.T, share_B) for rows_BD in rows], None
     norm_LB = torch.stack([torch.linalg.vector_norm(r, dim=1) for r in rows])
     smallest = torch.finfo(norm_LB.dtype).tiny
-    inverse_LB = (norm_LB > smallest) / norm_LB.clamp_min(smallest)
-    for rows_BD, inverse_B, share_B in zip(rows, inverse_LB, inverse_LB / -num_rows, strict=True):
-        layer = rows_BD.new_empty(_kept(num_rows), rows_BD.shape[1])
+    inverse_norm_LB = (norm_LB > smallest) / norm_LB.clamp_min(smallest)
+    for rows_BD, inverse_norm_B, share_B in zip(rows, inverse_norm_LB, inverse_norm_LB / -num_rows, strict=True):
+        layer = rows_BD.new_empty(_padded(num_rows), rows_BD.shape[1])
         layer[num_rows + 1 :].zero_()
         torch.mv(rows_BD.T, share_B, out=layer[num_rows])
-        torch.addcmul(layer[num_rows], rows_BD, inverse_B.unsqueeze(1), out=layer[:num_rows])
+        torch.addcmul(layer[num_rows], rows_BD, inverse_norm_B.unsqueeze(1), out=layer[:num_rows])
         layers.append(layer)
-    return layers, inverse_LB
+    return layers, inverse_norm_LB
 
 
 def products_of(layers: Sequence[Tensor], num_rows: int) -> Tensor:
-    """Products `[L, B, B]` of the first `num_rows` rows of each layer."""
+    """Inner products `[L, B, B]` of the first `num_rows` rows of each layer."""
     products_LBB = layers[0].new_empty(len(layers), num_rows, num_rows)
     for layer, products_BB in zip(layers, products_LBB, strict=True):
         _gram(layer[:num_rows], products_BB)
     return products_LBB
 
 
-def distances_of_products(products_LBB: Tensor, inverse_LB: Tensor | None) -> Tensor:
-    """Distances from the products of centred rows; cosine ones where there are `inverse_LB`, see `centred_rows`."""
-    square_LB, factor = products_LBB.diagonal(dim1=1, dim2=2), 2
-    if inverse_LB is not None:  # 1 - cos = ||u - v||^2 / 2 for unit rows u and v; 0 + 1 for a row of zeros
-        square_LB, factor = (square_LB + (inverse_LB == 0)) * 0.5, 1
-    distances_LBB = square_LB.unsqueeze(1) + square_LB.unsqueeze(2)
+def distances_of_products(products_LBB: Tensor, inverse_norm_LB: Tensor | None) -> Tensor:
+    """Distances `[L, B, B]` from inner products of centred rows.
+
+    Args:
+        products_LBB: see `products_of`.
+        inverse_norm_LB: see `centred_rows`; None for squared Euclidean distances, otherwise they are cosine ones.
+    """
+    squared_norm_LB, factor = products_LBB.diagonal(dim1=1, dim2=2), 2
+    if inverse_norm_LB is not None:  # 1 - cos = ||u - v||^2 / 2 for unit rows u and v; 0 + 1 for a row of zeros
+        squared_norm_LB, factor = (squared_norm_LB + (inverse_norm_LB == 0)) * 0.5, 1
+    distances_LBB = squared_norm_LB.unsqueeze(1) + squared_norm_LB.unsqueeze(2)
     distances_LBB.sub_(products_LBB, alpha=factor).clamp_min_(0)
     distances_LBB.diagonal(dim1=1, dim2=2).zero_()
     return distances_LBB
 
 
-def row_weights(grad_LBB: Tensor, distances_LBB: Tensor, inverse_LB: Tensor | None) -> Tensor:
-    """What to combine a layer's rows with for their gradient, `[L, B, rows of the layer]`.
+def row_weights(grad_LBB: Tensor, distances_LBB: Tensor, inverse_norm_LB: Tensor | None) -> Tensor:
+    """Weights `[L, B, rows of the layer]` with which a layer's rows add up to the gradient of each row.
 
     Args:
-        grad_LBB: of the distances.
-        distances_LBB: themselves.
-        inverse_LB: see `centred_rows`.
+        grad_LBB: the gradient of the distances.
+        distances_LBB: the distances.
+        inverse_norm_LB: see `centred_rows`.
     """
     num_rows = grad_LBB.shape[2]
-    if inverse_LB is None:  # sum over k of pull_ik * 2 (z_i - z_k)
+    if inverse_norm_LB is None:  # sum over k of g_ik * 2 (z_i - z_k), with g = grad + its transpose
         weights = grad_LBB + grad_LBB.mT
         weights *= -2
         weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(dim=2))
         return weights
-    # sum over k of pull_ik ((u_i - u_k) - d_ik u_i) / |z_i|, with u = centred row + mean
-    weights = grad_LBB.new_zeros(*grad_LBB.shape[:2], _kept(num_rows))
+    # sum over k of g_ik ((u_i - u_k) - d_ik u_i) / |z_i|, with g as above and u = centred row + mean
+    weights = grad_LBB.new_zeros(*grad_LBB.shape[:2], _padded(num_rows))
     of_rows_LBB = weights[:, :, :num_rows]
     torch.add(grad_LBB, grad_LBB.mT, out=of_rows_LBB)
     along_LB = (of_rows_LBB * distances_LBB).sum(dim=2)
     of_rows_LBB.diagonal(dim1=1, dim2=2).sub_(of_rows_LBB.sum(dim=2) - along_LB)
     weights[:, :, num_rows] = -along_LB
-    return weights.mul_(-inverse_LB.unsqueeze(2))
+    return weights.mul_(-inverse_norm_LB.unsqueeze(2))
 
 
 def gradients_of_rows(weights: Tensor, layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -159,13 +163,13 @@ def gradients_of_rows(weights: Tensor, layers: Sequence[Tensor]) -> tuple[Tensor
     return tuple(_combine(w, layer) for w, layer in zip(weights, layers, strict=True))
 
 
-def _kept(num_rows: int) -> int:
-    """How many rows a layer has for cosine: with their mean, and with zeros."""
+def _padded(num_rows: int) -> int:
+    """How many rows a layer has for cosine: with their mean, and with zeros up to a multiple of `ALIGNED`."""
     return -(-(num_rows + 1) // ALIGNED) * ALIGNED
 
 
 def _gram(rows_BD: Tensor, out: Tensor) -> None:
-    """All products of rows. BLAS would compute both triangles: on a CPU, wide rows are worth cutting into blocks."""
+    """All inner products of rows. BLAS would compute both triangles; blocks of wide rows save one of them on a CPU."""
     num_rows, width = rows_BD.shape
     if rows_BD.device.type != "cpu":
         _split_gram(rows_BD, out)
@@ -180,7 +184,7 @@ def _gram(rows_BD: Tensor, out: Tensor) -> None:
 
 
 def _split_gram(rows_BD: Tensor, out: Tensor) -> None:
-    """The same as a sum over blocks of columns: a GPU works on all of them at once, and a `[B, B]` product is small."""
+    """The same as a sum over blocks of columns: one `[B, B]` product is too small to keep a GPU busy."""
     num_rows, width = rows_BD.shape
     blocks = next((n for n in (64, 32, 16, 8, 4, 2) if width % n == 0 and width // n >= COLUMNS), 1)
     blocks_SBD = rows_BD.view(num_rows, blocks, width // blocks).transpose(0, 1)

@@ -58,7 +58,7 @@ ENERGY_TOLERANCE = 1e-3
 EQUAL_MEANS = 1e-4
 """Largest difference between rows, of the largest value, up to which means say nothing where the maps do."""
 OUR_PREFIXES = ("representation.", "contribution.", "row.", "model/", "expose/", "softkin")
-"""Of tensors that are added to a model, here and where a detector is composed of it."""
+"""What names of tensors begin with that are added to a model, here or where a detector is made of it."""
 INPUTS = "inputs"
 """The input of a network made of bare vectors, and of one whose own name for it is taken."""
 EMBEDDING = "embedding"

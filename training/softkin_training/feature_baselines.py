@@ -15,7 +15,7 @@ from softkin_training.network_head import boundary_weights
 
 Floats = NDArray[np.float64]
 REACT_QUANTILE = 0.9
-"""Of the features, above which ReAct clips (Sun, Guo & Li 2021)."""
+"""Quantile of all features of inliers at which ReAct clips (Sun, Guo & Li 2021)."""
 SCALE_QUANTILE = 0.85
 """Share of a row's features that SCALE leaves out of its divisor (Xu et al. 2024)."""
 
@@ -82,7 +82,7 @@ class FDBD:
         return self._of_classes(features_BD)[0]
 
     def _of_classes(self, features_BD: NDArray[np.floating]) -> tuple[Floats, Floats]:
-        """The ratios, and the logits."""
+        """The ratios of `of_classes`, and the logits, both `[B, C]`."""
         h = features_BD.astype(np.float64)
         logits = h @ self.weight.T + self.bias
         gaps = logits - logits.max(axis=1, keepdims=True)

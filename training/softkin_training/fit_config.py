@@ -20,7 +20,7 @@ from softkin_training.recipe_faults import NAME, allowed, value_at
 OPTION_NAMES = {"joint_parts": "parts"}
 """Options that the command line names otherwise than a recipe."""
 DEFAULT_PARTS: tuple[Part, ...] = ("density", "class_density", "energy")
-"""Of the joint form where none are named (docs/decisions/0028); energy only where the network's logits have one."""
+"""Parts of a joint form that names none (docs/decisions/0028); without energy where the logits have none."""
 
 
 class FitConfig(DetectorConfig):
@@ -32,9 +32,9 @@ class FitConfig(DetectorConfig):
     name: Annotated[str, Field(pattern=NAME)]
     version: Annotated[str, Field(pattern=NAME)] = "1"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the split, the projections and the choice of bank rows."""
+    """Seed of the split, the projections and the choice of bank rows."""
     standardize: bool | None = None
-    """Of rows themselves as a layer: see `columns_of`."""
+    """Whether the columns of the rows are standardised where the rows are a layer; None: see `columns_of`."""
     bank_rows: Width = 20000
     """Training rows in the bank; all of them where there are fewer."""
 
@@ -93,5 +93,5 @@ def _typed(value: Any) -> str:
 
 
 def default_name(path: str | Path) -> str:
-    """A detector's name from that of a file."""
+    """A name for a detector, made of the name of a file."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).strip("._-")[:63] or "detector"

@@ -1,4 +1,4 @@
-"""Rows of files that nobody prepared for us: read, checked, and held against each other. Needs no torch."""
+"""Rows from users' files: read, checked, and compared with the rows of other files. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from softkin_training.rows import Rows, digests64, refuse_repeated, refuse_used
 
 Array = NDArray[Any]
 UNEVEN = 30.0
-"""From how many times smaller a column's deviation is than another's distances tell hardly anything of it."""
+"""A column whose deviation is smaller than another's by more than this factor hardly counts in distances."""
 ROUNDINGS = 4.0
-"""Up to how many roundings of the largest number in it a column's deviation is taken for none."""
+"""A column is taken for constant if its deviation is at most so many roundings of its largest number."""
 
 ONE_CLASS = "all"
 """The class of vectors without labels."""
@@ -112,7 +112,7 @@ def column_means(x: Array) -> NDArray[np.float64]:
 
 
 def _moments(column: Array, dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Mean and deviation, of numbers whose squares no float64 holds too."""
+    """Mean and standard deviation, also of numbers whose squares exceed float64."""
     values = column.astype(np.float64)
     largest = float(np.abs(values).max())
     if not largest:

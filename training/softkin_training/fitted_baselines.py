@@ -122,7 +122,7 @@ class ViM:
 
 
 def default_principal_dim(width: int) -> int:
-    """Of the principal space in features of that width: as in the authors' code; below it half, as OpenOOD has it."""
+    """Dimension of ViM's principal space: the authors' choices from width 768 up, half of it below, as in OpenOOD."""
     return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
 
 
@@ -132,11 +132,13 @@ def vim_origin(weight_CD: NDArray[np.floating], bias_C: NDArray[np.floating]) ->
 
 
 def summed_distances(distances_LB: Floats, typical_L: Floats) -> Floats:
-    """The k-th neighbour distances of several layers on one scale, summed; ours, for Sun et al. 2022 have one layer.
+    """Sum of the k-th neighbour distances of several layers, each in units of its typical one.
+
+    Our extension: Sun et al. 2022 use one layer.
 
     Args:
         distances_LB: `[L, B]` distance to the k-th neighbour in each layer.
-        typical_L: `[L]` that of a typical bank row, so that wide layers do not drown the others.
+        typical_L: `[L]` the same distance of a typical bank row, so that no layer dominates by its scale.
 
     Returns:
         `[B]`.

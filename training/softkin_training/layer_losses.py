@@ -24,62 +24,69 @@ from softkin_training.snnl_math import Neighbours, loss_and_weights
 from softkin_training.snnl_temperature import follow
 
 
-class Settled(NamedTuple):
-    """What a batch says."""
+class LossesAndWeights(NamedTuple):
+    """The losses of a batch, and what their gradients are made of."""
 
     loss: Tensor
     """`[L]`."""
     temperature: Tensor
-    """`[L]`, at which it was taken."""
+    """`[L]`, the temperatures at which the losses were taken."""
     weights: Tensor
-    """`[L, B, rows]`: combined with a layer's rows they are its gradient; see `distances.row_weights`."""
+    """`[L, B, rows]`, with which a layer's rows add up to the gradient; see `distances.row_weights`."""
 
 
-def settle(
+def losses_and_weights(
     products_LBB: Tensor,
-    inverse_LB: Tensor | None,
+    inverse_norm_LB: Tensor | None,
     temperature_L: Tensor,
     y: Tensor,
     *,
     newton_steps: int,
-) -> Settled:
-    """Losses and gradients from the products of rows; T is a constant in the gradient. Never waits for a GPU.
+) -> LossesAndWeights:
+    """Losses and weights of gradients from the inner products of rows; T is a constant in the gradient.
+
+    Never waits for a GPU.
 
     Args:
         products_LBB: see `distances.products_of`.
-        inverse_LB: see `distances.centred_rows`.
-        temperature_L: > 0, of the last batch.
+        inverse_norm_LB: see `distances.centred_rows`.
+        temperature_L: > 0, the temperatures of the last batch.
         y: `[B]` integer labels.
-        newton_steps: towards the minimisers of this batch, before the losses are taken there.
+        newton_steps: how many steps the temperatures move towards the minimisers of this batch before the losses are
+            taken; see `snnl_temperature.follow`.
     """
     neighbours = Neighbours.of(y)
-    distances_LBB = distances_of_products(products_LBB, inverse_LB)
+    distances_LBB = distances_of_products(products_LBB, inverse_norm_LB)
     if newton_steps:
         temperature_L = follow(distances_LBB, neighbours, temperature_L, newton_steps)
     factor_L = temperature_L.to(distances_LBB.dtype)
     loss_L, weights_LBB = loss_and_weights(distances_LBB, neighbours, factor_L)
     grad_LBB = weights_LBB.div_((factor_L * -neighbours.divisor)[:, None, None])
-    return Settled(loss_L, temperature_L, row_weights(grad_LBB, distances_LBB, inverse_LB))
+    return LossesAndWeights(loss_L, temperature_L, row_weights(grad_LBB, distances_LBB, inverse_norm_LB))
 
 
-def layer_losses(rows: Sequence[Tensor], cosine: bool, settled: Callable[[Tensor, Tensor | None], Settled]) -> Tensor:
+def layer_losses(
+    rows: Sequence[Tensor], cosine: bool, of_products: Callable[[Tensor, Tensor | None], LossesAndWeights]
+) -> Tensor:
     """Losses `[L]` of layers, differentiable once in the rows.
 
     Args:
         rows: of L >= 1 layers, `[B, D]` with a D for each; float32 or float64, where one is float64 all are taken so.
         cosine: the metric; else squared Euclidean.
-        settled: of products and factors, see `settle`; called once.
+        of_products: makes losses and weights of products and inverse norms, see `losses_and_weights`; called once.
     """
     dtype = reduce(torch.promote_types, (r.dtype for r in rows))
-    return _LayerLosses.apply(cosine, settled, *(r.to(dtype) for r in rows))  # type: ignore[no-untyped-call]
+    return _LayerLosses.apply(cosine, of_products, *(r.to(dtype) for r in rows))  # type: ignore[no-untyped-call]
 
 
 class _LayerLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cosine: bool, settled: Callable[[Tensor, Tensor | None], Settled], *rows: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, cosine: bool, of_products: Callable[[Tensor, Tensor | None], LossesAndWeights], *rows: Tensor
+    ) -> Tensor:
         with torch.autocast(rows[0].device.type, enabled=False):
-            layers, inverse_LB = centred_rows(rows, cosine)
-            loss_L, _, weights = settled(products_of(layers, len(rows[0])), inverse_LB)
+            layers, inverse_norm_LB = centred_rows(rows, cosine)
+            loss_L, _, weights = of_products(products_of(layers, len(rows[0])), inverse_norm_LB)
         ctx.save_for_backward(weights, *layers)
         return loss_L
 

@@ -33,7 +33,7 @@ from softkin_training.entanglement import (
     entanglement_between,
     minimize_temperature,
 )
-from softkin_training.layer_losses import Settled, layer_losses, settle
+from softkin_training.layer_losses import LossesAndWeights, layer_losses, losses_and_weights
 from softkin_training.processes import Gathering
 from softkin_training.projection import pooling
 from softkin_training.published_snnl import published_loss, step_inverse
@@ -135,7 +135,7 @@ class LayeredSnnl(nn.Module):
         self.mode: TemperatureMode = temperature
         self.initial_temperature, self.temperature_step = initial_temperature, temperature_step
         self._newton_steps = newton_steps if temperature == "minimized" else 0
-        self._replayed = Replayed(partial(settle, newton_steps=self._newton_steps))
+        self._replayed = Replayed(partial(losses_and_weights, newton_steps=self._newton_steps))
         self._known = False
         start = {"minimized": math.nan, "fixed": fixed_temperature, "learned": initial_temperature}[temperature]
         self.register_buffer("temperature", torch.full((len(self.layers),), start, dtype=torch.float64))
@@ -161,9 +161,9 @@ class LayeredSnnl(nn.Module):
             return dict(zip(self.layers, losses, strict=True))
         if not rows:
             return {}
-        # A GPU is waited for until all temperatures are known, and never again.
+        # Reading the temperatures waits for the GPU: not once all are known.
         self._known = self._known or bool(torch.isfinite(self.temperature).all())
-        losses_L = layer_losses(rows, self.metric == "cosine", partial(self._settled, all_y))
+        losses_L = layer_losses(rows, self.metric == "cosine", partial(self._of_products, all_y))
         return dict(zip(self.layers, losses_L.unbind(), strict=True))
 
     def temperatures(self) -> dict[str, float]:
@@ -174,15 +174,15 @@ class LayeredSnnl(nn.Module):
         side, _ = pooling(z.shape[1:], self.max_side)
         return flat_rows(averaged(z, side), y)
 
-    def _settled(self, y: Tensor, products_LBB: Tensor, inverse_LB: Tensor | None) -> Settled:
+    def _of_products(self, y: Tensor, products_LBB: Tensor, inverse_norm_LB: Tensor | None) -> LossesAndWeights:
         if self._known:
-            settled = Settled(*self._replayed(products_LBB, inverse_LB, self.temperature, y))
+            found = LossesAndWeights(*self._replayed(products_LBB, inverse_norm_LB, self.temperature, y))
             if self._newton_steps:
-                self.temperature[:] = settled.temperature
-            return settled
-        self._search(distances_of_products(products_LBB, inverse_LB), Neighbours.of(y))
+                self.temperature[:] = found.temperature
+            return found
+        self._search(distances_of_products(products_LBB, inverse_norm_LB), Neighbours.of(y))
         temperature_L = self.temperature.nan_to_num(1.0)  # where nobody has a partner the loss is 0 at any temperature
-        return settle(products_LBB, inverse_LB, temperature_L, y, newton_steps=0)
+        return losses_and_weights(products_LBB, inverse_norm_LB, temperature_L, y, newton_steps=0)
 
     def _search(self, distances_LBB: Tensor, neighbours: Neighbours) -> None:
         if bool(neighbours.num_valid > 0):

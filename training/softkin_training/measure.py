@@ -31,7 +31,7 @@ P_VALUE_BINS, SCORE_BINS = 20, 40
 
 
 def key(name: str) -> str:
-    """Of an outlier set, whatever it is called."""
+    """The key of an outlier set, which never equals `INLIERS`."""
     return f"outliers/{name}"
 
 
@@ -99,7 +99,7 @@ def p_value_report(p: Mapping[str, Floats], n: int, alpha: float) -> PValues:
 
 
 def histogram(scores: Mapping[str, Floats]) -> Histogram:
-    """Scores of every set on one scale, without the extremes that would squeeze the rest together."""
+    """Histograms of all sets over the 0.1 % to 99 % quantiles of all scores; the end bins hold what is beyond."""
     pooled = np.concatenate([v[np.isfinite(v)] for v in scores.values()])
     low, high = np.quantile(pooled, [0.001, 0.99]) if len(pooled) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1.0, SCORE_BINS + 1)

@@ -87,7 +87,7 @@ def _composed(classes: tuple[str, ...]) -> list[str]:
 
 
 def _folders(path: Path, images: list[Path]) -> list[str]:
-    """Of each image, in which folder directly below `path` it lies; its own name where in none."""
+    """The folder directly below `path` that holds each image; the image's own name if there is none."""
     return [unicodedata.normalize("NFC", image.relative_to(path).parts[0]) for image in images]
 
 

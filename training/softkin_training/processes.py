@@ -1,4 +1,4 @@
-"""What processes that train together tell each other: rows of a batch, and what the first of them did.
+"""What processes that train together exchange: rows of a batch, sums, and the results of the first process.
 
 Everything here but `num_processes` and `rank` is for all processes together: one that stays away keeps the others
 waiting. In a process alone nothing is sent.
@@ -26,7 +26,7 @@ def num_processes() -> int:
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Number of this process, from 0."""
     return dist.get_rank() if _grouped() else 0
 
 
@@ -70,7 +70,7 @@ def on_first(work: Callable[[], _T]) -> _T:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum of all processes' tensors of one shape."""
+    """Replace a tensor by its sum over all processes, and return it."""
     if num_processes() > 1:
         dist.all_reduce(values)
     return values
@@ -88,7 +88,7 @@ def stacked(value: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Gathering:
-    """How the rows of a batch are spread over the processes."""
+    """Collects the rows of a batch from all processes."""
 
     sizes: tuple[int, ...]
     """Rows of each process."""

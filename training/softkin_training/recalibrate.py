@@ -114,7 +114,10 @@ def recalibrate(
 
 
 def _made_of(old: Bundle, rows: Rows, *, labelled: bool, grow: bool, alpha: float) -> str:
-    """Two bundles of one name and version would stand in each other's place, in a server and in its metrics."""
+    """Eight hexadecimal digits that differ for different results.
+
+    Two bundles of one name and version would be taken for each other, by a server and in its metrics.
+    """
     found = sorted(zip(row_digests(rows), rows.y.tolist() if labelled else [-1] * len(rows), strict=True))
     return hashlib.sha256(json.dumps([old.digest, found, grow, alpha]).encode()).hexdigest()[:8]
 
@@ -145,7 +148,7 @@ def _score(old: Bundle, rows: Rows) -> Calibration:
 
 
 def _merge(old: Calibration, new: Calibration) -> Calibration:
-    """Label-free scores of both; what rests on labels is that of `new`."""
+    """A calibration with the label-free scores of both; scores at true classes are those of `new`."""
     scores, predicted = merge_sorted(
         old.outlier_scores, new.outlier_scores, old.predicted_classes, new.predicted_classes
     )
@@ -160,7 +163,7 @@ def _merge(old: Calibration, new: Calibration) -> Calibration:
 
 
 def _provenance(old: Bundle, rows: Rows, classes: ClassRows, *, grow: bool) -> dict[str, Any]:
-    """That of the old bundle, and how this one came from it: `from_digest` leads one step back."""
+    """The old bundle's provenance, and how the new one was made of it; `from_digest` identifies the old one."""
     found = fingerprint(rows)
     provenance = {k: v for k, v in old.manifest.provenance.items() if k != CLASS_P_VALUES}
     replaced = {} if grow else {"calibration": found}

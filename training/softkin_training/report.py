@@ -14,7 +14,7 @@ from softkin_training.calibration_metrics import Bin, ClassifierCalibration
 from softkin_training.detection_metrics import Rate, Uniformity
 
 SCHEMA_VERSION = 1
-"""Of report.json; grows when a key changes its meaning or goes away."""
+"""Version of report.json's layout; grows when a key changes its meaning or is removed."""
 
 Metric = Literal["auroc", "aupr_out", "aupr_in", "fpr95", "fpr95_id"]
 HIGHER_IS_BETTER: dict[Metric, bool] = {
@@ -55,7 +55,7 @@ class ScoreReport:
     false_alarms: Rate | None
     """Share of inliers with p-value <= alpha; None where the score was not calibrated."""
     uniformity: Uniformity | None
-    """Of the inliers' p-values; None where the score was not calibrated."""
+    """Test of the inliers' p-values; None where the score was not calibrated."""
     outliers: dict[str, Detection]
 
     @property
@@ -116,7 +116,7 @@ class Corrupted:
     accuracy: float | None
     """None without labels."""
     accuracy_of_accepted: float | None
-    """Of the rows that were not flagged; None without labels or where all were flagged."""
+    """Accuracy on the rows that were not flagged; None without labels or where all were flagged."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def interval(value: Rate | None) -> str:
 
 
 def group_title(group: str) -> str:
-    """Of the mean over a group of outlier sets."""
+    """Heading of the mean over a group of outlier sets."""
     return "mean" if group == ALL else f"mean {group}"
 
 

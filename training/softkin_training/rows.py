@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from softkin.errors import DataError
 
 BLOCK_BYTES = 1 << 20
-"""About as much is read at once of rows that need not fit into memory."""
+"""About so many bytes are read at once of rows that need not fit into memory."""
 
 _R = TypeVar("_R", bound="Rows")
 
@@ -44,12 +44,12 @@ class Rows:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """Of the raw inputs."""
+        """Data type of the raw inputs."""
         return self.x.dtype
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Of one raw input."""
+        """Shape of one raw input."""
         return self.x.shape[1:]
 
     def read(self, which: slice | NDArray[np.integer]) -> NDArray[np.generic]:

@@ -40,7 +40,7 @@ WHERE_IT_RAN = tuple(
 )
 """Keys that say where and how training ran, not which model it makes; resuming still wants them equal."""
 EXPORTED_KEYS = ("metric", "max_dim", "max_side")
-"""Of the detector, what an exported model depends on beside the network and its layers."""
+"""Keys of [detector] on which an exported model depends, beside the network and the layers."""
 LIBRARIES = ("softkin", "torch", "onnx", "onnxruntime-gpu", "numpy")
 
 

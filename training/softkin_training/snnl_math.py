@@ -7,7 +7,8 @@ Shapes: L layers, each with its own temperature; B rows of a batch. `same` = of 
     d2l / d log T2 = mean_i(Var_all e - Var_same e) - d l / d log T
     d l / d d_ik = -W_ik / T
 
-On a GPU nothing here waits for a result: a number that the host reads, or branches on, would hold up the whole step.
+p_all is the softmax of -e over all other rows, p_same that over the same class alone; Var is taken under either.
+Nothing here waits for a GPU: a number that Python reads, or branches on, would hold up the whole step.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-HIDDEN = -1e30
-"""The logit of what cannot be picked; finite, or its product with its probability of 0 would be NaN."""
+MASKED = -1e30
+"""The logit of what is no neighbour; finite, because infinity times its probability, 0, would be NaN."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What the labels of a batch say, shared by all layers."""
+    """Which rows of a batch are of the same class: the same for all layers."""
 
-    apart: Tensor
-    """float32 `[B, B]`, added to logits: HIDDEN for pairs of two classes, else 0. The row of an invalid row is 0: its
-    loss and its weights become exactly 0, without a special case anywhere."""
+    mask: Tensor
+    """float32 `[B, B]`, added to logits: MASKED for rows of different classes, else 0. A row of the batch that has no
+    partner is all 0: so its loss and its weights become exactly 0, without a special case anywhere."""
     num_valid: Tensor
-    """int64 scalar: rows with a partner of their class; only they count."""
+    """int64 scalar: rows that have a partner, another row of their class; only they count."""
     divisor: Tensor
-    """int64 scalar: the same, but at least 1."""
+    """int64 scalar: `num_valid`, but at least 1."""
 
     @staticmethod
     def of(y: Tensor) -> Neighbours:
-        """Read the labels `[B]`."""
-        apart_BB = y.unsqueeze(0) != y.unsqueeze(1)
-        valid_B = apart_BB.sum(dim=1) < len(y) - 1
-        apart_BB &= valid_B.unsqueeze(1)
+        """Compare the labels `[B]`."""
+        differ_BB = y.unsqueeze(0) != y.unsqueeze(1)
+        valid_B = differ_BB.sum(dim=1) < len(y) - 1
+        differ_BB &= valid_B.unsqueeze(1)
         num_valid = valid_B.sum()
         # Added once, where filling logits through a mask in every layer takes a CPU five times as long.
-        return Neighbours(apart_BB * HIDDEN, num_valid, num_valid.clamp_min(1))
+        return Neighbours(differ_BB * MASKED, num_valid, num_valid.clamp_min(1))
 
 
 class Derivatives(NamedTuple):
@@ -56,11 +57,11 @@ class Derivatives(NamedTuple):
 
 
 def derivatives(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Derivatives:
-    """In log T."""
+    """First and second derivative of the loss in log T, at temperatures `[L]`."""
     logits_LBB = _logits(distances_LBB, temperature_L)  # -e
     all_LBB = logits_LBB.softmax(dim=2)
     # Exactly 0 where both agree: a slope of mere rounding would move T by whole steps where the loss is flat in it.
-    pull_LBB = all_LBB - (logits_LBB + neighbours.apart).softmax(dim=2)
+    pull_LBB = all_LBB - (logits_LBB + neighbours.mask).softmax(dim=2)
     # Moments about the mean, or their difference would have no digits left where T is high and logits are alike.
     logits_LBB -= (all_LBB * logits_LBB).sum(dim=2, keepdim=True)
     pull_LBB *= logits_LBB
@@ -71,15 +72,15 @@ def derivatives(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Te
 
 
 def loss(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> Tensor:
-    """`[L]`, means over valid rows."""
+    """The losses `[L]`, means over valid rows."""
     return loss_and_weights(distances_LBB, neighbours, temperature_L)[0]
 
 
 def loss_and_weights(distances_LBB: Tensor, neighbours: Neighbours, temperature_L: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and `[L, B, B]` W times the divisor, which is exactly 0 in invalid rows."""
+    """The losses `[L]`, and W of the equations above times `divisor`: `[L, B, B]`, exactly 0 in invalid rows."""
     logits_LBB = _logits(distances_LBB, temperature_L)
     nearest_LB, all_LBB = logits_LBB.amax(dim=2), logits_LBB.softmax(dim=2)
-    logits_LBB += neighbours.apart
+    logits_LBB += neighbours.mask
     nearest_same_LB, same_LBB = logits_LBB.amax(dim=2), logits_LBB.softmax(dim=2)
     # The logarithm of a sum of exponentials is the largest logit less the logarithm of its probability, which a softmax
     # has taken without overflow: two such logarithms are eq. 1.
@@ -89,7 +90,7 @@ def loss_and_weights(distances_LBB: Tensor, neighbours: Neighbours, temperature_
 
 def _logits(distances_LBB: Tensor, temperature_L: Tensor) -> Tensor:
     logits_LBB = distances_LBB / -temperature_L[:, None, None]
-    logits_LBB.diagonal(dim1=1, dim2=2).fill_(HIDDEN)
+    logits_LBB.diagonal(dim1=1, dim2=2).fill_(MASKED)
     return logits_LBB
 
 
@@ -99,7 +100,7 @@ def loss_of_distances(distances_LBB: Tensor, neighbours: Neighbours, temperature
 
 
 class _Snnl(torch.autograd.Function):
-    """Keeps one `[L, B, B]` tensor, which is the gradient up to a factor."""
+    """Keeps one `[L, B, B]` tensor for the backward pass: the gradient up to a factor."""
 
     @staticmethod
     def forward(ctx: Any, distances_LBB: Tensor, temperature_L: Tensor, neighbours: Neighbours) -> Tensor:

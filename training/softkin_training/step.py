@@ -22,17 +22,17 @@ LayerLosses = Callable[[Mapping[str, Tensor], Tensor], Mapping[str, Tensor]]
 
 
 class Step:
-    """Changes the weights by what a batch says of them.
+    """One optimiser step: cross-entropy and SNNL of a batch, their gradients, and the change of the weights.
 
     Args:
-        fabric: whose device, precision and processes.
+        fabric: knows device, precision and processes.
         model: as `fabric.setup` returns it, with `forward_with_hidden`.
-        optimizer: likewise; from `make_optimizer`.
+        optimizer: from `make_optimizer`, as `fabric.setup` returns it.
         snnl: the losses of hidden layers.
         weights: layer -> its weight in the objective.
-        recorded: replay one CUDA graph per batch size, see `Replayed`: a network of some sixty kernels keeps Python as
-            busy as the GPU. Only for one process, a network that does the same in every call and waits for nothing, and
-            a precision without a scale of the loss. Says nothing on a CPU.
+        recorded: record one CUDA graph per batch size and replay it, see `Replayed`: to launch some sixty kernels takes
+            Python as long as they take the GPU. Allowed only in one process, for a network that does the same in every
+            call and never waits for the GPU, and in a precision that does not scale the loss. No effect on a CPU.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class Step:
             rate: the learning rate.
 
         Returns:
-            `[2 + layers]` float64, on the device, which is not waited for: this process's part of the batch's
-            cross-entropy, its hits, and the loss of each layer of the whole batch.
+            `[2 + layers]` float64, on the device, which is not waited for: this process's part of the batch's mean
+            cross-entropy, its number of correct predictions, and each layer's loss of the whole batch.
         """
         if self._recorded:
             self._rate.fill_(rate)
@@ -94,14 +94,14 @@ class _Take:
         return torch.stack([n.detach().double() for n in (share, hits, *losses.values())])
 
     def whole(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """Of a batch that this process has alone."""
+        """Take the step of a batch that no other process shares."""
         return (self(x, y, len(y)),)
 
 
 def make_optimizer(
     model: nn.Module, device: torch.device, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW; one kernel for all weights where a GPU has to be kept busy, and one that a graph may hold."""
+    """AdamW; on a GPU as one kernel for all weights (`fused`) that a CUDA graph may record (`capturable`)."""
     on_gpu = device.type == "cuda"
     return torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=on_gpu or None, capturable=on_gpu

@@ -168,12 +168,12 @@ class StoredRows(Rows):
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """Of the raw inputs."""
+        """Data type of the raw inputs."""
         return self._file.dtype
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Of one raw input."""
+        """Shape of one raw input."""
         return self._file.row_shape
 
     def read(self, which: slice | NDArray[np.integer]) -> NDArray[np.generic]:

@@ -33,7 +33,7 @@ NEIGHBORS = max(baselines.KTH, baselines.DKNN_K)
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """What the detector answers for B rows, from the pass that other scores share."""
+    """What the detector answers for B rows."""
 
     outlier_score: Floats
     p_value: Floats
@@ -80,7 +80,7 @@ class Subject:
         self.detector = Detector(loaded, scorer=self._scorer)
 
     def metric(self, layer: str) -> Metric:
-        """Of a layer's representations, before any whitening."""
+        """Metric of a layer's representations as they were before any whitening."""
         return self._whitenings[layer].metric if layer in self._whitenings else self.loaded.bank.layers[layer].metric
 
     def unwhitened(self, layer: str, z_BD: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -131,7 +131,7 @@ class Subject:
 
 
 class Pass:
-    """One set of rows, run."""
+    """One set of rows, and what network and bank make of it."""
 
     def __init__(self, subject: Subject, outputs: Outputs, found: Mapping[str, NDArray[np.float32]]) -> None:
         self.outputs = outputs

@@ -151,7 +151,7 @@ def rows_of(probe: Array, n: int) -> Array:
 
 
 def batches_of(proto: onnx.ModelProto, probe: Array) -> list[Array]:
-    """At least `BATCH` rows in batches that the model takes as it is."""
+    """At least `BATCH` rows, in batches of the size that the model takes."""
     size = fixed_batch(proto) or 1
     return [rows_of(np.roll(probe, -i, axis=0), size) for i in range(0, BATCH, size)]
 

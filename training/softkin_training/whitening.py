@@ -20,8 +20,8 @@ from softkin.scorer import reducer_key
 from softkin.scorer_graph import representation_output
 
 SHRINKAGE = 0.2
-"""Share of the mean variance in every direction's: what keeps directions that hardly vary from ruling. Between 0.1 and
-0.5 results hardly differ (docs/decisions/0015)."""
+"""Weight of the mean variance in the variance of every direction: without it, directions that hardly vary would
+dominate all distances. Between 0.1 and 0.5 results hardly differ (docs/decisions/0015)."""
 DESCRIPTION = f"whitening(shrinkage={SHRINKAGE:g})"
 PREFIX = "softkin.whitening"
 
@@ -35,7 +35,7 @@ class Whitening:
     matrix: NDArray[np.float32]
     """`[D, D]`, symmetric and invertible."""
     metric: Metric
-    """Of the representations before."""
+    """Metric of the representations before they are whitened."""
 
     @classmethod
     def fit(cls, z_ND: NDArray[np.float32], labels_N: NDArray[np.integer], metric: Metric) -> Whitening:
@@ -54,11 +54,11 @@ class Whitening:
         )
 
     def apply(self, z_BD: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`[B, D]` whitened."""
+        """Whiten representations `[B, D]`."""
         return np.asarray((z_BD - self.center) @ self.matrix, np.float32)
 
     def undo(self, z_BD: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`[B, D]` as before `apply`, to rounding."""
+        """Undo `apply` of representations `[B, D]`, up to rounding."""
         inverse = np.linalg.inv(self.matrix.astype(np.float64))
         return np.asarray(z_BD @ inverse + self.center, np.float32)
 
@@ -88,7 +88,7 @@ def with_whitening(model: bytes, whitenings: Mapping[str, Whitening]) -> bytes:
 
 
 def whitenings_of(model: onnx.ModelProto) -> dict[str, Whitening]:
-    """By layer, what `with_whitening` put into a model; empty where it did not."""
+    """What `with_whitening` put into a model, by layer; empty where nothing is whitened."""
     constants = {i.name: i for i in model.graph.initializer if i.name.startswith(PREFIX)}
     found = {}
     for entry in model.metadata_props:
