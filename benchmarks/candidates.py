@@ -57,7 +57,7 @@ def softkin(
     from safetensors.numpy import save_file
 
     import softkin.scorer as scoring
-    from softkin.bundle import bank_tensors
+    from softkin.bundle_arrays import bank_tensors
     from softkin.precision import reduce_precision
 
     z, y = load(bank, labels)

@@ -14,7 +14,8 @@ from softkin import bundle as bundles
 from softkin import conformal, verdicts
 from softkin.arguments import as_float, as_num_neighbors, as_path, as_rows, as_seed
 from softkin.bank import PADDING_LABEL, Bank
-from softkin.bundle import Bundle, Golden
+from softkin.bundle import Bundle
+from softkin.bundle_arrays import Golden
 from softkin.cancellation import Cancellation
 from softkin.certificate import DEFAULT_CONFIDENCE
 from softkin.chunks import SLICE_ROWS

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from softkin import mass
 from softkin.bank import Bank, pack
-from softkin.bundle import bank_tensors
+from softkin.bundle_arrays import bank_tensors
 from softkin.scorer import Scorer
 from softkin.scorer_graph import representation_output
 

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from networks import without_logits
-from softkin import BundleError, Detector, bundle, cli, conformal
+from softkin import BundleError, Detector, bundle, bundle_arrays, cli, conformal
 from softkin.bank import Bank, LayerBank
 from softkin.detector_graph import OUTPUTS
 from softkin.export_onnx import export_onnx, write_export
@@ -375,7 +375,7 @@ def test_a_bank_above_two_gigabytes(tiny, tmp_path):
     manifest = dataclasses.replace(
         loaded.manifest, layers=(layer,), nonconformity="density", parts=(), input_shape=(width,)
     )
-    nothing = bundle.Golden(inputs=np.zeros((0, width), np.float32), outlier_scores=np.zeros(0))
+    nothing = bundle_arrays.Golden(inputs=np.zeros((0, width), np.float32), outlier_scores=np.zeros(0))
     big = dataclasses.replace(loaded, path=tmp_path / "b", manifest=manifest, bank=bank, golden=nothing)
 
     done = write_export(big, tmp_path / "d.onnx")

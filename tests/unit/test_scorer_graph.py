@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from scorer_cases import kernels_run, make, packed, profile_sessions, start
 from softkin.bank import LARGE_TILE_ROWS, PRECISIONS
-from softkin.bundle import bank_tensors
+from softkin.bundle_arrays import bank_tensors
 from softkin.chunks import CHUNK_ROWS, SLICE_ROWS, cut_into_chunks
 from softkin.graph_builder import GraphBuilder
 from softkin.precision import reduce_precision

@@ -9,7 +9,7 @@ import pytest
 
 from softkin import Detector
 from softkin import bundle as bundles
-from softkin.bundle import Golden
+from softkin.bundle_arrays import Golden
 from softkin.detector import nonconformity_of
 from softkin.scorer import Network
 from softkin.session import run_session
