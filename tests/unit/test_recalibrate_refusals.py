@@ -144,6 +144,20 @@ def test_what_would_break_the_promise_is_refused(tiny, tmp_path, edit, options, 
     assert entries(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("rows", "field", "message"),
+    [
+        ([[1.0] * 12, [2.0]], "rows", "they make no array"),
+        (np.ma.masked_less(np.zeros((40, 12), np.float32), 1), "rows", "values of a masked array are hidden"),
+        ([[1.0] * 12] * 40, "inputs", "dtype is float64, this detector takes float32"),
+    ],
+)
+def test_rows_without_labels_are_made_an_array_or_refused(tiny, tmp_path, rows, field, message):
+    """As those that a detector scores."""
+    with pytest.raises(InvalidInputError, match=f"{field}: {message}"):
+        recalibrate(tiny.path, tmp_path / "b", rows, alpha=0.2)
+
+
 def test_an_existing_directory_is_left_alone(tiny_copy, tiny):
     """The bundle itself among them: versions stand side by side."""
     before = bundles.digest(tiny_copy)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from softkin import bundle as bundles
 from softkin import conformal
+from softkin.arguments import as_rows
 from softkin.bundle import Bundle
 from softkin.calibration import Calibration
 from softkin.certificate import certify
@@ -74,7 +75,8 @@ def recalibrate(
     old = bundles.read_bundle(bundle)
     labelled = isinstance(rows, Rows) or len(old.manifest.classes) == 1
     if not isinstance(rows, Rows):
-        rows = Rows(rows, np.zeros(len(rows), np.int64), np.arange(len(rows)))
+        x = np.atleast_1d(as_rows(rows, "rows"))
+        rows = Rows(x, np.zeros(len(x), np.int64), np.arange(len(x)))
     check_labels(rows, len(old.manifest.classes), "calibration")
     n = len(rows) + (len(old.calibration) if grow else 0)
     alpha = conformal.check_alpha(old.manifest.default_alpha if alpha is None else alpha, n)
