@@ -249,7 +249,8 @@ REFUSED = {
     "a gap among others": (lambda: damaged("keys", -1e9), "it is damaged"),
     "fewer rows than none": (fewer_than_none, "it is damaged"),
     "wealth without end": (lambda: damaged("log_wealth", np.inf), "it is damaged"),
-    "gaps out of order": (lambda: damaged("keys", 3.0), "it is damaged"),
+    "a gap past others": (lambda: damaged("keys", 3.0), "it is damaged"),
+    "gaps out of order, each where it may be": (lambda: damaged("keys", 1.2, 1.1), "it is damaged"),
     "a gap with less than nothing": (lambda: damaged("weights", -5, 5), "it is damaged"),
 }
 
