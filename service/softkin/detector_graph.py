@@ -1,7 +1,7 @@
 """What follows the class masses, in plain ONNX operators: nonconformity, p-values, predicted class.
 
-Says in operators what mass.py, nonconformity.py and conformal.py say in NumPy, in float64 as they do: given the same
-masses the two differ by rounding alone. Shapes: B rows, L layers, C classes.
+The same as mass.py, nonconformity.py and conformal.py compute in NumPy, in float64 too: given the same masses, the two
+differ by rounding alone. Shapes: B rows, L layers, C classes.
 """
 
 from __future__ import annotations
@@ -159,27 +159,44 @@ class DetectorGraph:
 
     def _part(self, part: Part, outputs: dict[str, str]) -> str:
         """`[B, C]`: one part on its own scale."""
-        m_BLC = outputs["masses"]
-        g, weights, layers = self.graph, self.nonconformity.class_weights, self.nonconformity.layer_weights
+        g, nonconformity = self.graph, self.nonconformity
         if part in CLASS_PARTS:
-            references = self.nonconformity.references
+            references = nonconformity.references
             center, scale = (g.constant(references[key.format(part)]) for key in (CENTER, SCALE))
             return g.op("Div", [g.op("Sub", [self._part(CLASS_PARTS[part], outputs), center]), scale])
-        if part in ("posterior_hidden", "density_hidden", "density_hidden_tail"):
-            hidden = np.arange(max(1, len(layers) - 1))
-            m_BLC, layers = g.op("Gather", [m_BLC, g.constant(hidden)], axis=1), layers[hidden]
-            part = "posterior" if part == "posterior_hidden" else "density"
-        if part == "posterior":
-            return self._sum_layers(self._posterior_loss(m_BLC), layers)
-        if part == "energy":
-            energy_B1 = g.op("Neg", [self._log_sum_exp(outputs["logits"], 1)])
-            return g.op("Add", [energy_B1, g.constant(np.zeros((1, self._num_classes)))])
-        if part == "boundary_distance":
-            return g.op("Neg", [outputs["boundary"]])
-        if part == "density_last":
-            last = g.constant(np.array([len(layers) - 1], np.int64))
-            m_BLC, layers = g.op("Gather", [m_BLC, last], axis=1), np.ones(1)
-        return self._sum_layers(g.op("Sub", [g.constant(np.log(weights)), m_BLC]), layers)
+        m_BLC, layer_weights = outputs["masses"], nonconformity.layer_weights
+        layers = np.arange(len(layer_weights))
+        hidden = layers[:-1] if len(layers) > 1 else layers
+        match part:
+            case "posterior":
+                return self._posterior(m_BLC, layer_weights)
+            case "posterior_hidden":
+                return self._posterior(self._layers(m_BLC, hidden), layer_weights[hidden])
+            case "density":
+                return self._density(m_BLC, layer_weights)
+            case "density_hidden" | "density_hidden_tail":
+                return self._density(self._layers(m_BLC, hidden), layer_weights[hidden])
+            case "density_last":
+                return self._density(self._layers(m_BLC, layers[-1:]), np.ones(1))
+            case "boundary_distance":
+                return g.op("Neg", [outputs["boundary"]])
+            case "energy":
+                energy_B1 = g.op("Neg", [self._log_sum_exp(outputs["logits"], 1)])
+                return g.op("Add", [energy_B1, g.constant(np.zeros((1, self._num_classes)))])
+            case _:
+                raise AssertionError(f"no such part: {part}")
+
+    def _layers(self, m_BLC: str, chosen: NDArray[np.int64]) -> str:
+        return self.graph.op("Gather", [m_BLC, self.graph.constant(chosen)], axis=1)
+
+    def _posterior(self, m_BLC: str, layer_weights_L: Floats) -> str:
+        """As `mass.posterior`."""
+        return self._sum_layers(self._posterior_loss(m_BLC), layer_weights_L)
+
+    def _density(self, m_BLC: str, layer_weights_L: Floats) -> str:
+        """As `mass.density`."""
+        log_class_weights = self.graph.constant(np.log(self.nonconformity.class_weights))
+        return self._sum_layers(self.graph.op("Sub", [log_class_weights, m_BLC]), layer_weights_L)
 
     def _posterior_loss(self, m_BLC: str) -> str:
         """`-log softmax_j m(j, x)` as `mass.posterior` takes it, to the last digits also where it is nearly 0."""
@@ -213,7 +230,7 @@ class DetectorGraph:
         return g.op("Add", [g.op("Log", [total]), top])
 
     def _comparable(self, logits_BC: str) -> str:
-        """Logits on which ArgMax answers as NumPy's does: the first NaN, where there is one."""
+        """Logits on which ArgMax gives what NumPy's argmax gives: the first NaN, where there is one."""
         g = self.graph
         capped = g.op("Min", [self._double(logits_BC), g.constant(np.array(np.finfo(np.float64).max))])
         return g.op("Where", [g.op("IsNaN", [logits_BC]), g.constant(np.array(np.inf)), capped])
