@@ -46,7 +46,7 @@ def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating], u:
 
 
 def split_by_class(calibration: Floats, classes: NDArray[np.int32], num_classes: int) -> list[Floats]:
-    """Per class its calibration scores, sorted as `calibration` is; empty where a class has none."""
+    """The calibration scores of each class, in the order of `calibration`; empty for a class that has none."""
     order = np.argsort(classes, kind="stable")
     return np.split(calibration[order], np.searchsorted(classes[order], np.arange(1, num_classes)))
 
@@ -95,7 +95,7 @@ def smallest_p_value(n: int) -> float:
 
 
 def rows_needed(alpha: float) -> int:
-    """The fewest calibration rows that can give a p-value of alpha or less; never told to be more than 10^18."""
+    """The fewest calibration rows that can give a p-value of alpha or less, but at most 10^18."""
     values = math.floor(1.0 / max(alpha, 1e-18))
     # As floating-point p-values compare, not as this quotient rounds.
     return values - 1 + int(1.0 / values > alpha)
@@ -109,7 +109,7 @@ def rank(alpha: float, n: int) -> int:
 
 
 def rounded_up(rate: float) -> str:
-    """A rate in (0, 1] to six digits, never less than it is: a message's remedy must be accepted as it stands."""
+    """A rate in (0, 1] to six digits, and never below it: what a message advises must be accepted as it stands."""
     text = f"{rate:.6g}"
     return text if float(text) >= rate else f"{rate + 10.0 ** (math.floor(math.log10(rate)) - 5):.6g}"
 
@@ -171,21 +171,21 @@ LEAST_GAP = 1e-300
 
 @dataclass(frozen=True)
 class SurpriseLines:
-    """The straight lines that make up `tail_surprise` against one reference, kept where it is used again and again.
+    """The straight lines that make up `tail_surprise` against one reference, for using it again and again.
 
     Line i of n + 1 holds for scores above i reference scores and at most equal to the next.
     """
 
     starts: Floats
-    """`[n + 1]`: the score where each starts."""
+    """`[n + 1]`: the score at which each line starts."""
     slopes: Floats
     """`[n + 1]`."""
     heights: Floats
-    """`[n + 1]`: the surprise where each starts."""
+    """`[n + 1]`: the surprise at which each line starts."""
 
     @classmethod
     def through(cls, reference: NDArray[np.floating]) -> SurpriseLines:
-        """Those of a reference, as `tail_surprise` takes it."""
+        """The lines of a reference, as `tail_surprise` takes it."""
         n, r = len(reference), np.asarray(reference, np.float64)
         surprise = -np.log((n - np.arange(n)) / (n + 1.0))
         gaps = np.diff(r)

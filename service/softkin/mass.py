@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 def unit_rows(z_BD: NDArray[np.floating]) -> NDArray[np.floating]:
     """Divide each row by its Euclidean norm; a zero row stays zero instead of turning into NaN."""
-    # Squares of 1e-30 or 1e30 leave the range of float32. By powers of two, which round nothing.
+    # Squares of 1e-30 or 1e30 leave the range of float32: so scale first, by powers of two, which rounds nothing.
     _, exponent_B1 = np.frexp(np.abs(z_BD).max(axis=1, keepdims=True))
     z_BD = np.ldexp(z_BD, -exponent_B1)
     norm_B1 = np.linalg.norm(z_BD, axis=1, keepdims=True)

@@ -233,9 +233,9 @@ def _compose(
 ) -> dict[int, str]:
     """Add the bank to a network, of whose outputs only those `kept` stay.
 
-    Returns the inputs that `LayerGraph.masses` asks for, by what bounds them.
+    Returns the inputs for numbers of nearest rows that `LayerGraph.masses` asks for, by the n that bounds each.
     """
-    # Inputs of their own instead of a Min in the graph: TopK reads its k on the host, where a GPU's Min would not be.
+    # Inputs instead of a Min in the graph: TopK reads its k on the host, and on a GPU the result of Min is not there.
     k_inputs: dict[int, str] = {}
 
     def at_most(n: int) -> str:

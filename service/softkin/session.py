@@ -57,12 +57,12 @@ def start_session(
     options.intra_op_num_threads = threads or available_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # On the CPU memory that is planned would be held beside what the first run took: twice as much, and no faster.
+    # On the CPU, planned memory would be held beside what the first run has taken: twice as much, and no faster.
     options.enable_mem_pattern = target.kind == "cuda"
-    # As the nodes stand in the model: chunk by chunk, so that one chunk's logits are gone before the next one's come.
+    # In the order of the nodes in the model: chunk by chunk, so that one chunk's logits are gone before the next come.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    # Threads spin from one node to the next, where waking them costs as much as the node. Not longer, and never between
-    # runs: gRPC's threads share these cores.
+    # Threads spin from one node to the next, as to wake them would cost as much as the node; but no longer than that,
+    # and not between runs: gRPC's threads share these cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -143,7 +143,7 @@ def run_session(
         CancelledError: `cancellation` was used.
     """
     options = ort.RunOptions()
-    options.log_severity_level = 4  # the exception says the same; written past our own log it would be no line of it
+    options.log_severity_level = 4  # the exception says the same, and onnxruntime writes past our own log
 
     def stop() -> None:
         options.terminate = True
