@@ -13,11 +13,11 @@ from softkin import DataError, Detector
 from softkin.bundle import USED_ROWS, read_bundle
 from softkin.certificate import certify
 from softkin.scorer import Network
+from softkin_training.bank_temperature import neighbor_distance
 from softkin_training.build import LayerSpec, build
 from softkin_training.condense import condense
 from softkin_training.expose import EMBEDDING, embedding_network
 from softkin_training.rows import Rows, digests64, fingerprint, refuse_overlap
-from softkin_training.temperature import neighbor_distance
 
 
 def rebuild(tiny, out, *, bank=None, calibration=None, **changes):

@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """As `softkin_training.cli.main`; 130 where it is interrupted, also while it is being imported."""
+    """Run `softkin_training.cli.main`; the status is 130 when it is interrupted, even while it is being imported."""
     try:
         from softkin_training import cli
 

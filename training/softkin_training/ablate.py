@@ -107,7 +107,7 @@ def ablate(
 def _recipes(
     recipe: str | Path, plan: Plan, overrides: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[tuple[str, str, int, dict[str, Recipe]]]:
-    """Every training run with the recipes of its detect variants, checked whole."""
+    """Every training run: family, train variant, seed, and the checked recipe of each detect variant."""
     # By itself, without a variant, the recipe need not be valid: it is read only where its classes are counted.
     num_classes = _num_classes(load_recipe(recipe, overrides)) if any(plan.families.values()) else 0
     for family, held_out in plan.families.items():
@@ -134,7 +134,7 @@ def _recipes(
 
 
 def _refuse_one_folder(table: str, names: Sequence[str]) -> None:
-    """Refuse names that differ in signs alone: the figures of one would be taken for those of the other."""
+    """Refuse names that mean one folder: the figures of one variant would be taken for those of the other."""
     taken: dict[str, str] = {}
     for name in names:
         if (other := taken.setdefault(folder_of(name), name)) != name:
@@ -142,7 +142,7 @@ def _refuse_one_folder(table: str, names: Sequence[str]) -> None:
 
 
 def _refuse_another_network(recipes: Mapping[str, Recipe]) -> None:
-    """Refuse a detect variant that wants what the first one's network, or the export that it shares, is not."""
+    """Refuse a detect variant that needs another network, or other layers of a shared export, than the first one."""
     (first_name, first), *others = recipes.items()
     shared = _shared(first)
     for name, recipe in others:
@@ -229,7 +229,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _done(folder: Path, recipe: Recipe, rows: int) -> bool:
-    """Whether a cell of this recipe is there; one of an older version counts where what it could not say is default."""
+    """Whether the cell of this recipe is done, if by an older version whose missing keys are at their defaults."""
     file = folder / RECIPE
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

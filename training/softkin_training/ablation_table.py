@@ -85,7 +85,7 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def measures_of(table: dict[str, Any]) -> tuple[list[str], dict[str, float]]:
-    """Which measures a table has, and the best mean of those of which more is better."""
+    """The measures that a table has, and the best mean of each; false alarms have none, for neither end is best."""
     measures = [m for m in MEASURES if any(m in row for row in table["rows"])]
     return measures, {m: max(r[m]["mean"] for r in table["rows"] if m in r) for m in measures if m != "false_alarms"}
 

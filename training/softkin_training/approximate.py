@@ -75,7 +75,7 @@ def compare(
     alpha: float,
     outliers: Mapping[str, NDArray[np.generic]],
 ) -> Approximation:
-    """What `other` changes against `exact`, each with p-values from its own calibration."""
+    """How `other` differs from `exact`, each with p-values from its own calibration."""
     before, after = (conformal.p_values(c.scores, c.calibration.outlier_scores) for c in (exact, other))
     change = np.abs(after - before)
     auroc_changes = {}

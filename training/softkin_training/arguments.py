@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def folder(text: str) -> Path:
-    """A path that a command writes to; an empty one, as an unset variable gives, would be the current directory.
+    """Take a path that a command writes to; an empty one, as an unset variable gives, would be the current directory.
 
     Raises:
         argparse.ArgumentTypeError: it is empty, or a file, which the command would find out after its work.
@@ -22,7 +22,7 @@ def folder(text: str) -> Path:
 
 
 def no_folder(text: str) -> str:
-    """A NAME=FILE; a folder without a name is what was meant for the argument that such an option has swallowed.
+    """Take NAME=FILE. A folder without a name was meant for BUNDLE, but an option of many values has swallowed it.
 
     Raises:
         argparse.ArgumentTypeError: it is a folder.
@@ -35,5 +35,5 @@ def no_folder(text: str) -> str:
 
 
 def names(text: str) -> list[str]:
-    """The names in a text that commas separate; a comma of a name itself comes after a backslash."""
+    """Split names at commas; a comma inside a name is written after a backslash."""
     return [name.strip().replace("\\,", ",") for name in re.split(r"(?<!\\),", text)]

@@ -21,7 +21,7 @@ Augment = Callable[[Tensor], Tensor]
 
 
 def make_augmentation(config: AugmentationConfig, row_shape: tuple[int, ...]) -> Augment | None:
-    """What a recipe asks for, as a function of raw training rows; None where it asks for nothing.
+    """A function that changes raw training rows as a recipe asks; None where it asks for nothing.
 
     Args:
         config: the recipe's section.
@@ -61,7 +61,7 @@ def make_augmentation(config: AugmentationConfig, row_shape: tuple[int, ...]) ->
 
 
 def _cropped(crop: Any, images: Tensor) -> Tensor:
-    """What kornia's crop makes of `[B, C, H, W]`, by one gather: its own loop over images keeps a GPU waiting."""
+    """The crops that kornia draws of `[B, C, H, W]`, made by one gather: its loop over images keeps a GPU waiting."""
     left, right, top, bottom = crop.compute_padding(images.shape)
     corner_B2 = crop.forward_parameters(images.shape)["src"][:, 0].long().to(images.device, non_blocking=True)
     padded_BHWC = nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))

@@ -10,7 +10,7 @@ from softkin_training.projection import CHANNELS_FIRST, channels_last
 
 
 def averaged(z: Tensor, side: int) -> Tensor:
-    """Means over squares of maps, those at the far edges of what is there; float32 at least.
+    """Means over squares of maps, at the far edges over what is left of a square; in float32 at least.
 
     Args:
         z: `[B, C, H, W]`, or `[B, H, W, C]` where `projection.channels_last` says so.

@@ -1,6 +1,6 @@
-"""The scores that others would use on the same network, bank and rows. Higher = more outlying, for all.
+"""Published scores that softkin is compared with: those made of logits or of neighbours. Higher = more outlying.
 
-Here those of logits and of neighbours; `fitted_baselines.py` has those that fit a model to the bank's rows.
+`fitted_baselines.py` has those that fit a model to the bank's rows, `feature_baselines.py` those that change features.
 Shapes: B rows, N bank rows, D width, C classes, K neighbours.
 """
 

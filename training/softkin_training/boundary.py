@@ -5,8 +5,10 @@ predicted class, extended to every class j:
 
     b_j(h) = 1 / (C - 1) * sum_{c != j} (logit_j - logit_c) / |w_j - w_c| / |h - mean|
 
-The larger, the more a row is a member of the class. Networks with batch normalisation make features of outliers that
-lie near inliers' and near the boundaries. Needs no torch. Shapes: B rows, M fitting rows, D features, C classes.
+The larger it is, the more a row is a member of the class. Networks with batch normalisation put features of outliers
+close to those of inliers, but also close to the boundaries. Needs no torch.
+
+Shapes: B rows, M rows of which the mean is taken, D features, C classes.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from softkin_training.scratch import written_to
 
 PREFIX = "softkin.boundary"
 MEAN_ROWS = 5000
-"""Training rows that the mean feature is taken of, at most; every n-th of them."""
+"""The mean of the features is taken over at most so many training rows: every n-th."""
 
 
 def with_boundary(model: bytes, rows: Rows) -> bytes:
-    """The ONNX model with the output `boundary_distance`, float32 `[B, C]`; its logits and all else stay as they are.
+    """Add the output `boundary_distance`, float32 `[B, C]`, to an ONNX model; all its other outputs stay as they are.
 
     Args:
-        model: a classifier whose logits are a linear layer's.
-        rows: training rows, whose mean features the distances are measured by.
+        model: a classifier whose logits come from a linear layer.
+        rows: training rows, of which the mean of the features is taken.
 
     Raises:
         DataError: the logits are not those of a linear layer, there is one class, or the network overflows on a row.
@@ -56,7 +58,7 @@ def with_boundary(model: bytes, rows: Rows) -> bytes:
 
 
 def _mean_features(model: onnx.ModelProto, rows: Rows) -> NDArray[np.float32]:
-    """`[D]`, over at most `MEAN_ROWS` rows."""
+    """Mean `[D]` of the features over at most `MEAN_ROWS` rows."""
     step = -(-len(rows) // MEAN_ROWS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -24,13 +24,13 @@ from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
 from softkin.scorer import Network, reducer_key
 from softkin_training.approximate import choose
+from softkin_training.bank_temperature import neighbor_distance
 from softkin_training.boundary import with_boundary
 from softkin_training.calibrate import Calibrated, calibrate
 from softkin_training.representations import extract
 from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
 from softkin_training.scratch import written_to
 from softkin_training.split import FEWEST_REFERENCES, reference_size, rows_for_alpha
-from softkin_training.temperature import neighbor_distance
 from softkin_training.whitening import Whitening, with_whitening
 
 GOLDEN_ROWS = 16
@@ -194,7 +194,7 @@ def _require_rows(n: int, alpha: float, set_aside: bool) -> None:
 def _whitened(
     model: bytes, spec: DetectorSpec, z: dict[str, NDArray[np.float32]], labels: NDArray[np.int64]
 ) -> tuple[bytes, DetectorSpec, dict[str, NDArray[np.float32]]]:
-    """Model, metrics and the bank's representations, all layers whitened."""
+    """Model, specification and the bank's representations, with all layers whitened."""
     _neighbor_distances(z, spec)  # whitened, rounding alone would look like rows that differ
     whitenings = {layer.name: Whitening.fit(z[layer.name], labels, layer.metric) for layer in spec.layers}
     layers = tuple(dataclasses.replace(layer, metric="squared_euclidean") for layer in spec.layers)
@@ -233,7 +233,7 @@ def _neighbor_distances(z: dict[str, NDArray[np.float32]], spec: DetectorSpec) -
 
 
 def _condensed_bank(z: dict[str, NDArray[np.float32]], rows: Rows, spec: DetectorSpec) -> Bank:
-    """Prototypes of every layer, with temperatures by the same rule on them: they lie farther apart than rows."""
+    """A bank of prototypes; its temperatures come from them by the same rule, for they lie farther apart than rows."""
     from softkin_training.condense import condense  # needs scikit-learn, which no other bank does
 
     found = {

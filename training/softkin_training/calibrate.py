@@ -91,7 +91,7 @@ def calibrate(
 def calibration_of(
     nonconformity: Nonconformity, outputs: Outputs, true_B: NDArray[np.int64], layers: Iterable[str]
 ) -> tuple[Calibration, Floats]:
-    """The calibration that rows make, and their outlier scores `[n]` in their own order.
+    """The calibration of rows, and their outlier scores `[n]` in the order of the rows.
 
     Args:
         nonconformity: the form, with its references.
@@ -119,7 +119,7 @@ def calibration_of(
 
 
 def refuse_overflow(outputs: Outputs, rows: Rows) -> None:
-    """Refuse calibration rows on which the network overflows: they are meant to be inliers.
+    """Refuse rows to calibrate with on which the network overflows: they are meant to be inliers.
 
     Args:
         outputs: of `rows`.

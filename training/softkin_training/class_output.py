@@ -70,7 +70,7 @@ def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None,
 
 
 def _rank(value: Array, rows: int, num_classes: int | None) -> int | None:
-    """How likely an output for so many rows tells the classes apart, 0 first; None: it cannot."""
+    """Rank of an output as the one that tells the classes apart, 0 is the best; None: it cannot be that."""
     long_axes = [n for n in value.shape[1:] if n != 1]
     if value.dtype.kind != "f" or not value.ndim or len(value) != rows or len(long_axes) > 1:
         return None
@@ -80,7 +80,7 @@ def _rank(value: Array, rows: int, num_classes: int | None) -> int | None:
 
 
 def read_output(value: Array, asked: str, source: str) -> tuple[NDArray[np.float32], OutputKind]:
-    """`[B, C]` of an output of shape `[B, C]`, `[B, C, 1, 1]` and the like, and what its rows are.
+    """Bring an output of shape `[B, C]`, `[B, C, 1, 1]` and the like to `[B, C]`, and tell logits from probabilities.
 
     A single column, `[B, 1]` or `[B]`, is that of the second of two classes: a probability p becomes `1 - p, p`, a
     logit z becomes `-z / 2, z / 2`, of which softmax makes what sigmoid makes of z.
@@ -102,7 +102,7 @@ def read_output(value: Array, asked: str, source: str) -> tuple[NDArray[np.float
 
 
 def refuse_several_labels(y_BC: NDArray[np.float32], source: str) -> None:
-    """Refuse what sigmoids make of most rows where that is several labels: there is no class predicted.
+    """Refuse sigmoids that give most rows several labels: there is no one predicted class.
 
     Args:
         y_BC: `[B, C]` of sigmoids, one for each class by itself.
@@ -124,7 +124,7 @@ def refuse_several_labels(y_BC: NDArray[np.float32], source: str) -> None:
 
 
 def kind_of(y_BC: NDArray[np.float32], asked: str, source: str) -> OutputKind:
-    """What the rows of an output are.
+    """Whether the rows of an output are logits or probabilities.
 
     Args:
         y_BC: `[B, C]` values of the output.

@@ -36,7 +36,7 @@ class ClassRows:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """What the manifest's provenance says about class p-values; empty where all rows are labelled."""
         if self.all_labelled:
             return {}
         kept = {"kept_from_version": self.kept_from} if self.kept_from else {}
@@ -44,15 +44,15 @@ class ClassRows:
 
 
 def class_rows(old: Bundle, rows: int, *, labelled: bool, grow: bool) -> ClassRows:
-    """Which labelled rows a calibration has that comes of a bundle's and of `rows` new ones.
+    """Choose the labelled rows of a new calibration: those of the bundle before, the new ones, or both.
 
-    Labelled rows that are no sample of today's inliers are left out once labelled ones of today are there.
+    Labelled rows that are no sample of today's inliers are left out as soon as there are some that are.
 
     Args:
-        old: the bundle.
-        rows: how many rows come.
-        labelled: whether they have labels.
-        grow: whether they are added to those of the bundle.
+        old: the bundle before.
+        rows: how many new rows there are.
+        labelled: whether these have labels.
+        grow: whether they are added to those of the bundle, or replace them.
     """
     said = old.manifest.provenance.get(CLASS_P_VALUES)
     said = said if isinstance(said, dict) else {}
@@ -68,7 +68,7 @@ def class_rows(old: Bundle, rows: int, *, labelled: bool, grow: bool) -> ClassRo
 
 
 def with_classes(new: Calibration, classes: ClassRows, old: Calibration) -> Calibration:
-    """The calibration of the rows that came, with the scores at true classes that `classes` says."""
+    """The calibration of the new rows, with the scores at true classes of the rows that `classes` names."""
     if classes.taken == "new":
         return new
     scores, true = old.true_class_scores, old.true_classes
@@ -80,7 +80,7 @@ def with_classes(new: Calibration, classes: ClassRows, old: Calibration) -> Cali
 def merge_sorted(
     a: NDArray[np.float64], b: NDArray[np.float64], a_values: NDArray[_Value], b_values: NDArray[_Value]
 ) -> tuple[NDArray[np.float64], NDArray[_Value]]:
-    """Two sorted arrays as one, with the value of each entry; `a` comes first among equals."""
+    """Merge two sorted arrays and the values that belong to their entries; among equals those of `a` come first."""
     scores = np.concatenate([a, b])
     order = np.argsort(scores, kind="stable")
     return scores[order], np.concatenate([a_values, b_values])[order]

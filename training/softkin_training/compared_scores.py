@@ -88,12 +88,12 @@ def _one_class(subject: Subject) -> bool:
 
 
 def _called(layer: str) -> str:
-    """A layer in a title: torch numbers those of a Sequential, and `k-th neighbour distance, 5` would read as the k."""
+    """A layer's name in a title: that of a Sequential, 5, would read as the k of `k-th neighbour distance, 5`."""
     return f"layer {layer}" if layer[:1].isdigit() else layer
 
 
 def _has_energy(subject: Subject, notes: list[str]) -> bool:
-    """Whether rows differ in energy, which of probabilities is 0 but for rounding, whose order would be shown."""
+    """Whether rows differ in energy: that of log probabilities is 0, and only its rounding would be compared."""
     if not subject.detector.has_logits:
         return False
     golden = subject.golden
@@ -250,7 +250,7 @@ def _fitted(subject: Subject, head: _ReadableHead | None, notes: list[str]) -> d
 
 
 def _vim(subject: Subject, head: _ReadableHead, notes: list[str]) -> ViM | None:
-    """Fitted to the bank's rows of the layer that the logits are made of."""
+    """ViM fitted to the bank's rows of the layer that the logits are made of; None where the bank lacks it."""
     h, golden = head.features, head.golden
     for name, rows in subject.neighbors.items():
         metric = subject.metric(name)
@@ -270,7 +270,7 @@ def _vim(subject: Subject, head: _ReadableHead, notes: list[str]) -> ViM | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _ReadableHead:
-    """The network's last linear layer, with what it reads of the probe rows."""
+    """The network's last linear layer, and the features of the probe rows that it reads."""
 
     weight: Floats
     bias: Floats

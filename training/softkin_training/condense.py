@@ -27,7 +27,7 @@ NO_DIRECTION = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Prototypes:
-    """What stands in a condensed bank for the rows of one layer, sorted by class."""
+    """The weighted prototypes of one layer, which replace its rows in a condensed bank; sorted by class."""
 
     rows: NDArray[np.float32]
     """`[M, D]`; for cosine of unit norm, or zero where the rows have no common direction."""

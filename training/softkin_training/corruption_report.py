@@ -1,4 +1,4 @@
-"""How the share flagged moves when inliers get worse, beside what the classifier is still worth on them."""
+"""How many inliers are flagged as they are corrupted more and more, beside the classifier's accuracy on them."""
 
 from __future__ import annotations
 

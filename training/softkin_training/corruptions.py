@@ -31,7 +31,7 @@ class Corruption:
 
 
 def image_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """The axes of height and width in rows of that shape, counted in the whole array; None where it is no image.
+    """The axes of height and width of an array whose rows have that shape; None where they are no images.
 
     Args:
         shape: of one row: `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3 or 4 channels and sides of 4 pixels or more.

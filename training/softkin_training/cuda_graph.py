@@ -1,4 +1,4 @@
-"""Many small kernels as one: a function of tensors, recorded as a CUDA graph and replayed."""
+"""A function of tensors, recorded as a CUDA graph and replayed: many small kernels are launched as one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 CALLS_BEFORE, GRAPHS = 2, 8
-"""Calls with tensors of one kind before their graph is recorded, and the most graphs."""
+"""Calls with tensors of equal shapes before a graph of them is recorded, and how many graphs there are at most."""
 Kind = tuple[Any, ...]
 
 
@@ -36,7 +36,7 @@ class Replayed:
 
     @torch.no_grad()
     def __call__(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """The function's result, in tensors of its own."""
+        """The function's result, in tensors that no later call overwrites."""
         if not all(t is None or t.is_cuda for t in tensors) or torch.cuda.is_current_stream_capturing():
             return self.function(*tensors)
         kind = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors)
@@ -50,7 +50,7 @@ class Replayed:
 
 
 class _Graph:
-    """Shares its memory with the others of a function: none of them runs beside another, nor keeps what it computed."""
+    """One recorded graph. Those of a function share memory: only one runs at a time, and its outputs are copied."""
 
     def __init__(
         self, function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor | None, ...], memory: Any

@@ -1,4 +1,4 @@
-"""The scores of others that look at or reshape the features before the last linear layer: ReAct, SCALE, fDBD.
+"""Published scores that use or change the features before the last linear layer: ReAct, SCALE, fDBD.
 
 Higher = more outlying. Shapes: B rows, M fitting rows, D features, C classes; `logits = W h + b`.
 """

@@ -1,4 +1,4 @@
-"""The scores of others that fit a model to the bank's rows: Mahalanobis, relative too, ViM, and neighbours over layers.
+"""Published scores that fit a model to the bank's rows: Mahalanobis, relative Mahalanobis, ViM, and k-th neighbours.
 
 Higher = more outlying. Shapes: B rows, N bank rows, D width, C classes, L layers.
 """

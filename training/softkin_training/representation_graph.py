@@ -27,7 +27,7 @@ FAR_OFF = 1000.0
 
 
 def after_columns(columns: Columns | None, reducer: str) -> str:
-    """What a reducer is called where columns are, or are not, standardised before it."""
+    """Name of a reducer, with the standardisation of columns before it, if there is one."""
     if columns is None:
         return reducer
     return STANDARDIZED if reducer == "none" else f"{STANDARDIZED} + {reducer}"
@@ -91,7 +91,7 @@ def add_representation(
 
 
 def add_pooling(g: GraphBuilder, source: str, side: int, *, last: bool) -> str:
-    """Nodes from maps to their means over squares, `pooled` of them; the name of those."""
+    """Add nodes that average maps over squares, as `projection.pooled` does; return the name of their result."""
     z = g.op("Cast", [source], to=TensorProto.FLOAT)
     if last:
         z = g.op("Transpose", [z], perm=CHANNELS_FIRST)

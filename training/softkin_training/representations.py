@@ -1,4 +1,4 @@
-"""Representations of many rows: to files as they come, so that neither raw inputs nor outputs need fit into memory."""
+"""Representations of many rows, written to files in slices: neither raw inputs nor outputs need fit into memory."""
 
 from __future__ import annotations
 

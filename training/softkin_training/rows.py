@@ -136,7 +136,7 @@ def check_labels(rows: Rows, num_classes: int, name: str) -> None:
 
 
 def refuse_used(rows: Rows, used: NDArray[np.uint64], where: str, name: str = "calibration") -> None:
-    """Refuse rows whose content has been used already.
+    """Refuse calibration rows whose content has been used elsewhere.
 
     Args:
         rows: rows to calibrate with.
@@ -156,7 +156,7 @@ def refuse_used(rows: Rows, used: NDArray[np.uint64], where: str, name: str = "c
 
 
 def refuse_repeated(rows: Rows, name: str = "calibration") -> None:
-    """Refuse calibration rows that repeat: copies are no independent draws, so n would count more rows than there are.
+    """Refuse repeated calibration rows: copies are no independent draws, so n would count more rows than there are.
 
     Raises:
         DataError: says how many rows are copies and names the first.

@@ -18,13 +18,13 @@ FEWEST_REFERENCES = 2
 
 
 def first_of_each(rows: Rows, taken: Iterable[str] = ()) -> Rows:
-    """The rows less those whose content came before or is `taken`.
+    """Drop rows whose content came before or is `taken`.
 
-    A calibration row with a twin in the bank looks less strange than new rows, so that more of these would be flagged.
+    A calibration row that the bank holds too looks less strange than new rows do, so more of these would be flagged.
 
     Args:
         rows: of one source.
-        taken: `row_digests` of rows that stand elsewhere already.
+        taken: `row_digests` of rows that are used elsewhere already.
     """
     seen, keep = set(taken), []
     for i, digest in enumerate(row_digests(rows)):
@@ -66,7 +66,7 @@ def reference_size(num_rows: int) -> int:
 
 
 def rows_for_alpha(alpha: float, form: Form) -> int:
-    """The fewest calibration rows of which enough are left, after any are set aside, for a p-value of alpha."""
+    """The fewest calibration rows that can give a p-value of alpha after the joint form has set its part aside."""
     needed = conformal.rows_needed(max(alpha, 1e-9))  # of less, no bank of rows comes near
     if form != "joint":
         return max(1, needed)
@@ -77,7 +77,7 @@ def rows_for_alpha(alpha: float, form: Form) -> int:
 
 
 def choose_bank_rows(rows: Rows, num_rows: int, seed: int) -> Rows:
-    """A random sample of `num_rows` with every class kept at its share, at least one row each; all where fewer."""
+    """A random sample of about `num_rows`, stratified by class with at least one row each; all rows where fewer."""
     if num_rows >= len(rows):
         return rows
     rng = np.random.default_rng(seed)

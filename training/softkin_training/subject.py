@@ -120,7 +120,7 @@ class Subject:
     def nonconformity(
         self, parts: tuple[Part, ...] = (), references: Mapping[str, Floats] | None = None
     ) -> Nonconformity:
-        """A form of this bundle's masses: the joint one of `parts`, or without any an object for single parts."""
+        """The joint form of `parts` over this bundle's masses; without parts, an object that computes single parts."""
         return Nonconformity(
             form="joint" if parts else "density",
             class_weights=self.loaded.bank.class_weights,
@@ -142,7 +142,7 @@ class Pass:
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """`[B, C]`."""
+        """Logits `[B, C]`."""
         assert self.outputs.logits is not None, "asked of a network only"
         return self.outputs.logits
 
@@ -158,7 +158,7 @@ class Pass:
         return distances[:, min(baselines.KTH, distances.shape[1]) - 1]
 
     def dknn_nonconformity(self) -> Floats:
-        """`[B, C]` see `baselines.dknn_nonconformity`."""
+        """Nonconformity `[B, C]` of DkNN, see `baselines.dknn_nonconformity`."""
         found = [self.nearest(n)[1][:, : baselines.DKNN_K] for n in self.z]
         s = self._subject
         return np.asarray(sum(baselines.other_labels(s.labels[rows], s.loaded.bank.num_classes) for rows in found))

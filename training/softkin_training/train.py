@@ -129,7 +129,7 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
     on_first(lambda: recorder.start(history))
 
     def measured() -> dict[str, Any]:
-        """What only the first process measures, on the model itself: no other would answer a collective now."""
+        """What only the first process measures; on `model`, for `fabric_model` would wait for the other processes."""
         with fabric.autocast():
             found: dict[str, Any] = {"test_accuracy": accuracy(model, dataset.test)}
             return found | ({"probe": probe.measure(model)} if probe else {})
@@ -225,7 +225,7 @@ def _assemble(
 
 
 def may_be_recorded(recipe: Recipe) -> bool:
-    """Whether a step may be a CUDA graph, see `Step`: of a user's own network nobody knows what its Python does."""
+    """Whether steps may be recorded as a CUDA graph, see `Step`: not of a user's network, which may do anything."""
     return (
         recipe.training.cuda_graph
         and recipe.model.kind != "import"
@@ -282,7 +282,7 @@ def _cpu_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def tensor_cores(device: torch.device) -> Iterator[None]:
-    """Inside, a GPU's float32 products may use TF32, as torch lets convolutions; not where those may not either.
+    """Inside, float32 products may use TF32 on a GPU if convolutions may, as is torch's default.
 
     A precision that the caller has chosen, other than torch's default, stays.
     """

@@ -1,4 +1,4 @@
-"""A model made by another tool, run on a few rows of data: that it runs, answers alike, and takes rows one by one."""
+"""Another tool's model, tried on a few rows: whether it runs, repeats its answers, and treats rows one by one."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def try_once(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> li
 
 
 def refuse_mixing(trial: Trial, x: Array) -> None:
-    """Refuse a model whose rows `x` do not give together what each gives alone.
+    """Refuse a model whose answers for rows `x` in one batch differ from those for each row alone.
 
     A score that depended on the other rows of its batch would have no false-alarm rate of its own.
 
@@ -133,7 +133,7 @@ def refuse_mixing(trial: Trial, x: Array) -> None:
 
 
 def refuse_other_axes(values: dict[str, Array], rows: int) -> None:
-    """Refuse tensors of a run on so many rows whose first axis is another.
+    """Refuse tensors whose first axis is not the number of rows of the run.
 
     Raises:
         TensorError: the first of them.
@@ -146,7 +146,7 @@ def refuse_other_axes(values: dict[str, Array], rows: int) -> None:
 
 
 def rows_of(probe: Array, n: int) -> Array:
-    """The first `n` rows, over again where there are fewer."""
+    """The first `n` rows, repeated where there are fewer."""
     return probe[np.arange(n) % len(probe)]
 
 

@@ -9,10 +9,10 @@ from onnx import TensorProto, helper
 from softkin.detector import Detector
 from softkin.errors import DataError
 from softkin.scorer_graph import IR_VERSION, OPSET
+from softkin_training.bank_temperature import neighbor_distance
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.cli import main
 from softkin_training.rows import Rows
-from softkin_training.temperature import neighbor_distance
 
 pytestmark = pytest.mark.training
 
