@@ -192,15 +192,8 @@ def check_num_neighbors(num_neighbors: int, limits: Limits) -> None:
         )
 
 
-def scores_to_proto(scores: Scores) -> pb.ScoreResponse:
-    """Encode an answer; `proto_to_scores` gives back the same numbers bit by bit."""
-    response = share_to_proto(Share(scores, None, scores.stage_seconds))
-    response.stage_seconds.update(scores.stage_seconds)
-    return response
-
-
 def share_to_proto(share: Share) -> pb.ScoreResponse:
-    """Encode one request's part of scores that were judged together, without its stage times."""
+    """Encode one request's share of scores, without its stage times; `proto_to_scores` gives the same numbers back."""
     scores, rows = share.scores, share.rows
     lists: dict[str, Any] = scores.lists()
     class_p, neighbors, parts = scores.class_p_values, scores.neighbors, scores.parts

@@ -233,7 +233,7 @@ class Share:
 
     Args:
         scores: of all the requests.
-        rows: those of this request; None for all.
+        rows: which of them are this request's; None for all.
         stage_seconds: of this request.
     """
 

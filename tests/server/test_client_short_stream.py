@@ -11,11 +11,11 @@ import pytest
 
 from softkin.async_client import AsyncClient
 from softkin.client import Client
-from softkin.converters import scores_to_proto
 from softkin.errors import SoftkinError
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from standin import StandIn
+from wire import scores_to_proto
 
 
 class Short(pb_grpc.OutlierServiceServicer):

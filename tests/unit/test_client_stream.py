@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from softkin.client_stream import ClientStream
-from softkin.converters import scores_to_proto
 from softkin.errors import SoftkinError
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
+from wire import scores_to_proto
 
 
 def test_an_answer_to_no_request_is_a_fault_of_the_server():

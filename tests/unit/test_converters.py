@@ -26,6 +26,7 @@ from softkin.scores import ErrorBudget, Neighbors, Parts, Scores
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import GUARANTEES
 from standin import StandIn
+from wire import scores_to_proto
 
 LIMITS = Limits(
     max_rows=4, max_message_bytes=1000, max_neighbors=3, max_pending_rows=8, max_pending_bytes=9, stream_window=2
@@ -94,7 +95,7 @@ def test_scores_survive_the_wire_bit_by_bit(neighbors):
     """Every field, serialised and parsed again."""
     before = scores(np.random.default_rng(0), neighbors=neighbors)
 
-    wire = converters.scores_to_proto(before).SerializeToString()
+    wire = scores_to_proto(before).SerializeToString()
     after = converters.proto_to_scores(pb.ScoreResponse.FromString(wire))
 
     assert flat(after) == flat(before)
@@ -108,7 +109,7 @@ def test_every_guarantee_and_an_absent_bound_survive_the_wire(guarantee, absent)
     for value in (None, 0):
         before = scores(rng, guarantee=guarantee, smoothed=False, **{absent: value})
 
-        wire = converters.scores_to_proto(before).SerializeToString()
+        wire = scores_to_proto(before).SerializeToString()
 
         assert converters.proto_to_scores(pb.ScoreResponse.FromString(wire)).budget == before.budget
 
@@ -130,7 +131,7 @@ def test_a_guarantee_without_a_number_is_refused():
         "guarantee: got 'most'; allowed: marginal, certified, class_conditional, false_discovery_rate"
     )
 
-    newer = converters.scores_to_proto(scores(np.random.default_rng(0)))
+    newer = scores_to_proto(scores(np.random.default_rng(0)))
     newer.budget.guarantee = 77
     assert converters.proto_to_scores(newer).budget.guarantee == "unknown"
 
@@ -189,7 +190,7 @@ def test_a_drift_report_survives_the_wire_bit_by_bit(alarm_row):
 
 def test_received_scores_can_be_written_to_as_those_made_in_process():
     """No caller meets a read-only array only because the detector is remote."""
-    after = converters.proto_to_scores(converters.scores_to_proto(scores(np.random.default_rng(0))))
+    after = converters.proto_to_scores(scores_to_proto(scores(np.random.default_rng(0))))
 
     arrays = [v for o in (after, after.neighbors, after.parts) for v in vars(o).values() if isinstance(v, np.ndarray)]
 
