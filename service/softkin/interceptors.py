@@ -155,7 +155,7 @@ class CallInterceptor(grpc.ServerInterceptor):
                 deserialize,
                 handler.response_serializer,
             )
-        if handler.request_streaming:  # a refusal
+        if handler.request_streaming:  # of an interceptor behind this one, which refuses the call unread
             return grpc.stream_unary_rpc_method_handler(
                 lambda requests, context: self._answer(call, method, handler.stream_unary, requests, context)
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 import grpc
@@ -97,30 +97,7 @@ class Server:
         )
         self._saving = ExitStack()
         self._health = WatchedHealth(self._threads.unwrapped_places)
-        self._grpc = grpc.server(
-            self._threads,  # type: ignore[arg-type]  # of a pool gRPC uses `submit` alone
-            interceptors=[
-                *([] if self._tracing is None else [self._tracing.interceptor]),
-                CallInterceptor(
-                    metrics,
-                    services,
-                    UNWRAPPED,
-                    traffic=self._traffic,
-                    max_message_bytes=settings.max_message_bytes,
-                    gated=SCORING,
-                    gate=lambda: self._path.admission.refuse_full(self._traffic.unary),
-                ),
-                *self._security.interceptors,
-            ],
-            options=channel_options(settings),
-        )
-        pb_grpc.add_OutlierServiceServicer_to_server(self._servicer, self._grpc)  # type: ignore[no-untyped-call]
-        if settings.inference_protocol:
-            self._add_inference_protocol()
-        self._health.add_to(self._grpc)
-        if settings.reflection:
-            servicer = _Reflection((*services, *UNWRAPPED), self._threads.unwrapped_places)
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._grpc)
+        self._grpc = self._grpc_server(services)
         self._admin: AdminListener | None = None
         if settings.admin_port is not None:
             admin = AdminServicer(self._loader, registry, metrics, self._servicer.info, settings.bundle_root)
@@ -131,6 +108,32 @@ class Server:
         self.port = self.metrics_port = self.admin_port = 0
         self.abandoned_requests = 0
         """Requests that were under way when `stop` lost patience; their callers got no answer."""
+
+    def _grpc_server(self, services: Sequence[str]) -> grpc.Server:
+        """The server of the port of scores, with all its services and what their calls pass through."""
+        calls = CallInterceptor(
+            self._metrics,
+            services,
+            UNWRAPPED,
+            traffic=self._traffic,
+            max_message_bytes=self._settings.max_message_bytes,
+            gated=SCORING,
+            gate=lambda: self._path.admission.refuse_full(self._traffic.unary),
+        )
+        spans = [] if self._tracing is None else [self._tracing.interceptor]
+        server = grpc.server(
+            self._threads,  # type: ignore[arg-type]  # of a pool gRPC uses `submit` alone
+            interceptors=[*spans, calls, *self._security.interceptors],
+            options=channel_options(self._settings),
+        )
+        pb_grpc.add_OutlierServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
+        if self._settings.inference_protocol:
+            self._add_inference_protocol(server)
+        self._health.add_to(server)
+        if self._settings.reflection:
+            reflections = _Reflection((*services, *UNWRAPPED), self._threads.unwrapped_places)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflections, server)
+        return server
 
     @property
     def pending_requests(self) -> int:
@@ -250,7 +253,7 @@ class Server:
         except RuntimeError:
             raise cannot_listen(host, port, flag) from None
 
-    def _add_inference_protocol(self) -> None:
+    def _add_inference_protocol(self, server: grpc.Server) -> None:
         # Imported where it is wanted, because a process that holds these messages cannot import tritonclient.
         from softkin.inference import grpc_service_pb2_grpc
         from softkin.oip import InferenceServicer
@@ -261,7 +264,7 @@ class Server:
             return bool(self._health.Check(request, None).status == health_pb2.HealthCheckResponse.SERVING)
 
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(self._settings, self._registry, self._path, serving), self._grpc
+            InferenceServicer(self._settings, self._registry, self._path, serving), server
         )
 
     def _closing(self, seconds: float) -> Callable[[float], bool]:
