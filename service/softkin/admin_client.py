@@ -17,8 +17,6 @@ from softkin.v1 import admin_pb2 as pb
 from softkin.v1 import admin_pb2_grpc as pb_grpc
 from softkin.v1 import outlier_pb2, outlier_pb2_grpc
 
-Code = grpc.StatusCode
-
 
 class AdminClient(Connection):
     """A connection to the admin port of a server. A call that fails has changed nothing there.
@@ -142,11 +140,11 @@ class AdminClient(Connection):
         return [descriptions.proto_to_detector_info(d) for d in answer.detectors]
 
     def _error(self, e: Any) -> SoftkinError:
-        if e.code() is Code.DEADLINE_EXCEEDED:
+        if e.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return UnavailableError(
                 f"{self._target}: no answer in time; list what is loaded, then try again with more time"
             )
-        if e.code() is Code.UNIMPLEMENTED:
+        if e.code() is grpc.StatusCode.UNIMPLEMENTED:
             return SoftkinError(
                 f"{self._target}: not an admin port; it is the one that the server was given as {self._port_option}"
             )

@@ -179,7 +179,8 @@ class AsyncClient(LearnsLimits, AsyncConnection):
             NotFoundError: no such detector or version.
             UnavailableError: no answer in time.
         """
-        return descriptions.proto_to_detector_info((await self._describe()).detector)
+        detector, _ = await self._describe()
+        return descriptions.proto_to_detector_info(detector)
 
     async def drift(self, of: DetectorInfo | None = None) -> DriftInfo:
         """What the server's drift watch of a detector has seen.
@@ -219,13 +220,13 @@ class AsyncClient(LearnsLimits, AsyncConnection):
         answer = await self._call(self._health.Check, health_pb2.HealthCheckRequest(service=SERVICE))
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-    async def _describe(self) -> pb.GetDetectorResponse:
-        answer: pb.GetDetectorResponse = await self._call(self._stub.GetDetector, self._requests.description())
-        self._limits = converters.proto_to_limits(answer.limits)
-        return answer
+    async def _describe(self) -> tuple[pb.DetectorInfo, Limits]:
+        answer = await self._call(self._stub.GetDetector, self._requests.description())
+        self._limits = limits = converters.proto_to_limits(answer.limits)
+        return answer.detector, limits
 
     async def _known_limits(self) -> Limits:
-        return self._limits or converters.proto_to_limits((await self._describe()).limits)
+        return self._limits or (await self._describe())[1]
 
 
 async def _send(

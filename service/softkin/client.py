@@ -167,7 +167,8 @@ class Client(LearnsLimits, Connection):
             NotFoundError: no such detector or version.
             UnavailableError: no answer in time.
         """
-        return descriptions.proto_to_detector_info(self._describe().detector)
+        detector, _ = self._describe()
+        return descriptions.proto_to_detector_info(detector)
 
     def drift(self, of: DetectorInfo | None = None) -> DriftInfo:
         """What the server's drift watch of a detector has seen.
@@ -207,13 +208,13 @@ class Client(LearnsLimits, Connection):
         answer = self._call(self._health.Check, health_pb2.HealthCheckRequest(service=SERVICE))
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-    def _describe(self) -> pb.GetDetectorResponse:
-        answer: pb.GetDetectorResponse = self._call(self._stub.GetDetector, self._requests.description())
-        self._limits = converters.proto_to_limits(answer.limits)
-        return answer
+    def _describe(self) -> tuple[pb.DetectorInfo, Limits]:
+        answer = self._call(self._stub.GetDetector, self._requests.description())
+        self._limits = limits = converters.proto_to_limits(answer.limits)
+        return answer.detector, limits
 
     def _known_limits(self) -> Limits:
-        return self._limits or converters.proto_to_limits(self._describe().limits)
+        return self._limits or self._describe()[1]
 
 
 def _send(batches: Iterable[NDArray[np.generic]], stream: ClientStream) -> Iterator[pb.ScoreStreamRequest]:
