@@ -159,7 +159,8 @@ class Scorer:
         found = run_slices(
             self._session,
             [*names, *others],
-            {self.input_name: x},
+            self.input_name,
+            x,
             self.device,
             fixed=fixed,
             cancellation=cancellation,
@@ -190,7 +191,7 @@ class Network:
 
     def run(self, x: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
         """All outputs by name, for `[n >= 1, ...]` raw inputs, computed in slices of `SLICE_ROWS`."""
-        results = run_slices(self._session, self.outputs, {self.input_name: x}, self.device)
+        results = run_slices(self._session, self.outputs, self.input_name, x, self.device)
         return dict(zip(self.outputs, results, strict=True))
 
 

@@ -163,14 +163,15 @@ def run_session(
 def run_slices(
     session: ort.InferenceSession,
     outputs: list[str],
-    rows: Mapping[str, NDArray[np.generic]],
+    input_name: str,
+    x: NDArray[np.generic],
     device: str,
     *,
     fixed: Mapping[str, NDArray[np.generic]] | None = None,
     cancellation: Cancellation | None = None,
     slice_rows: int = SLICE_ROWS,
 ) -> list[NDArray[Any]]:
-    """Outputs of all rows, computed in slices and joined; `fixed` inputs are the same for every slice.
+    """Outputs of all rows `x` of an input, computed in slices and joined; `fixed` are inputs that every slice shares.
 
     The slices are of equal size, to within a row, and at most `slice_rows`: a small last one would read the bank for
     a few rows alone.
@@ -179,7 +180,6 @@ def run_slices(
         DeviceError: the device failed.
         CancelledError: `cancellation` was used.
     """
-    ((name, x),) = rows.items()
     slices = np.array_split(x, max(1, -(-len(x) // slice_rows)))
-    parts = [run_session(session, outputs, {name: s, **(fixed or {})}, device, cancellation) for s in slices]
+    parts = [run_session(session, outputs, {input_name: s, **(fixed or {})}, device, cancellation) for s in slices]
     return parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]
