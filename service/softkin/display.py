@@ -139,7 +139,7 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
     m, resting = manifest, describe_class_p_values(manifest)
     smallest, c, shown = 1 / (m.calibration_size + 1), m.certificate, m.classes[:CLASSES_SHOWN]
     facts = Table(Column(), Column(overflow="fold"), show_header=False)  # a digest cut short is of no use
-    for key, value in {
+    said = {
         "detector": f"{m.name} {m.version}",
         "digest": digest,
         "created": m.created,
@@ -149,12 +149,15 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         "default alpha": f"{m.default_alpha:g}",
         "calibration": f"{m.calibration_size} rows, smallest p-value {smallest:.4g}; by predicted class "
         f"{min(m.predicted_class_rows)} to {max(m.predicted_class_rows)}",
-        **dict.fromkeys(["class p-values"] if resting else [], " ".join(resting)),
+        "class p-values": " ".join(resting),
         "certificate": f"at alpha {c.alpha:g} the false-alarm rate is at most {c.false_alarm_bound:.4g}, at confidence "
         f"{c.confidence:g}; the smallest rate that can be certified is {c.smallest_certified:.4g}",
         "bank": describe_bank(m),
         "size": f"{sum(f.size for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files",
-    }.items():
+    }
+    if not resting:
+        del said["class p-values"]
+    for key, value in said.items():
         facts.add_row(key, escape(value))
     layers = table("layer", "dim", "metric", "temperature", "weight", "reducer")
     for x in m.layers:

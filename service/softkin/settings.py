@@ -238,11 +238,12 @@ class ServerSettings(BaseSettings):
     @classmethod
     def _refuse_slips(cls, value: object, info: ValidationInfo) -> object:
         # An empty path would be the current directory, and true the number 1.
+        field = cls.model_fields[str(info.field_name)]
         if isinstance(value, str) and not value.strip():
             raise ValueError("it is empty; leave the option out, or give it a value")
-        if isinstance(value, str) and value.startswith("~") and "Path" in str(cls.model_fields[str(info.field_name)]):
+        if isinstance(value, str) and value.startswith("~") and "Path" in str(field.annotation):
             raise ValueError(_TILDE)  # a drift state would be kept in a folder of that name, wherever the server starts
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("true and false are no values of it")
         return value
 
