@@ -42,3 +42,14 @@ def test_after_a_save_that_failed_comes_the_next(tmp_path, monkeypatch, caplog, 
     assert not record.getMessage().endswith("error=")
     [file] = tmp_path.glob("*.safetensors")
     assert load_file(file)["counters"][0] == 3
+
+
+def test_without_a_folder_an_unload_complains_of_no_save(caplog):
+    """There is none to fail: an error in the log of every such server would hide those that matter."""
+    detector, watches = StandIn(), DriftWatches()
+    watches.add(detector)
+
+    watches.save()
+    watches.remove(detector.digest)
+
+    assert caplog.records == []
