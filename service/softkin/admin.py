@@ -169,7 +169,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         found = self._loader.known(path)
         if found is None:
             return None
-        for label in sorted(labels, key=lambda label: label != STABLE):  # first what may be refused
+        for label in sorted(labels, key=lambda label: label != STABLE):  # that one first: it may be refused
             self._set_label(found.manifest.name, found.manifest.version, label)
         return found
 
@@ -183,10 +183,10 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         try:
             detector = self._loader.add(path, labels, keep_default=True, wanted=context.is_active)
         except InvalidInputError as e:
-            # The request is right; the bundle does not do for this server's alpha, guarantee or device.
+            # The request is valid, but the bundle does not suit this server's alpha, guarantee or device.
             raise PreconditionError(str(e)) from e
         for (name, label), version in self._labelled().items():
-            if before.get((name, label)) != version:  # also 'stable', by which what serves keeps its turn
+            if before.get((name, label)) != version:  # also 'stable', by which what serves goes on
                 _log_label(name, version, label, previous=before.get((name, label), "none"))
         return detector
 
@@ -286,7 +286,7 @@ class AdminListener:
         Raises:
             SoftkinError: as `CallThreads.start_all`.
         """
-        self._threads.start_all()  # where no thread can be started later, the one that takes all calls would end
+        self._threads.start_all()  # if one could not be started later, gRPC's thread that takes all calls would end
         self.server.start()
 
     def stop(self) -> None:

@@ -75,7 +75,7 @@ class AdminClient(Connection):
             SoftkinError: anything else.
         """
         check_text(path=path)
-        if isinstance(labels, str):  # its letters would be labels
+        if isinstance(labels, str):  # each of its letters would be a label
             raise InvalidInputError("labels", f"got {labels!r}; must be a list of labels")
         for label in labels:
             check_text(labels=label)

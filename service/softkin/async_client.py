@@ -253,7 +253,7 @@ def _said_by_server(call: Any) -> asyncio.Future[aio.AioRpcError]:
 
     def note(call: Any) -> None:
         status = (call.code(), call.initial_metadata(), call.trailing_metadata(), call.details())
-        code, initial, trailing, details = map(_result, status)  # now: what they give may change before a task asks
+        code, initial, trailing, details = map(_result, status)  # now: what they return may change before a task asks
         if details != SEND_FAILED and not said.done():
             said.set_result(aio.AioRpcError(code, initial, trailing, details))
 

@@ -176,7 +176,7 @@ def pack(
     for (name, z_ND), w in zip(representations.items(), np.broadcast_to(w_KN, (len(representations), n)), strict=True):
         metric, temperature = metrics[name], temperatures[name]
         if metric == "squared_euclidean":
-            # Not the mean, which one huge row would draw away from all others, and their distances would be rounding.
+            # Not the mean: one huge row would draw it so far from all others that their distances drown in rounding.
             sample = z_ND[:: -(-n // CENTER_ROWS)].astype(np.float64)
             center = np.median(sample, axis=0).astype(np.float32)
             b = z_ND - center

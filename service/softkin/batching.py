@@ -70,7 +70,7 @@ class Batcher:
         self._running_rows = self._running = 0
         self._last_tickets = 0
         self._closed = False
-        # Asking for neighbours has a pace of its own; what a detector took is forgotten with it.
+        # By detector, with which they are forgotten, and by number of neighbours, each of which has a pace of its own.
         self._times: WeakKeyDictionary[ScoringDetector, dict[int, BatchTimes]] = WeakKeyDictionary()
         self._threads = [threading.Thread(target=self._work, name=f"batch-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
@@ -86,7 +86,7 @@ class Batcher:
         with self._changed:
             times = self._times.get(ticket.detector, {}).get(ticket.num_neighbors)
             ahead = self._queued_rows + self._running_rows
-            if times is None or not ahead:  # with nothing pending it is tried: a wrong guess must not refuse for ever
+            if times is None or not ahead:  # with nothing pending, try: a wrong guess must not refuse for ever
                 return 0.0
             full, rest = divmod(ahead + len(ticket.x), self._max_rows)
             return (full * times.predict(self._max_rows) + (times.predict(rest) if rest else 0.0)) / self._workers

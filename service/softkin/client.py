@@ -155,7 +155,7 @@ class Client(LearnsLimits, Connection):
         except InvalidInputError as e:
             raise self._learnt(e) from None
         except grpc.RpcError as e:
-            # An iterator that raises makes gRPC end the call; the cause is here.
+            # Where the iterator of requests raises, gRPC only ends the call; the stream has kept the cause.
             raise self._learnt(stream.error or self._error(e)) from None
         finally:
             call.cancel()

@@ -63,7 +63,7 @@ def call_error(e: Any, target: str, port: str = "--port") -> SoftkinError:
         target: what was called.
         port: option of `softkin serve` for the port that was meant.
     """
-    # Pairs, whichever it is: that of grpc.aio looks like a mapping to dict, and in some versions is none.
+    # Read as pairs, because dict takes the metadata of grpc.aio for a mapping, which it is not in some versions.
     milliseconds = dict(iter(e.trailing_metadata() or ())).get(RETRY_AFTER, "")
     # Proxies write there what they like; a negative number states no delay.
     retry_after = int(milliseconds) / 1000 if re.fullmatch("[0-9]{1,9}", milliseconds) else None

@@ -97,14 +97,14 @@ def smallest_p_value(n: int) -> float:
 def rows_needed(alpha: float) -> int:
     """The fewest calibration rows that can give a p-value of alpha or less, but at most 10^18."""
     values = math.floor(1.0 / max(alpha, 1e-18))
-    # As floating-point p-values compare, not as this quotient rounds.
+    # Decided by comparing p-values in floating point, as flags are: the quotient may round to either side.
     return values - 1 + int(1.0 / values > alpha)
 
 
 def rank(alpha: float, n: int) -> int:
     """How many of the n + 1 values that a p-value can take are at most alpha: floor(alpha (n + 1))."""
     k = math.floor(alpha * (n + 1))
-    # As floating-point p-values compare, not as alpha (n + 1) rounds.
+    # Decided by comparing p-values in floating point, as flags are: alpha (n + 1) may round to either side.
     return k + int((k + 1) / (n + 1) <= alpha) - int(k / (n + 1) > alpha)
 
 

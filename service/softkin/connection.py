@@ -74,7 +74,7 @@ class Endpoint:
         )
 
     def _refuse_if_unusable(self) -> None:
-        # gRPC has an error of its own here, another one for each library.
+        # gRPC would raise an error of its own, and each of its two libraries another one.
         if self._closed:
             raise SoftkinError(f"{self._target}: the client is closed; make another one")
 

@@ -226,7 +226,7 @@ def share_to_proto(share: Share) -> pb.ScoreResponse:
 
 @lru_cache(maxsize=64)
 def _budget_to_proto(budget: ErrorBudget) -> pb.ErrorBudget:
-    """The same for most answers of a detector; copied into each."""
+    """Made once, as most answers of a detector share it, and copied into each."""
     return pb.ErrorBudget(**{**vars(budget), "guarantee": guarantee_number(budget.guarantee)})
 
 

@@ -22,7 +22,7 @@ from softkin.pipes import is_pipe
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 """What gRPC's TLS library knows of elliptic curves."""
 RSA_PSS = "1.2.840.113549.1.1.10"
-"""Of a key that is for such signatures alone (RFC 4055), which that library does not know."""
+"""The algorithm of a key that is for RSA-PSS signatures alone (RFC 4055), which that library does not know."""
 
 
 class _Files(NamedTuple):
@@ -124,7 +124,7 @@ class ServerCertificate:
             self._refuse_early(certificate, now)
         if files.client_ca is not None:
             authorities = self._certificates("tls_client_ca", files.client_ca)
-            # Beside its successor an old authority may stay until the last client has changed over.
+            # An old authority may stay beside its successor until the last client has changed over.
             self._refuse_expired("tls_client_ca", max(authorities, key=lambda c: c.not_valid_after_utc), now)
         configuration = grpc.ssl_server_certificate_configuration(
             [(files.key, files.cert)], root_certificates=files.client_ca

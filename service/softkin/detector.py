@@ -85,7 +85,7 @@ class Detector:
         self._layer_surprise = {
             layer: SurpriseLines.through(terms) for layer, terms in bundle.calibration.layer_terms.items()
         }
-        # Of the manifest, not of self: a cycle would keep the session's memory until the garbage collector comes.
+        # Bound to the manifest and not to self: a cycle would keep the session's memory until garbage is collected.
         self._rules = lru_cache(maxsize=RULES_KEPT)(partial(_make_rule, self.manifest))
         self._prove(bundle)
 

@@ -61,7 +61,7 @@ def parse_device(device: str) -> tuple[Target, ...]:
     if device == "auto":
         return (Target("cuda") if cuda_driver_present() else Target("cpu"),)
     targets = []
-    for name in str(device).split(","):  # another type is refused as what it is
+    for name in str(device).split(","):  # a value of another type is refused below
         found = re.fullmatch(r"(cpu)|cuda(?::(\d{1,3}))?", name)
         if found is None:
             allowed = "auto, cpu, cuda, cuda:N, or several of cpu and cuda:N separated by commas"

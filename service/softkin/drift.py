@@ -148,7 +148,7 @@ class DriftWatch:
             return {
                 "values": self._values,
                 "keys": self._keys,
-                "weights": self._weights.copy(),  # counted on in place
+                "weights": self._weights.copy(),  # which are updated in place
                 "log_wealth": self._log_wealth,
                 "counters": np.array([self._rows, self._alarm_row], np.int64),
                 "evidence": np.array([self._log_martingale, self._max_log_martingale, self._cusum]),

@@ -139,7 +139,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             if service in self._unwrapped:
                 return None
             call = self._arrive(handler_call_details, UNARY, UNKNOWN, UNKNOWN)
-            # As a stream, whatever it is: gRPC would wait for the one message, and hold a thread meanwhile.
+            # As a method that takes a stream: for a single message gRPC would wait, and hold a thread meanwhile.
             return grpc.stream_unary_rpc_method_handler(lambda requests, context: _refuse_unknown(call, context))
         if service not in self._services:
             return handler

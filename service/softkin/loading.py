@@ -193,7 +193,7 @@ class Loader:
         )
 
     def origin(self, digest: str) -> Path | None:
-        """Where a loaded detector's bundle lay, links resolved."""
+        """The path of the bundle that a loaded detector was read from, links resolved."""
         return self._origins.get(digest)
 
     def lies_at(self, digest: str, path: Path) -> None:
@@ -227,10 +227,10 @@ class Loader:
         s, m, alpha = self._settings, detector.manifest, default_alpha(self._settings, detector)
         try:
             detector.rule(alpha=alpha, guarantee=s.guarantee, confidence=s.confidence, smoothed=False)
-        except InvalidInputError as e:  # of several detectors, the others may honour it
+        except InvalidInputError as e:  # named, because other detectors may honour it
             raise InvalidInputError(e.field, f"{e.message} (detector {m.name!r} version {m.version!r})") from None
         row_bytes = math.prod(m.input_shape) * np.dtype(m.input_dtype).itemsize
-        # Rows of a batch have all been admitted, so it cannot be larger than what is.
+        # A batch is made of admitted rows, so it is never larger than what may be pending.
         detector.warm_up(max(1, min(s.max_batch_rows, s.max_pending_rows, s.max_pending_bytes // row_bytes)))
 
     def show(self, new: ScoringDetector, before: Loaded | None = None) -> None:

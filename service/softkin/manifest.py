@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 NAME_LENGTH = 63
 """Most characters of a name or version."""
 CLASS_P_VALUES = "class_p_values"
-"""In the provenance: which labelled rows class p-values rest on; absent where those that p-values rest on."""
+"""Key of the provenance: which labelled rows class p-values rest on; absent where they are the rows of p-values too."""
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
 
 

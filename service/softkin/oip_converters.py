@@ -154,7 +154,7 @@ def scores_to_response(scores: Scores, request: pb.ModelInferRequest) -> pb.Mode
 
 @lru_cache(maxsize=64)
 def _budget_to_response(budget: ErrorBudget) -> pb.ModelInferResponse:
-    """The same for most answers of a detector; copied into each."""
+    """Made once, as most answers of a detector share it, and copied into each."""
     response = pb.ModelInferResponse(model_name=budget.detector, model_version=budget.version)
     for name, value in vars(budget).items():
         match value:

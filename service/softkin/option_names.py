@@ -37,9 +37,9 @@ ADMIN_OPTIONS = CONNECTION_OPTIONS | {
 }
 """Argument of what changes a server -> option, or what stands for it in the usage."""
 SERVICE_COMMANDS = ("serve", "score", "status", "drift", "admin", "inspect", "export-onnx", "healthcheck")
-"""Of `softkin`."""
+"""Commands of `softkin`."""
 TRAINING_COMMANDS = ("run", "train", "export", "build", "evaluate", "fit", "recalibrate", "ablate", "entanglement")
-"""Of `softkin-train`. Both stand here so that each program knows the other's without importing it."""
+"""Commands of `softkin-train`. Both stand here so that each program knows the other's without importing it."""
 
 
 ELSEWHERE = {("softkin inspect", "--target"): "softkin status --target HOST:PORT shows what a server serves; "}
@@ -59,7 +59,8 @@ def as_typed(error: SoftkinError, options: Mapping[str, str]) -> str:
     # A setting, as recipes spell it: nonconformity = 'density'.
     settings = rf"(?<![^\s(])({'|'.join(options)}) = '([^']*)'"
     text = re.sub(settings, lambda found: f"{options[found[1]]} {found[2]}", text) if options else text
-    # Names that are no English words; before a colon, a dot or a slash, or in quotes, they are a user's file or value.
+    # Only names with underscores, which are no English words, and only where they stand alone: with a colon, dot, slash
+    # or quote beside them, they belong to a file or a value of the user's.
     names = "|".join(name for name in options if "_" in name)
     if names:
         text = re.sub(rf"(?<![^\s(])(?:{names})(?![^\s),;])", lambda found: options[found[0]], text)

@@ -81,7 +81,7 @@ def _drain(server: Server, settings: ServerSettings, signals: SimpleQueue[int]) 
             signals.put(0)
 
     stopping = threading.Thread(target=stop, name="drain", daemon=True)
-    stopping.start()  # now: when it is needed, no further thread may be to be had
+    stopping.start()  # now: later the system may have no further thread to give
     log.info(
         log_line(
             "draining",

@@ -349,7 +349,7 @@ class Registry:
         return found
 
     def _loaded(self) -> str:
-        # With the word between: who reads "a 1" here gives that as the name.
+        # With the word "version" between, because readers of "a 1" would give that as the name.
         return ", ".join(f"{d.manifest.name} version {d.manifest.version}" for d in self) or "nothing"
 
 

@@ -185,7 +185,7 @@ class Reloader:
         digest = bundle.digest(path)
         origin = None if before is None or not self._drop_first else self._loader.origin(before.digest)
         if before is not None and origin is not None:
-            bundle.verify_files(path)  # what can be refused without memory costs nobody an answer
+            bundle.verify_files(path)  # what is refused before the withdrawal costs nobody an answer
             self._withdraw(before)
         new = None
         try:
@@ -198,7 +198,7 @@ class Reloader:
         except BaseException as e:
             if before is not None and origin is not None:
                 new = None
-                _clear_frames(e)  # they hold what has failed, and there is no room for both
+                _clear_frames(e)  # which hold the new one, and memory may have no room for both
                 self._restore(before, origin)
             raise
         self._registry.exchange(former.version, new, labels=former.moved)

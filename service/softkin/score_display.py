@@ -128,7 +128,7 @@ def print_table(scores: Scores, classes: Sequence[str], *, flagged_only: bool = 
         print_columns(headers, cells, widths)
     elif shown:
         rows = table(*map(markup.escape, headers))
-        rows.columns[headers.index("credibility")].no_wrap = True  # or 80 columns would part its last letter
+        rows.columns[headers.index("credibility")].no_wrap = True  # or 80 columns would fold its last letter
         for row in cells:
             verdict = f"[red]{row[1]}[/red]" if row[1] == OUTLIER else row[1]
             rows.add_row(row[0], verdict, *map(markup.escape, row[2:]))
@@ -158,7 +158,7 @@ def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:
     ]
     if (p := scores.parts) is not None:
         cells.append(_respect(scores, p.names[int(p.values[i].argmax())]) if scores.is_outlier[i] else "")
-    if (n := scores.neighbors) is not None and len(classes) == 1:  # whose name would say nothing of them
+    if (n := scores.neighbors) is not None and len(classes) == 1:  # its name would be the same for all
         cells.append(", ".join(str(d) for d in n.ids[i, -1] if d >= 0) or "none")
     elif n is not None:
         counts = Counter(_class_name(classes, int(label)) for label in n.labels[i, -1] if label >= 0)

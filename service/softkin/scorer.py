@@ -113,7 +113,7 @@ class Scorer:
         if self.device != target.kind:
             refuse_fallback(target)
             self._session, self.device = start("cpu")  # the graph for CUDA would be slow here
-        # Of the session, not of the file: there constants may be listed among the inputs, and before them.
+        # Asked of the session: in the file, constants may be listed among the inputs, and before the real one.
         self.input_name: str = self._session.get_inputs()[0].name
 
     def __del__(self) -> None:

@@ -33,7 +33,7 @@ class Neighbors:
     """`[B, L, K]`: the neighbour's share of the row's whole soft-nearest-neighbour mass in that layer, in [0, 1]."""
 
     def take(self, rows: Rows) -> Neighbors:
-        """Those of some rows."""
+        """The neighbours of some rows."""
         arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in _NEIGHBOR_ARRAYS}
         return replace(self, **arrays)
 
@@ -61,12 +61,12 @@ class Parts:
     """
 
     names: tuple[str, ...]
-    """Of the P parts or layers."""
+    """Names of the P parts or layers."""
     values: NDArray[np.float64]
     """`[B, P]`: surprises, at least 0; higher = stranger."""
 
     def take(self, rows: Rows) -> Parts:
-        """Those of some rows."""
+        """The surprises of some rows."""
         return replace(self, values=self.values[rows])
 
     @classmethod
@@ -88,7 +88,7 @@ class RowScores:
     neighbors: Neighbors | None = None
     """Present when neighbours were asked for."""
     parts: Parts | None = None
-    """Likewise."""
+    """Present when neighbours were asked for."""
     infer_seconds: float = 0.0
     """Time that the device took."""
 
@@ -96,7 +96,7 @@ class RowScores:
         return len(self.outlier_score)
 
     def take(self, rows: slice) -> RowScores:
-        """Those of some rows: views."""
+        """The scores of some rows, as views."""
         return RowScores(
             nonconformity=self.nonconformity[rows],
             predicted_class=self.predicted_class[rows],
@@ -136,7 +136,7 @@ class ErrorBudget:
     alpha: float
     """The rate the verdicts were made at."""
     confidence: float
-    """With which `false_alarm_bound` holds, over the draw of the calibration rows."""
+    """The confidence with which `false_alarm_bound` holds, over the draw of the calibration rows."""
     p_value_threshold: float
     """Rows with a p-value at or below it are flagged; 0 where none is."""
     false_alarm_bound: float | None
@@ -176,7 +176,7 @@ class Scores:
     neighbors: Neighbors | None = None
     """Present when neighbours were asked for."""
     parts: Parts | None = None
-    """Likewise."""
+    """Present when neighbours were asked for."""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     """Time spent per stage: `infer`, `calibrate`, and over the wire `decode`, `queue`, `encode`."""
 

@@ -171,7 +171,7 @@ class ScoringPath:
         try:
             return self._batcher.score(ticket)
         except UnavailableError:
-            self._batcher.cancel(ticket)  # refused by a batcher that is closed; the call's end may come first
+            self._batcher.cancel(ticket)  # to leave the gate, once: the end of the call may have done so before
             raise
 
     def decode(self, request: pb.ScoreRequest) -> tuple[ScoringDetector, ScoreCall]:

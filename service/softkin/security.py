@@ -13,7 +13,7 @@ from softkin.tokens import TokenFile, TokenInterceptor
 
 
 class Security:
-    """The same for every gRPC port of a server.
+    """Guards every gRPC port of a server in the same way.
 
     Args:
         settings: files of certificate, key, client authorities and tokens.
@@ -26,7 +26,7 @@ class Security:
     def __init__(self, settings: ServerSettings, metrics: Metrics) -> None:
         s = settings
         self.interceptors: list[grpc.ServerInterceptor] = []
-        """To stand behind the one that counts calls."""
+        """To be put behind the interceptor that counts calls."""
         self._certificate: ServerCertificate | None = None
         if s.tls_cert is not None and s.tls_key is not None:
             self._certificate = ServerCertificate(s.tls_cert, s.tls_key, s.tls_client_ca)

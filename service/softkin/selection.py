@@ -32,5 +32,5 @@ def fewest_selectable(m: int, n: int, rate: float) -> int:
     """How many of m rows must have the smallest p-value that n calibration rows give before any can be selected."""
     smallest = 1 / (n + 1)
     k = math.floor(m * smallest / rate)
-    # As `selection_threshold` compares in floating point, not as this quotient rounds.
+    # Decided by the comparison that `selection_threshold` makes: the quotient may round to either side.
     return k + int(smallest * m > rate * k)

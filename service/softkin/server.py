@@ -199,7 +199,7 @@ class Server:
         """
         with self._loader.changing():
             if self._admin is not None:
-                self._admin.start()  # not before: a change that came first would be in the way of the bundles
+                self._admin.start()  # not before: a change that came first would get in the way of the bundles
             self._saving.enter_context(self._watches.watching())
             for detector in self._registry:
                 self._loader.prove(detector)

@@ -67,7 +67,7 @@ def start_session(
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if can_flush():
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # on the threads of its own
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # on the session's own threads
     if external_folder is not None:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(external_folder.resolve()))
@@ -85,7 +85,7 @@ def start_session(
         # the process without a word (onnxruntime 1.24 to 1.31, x86).
         disabled.append("NchwcTransformer")
     try:
-        # Left to itself onnxruntime would leave the thread that starts a session changed.
+        # By itself, onnxruntime would leave the thread that starts a session with denormals flushed.
         with denormals_as_zero():
             session = ort.InferenceSession(
                 source, options, providers=providers, disabled_optimizers=disabled, enable_fallback=0

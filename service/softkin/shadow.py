@@ -196,7 +196,7 @@ class Shadow:
         self._thread.join()
 
     def _reports(self) -> dict[tuple[str, str], tuple[float, ...]]:
-        """Of every candidate, compared already or not: what is shown at 0 is there, what is not shown is not."""
+        """The figures of every candidate; of one that was not compared yet they are 0, which shows that it is there."""
         found: dict[tuple[str, str], tuple[float, ...]] = {}
         for detector in self._registry:
             name, version = detector.manifest.name, detector.manifest.version

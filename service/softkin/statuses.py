@@ -64,8 +64,8 @@ DEADLINE_TOLERANCE_SECONDS = 0.02
 
 _PRIVATE = (errors.DeviceError,)
 _MAX_DETAIL_BYTES = 1000
-"""Of a status message in UTF-8. It travels in headers, which peers limit to 8 KiB: with three bytes for each of these,
-and once or twice more in the details."""
+"""Most bytes of a status message in UTF-8. It travels in headers, which peers limit to 8 KiB: there each of these may
+take three bytes, and the message comes once or twice more in the details."""
 
 
 class CallEndedError(Exception):

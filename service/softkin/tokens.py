@@ -91,7 +91,7 @@ class TokenInterceptor(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(OPEN) or self._let_in(handler_call_details):
             return handler
-        # As a stream, whatever it is: gRPC would wait for the one message of a stranger, and hold a thread meanwhile.
+        # As a method that takes a stream: for a stranger's single message gRPC would wait, and hold a thread meanwhile.
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(_refuse, bytes)
         return grpc.stream_unary_rpc_method_handler(_refuse, bytes)

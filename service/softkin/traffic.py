@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 QUIET_SECONDS = 0.1
-"""Without a new call: time enough for what was sent before its sender heard of the end."""
+"""After so long without a new call none is expected: what was sent before its sender heard of the end is here."""
 LONGEST_NOISE_SECONDS = 1.0
 """How long new calls are waited out at most: some senders never hear of the end."""
 

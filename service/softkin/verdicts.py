@@ -51,7 +51,7 @@ class Rule:
     guarantee: Guarantee
     alpha: float
     confidence: float
-    """Of `certified`, and of the bound that every answer states."""
+    """Confidence of `certified`, and of the bound that every answer states."""
     calibration_size: int
     class_sizes: tuple[int, ...]
     """Calibration rows by predicted class."""
@@ -163,7 +163,7 @@ def check_rule(
     alpha, confidence = as_float("alpha", alpha), as_float("confidence", confidence)
     if not 0.0 < confidence < 1.0:
         raise InvalidInputError("confidence", f"got {confidence:g}; it must lie strictly in (0, 1)")
-    if 0.0 < alpha < 1.0:  # first what asks for most: its remedy does for the rest too
+    if 0.0 < alpha < 1.0:  # the strictest demand first: its remedy satisfies the others too
         if guarantee == "certified":
             _check_certified(alpha, calibration_size, confidence)
         if guarantee == "class_conditional":

@@ -46,7 +46,7 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
         self._open_lock = threading.Lock()
         self._ending = False
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="health")
-        self._submit(lambda: None)  # later there may be no thread to be had
+        self._submit(lambda: None)  # starts one: later the system may have none to give
 
     def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext, send_response_callback: Send
@@ -78,7 +78,7 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
                 self._open.pop(watch, None)
 
         if not context.add_callback(left):
-            left()  # before it was told anything; the base class would keep it for ever
+            left()  # it left before it was told anything; the base class would keep it for ever
         if self._ending:
             watch(None)
 
