@@ -26,8 +26,9 @@ from softkin.interceptors import CallInterceptor
 from softkin.loading import Loader
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
-from softkin.registry import STABLE, Registry, ScoringDetector, check_label
+from softkin.registry import STABLE, Registry, check_label
 from softkin.scoring import ended
+from softkin.scoring_detector import ScoringDetector
 from softkin.security import Security
 from softkin.servicer import OutlierServicer
 from softkin.settings import ServerSettings

@@ -19,8 +19,8 @@ import numpy as np
 from softkin.batch_times import BatchTimes
 from softkin.errors import CancelledError, ExpiredError, UnavailableError
 from softkin.logs import log, log_line
-from softkin.registry import ScoringDetector
 from softkin.scores import RowScores, Scores, Share
+from softkin.scoring_detector import ScoringDetector
 from softkin.tickets import Batch, Ticket
 
 GATHER_SECONDS = 1e-3

@@ -9,7 +9,7 @@ import numpy as np
 
 from softkin.certificate import Certificate, certify
 from softkin.drift import DriftReport
-from softkin.registry import ScoringDetector
+from softkin.scoring_detector import ScoringDetector
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import Guarantee, check_guarantee
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save
 from softkin.drift import DEFAULT_LEVEL, MOST_WAITING_ROWS, SLICE_ROWS, DriftReport, DriftWatch
 from softkin.errors import NotFoundError, StateError
 from softkin.logs import log, log_line
-from softkin.registry import ScoringDetector
 from softkin.scores import Scores
+from softkin.scoring_detector import ScoringDetector
 from softkin.unfinished_files import written_whole
 
 LOCK = ".lock"

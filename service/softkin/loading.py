@@ -19,7 +19,8 @@ from softkin.drift_watches import DriftWatches
 from softkin.errors import CancelledError, ConflictError, InvalidInputError, UnavailableError
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
-from softkin.registry import Registry, ScoringDetector
+from softkin.registry import Registry
+from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 
 Load = Callable[..., ScoringDetector]

@@ -14,8 +14,9 @@ from softkin import __version__, oip_converters, oip_descriptions
 from softkin.errors import CancelledError, InvalidInputError, NotFoundError, UnavailableError
 from softkin.inference import grpc_service_pb2 as pb
 from softkin.inference import grpc_service_pb2_grpc as pb_grpc
-from softkin.registry import Registry, ScoringDetector
+from softkin.registry import Registry
 from softkin.scoring import ScoringPath, ended
+from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name

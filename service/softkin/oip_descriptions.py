@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from softkin.inference import grpc_service_pb2 as pb
 from softkin.manifest import Manifest
 from softkin.oip_converters import EVIDENCE_OUTPUTS, OUTPUTS, WORDS
-from softkin.registry import ScoringDetector
+from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 
 PLATFORM = "softkin"

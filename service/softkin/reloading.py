@@ -16,7 +16,8 @@ from softkin.errors import BundleError, ConflictError, PreconditionError, Softki
 from softkin.loading import Loaded, Loader
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
-from softkin.registry import Registry, ScoringDetector
+from softkin.registry import Registry
+from softkin.scoring_detector import ScoringDetector
 
 
 class _Former(NamedTuple):

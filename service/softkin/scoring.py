@@ -17,8 +17,9 @@ from softkin.drift_watches import DriftWatches
 from softkin.errors import UnavailableError, UnmeetableError
 from softkin.loading import default_alpha
 from softkin.metrics import Metrics
-from softkin.registry import Registry, ScoringDetector
+from softkin.registry import Registry
 from softkin.scores import Scores, Share
+from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 from softkin.shadow import Shadow
 from softkin.statuses import CallEndedError, end_code

@@ -11,8 +11,9 @@ from softkin import converters, descriptions
 from softkin.drift_watches import DriftWatches
 from softkin.errors import CancelledError
 from softkin.metrics import Metrics
-from softkin.registry import Registry, ScoringDetector
+from softkin.registry import Registry
 from softkin.scoring import ScoringPath, ended
+from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 from softkin.streaming import Streams
 from softkin.v1 import outlier_pb2 as pb

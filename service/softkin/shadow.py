@@ -21,8 +21,9 @@ from softkin.certificate import false_alarm_bound
 from softkin.errors import CancelledError, InvalidInputError, PreconditionError
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
-from softkin.registry import SHADOW, STABLE, Registry, ScoringDetector
+from softkin.registry import SHADOW, STABLE, Registry
 from softkin.scores import RowScores, Scores
+from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 from softkin.tickets import Ticket
 from softkin.verdicts import Rule

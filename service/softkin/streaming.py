@@ -21,8 +21,8 @@ from softkin.errors import (
 )
 from softkin.interceptors import BIDI_STREAM, request_id
 from softkin.metrics import Metrics
-from softkin.registry import ScoringDetector
 from softkin.scoring import ScoringPath, ended
+from softkin.scoring_detector import ScoringDetector
 from softkin.statuses import Failure, failure
 from softkin.tickets import Ticket
 from softkin.v1 import outlier_pb2 as pb

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
 from softkin.errors import CancelledError
-from softkin.registry import ScoringDetector
 from softkin.scores import RowScores, Share
+from softkin.scoring_detector import ScoringDetector
 from softkin.verdicts import Rule
 
 

@@ -22,7 +22,8 @@ from softkin.client import Client
 from softkin.converters import array_to_tensor
 from softkin.loading import Load
 from softkin.metrics import Metrics
-from softkin.registry import Registry, ScoringDetector
+from softkin.registry import Registry
+from softkin.scoring_detector import ScoringDetector
 from softkin.server import Server
 from softkin.settings import ServerSettings
 from softkin.v1 import outlier_pb2 as pb
