@@ -178,7 +178,7 @@ def _gram(rows_BD: Tensor, out: Tensor) -> None:
     else:
         size = -(-num_rows // ROW_BLOCKS)
         for start in range(0, num_rows, size):
-            stop = min(start + size, num_rows)
+            stop = start + size
             torch.mm(rows_BD[start:], rows_BD[start:stop].T, out=out[start:, start:stop])
             out[start:stop, stop:] = out[stop:, start:stop].T
 

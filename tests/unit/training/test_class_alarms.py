@@ -30,6 +30,11 @@ def test_a_rare_class_that_is_flagged_is_named():
     )
 
 
+def test_one_of_five_classes_is_named_from_a_chance_of_one_in_500_on():
+    """That 13 of 100 are flagged at 0.05 has a chance of 0.0015, which five classes bring below 0.01."""
+    assert len(uneven_classes(*inliers((13, 100), (0, 1000), (0, 1000), (0, 1000), (0, 1000)), NAMES, 0.05)) == 1
+
+
 def test_the_worst_three_are_named():
     """By their shares, not by their rows; the others are counted."""
     (remark,) = uneven_classes(*inliers((0, 5000), (40, 200), (20, 50), (20, 40), (60, 200)), NAMES, 0.05)
@@ -45,11 +50,16 @@ def test_the_worst_three_are_named():
         [(0, 1000), (0, 0)],
         [(300, 1000), (9, 30)],
         [(55, 1000), (60, 1000)],
+        [(0, 1000), (4, 100)],
+        [(12, 100), (0, 1000), (0, 1000), (0, 1000), (0, 1000)],
     ],
-    ids=["luck", "none of a class", "all classes have drifted alike", "alike"],
+    ids=["luck", "none of a class", "all have drifted alike", "alike", "no more than asked for", "one of five"],
 )
 def test_what_luck_or_a_drift_of_all_explains_is_no_remark(counts):
-    """A class is held against all inliers where more of these are flagged than alpha."""
+    """A class is compared with all inliers where more of these are flagged than alpha, and else with alpha.
+
+    That 12 of 100 are flagged at 0.05 has a chance of 0.0043 in one class, and of five times that in one of five.
+    """
     assert uneven_classes(*inliers(*counts), NAMES[: len(counts)], 0.05) == []
 
 

@@ -59,6 +59,7 @@ def test_layers_of_two_precisions_go_together(metric):
     values = LayeredSnnl(["a", "b"], metric=metric)(hidden, y)
     sum(values.values()).backward()
 
+    assert {loss.dtype for loss in values.values()} == {torch.float64}
     assert [hidden[name].grad.dtype for name in "ab"] == [torch.float32, torch.float64]
     torch.testing.assert_close(hidden["a"].grad.double(), 2 * hidden["b"].grad, rtol=1e-5, atol=1e-8)
 
