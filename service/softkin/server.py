@@ -10,7 +10,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from softkin.admin import AdminListener, AdminServicer
+from softkin.admin import AdminServicer
+from softkin.admin_port import AdminListener
 from softkin.call_threads import CallThreads
 from softkin.channel_options import channel_options
 from softkin.drift_watches import DriftWatches

@@ -108,13 +108,13 @@ def test_every_status_is_there_with_its_reason_and_details(page):
 
 def test_the_delays_are_those_of_the_code(page):
     """Seconds that a refused caller is told to wait."""
-    from softkin import admin, admission, registry, streaming
+    from softkin import admin, admin_port, admission, registry, streaming
 
     text = " ".join(section(page, "Status codes").split())
 
     for module, words in ((admission, "full gate"), (streaming, "too many streams"), (registry, "being replaced")):
         assert f"{words}: {module.RETRY_AFTER_SECONDS:g} s" in text
-    full = f"where {admin.CHANGES} changes or {admin.MAX_CALLS} calls are under way"
+    full = f"where {admin.CHANGES} changes or {admin_port.MAX_CALLS} calls are under way"
     assert f"{full}: {admin.RETRY_AFTER_SECONDS:g} s" in text
 
 

@@ -10,8 +10,9 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from softkin.admin import CHANGES, MAX_CALLS, RETRY_AFTER_SECONDS, SERVICE
+from softkin.admin import CHANGES, RETRY_AFTER_SECONDS
 from softkin.admin_client import AdminClient
+from softkin.admin_port import MAX_CALLS, SERVICE
 from softkin.client import Client
 from softkin.errors import InvalidInputError, OverloadedError, PreconditionError, SoftkinError, UnavailableError
 
