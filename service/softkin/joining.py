@@ -34,9 +34,11 @@ def join(parts: Sequence[Scores]) -> Scores:
     joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
     # Calls take turns among servers, and one of them may have fallen back to the CPU.
     devices = ",".join(dict.fromkeys(p.budget.device for p in parts))
+    neighbors, respects = evidence_of(parts)
     return replace(
         _select_again(replace(first, budget=replace(first.budget, device=devices), **joined)),
-        **evidence_of(parts),
+        neighbors=neighbors,
+        parts=respects,
         stage_seconds={k: sum(p.stage_seconds.get(k, 0.0) for p in parts) for k in first.stage_seconds},
     )
 

@@ -111,11 +111,13 @@ class RowScores:
         """Join the scores of consecutive slices of one request; their times add up."""
         if len(parts) == 1:
             return parts[0]
+        neighbors, respects = evidence_of(parts)
         return cls(
             nonconformity=np.concatenate([p.nonconformity for p in parts]),
             predicted_class=np.concatenate([p.predicted_class for p in parts]),
             outlier_score=np.concatenate([p.outlier_score for p in parts]),
-            **evidence_of(parts),
+            neighbors=neighbors,
+            parts=respects,
             infer_seconds=sum(p.infer_seconds for p in parts),
         )
 
@@ -218,14 +220,14 @@ ROW_ARRAYS = ("outlier_score", "p_value", "is_outlier", "predicted_class", "cred
 """The arrays of `Scores` that hold one number per row."""
 
 
-def evidence_of(answers: Sequence[RowScores] | Sequence[Scores]) -> dict[str, Any]:
-    """The evidence of consecutive rows, joined: `neighbors` and `parts`, None where they were not asked for."""
+def evidence_of(answers: Sequence[RowScores] | Sequence[Scores]) -> tuple[Neighbors | None, Parts | None]:
+    """The evidence of consecutive rows, joined; None where it was not asked for."""
     neighbors = [a.neighbors for a in answers if a.neighbors is not None]
     parts = [a.parts for a in answers if a.parts is not None]
-    return {
-        "neighbors": Neighbors.concatenate(neighbors) if neighbors else None,
-        "parts": Parts.concatenate(parts) if parts else None,
-    }
+    return (
+        Neighbors.concatenate(neighbors) if neighbors else None,
+        Parts.concatenate(parts) if parts else None,
+    )
 
 
 class Share:
