@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,10 +23,15 @@ from softkin.registry import Registry
 from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 
-Load = Callable[..., ScoringDetector]
-"""Makes a verified and proven detector from (path, device=, threads=)."""
 LOOK_UP_SECONDS = 0.1
 """How often a change that waits for another checks whether it is still wanted: it holds a thread meanwhile."""
+
+
+class Load(Protocol):
+    """Makes a verified and proven detector of a bundle, as `Detector.load` does."""
+
+    def __call__(self, path: Path, *, device: str, threads: int | None) -> ScoringDetector:
+        """The detector of the bundle at `path`."""
 
 
 def default_alpha(settings: ServerSettings, detector: ScoringDetector) -> float:
