@@ -62,7 +62,6 @@ STATUS_DETAILS = "grpc-status-details-bin"
 DEADLINE_TOLERANCE_SECONDS = 0.02
 """gRPC ends a call a little before the clock that is asked here says so."""
 
-_PRIVATE = (errors.DeviceError,)
 _MAX_DETAIL_BYTES = 1000
 """Most bytes of a status message in UTF-8. It travels in headers, which peers limit to 8 KiB: there each of these may
 take three bytes, and the message comes once or twice more in the details."""
@@ -121,7 +120,7 @@ def failure(error: BaseException, method: str, request_id: str = "") -> Failure:
     """What the caller of `method` is told: the error's own words, or a log id where they would reveal internals."""
     code = status_code(error)
     reason = _reason(error, code)
-    if code is Code.INTERNAL or isinstance(error, _PRIVATE):
+    if code is Code.INTERNAL or isinstance(error, errors.DeviceError):
         log_id = uuid.uuid4().hex[:12]
         named = {"request_id": request_id} if request_id else {}
         log.error(log_line("error", method=method, code=code.name, log_id=log_id, **named), exc_info=error)
@@ -151,4 +150,6 @@ def _retry_info(seconds: float) -> RetryInfo:
 def _reason(error: BaseException, code: grpc.StatusCode) -> str:
     if isinstance(error, errors.UnmeetableError):
         return "unmeetable"
-    return "too_large" if isinstance(error, errors.MessageTooLargeError) else REASONS[code]
+    if isinstance(error, errors.MessageTooLargeError):
+        return "too_large"
+    return REASONS[code]

@@ -128,7 +128,7 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
         """End the threads, once no watch is open any more."""
         self._senders.shutdown(wait=False)
 
-    def _watches(self) -> dict[_Watch, Any]:
+    def _watches(self) -> dict[_Watch, grpc.ServicerContext]:
         with self._open_lock:
             return dict(self._open)
 
