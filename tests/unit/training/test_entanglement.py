@@ -119,7 +119,23 @@ def test_where_most_pairs_are_copies_the_search_ends_a_thousand_times_below_the_
     assert least.at_bound
 
 
-@pytest.mark.parametrize("seed", range(5))
+def test_a_valley_is_found_though_the_loss_falls_again_behind_it():
+    """Towards chance, at the end of the range: a grid of few temperatures steps over the valley and ends there."""
+    z = torch.tensor([9.9, 0.1, 3.1, 0.9, 0.2, 1.3, 0.7, 0.4], dtype=torch.float64).unsqueeze(1)
+    y = torch.tensor([1, 1, 1, 0, 1, 0, 1, 1])
+    scan = [
+        float(soft_nearest_neighbor_loss(z, y, temperature=10 ** (e / 50), metric="squared_euclidean"))
+        for e in range(-100, 151)
+    ]
+    valley = int(np.argmin(scan))
+    assert scan[-1] < max(scan[valley:])
+
+    found = minimize_temperature(z, y)
+
+    assert (found.value, found.at_bound) == (pytest.approx(scan[valley], abs=1e-4), False)
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_at_the_minimizer_the_loss_is_flat_in_the_temperature(seed):
     """To more digits than its value shows."""
     z, y = batch(seed=seed)

@@ -100,16 +100,17 @@ def test_several_steps_are_taken_on_one_batch(metric):
     assert three.temperatures()["a"] == pytest.approx(float(found[0]), rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize(("start", "end"), [(1e-9, 1e-3), (1e9, 1e3)])
-def test_a_temperature_out_of_range_comes_back_at_once(start, end):
-    """Between a thousandth and a thousand times the mean distance of each layer of this batch."""
-    z, y = batch(48)
+def test_a_temperature_out_of_range_comes_back_at_once(start, end, scale):
+    """Between a thousandth and a thousand times the mean distance of each layer of this batch, however large it is."""
+    z, y = batch(48, scale=scale)
     _, distances_LBB = two_layers(z, "squared_euclidean")
     mean_L = distances_LBB.mean(dim=(1, 2))
 
     found = follow(distances_LBB, Neighbours.of(y), start * mean_L, 1)
 
-    torch.testing.assert_close(found, end * mean_L)
+    torch.testing.assert_close(found / mean_L, torch.full_like(mean_L, end))
 
 
 def test_a_temperature_at_which_exponents_overflow_comes_back_too():
