@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -74,6 +75,27 @@ def test_every_number_of_neighbours_has_a_pace_of_its_own(make, gate, monkeypatc
 
     assert found == [0, 104]
     assert learnt == [2]
+
+
+def test_the_seconds_of_a_batch_are_those_between_its_start_and_its_end(make, gate, monkeypatch):
+    """What the metric shows, and what guesses learn from: at least as long as the device held it, and no longer."""
+    learnt, shown = [], []
+    monkeypatch.setattr(Pace, "add", lambda pace, rows, seconds: learnt.append(seconds))
+    monkeypatch.setattr(batching, "BatchTimes", Pace)
+    detector = StandIn(gate=gate)
+    batcher = make(ran=lambda rows, seconds: shown.append(seconds))
+    begun = time.monotonic()
+    batcher.submit(ticket(detector, rows(1)))
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    entered = time.monotonic()
+
+    held = time.monotonic() - entered
+    gate.set()
+    batcher.close()
+
+    assert learnt == shown
+    assert len(shown) == 1
+    assert held <= shown[0] <= time.monotonic() - begun
 
 
 def test_a_request_that_ended_before_it_came_is_not_computed(make):
