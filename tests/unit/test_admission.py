@@ -8,7 +8,7 @@ import time
 import pytest
 
 from softkin.admission import Admission
-from softkin.errors import OverloadedError
+from softkin.errors import InvalidInputError, OverloadedError
 from softkin.settings import ServerSettings
 
 
@@ -67,6 +67,19 @@ def test_bytes_are_no_reason_before_they_are_there(gate):
 
     with pytest.raises(OverloadedError, match=r"^3 requests are pending"):
         gate.refuse_full()
+
+
+def test_what_could_enter_an_empty_gate_is_told_to_come_again_and_what_never_could_is_not(gate):
+    """To the byte: whoever retries with more than may ever be pending would do so for ever."""
+    gate.enter(1, 1)
+
+    with pytest.raises(OverloadedError, match="1 bytes of inputs are pending, 1024 more would exceed"):
+        gate.enter(1, 1024)
+    with pytest.raises(InvalidInputError, match=r"^inputs: they have 1025 bytes in memory"):
+        gate.enter(1, 1025)
+
+    gate.leave(1, 1)
+    gate.enter(1, 1024)
 
 
 @pytest.mark.parametrize("what", ["enter", "leave", "refuse_full"])
