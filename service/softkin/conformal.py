@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +39,24 @@ def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating], u:
     n = len(calibration)
     # A NaN would sort past the end and read as the strangest score of all, hiding a fault of ours.
     assert not scores.size or not math.isnan(scores.max())  # which is NaN where any score is
-    at_least = n - np.searchsorted(calibration, scores, side="left")
+    at_least = n - _positions(calibration, scores, "left")
     if u is None:
         return np.asarray((1.0 + at_least) / (n + 1.0), np.float64)
-    above = n - np.searchsorted(calibration, scores, side="right")
+    above = n - _positions(calibration, scores, "right")
     return np.asarray((above + u * (1.0 + at_least - above)) / (n + 1.0), np.float64)
+
+
+def _positions(
+    calibration: NDArray[np.floating], scores: NDArray[np.floating], side: Literal["left", "right"]
+) -> NDArray[np.intp]:
+    """As `numpy.searchsorted`; with many classes most scores lie beyond the last, and are not searched for."""
+    n, a = len(calibration), np.asarray(scores)
+    if not n:
+        return np.zeros(a.shape, np.intp)
+    found = np.full(a.shape, n)
+    near = a <= calibration[-1]
+    found[near] = np.searchsorted(calibration, a[near], side)
+    return found
 
 
 def split_by_class(calibration: Floats, classes: NDArray[np.int32], num_classes: int) -> list[Floats]:
@@ -204,5 +218,10 @@ class SurpriseLines:
     def __call__(self, scores: NDArray[np.floating]) -> Floats:
         """The surprise of scores of any shape."""
         a = np.asarray(scores, np.float64)
-        line = np.searchsorted(self.starts[1:], a)
-        return np.asarray(self.heights[line] + self.slopes[line] * np.maximum(a - self.starts[line], 0.0))
+        found = np.asarray(self.heights[-1] + self.slopes[-1] * (a - self.starts[-1]))
+        # With many classes most scores lie on the last line, and are not searched for.
+        near = a <= self.starts[-1]
+        b = a[near]
+        line = np.searchsorted(self.starts[1:], b)
+        found[near] = self.heights[line] + self.slopes[line] * np.maximum(b - self.starts[line], 0.0)
+        return found

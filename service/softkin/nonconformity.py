@@ -141,9 +141,13 @@ class Nonconformity:
     def _of_finite(self, outputs: Outputs) -> Floats:
         if self.form != "joint":
             return self.part(self.form, outputs)
-        surprises = [self._surprise(p, self.part(p, outputs)) for p in self.parts]
+        squares_BC = np.zeros((len(outputs), outputs.masses.shape[2]))
+        for part in self.parts:
+            scores = self.part(part, outputs)
+            surprise = self._surprise(part, scores[:, :1] if part == "energy" else scores)  # which no class changes
+            squares_BC += surprise * surprise
         # A row that one part finds very strange outweighs one that several find a little strange, as a sum would not.
-        return np.asarray(np.sqrt(sum(s * s for s in surprises)), np.float64)
+        return np.sqrt(squares_BC)
 
     def terms(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> Floats:
         """`[B, P]`: what each row's nonconformity with its class is made of.
@@ -202,7 +206,7 @@ class Nonconformity:
                 return -outputs.boundary.astype(np.float64)
             case "energy":
                 assert outputs.logits is not None, "the energy part needs a network"
-                return np.repeat(mass.energy(outputs.logits)[:, None], m.shape[2], axis=1)
+                return np.broadcast_to(mass.energy(outputs.logits)[:, None], (len(m), m.shape[2]))
             case _:
                 raise AssertionError(f"no such part: {part}")
 
