@@ -36,6 +36,8 @@ def _markdown(results: dict[str, Any], picture: str) -> Iterable[str]:
         yield from _condensed(results["condensed"])
     if "classes" in results:
         yield from _many_classes(results["classes"])
+    if "after" in results:
+        yield from _after_masses(results["after"])
 
 
 def table(head: list[str], rows: Iterable[list[Any]]) -> Iterable[str]:
@@ -206,3 +208,10 @@ def _many_classes(cases: list[dict[str, Any]]) -> Iterable[str]:
         for name, found in case["timings"].items()
     ]
     yield from table(["bank", "candidate", *(f"batch {b}" for b in batches)], rows)
+
+
+def _after_masses(cases: list[dict[str, Any]]) -> Iterable[str]:
+    yield "\n## After the masses"
+    yield "\nNonconformity, p-values of every class, credibility and confidence, of three layers: milliseconds a call."
+    rows = [[case["form"], f"{case['classes']:,}", *(f"{ms:.2f}" for ms in case["ms"].values())] for case in cases]
+    yield from table(["form", "classes", *(f"batch {b}" for b in cases[0]["ms"])], rows)

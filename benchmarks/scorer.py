@@ -4,8 +4,8 @@
     python benchmarks/scorer.py --parts timing --cases 60k-128 --out DIR
     python benchmarks/scorer.py --device cuda    the scorer, the ceiling and torch on a GPU
 
-Parts: timing, linearity, memory (on the CPU), cancellation, condensed, classes. Writes scorer_<machine>_<date> .json,
-.md and .png.
+Parts: timing, linearity, memory (on the CPU), cancellation, condensed, classes, after (the masses). Writes
+scorer_<machine>_<date> .json, .md and .png.
 Every candidate runs in a process of its own; one that cannot run here is named in the report, with the reason.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import linearity
+from after_masses import measure_after_masses
 from banks import TEMPERATURE, clusters
 from cancellation import measure_cancellation
 from catalogue import CASES, CEILING, NEAREST, ONLY_CPU, OURS, SOFTKIN, Case, builds
@@ -32,7 +33,7 @@ from placement import place
 from report import write_report
 from workers import Build, Worker, interleave
 
-PARTS = ("timing", "linearity", "memory", "cancellation", "condensed", "classes")
+PARTS = ("timing", "linearity", "memory", "cancellation", "condensed", "classes", "after")
 
 
 def main() -> None:
@@ -74,6 +75,8 @@ def run(parts: list[str], cases: list[Case], device: str) -> dict[str, Any]:
             results["condensed"] = measure_condensed(device)
         elif part == "classes":
             results["classes"] = measure_many_classes(device)
+        elif part == "after":
+            results["after"] = measure_after_masses()
         seconds[part] = round(time.perf_counter() - started)
         print(f"{part}: {seconds[part]} s", flush=True)
     return {**results, "seconds": seconds}
