@@ -153,7 +153,7 @@ def credibility(class_p_values_BC: Floats) -> Floats:
 
 
 def confidence(class_p_values_BC: Floats) -> Floats:
-    """One minus the second largest class p-value (Papernot & McDaniel 2018, section IV). Returns `[B]`; 1 for one class."""
+    """One minus the second largest class p-value (Papernot & McDaniel 2018, section IV). `[B]`; 1 for one class."""
     others_BC = class_p_values_BC.copy()
     others_BC[np.arange(len(others_BC)), others_BC.argmax(axis=1)] = 0.0
     # Not by a partition: of a thousand classes most have the smallest p-value, and it takes a hundred times as long.
