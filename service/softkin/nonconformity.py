@@ -68,6 +68,9 @@ CENTER, SCALE = "{}.center", "{}.scale"
 """Keys of a class part's center and spread among the references."""
 PRIOR_ROWS = 10
 """Center and spread over all classes count like so many rows in those of one class, which may have few of its own."""
+BLOCK_NUMBERS = 1 << 18
+"""Class scores that are computed together, in several arrays of float64: calibration rows times classes can be
+hundreds of millions."""
 
 Floats = NDArray[np.float64]
 
@@ -97,9 +100,14 @@ class Outputs:
         of_each = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in self._arrays().values()]
         return np.asarray(np.logical_and.reduce(of_each))
 
-    def take(self, rows: NDArray[np.bool_]) -> Outputs:
-        """The rows where `rows` is true."""
+    def take(self, rows: NDArray[np.bool_] | slice) -> Outputs:
+        """Some of the rows, picked as those of an array are."""
         return replace(self, **{name: array[rows] for name, array in self._arrays().items()})
+
+    def blocks(self) -> list[slice]:
+        """Rows in blocks of about `BLOCK_NUMBERS` class scores, at least one block."""
+        rows = max(1, BLOCK_NUMBERS // self.masses.shape[2])
+        return [slice(i, i + rows) for i in range(0, max(1, len(self)), rows)]
 
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
         named = {"masses": self.masses, "logits": self.logits, "boundary": self.boundary}
@@ -131,6 +139,9 @@ class Nonconformity:
         A row on which the network overflows (finite input, but an output that is NaN or infinite) gets +inf: nothing is
         stranger, and NaN would compare as nothing at all.
         """
+        return np.concatenate([self._of_block(outputs.take(rows)) for rows in outputs.blocks()])
+
+    def _of_block(self, outputs: Outputs) -> Floats:
         if outputs.all_finite:
             return self._of_finite(outputs)
         finite = outputs.finite
@@ -159,6 +170,9 @@ class Nonconformity:
             outputs: of B rows.
             classes_B: `[B]` class of each row; the predicted one makes up the outlier score.
         """
+        return np.concatenate([self._terms_of_block(outputs.take(b), classes_B[b]) for b in outputs.blocks()])
+
+    def _terms_of_block(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> Floats:
         finite = outputs.finite
         terms = self._terms_of_finite(outputs.take(finite), classes_B[finite])
         terms_BP = np.full((len(outputs), len(terms)), np.inf)

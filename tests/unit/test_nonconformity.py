@@ -132,6 +132,22 @@ def test_a_row_that_is_not_finite_is_strange_in_every_term(form):
     np.testing.assert_array_equal(scored.terms(alone, classes[2:3]), expected[2:3])
 
 
+@pytest.mark.parametrize("numbers", [1, 4, 7, 28, 1000])
+def test_rows_in_several_blocks_are_the_same_as_in_one(monkeypatch, numbers):
+    """However few fit a block, the last one is smaller, or a row is not finite."""
+    rows = outputs(3, 7)
+    rows.masses[4, 0, 1] = math.inf
+    joint = replace(plain(), form="joint", parts=PARTS, references=fit_references(plain(), PARTS, outputs(0, 200)))
+    classes = np.arange(7, dtype=np.int32) % 4
+    expected = joint(rows), joint.terms(rows, classes)
+
+    monkeypatch.setattr("softkin.nonconformity.BLOCK_NUMBERS", numbers)
+
+    np.testing.assert_array_equal(joint(rows), expected[0])
+    np.testing.assert_array_equal(joint.terms(rows, classes), expected[1])
+    assert np.isinf(expected[0][4]).all()
+
+
 def test_class_density_is_density_in_units_of_the_class():
     """Center and spread of the reference rows predicted to be of that class, drawn towards those of all."""
     reference, rows = outputs(2, 300), outputs(3, 10)
