@@ -128,6 +128,18 @@ def test_distances_of_a_row_do_not_depend_on_the_rows_beside_it(head, tmp_path):
     np.testing.assert_allclose(beside[:4], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_what_all_logits_have_in_common_costs_no_digits(tmp_path):
+    """Small whole numbers beside four million are exact in float32, and so are their differences."""
+    rng = np.random.default_rng(3)
+    weight, bias = rng.integers(-3, 4, (CLASSES, WIDTH)).astype(float), rng.integers(-5, 6, CLASSES).astype(float)
+    x = rng.integers(0, 5, (20, WIDTH)).astype(np.float32)
+    expected = outputs_of(with_boundary(classifier(weight, bias), rows(30)), x, tmp_path)[BOUNDARY]
+
+    found = outputs_of(with_boundary(classifier(weight, bias + 2**22), rows(30)), x, tmp_path)[BOUNDARY]
+
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_mean_is_taken_over_all_of_many_rows(head, tmp_path):
     """Every n-th of them: not the first ones, which may all be of one kind."""
     n = 2 * MEAN_ROWS

@@ -12,6 +12,7 @@ import resealed
 from softkin import DataError, Detector
 from softkin.bundle import USED_ROWS, read_bundle
 from softkin.certificate import certify
+from softkin.nonconformity import Nonconformity
 from softkin.scorer import Network
 from softkin_training.bank_temperature import neighbor_distance
 from softkin_training.build import LayerSpec, build
@@ -196,6 +197,23 @@ def test_calibration_weighs_layers_as_the_serving_detector_does(tiny, tmp_path):
 
     found = Detector.load(path).score(tiny.calibration.x).outlier_score
     np.testing.assert_allclose(read_bundle(path).calibration.outlier_scores, np.sort(found), rtol=1e-6)
+
+
+def test_parts_are_put_on_one_scale_by_references_of_the_same_weights(tiny, tmp_path):
+    """A row's density is ranked among those of reference rows: with other weights it would be among strangers."""
+    few = tiny.calibration.take(np.arange(40))
+    layers = tuple(dataclasses.replace(s, weight=w) for s, w in zip(tiny.spec.layers, (2.0, 0.5), strict=True))
+    path = rebuild(tiny, tmp_path / "b", calibration=few, parts=("density", "density_last"), layers=layers)
+
+    bundle = read_bundle(path)
+    form = Nonconformity(
+        form="density",
+        class_weights=bundle.bank.class_weights,
+        layer_weights=np.array([layer.weight for layer in layers]),
+    )
+    aside = few.take(np.random.default_rng(tiny.spec.seed).permutation(40)[:20])
+    expected = form.part_score("density", Detector(bundle).outputs(aside.x))
+    np.testing.assert_allclose(bundle.calibration.references["density"], np.sort(expected), rtol=1e-6)
 
 
 def test_prototypes_of_a_layer_keep_their_own_weights_and_ids(tiny, tmp_path):

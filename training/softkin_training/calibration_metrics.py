@@ -98,7 +98,7 @@ def expected_calibration_error(confidence_B: Floats, correct_B: NDArray[np.bool_
 
 
 def adaptive_calibration_error(confidence_B: Floats, correct_B: NDArray[np.bool_], bins: int = ECE_BINS) -> float:
-    """ECE over bins of equally many rows (Nguyen & O'Connor 2015): no bin is empty, none holds nearly everything.
+    """ECE over bins of equally many rows (Nguyen & O'Connor 2015): none is empty or holds nearly all, but for ties.
 
     Rows of equal confidence go to one bin, so that the value does not depend on the order of rows. In [0, 1].
     """

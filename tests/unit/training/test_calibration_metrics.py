@@ -105,6 +105,18 @@ def test_adaptive_ece_has_bins_of_equally_many_rows():
     assert adaptive_calibration_error(confidence, correct) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("bins", [3, 15])
+def test_adaptive_ece_puts_ties_into_the_bin_of_the_first_of_them(bins):
+    """Against a loop, where the number of rows does not divide."""
+    rng = np.random.default_rng(6)
+    confidence, correct = rng.random(40).round(1), rng.random(40) < 0.5
+
+    gaps = [0.0] * bins
+    for c, right in zip(confidence, correct, strict=True):
+        gaps[sum(other < c for other in confidence) * bins // 40] += right - c
+    assert adaptive_calibration_error(confidence, correct, bins) == pytest.approx(sum(map(abs, gaps)) / 40)
+
+
 def test_adaptive_ece_does_not_depend_on_the_order_of_ties():
     """Most rows of a sure classifier have the same probability."""
     rng = np.random.default_rng(4)

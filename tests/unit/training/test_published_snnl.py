@@ -116,6 +116,11 @@ def test_a_step_of_zero_is_the_authors_demonstration():
     assert value == pytest.approx(expected, rel=1e-10)
 
 
+def test_before_the_first_batch_the_temperature_is_the_initial_one():
+    """Whatever a fixed temperature would be."""
+    assert learned("cosine", 3.0).temperatures() == {"a": 3.0}
+
+
 def test_t_travels_in_the_state():
     """A module that is loaded goes on with the t that was saved."""
     z, y = batch()
