@@ -354,6 +354,12 @@ class TestPromotion:
             assert gauges(running) == (0.0, 0.0)
             with pytest.raises(PreconditionError, match="on 0 rows"):
                 admin.set_label("standin", "2", "stable")
+        x = np.full((1, 2, 3), 2.5, np.float32)
+        running.score(x)
+        settle(running, 201)
+
+        difference = StandIn().score(x).p_value - Shifted(version="2", shift=10).score(x).p_value
+        assert gauges(running) == (1.0, abs(difference.item()))
 
 
 def test_without_the_label_nothing_is_compared_or_shown(shadowed, rows):

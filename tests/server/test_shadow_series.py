@@ -85,6 +85,11 @@ def test_a_version_that_serves_by_default_is_no_candidate(serving, admin):
     admin.set_label("standin", "2", "stable", force=True)
 
     assert shown(serving) == rows_of("2")
+    serving.score(DISPUTED)
+    admin.set_label("standin", "1", "shadow")
+    serving.score(DISPUTED)
+    serving.until(lambda: shown(serving)["rows_total 1 disagree"] == 1)
+    assert shown(serving).items() >= rows_of("2").items()
 
 
 def test_a_version_that_is_the_only_one_is_no_candidate(start):
