@@ -52,7 +52,7 @@ def test_approximate_banks_are_calibrated_by_their_own_scorer(tiny, tmp_path, fo
 def test_what_the_manifest_says_of_an_approximation_is_what_it_changes(tiny, tmp_path):
     """By the scores of both bundles: calibration rows' p-values, verdicts at default alpha; scikit-learn's AUROC."""
     plain = {"nonconformity": "density", "parts": (), "outliers": {"far": tiny.outliers, "near": 0.4 * tiny.outliers}}
-    plain["alpha"] = 32 / 401  # a p-value that rows have: a verdict at alpha itself is one of outliers
+    plain["alpha"] = 25 / (len(tiny.calibration) + 1)  # a p-value that rows have: at alpha itself they are outliers
     paths = rebuild(tiny, tmp_path / "a", **plain), rebuild(tiny, tmp_path / "b", **plain, condense=20.0)
     alpha = read_bundle(paths[0]).manifest.default_alpha
     p, areas = [], {name: [] for name in plain["outliers"]}
@@ -69,6 +69,7 @@ def test_what_the_manifest_says_of_an_approximation_is_what_it_changes(tiny, tmp
     assert found.max_p_value_change == pytest.approx(changes.max())
     assert found.mean_p_value_change == pytest.approx(changes.mean())
     assert found.verdict_changes == ((p[1] <= alpha) != (p[0] <= alpha)).mean() > 0
+    assert found.verdict_changes != ((p[1] < alpha) != (p[0] < alpha)).mean()
     assert found.auroc_changes == pytest.approx({name: after - before for name, (before, after) in areas.items()})
     assert max(map(abs, found.auroc_changes.values())) > 0
 
