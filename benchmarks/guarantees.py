@@ -17,7 +17,7 @@ import guarantee_plots
 import guarantee_tables
 from machine import describe_machine
 from softkin.certificate import certified_rank, certify, false_alarm_bound
-from softkin.conformal import class_conditional_p_values, p_values, rank, split_by_class
+from softkin.conformal import ScoresByClass, class_conditional_p_values, p_values, rank
 from softkin.drift_bets import bets, kept, log_low_bet, staked
 from trials import deterministic, mixed_stream, real_scores, realised_rates, select_in_batches, split_p_values, watch
 
@@ -117,7 +117,7 @@ def classes() -> dict[str, Any]:
         by_score = np.argsort(scores[:n])
         calibration, calibration_labels = scores[:n][by_score], labels[:n][by_score]
         marginal = p_values(scores[n:], calibration) <= alpha
-        by_class = split_by_class(calibration, calibration_labels, 10)
+        by_class = ScoresByClass.of(calibration, calibration_labels, 10)
         own = class_conditional_p_values(scores[n:], labels[n:], by_class) <= alpha
         rows += np.bincount(labels[n:], minlength=10)
         flagged += [np.bincount(labels[n:], weights=f, minlength=10) for f in (marginal, own)]

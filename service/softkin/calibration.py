@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.conformal import class_conditional_p_values, p_values, split_by_class
+from softkin.conformal import ScoresByClass, class_conditional_p_values, p_values
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ class Calibration:
     layer_terms: dict[str, Floats] = field(default_factory=dict)
     """Per layer of the other forms: `[n]` ascending, its terms in `outlier_scores`; evidence alone rests on them."""
 
-    _split: dict[int, tuple[list[Floats], list[Floats]]] = field(
+    _split: dict[int, tuple[ScoresByClass, ScoresByClass]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -49,16 +49,19 @@ class Calibration:
         self, scores_B: Floats, predicted_B: NDArray[np.int32], nonconformity_BC: Floats, u_B: Floats | None
     ) -> tuple[Floats, Floats]:
         """The same: p-values among rows of the predicted class, each class p-value among rows of that true class."""
-        num_classes = nonconformity_BC.shape[1]
-        by_predicted, by_true = self._by_class(num_classes)
-        class_p_BC = [p_values(nonconformity_BC[:, j], by_true[j], u_B) for j in range(num_classes)]
-        return class_conditional_p_values(scores_B, predicted_B, by_predicted, u_B), np.stack(class_p_BC, axis=1)
+        by_predicted, by_true = self._by_class(nonconformity_BC.shape[1])
+        u_B1 = None if u_B is None else u_B[:, None]
+        every_class = np.arange(nonconformity_BC.shape[1])
+        return (
+            class_conditional_p_values(scores_B, predicted_B, by_predicted, u_B),
+            class_conditional_p_values(nonconformity_BC, every_class, by_true, u_B1),
+        )
 
-    def _by_class(self, num_classes: int) -> tuple[list[Floats], list[Floats]]:
+    def _by_class(self, num_classes: int) -> tuple[ScoresByClass, ScoresByClass]:
         """Calibration scores by predicted class, and by true class; split once, not for each request."""
         if num_classes not in self._split:
             self._split[num_classes] = (
-                split_by_class(self.outlier_scores, self.predicted_classes, num_classes),
-                split_by_class(self.true_class_scores, self.true_classes, num_classes),
+                ScoresByClass.of(self.outlier_scores, self.predicted_classes, num_classes),
+                ScoresByClass.of(self.true_class_scores, self.true_classes, num_classes),
             )
         return self._split[num_classes]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ from softkin.arguments import as_float
 from softkin.errors import InvalidInputError
 
 Floats = NDArray[np.float64]
+Side = Literal["left", "right"]
+"""Of `numpy.searchsorted`: whether scores that are equal come after, or before."""
 
 
 def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating], u: Floats | None = None) -> Floats:
@@ -36,19 +39,73 @@ def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating], u:
     Returns:
         Same shape as `scores`, in [1/(n+1), 1]; smoothed in (0, 1).
     """
-    n = len(calibration)
+    return _p_values(len(calibration), scores, partial(_positions, calibration, scores), u)
+
+
+@dataclass(frozen=True)
+class ScoresByClass:
+    """Calibration scores, for counting those of one class alone."""
+
+    scores: Floats
+    """`[n]` ascending, of all classes."""
+    keys: NDArray[np.int64]
+    """`[n]` ascending: class * (n + 1) + place among all scores."""
+    sizes: NDArray[np.intp]
+    """`[C]`: how many each class has."""
+
+    @classmethod
+    def of(cls, scores: Floats, classes: NDArray[np.int32], num_classes: int) -> ScoresByClass:
+        """Those of calibration rows: scores `[n]` ascending, and the class `[n]` of each in [0, C)."""
+        n = len(scores)
+        keys = np.sort(classes.astype(np.int64) * (n + 1) + np.arange(n))
+        return cls(scores, keys, np.bincount(classes, minlength=num_classes))
+
+    def positions(self, scores: Floats, classes: NDArray[np.integer], side: Side) -> NDArray[np.intp]:
+        """As `numpy.searchsorted` among the scores of one class, for every score; the two shapes broadcast."""
+        n, place = len(self.scores), _positions(self.scores, scores, side)
+        classes = np.broadcast_to(classes, place.shape)
+        found, near = self.sizes[classes], place < n
+        j = classes[near]
+        found[near] = np.searchsorted(self.keys, j * (n + 1) + place[near]) - (np.cumsum(self.sizes) - self.sizes)[j]
+        return found
+
+
+def class_conditional_p_values(
+    scores: Floats, classes: NDArray[np.integer], calibration: ScoresByClass, u: Floats | None = None
+) -> Floats:
+    """P-values against the calibration rows of one class: P(p <= alpha | class) <= alpha (Mondrian).
+
+    Vovk, Gammerman, Shafer 2005. A class without calibration rows gives 1, smoothed the random number alone.
+
+    Args:
+        scores: any shape.
+        classes: the class of each score, by a rule that calibration rows got too; of a shape that broadcasts to
+            theirs.
+        calibration: by the same rule.
+        u: for smoothed p-values, see `p_values`.
+
+    Returns:
+        Same shape as `scores`, at least 1 / (rows of the class + 1) unless smoothed.
+    """
+    return _p_values(calibration.sizes[classes], scores, partial(calibration.positions, scores, classes), u)
+
+
+def _p_values(
+    n: int | NDArray[np.intp],
+    scores: NDArray[np.floating],
+    positions: Callable[[Side], NDArray[np.intp]],
+    u: Floats | None,
+) -> Floats:
     # A NaN would sort past the end and read as the strangest score of all, hiding a fault of ours.
     assert not scores.size or not math.isnan(scores.max())  # which is NaN where any score is
-    at_least = n - _positions(calibration, scores, "left")
+    at_least = n - positions("left")
     if u is None:
         return np.asarray((1.0 + at_least) / (n + 1.0), np.float64)
-    above = n - _positions(calibration, scores, "right")
+    above = n - positions("right")
     return np.asarray((above + u * (1.0 + at_least - above)) / (n + 1.0), np.float64)
 
 
-def _positions(
-    calibration: NDArray[np.floating], scores: NDArray[np.floating], side: Literal["left", "right"]
-) -> NDArray[np.intp]:
+def _positions(calibration: NDArray[np.floating], scores: NDArray[np.floating], side: Side) -> NDArray[np.intp]:
     """As `numpy.searchsorted`; with many classes most scores lie beyond the last, and are not searched for."""
     n, a = len(calibration), np.asarray(scores)
     if not n:
@@ -57,35 +114,6 @@ def _positions(
     near = a <= calibration[-1]
     found[near] = np.searchsorted(calibration, a[near], side)
     return found
-
-
-def split_by_class(calibration: Floats, classes: NDArray[np.int32], num_classes: int) -> list[Floats]:
-    """The calibration scores of each class, in the order of `calibration`; empty for a class that has none."""
-    order = np.argsort(classes, kind="stable")
-    return np.split(calibration[order], np.searchsorted(classes[order], np.arange(1, num_classes)))
-
-
-def class_conditional_p_values(
-    scores_B: Floats, classes_B: NDArray[np.int32], calibration: Sequence[Floats], u_B: Floats | None = None
-) -> Floats:
-    """P-values against the calibration rows of each row's own class: P(p <= alpha | class) <= alpha (Mondrian).
-
-    Vovk, Gammerman, Shafer 2005. A class without calibration rows gives 1, smoothed the random number alone.
-
-    Args:
-        scores_B: `[B]`.
-        classes_B: `[B]` the class of each row, by a rule that calibration rows got too.
-        calibration: per class, see `split_by_class`.
-        u_B: for smoothed p-values, see `p_values`.
-
-    Returns:
-        `[B]`, at least 1 / (rows of the class + 1) unless smoothed.
-    """
-    p_B = np.ones(len(scores_B))
-    for j in np.unique(classes_B):
-        rows = classes_B == j
-        p_B[rows] = p_values(scores_B[rows], calibration[j], None if u_B is None else u_B[rows])
-    return p_B
 
 
 def row_uniforms(seed: int, x: NDArray[np.generic]) -> Floats:

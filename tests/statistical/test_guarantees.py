@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import betabinom, binom, binomtest
 
 from softkin.certificate import certified_rank, false_alarm_bound
-from softkin.conformal import class_conditional_p_values, p_values, rank, split_by_class
+from softkin.conformal import ScoresByClass, class_conditional_p_values, p_values, rank
 from trials import TIED_SHARE, deterministic, real_scores, realised_rates, select_in_batches, split_p_values
 
 LEVEL = 1e-4
@@ -104,7 +104,7 @@ def test_class_conditional_p_values_hold_alpha_in_every_predicted_class():
         order = rng.permutation(len(pool.inliers))
         scores, classes = pool.inliers[order], pool.predicted_classes[order]
         by_score = np.argsort(scores[:n])
-        calibration = split_by_class(scores[:n][by_score], classes[:n][by_score], 10)
+        calibration = ScoresByClass.of(scores[:n][by_score], classes[:n][by_score], 10)
         # The first row of each class after the calibration rows: one draw of that class in each split.
         first = n + np.unique(classes[n:], return_index=True)[1]
         own = class_conditional_p_values(scores[first], classes[first], calibration)

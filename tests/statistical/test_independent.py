@@ -10,7 +10,7 @@ from online_cp import CUSUMWrapper, SimpleJumper, VilleWrapper
 from scipy.stats import ks_2samp, kstest
 
 from softkin import drift
-from softkin.conformal import class_conditional_p_values, p_values, split_by_class
+from softkin.conformal import ScoresByClass, class_conditional_p_values, p_values
 from softkin.drift_bets import LOW_BETS, bets
 from trials import mixed_stream, real_scores
 
@@ -45,7 +45,7 @@ def test_class_conditional_p_values_are_those_of_crepes(scores):
     order = np.argsort(values[:N], kind="stable")
 
     ours = class_conditional_p_values(
-        values[N:], classes[N:], split_by_class(values[:N][order], classes[:N][order], 10)
+        values[N:], classes[N:], ScoresByClass.of(values[:N][order], classes[:N][order], 10)
     )
 
     theirs = p_values_batch(values[:N], values[N:], classes[:N], classes[N:], smoothing=False)

@@ -102,23 +102,13 @@ class_rows = st.lists(st.tuples(st.integers(-5, 5).map(float), st.integers(0, 3)
 
 
 @settings(deadline=None)
-@given(class_rows)
-def test_scores_are_split_by_class_in_order(rows):
-    """Per class what a loop collects, sorted; empty where a class has none. Class 4 has none here."""
-    rows = sorted(rows)
-    s, j = np.array([r[0] for r in rows]), np.array([r[1] for r in rows], np.int32)
-
-    found = conformal.split_by_class(s, j, 5)
-
-    assert [part.tolist() for part in found] == [[a for a, b in rows if b == k] for k in range(5)]
-
-
-@settings(deadline=None)
 @given(class_rows, class_rows, st.booleans(), st.integers(0, 2**32))
 def test_class_conditional_p_values_are_those_of_the_class_alone(calibration, tested, smooth, seed):
     """The definition among the calibration rows of the row's class; a class without any gives 1."""
     calibration = sorted(calibration)
-    parts = [np.array([a for a, b in calibration if b == k]) for k in range(4)]
+    parts = conformal.ScoresByClass.of(
+        np.array([a for a, _ in calibration]), np.array([b for _, b in calibration], np.int32), 4
+    )
     s, j = np.array([r[0] for r in tested]), np.array([r[1] for r in tested], np.int32)
     u = np.random.default_rng(seed).random(len(s))
 
