@@ -22,6 +22,7 @@ from softkin.chunks import SLICE_ROWS
 from softkin.conformal import SurpriseLines
 from softkin.errors import BundleError, InvalidInputError
 from softkin.manifest import Manifest
+from softkin.mass import logsumexp
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
 from softkin.scorer import BOUNDARY, LOGITS, Nearest, Scorer
 from softkin.scores import Neighbors, Parts, RowScores, Scores
@@ -294,7 +295,7 @@ class Detector:
         rows = np.where(none_BL1, 0, nearest.rows)
         contributions = np.where(none_BL1, -np.inf, nearest.contributions)
         masses_BLC = np.where(none_BL1, 0.0, outputs.masses.astype(np.float64))
-        total_BL1 = np.logaddexp.reduce(masses_BLC, axis=2, keepdims=True)
+        total_BL1 = logsumexp(masses_BLC, axis=2)[:, :, None]
         temperature_L = np.array([layer.temperature for layer in bank.layers.values()])
         # Condensed banks have weights and ids of their own in every layer.
         layer_L = np.arange(len(bank.layers)) if len(bank.ids) > 1 else np.zeros(len(bank.layers), int)
