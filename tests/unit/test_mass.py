@@ -80,6 +80,18 @@ def test_any_sharding_merges_to_the_same_masses(n, shards, seed):
     np.testing.assert_allclose(merged, masses(np.ones(n, bool)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 4), (1, 2, 4), (3, 2, 1), (1, 1, 1)])
+def test_shards_merge_number_by_number_whatever_the_shape(shape):
+    """A single layer, row or class is an axis like any other."""
+    masses = np.random.default_rng(1).normal(size=(2, *shape))
+
+    found = mass.merge_masses(masses)
+
+    assert found.shape == shape
+    for at in np.ndindex(*shape):
+        assert found[at] == pytest.approx(math.log(math.exp(masses[0][at]) + math.exp(masses[1][at])), rel=1e-12)
+
+
 def test_posterior_is_the_soft_nearest_neighbour_loss_of_the_row():
     """Two rows at distances 1 and 3 with T = 1: -log(e^-1 / (e^-1 + e^-3)) for the near class."""
     masses = np.array([[[-1.0, -3.0]]])
