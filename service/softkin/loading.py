@@ -202,8 +202,8 @@ class Loader:
         """The path of the bundle that a loaded detector was read from, links resolved."""
         return self._origins.get(digest)
 
-    def lies_at(self, digest: str, path: Path) -> None:
-        """Note where a loaded detector's bundle lies now."""
+    def note_origin(self, digest: str, path: Path) -> None:
+        """Note where the bundle of a loaded detector lies by now."""
         if digest in self._origins:
             self._origins[digest] = path.resolve()
 

@@ -145,7 +145,7 @@ class Reloader:
         held = self._held[path]
         with self._loader.changing():
             if bundle.digest(path) == held.digest and not self._registry.withdrawn(held.name, held.version):
-                self._loader.lies_at(held.digest, path)
+                self._loader.note_origin(held.digest, path)
                 return False
             loaded = self._loader.loaded(held.name, held.version)
             stays = loaded is not None and self._held_elsewhere(loaded, path)
