@@ -125,7 +125,7 @@ class ScoringPath:
         self, detector: ScoringDetector, call: ScoreCall, context: grpc.ServicerContext, reader: int | None = None
     ) -> Ticket:
         rule = detector.rule(
-            alpha=self.default_alpha(detector) if call.alpha is None else call.alpha,
+            alpha=default_alpha(self._settings, detector) if call.alpha is None else call.alpha,
             guarantee=call.guarantee or self._settings.guarantee,
             confidence=self._settings.confidence if call.confidence is None else call.confidence,
             smoothed=call.smoothing_seed is not None,
