@@ -197,28 +197,41 @@ def test_what_takes_a_versions_place_gets_its_labels_and_its_turn(old, label):
     assert versions(registry) == [("standin", v) for v in sorted({"1", "2", "3", "4"} - {old})]
 
 
-def test_the_same_version_with_another_digest_takes_its_own_place():
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_the_same_version_with_another_digest_takes_its_own_place(version):
     """Labels and turn stay."""
-    registry = registry_of(StandIn(version="1"), StandIn(version="2"), canary="1")
-    new = StandIn(version="1")
+    registry = registry_of(StandIn(version="1"), StandIn(version="2"), canary=version)
+    new = StandIn(version=version)
 
-    registry.exchange("1", new)
+    registry.exchange(version, new)
 
-    assert registry.get(label="canary") is registry.get(version="1") is new
+    assert registry.get(label="canary") is registry.get(version=version) is new
     assert registry.get().manifest.version == "2"
 
 
-@pytest.mark.parametrize(("old", "served"), [("1", "3"), ("3", "2")])
-def test_a_loaded_version_can_take_anothers_place(old, served):
+@pytest.mark.parametrize(("old", "new", "served"), [("1", "2", "3"), ("1", "3", "3"), ("3", "2", "2"), ("3", "1", "1")])
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_loaded_version_can_take_anothers_place(old, new, served, stays):
     """As when a canary's bundle comes by another way; without a stable label, the default stays or moves to it."""
     registry = registry_of(*(StandIn(version=v) for v in "123"), canary=old)
-    two = registry.get(version="2")
+    taking = registry.get(version=new)
 
-    registry.exchange(old, two)
+    registry.exchange(old, taking, labels=["canary"] if stays else None)
 
     assert registry.get().manifest.version == served
-    assert registry.get(label="canary") is two
-    assert len(versions(registry)) == 2
+    assert registry.get(label="canary") is taking
+    assert versions(registry) == [("standin", v) for v in "123" if stays or v != old]
+
+
+def test_a_version_that_is_served_on_keeps_the_labels_that_do_not_move():
+    """As one whose bundle another path holds too: what takes its place gets the labels of the path that changed."""
+    one, three = StandIn(version="1"), StandIn(version="3")
+    registry = registry_of(one, StandIn(version="2"), canary="1", blue="1", green="2")
+
+    assert registry.exchange("1", three, labels=["canary", "green"]) is one
+
+    assert (registry.labels_of(one), registry.labels_of(three)) == (("blue",), ("canary",))
+    assert registry.get(label="green") is registry.get() is registry.get(version="2")
 
 
 def test_nothing_takes_the_place_of_what_is_not_there():
@@ -246,6 +259,7 @@ def test_a_withdrawn_version_keeps_place_and_labels_and_tells_callers_to_retry()
     assert versions(registry) == [("standin", "1")]
     assert registry.loaded("standin", "2") is registry.default("standin") is None
     assert registry.has_place("standin", "2")
+    assert [registry.withdrawn("standin", v) for v in "123"] == [False, True, False]
     for change in (registry.set_label, lambda *_: registry.withdraw("standin", "2")):
         with pytest.raises(NotFoundError, match="version '2' is withdrawn"):
             change("standin", "2", "stable")
@@ -254,6 +268,43 @@ def test_a_withdrawn_version_keeps_place_and_labels_and_tells_callers_to_retry()
     assert registry.exchange("2", three) is None
 
     assert registry.get() is registry.get(label="canary") is three
+
+
+def test_a_withdrawn_version_goes_with_its_labels_and_its_name():
+    """Nobody can move labels of what is not there; and nobody is asked who may serve when nothing does."""
+    one, other, asked = StandIn(version="1"), StandIn("other"), []
+    registry = registry_of(one, other, canary="1", stable="1")
+    registry.check_default = asked.append
+    registry.withdraw("standin", "1")
+
+    with pytest.raises(NotFoundError, match=r"^no detector named 'x'; loaded: other version 1$"):
+        registry.get("x")
+    assert registry.remove("standin", "1") is None
+
+    assert not registry.has_place("standin", "1")
+    assert registry.get() is other
+    registry.withdraw("other", "1")
+    with pytest.raises(NotFoundError, match=r"^no detector named 'x'; loaded: nothing$"):
+        registry.get("x")
+    assert asked == []
+    registry.add(one)
+    assert registry.labels_of(one) == ()
+
+
+def test_detectors_and_labels_are_told_in_their_order_however_they_came():
+    """Name, then version; a caller's own words are cut where they would fill the message."""
+    registry = registry_of(StandIn("b"), StandIn("a", "2"), StandIn("a", "1"), stable="1", canary="1")
+
+    assert versions(registry) == [("a", "1"), ("a", "2"), ("b", "1")]
+    for asked, message in (
+        ({"name": "b", "label": "x"}, "no version carries the label 'x'; labels: canary = 1, stable = 1"),
+        ({"name": "a", "label": "x"}, "no version carries the label 'x'; labels: none"),
+        ({"name": "b", "version": "v" * 80}, f"no version '{'v' * 80}' of that detector; loaded: "),
+        ({"name": "b", "version": "v" * 81}, f"no version '{'v' * 77}...' of that detector; loaded: "),
+    ):
+        with pytest.raises(NotFoundError) as e:
+            registry.get(**asked)
+        assert str(e.value).startswith(message)
 
 
 def test_readers_never_see_a_change_half_made():
