@@ -45,7 +45,7 @@ VERDICTS = ("inlier", "outlier")
 SHADOW_RESULTS = ("agree", "disagree", "dropped")
 DETECTOR = ("detector", "version")
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
-VERSIONS_REMEMBERED = 16
+VERSIONS_REMEMBERED = 128
 """Unloaded versions whose counts stay, so that the last ones are scraped; those of every reload would fill memory."""
 
 
