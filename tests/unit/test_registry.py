@@ -287,8 +287,12 @@ def test_a_withdrawn_version_goes_with_its_labels_and_its_name():
     with pytest.raises(NotFoundError, match=r"^no detector named 'x'; loaded: nothing$"):
         registry.get("x")
     assert asked == []
-    registry.add(one)
-    assert registry.labels_of(one) == ()
+    registry.add(one, ["canary"])
+    registry.add(StandIn(version="2"))
+    assert registry.labels_of(one) == ("canary",)
+    registry.withdraw("standin", "1")
+    registry.remove("standin", "1")
+    assert registry.labelled("standin", "canary") is None
 
 
 def test_detectors_and_labels_are_told_in_their_order_however_they_came():
