@@ -140,6 +140,15 @@ def test_the_random_projection_keeps_distances():
     assert abs(float(errors.mean())) < 0.02
 
 
+def test_a_layer_just_as_wide_as_allowed_is_not_projected():
+    """It would lose digits and keep its width."""
+    z = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    reducer = Reducer(8, max_dim=8, metric="squared_euclidean", seed=0)
+
+    assert torch.equal(reducer(z), z)
+    assert reducer.description == "none"
+
+
 def test_a_dead_layer_gives_zeros_not_nan():
     """Normalising a zero row leaves it zero."""
     reducer = Reducer(8, max_dim=4, metric="cosine", seed=0)
