@@ -22,7 +22,7 @@ from softkin.converters import (
 )
 from softkin.drift import DriftReport
 from softkin.errors import InvalidInputError
-from softkin.scores import ErrorBudget, Neighbors, Parts, Scores
+from softkin.scores import ErrorBudget, Neighbors, Parts, Scores, Share
 from softkin.v1 import outlier_pb2 as pb
 from softkin.verdicts import GUARANTEES
 from standin import StandIn
@@ -336,3 +336,14 @@ def test_an_absent_alpha_is_told_apart_from_zero():
 def test_limits_survive_the_wire():
     """Both ways."""
     assert converters.proto_to_limits(converters.limits_to_proto(LIMITS)) == LIMITS
+
+
+@pytest.mark.parametrize("neighbors", [False, True])
+def test_a_share_travels_as_an_answer_of_its_own_rows(neighbors):
+    """What was judged together with others loses nothing, and brings nothing of theirs."""
+    whole = scores(np.random.default_rng(0), b=6, neighbors=neighbors)
+
+    for rows in (slice(0, 2), slice(2, 6)):
+        found = converters.share_to_proto(Share(whole, rows, {}))
+        assert found.HasField("neighbors") == found.HasField("parts") == neighbors
+        assert found == scores_to_proto(whole.take(rows))
