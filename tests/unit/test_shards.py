@@ -19,7 +19,8 @@ from softkin.cancellation import Cancellation
 from softkin.device import parse_device
 from softkin.errors import CancelledError, DeviceError
 from softkin.nonconformity import Outputs
-from softkin.shards import ShardedScorer, shard_rows
+from softkin.scorer import Nearest
+from softkin.shards import ShardedScorer, merge_nearest, shard_rows
 
 
 def bank_of(counts):
@@ -151,6 +152,22 @@ def test_shards_run_at_once_and_each_is_waited_for(monkeypatch, failing):
         assert held() is None
     finally:
         gc.enable()
+
+
+def test_the_nearest_of_all_shards_are_told_best_first_and_equal_ones_in_the_order_of_the_bank():
+    """As a whole bank tells them; rows that come several times contribute alike."""
+    rng = np.random.default_rng(0)
+    shards = []
+    for s in range(3):
+        contributions = -np.sort(rng.integers(0, 4, (2, 2, 40)), axis=2).astype(np.float32)
+        shards.append(Nearest(contributions=contributions, rows=100 * s + np.broadcast_to(np.arange(40), (2, 2, 40))))
+
+    found = merge_nearest(shards, 50)
+
+    for b, layer in np.ndindex(2, 2):
+        every = [(-c, r) for s in shards for c, r in zip(s.contributions[b, layer], s.rows[b, layer], strict=True)]
+        best = sorted(every)[:50]
+        assert [(-c, r) for c, r in zip(found.contributions[b, layer], found.rows[b, layer], strict=True)] == best
 
 
 def test_more_shards_than_tiles_are_refused(tiny):
