@@ -64,6 +64,16 @@ def test_layers_of_two_precisions_go_together(metric):
     torch.testing.assert_close(hidden["a"].grad.double(), 2 * hidden["b"].grad, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("norm", [1e-15, 1e15])
+def test_rows_of_any_length_have_a_direction(norm):
+    """Only one of zeros has none, under cosine."""
+    z, y = batch(dtype=torch.float32)
+
+    found = LayeredSnnl(["a", "b"], metric="cosine")({"a": z, "b": norm * z}, y)
+
+    assert float(found["b"]) == pytest.approx(float(found["a"]), rel=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["minimized", "fixed", "learned"])
 def test_without_layers_there_are_no_losses(mode):
     """A recipe may train by cross-entropy alone."""

@@ -81,6 +81,17 @@ def test_weights_move_by_the_objective_at_the_given_rate():
         assert bool(clear.any())
 
 
+def test_gradients_of_the_batch_before_do_not_count():
+    """At rate 0 the same batch has the same gradients again, and not twice as large."""
+    (x, y), (take_step, model) = batch(), small()
+    take_step(x, y, len(y), 0.0)
+    first = [p.grad.clone() for p in model.parameters()]
+
+    take_step(x, y, len(y), 0.0)
+
+    torch.testing.assert_close([p.grad for p in model.parameters()], first, rtol=1e-3, atol=1e-5)
+
+
 def test_what_it_says_keeps_no_activations():
     """They would lie in a GPU's memory beside those of the next batch, which is all that it has room for."""
 
