@@ -39,3 +39,17 @@ def test_a_stream_that_ends_well_has_answered_everything_that_was_sent(answered)
 
     missing = "here:1: the server ended the stream before it had answered every array"
     assert str(stream.shortfall()) == ("None" if answered == 2 else missing)
+
+
+def test_a_stream_that_ends_before_its_source_is_short_although_all_that_was_sent_is_answered():
+    """The next array was about to be sent: its caller would take the end for that of the source, and miss it."""
+    answer = pb.StreamAnswer(response=scores_to_proto(StandIn().score(np.zeros((2, 2, 3), np.float32))))
+    stream = ClientStream(pb.ScoreRequest(), lambda x: [x], "here:1")
+    assert len(list(stream.requests(np.zeros((2, 2, 3), np.float32)))) == 1
+    assert len(list(stream.scores(pb.ScoreStreamResponse(answers=[answer])))) == 1
+
+    found = stream.shortfall()
+
+    assert str(found) == "here:1: the server ended the stream before it had answered every array"
+    stream.error = OSError("the disk of the source")
+    assert stream.shortfall() is stream.error
