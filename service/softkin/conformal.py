@@ -208,10 +208,6 @@ def tail_surprise(scores: NDArray[np.floating], reference: NDArray[np.floating])
     return SurpriseLines.through(reference)(scores)
 
 
-LEAST_GAP = 1e-300
-"""Scores that are nearer count as equal: a line from one to the next would be too steep for a number."""
-
-
 @dataclass(frozen=True)
 class SurpriseLines:
     """The straight lines that make up `tail_surprise` against one reference, for using it again and again.
@@ -232,7 +228,7 @@ class SurpriseLines:
         n, r = len(reference), np.asarray(reference, np.float64)
         surprise = -np.log((n - np.arange(n)) / (n + 1.0))
         gaps = np.diff(r)
-        slopes = np.divide(np.diff(surprise), gaps, out=np.zeros(n - 1), where=gaps > LEAST_GAP)
+        slopes = np.divide(np.diff(surprise), gaps, out=np.zeros(n - 1), where=gaps > 0)  # no score is between equals
         top = r[int(0.9 * (n - 1)) :]
         mean_excess = float((top - top[0]).mean())
         if mean_excess <= np.finfo(np.float32).eps * max(1.0, abs(r[-1])):

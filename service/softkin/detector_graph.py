@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from softkin.conformal import SurpriseLines
 from softkin.graph_builder import GraphBuilder
+from softkin.mass import NEGLIGIBLE_MASS
 from softkin.nonconformity import CENTER, CLASS_PARTS, SCALE, TAIL_FROM, TAIL_WEIGHT, TAILS, Nonconformity, Part
 
 Floats = NDArray[np.float64]
@@ -199,23 +200,16 @@ class DetectorGraph:
         return self._sum_layers(self.graph.op("Sub", [log_class_weights, m_BLC]), layer_weights_L)
 
     def _posterior_loss(self, m_BLC: str) -> str:
-        """`-log softmax_j m(j, x)` as `mass.posterior` takes it, to the last digits also where it is nearly 0."""
+        """`-log softmax_j m(j, x)`, as `mass.posterior` takes it."""
         g, zero = self.graph, self.graph.constant(np.array(0.0))
         above_BLC = g.op("Sub", [g.op("ReduceMax", [m_BLC, self._axes(2)], keepdims=1), m_BLC])
         largest_BL1 = g.op("ArgMax", [m_BLC], axis=2, keepdims=1)
-        class_ids = g.constant(np.arange(self._num_classes))
-        is_largest_BLC = g.op("Equal", [largest_BL1, class_ids])
+        is_largest_BLC = g.op("Equal", [largest_BL1, g.constant(np.arange(self._num_classes))])
         others_BLC = g.op("Where", [is_largest_BLC, zero, g.op("Exp", [g.op("Neg", [above_BLC])])])
-        return g.op("Add", [self._log1p(g.op("ReduceSum", [others_BLC, self._axes(2)], keepdims=1)), above_BLC])
-
-    def _log1p(self, x: str) -> str:
-        """log(1 + x) for x >= 0: the operators have none, and what 1 + x rounds away is given back by the quotient."""
-        g, one = self.graph, self.graph.constant(np.array(1.0))
-        sum_ = g.op("Add", [one, x])
-        rounded = g.op("Sub", [sum_, one])
-        lost = g.op("Equal", [rounded, g.constant(np.array(0.0))])
-        quotient = g.op("Div", [x, g.op("Where", [lost, one, rounded])])
-        return g.op("Where", [lost, x, g.op("Mul", [g.op("Log", [sum_]), quotient])])
+        others_BL1 = g.op("ReduceSum", [others_BLC, self._axes(2)], keepdims=1)
+        none_BL1 = g.op("Less", [others_BL1, g.constant(np.array(NEGLIGIBLE_MASS))])
+        sum_BL1 = g.op("Add", [g.constant(np.array(1.0)), g.op("Where", [none_BL1, zero, others_BL1])])
+        return g.op("Add", [g.op("Log", [sum_BL1]), above_BLC])
 
     def _sum_layers(self, x_BLC: str, weights_L: Floats) -> str:
         g = self.graph

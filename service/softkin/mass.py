@@ -16,6 +16,10 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 Floats = NDArray[np.float64]
 
+NEGLIGIBLE_MASS = float(np.finfo(np.float32).eps)
+"""Of all other classes, in parts of the largest class's mass: less counts as none. Masses are float32, and rows so deep
+in a class would be told apart by how they round, or by what a bank in fewer bits makes of them."""
+
 
 def unit_rows(z_BD: NDArray[np.floating]) -> NDArray[np.floating]:
     """Divide each row by its Euclidean norm; a zero row stays zero instead of turning into NaN."""
@@ -101,17 +105,18 @@ def merge_masses(masses: NDArray[np.floating]) -> Floats:
 def posterior(masses_BLC: NDArray[np.floating], layer_weights_L: NDArray[np.floating]) -> Floats:
     """`-sum_l w_l log softmax_j m_l(j, x)`: the soft nearest neighbour loss of x if its label were j.
 
-    The paper's relative form: few neighbours of the class. Returns `[B, C]`, at least 0.
+    The paper's relative form: few neighbours of the class. Returns `[B, C]`, at least 0; of a row so deep in its class
+    that all other classes have less than `NEGLIGIBLE_MASS` there, that class's term is 0.
     """
     m = np.asarray(masses_BLC, np.float64)
     largest_BL1 = m.argmax(axis=2)[:, :, None]
     above_BLC = np.take_along_axis(m, largest_BL1, axis=2) - m
     others_BLC = np.exp(-above_BLC)
-    # Of a row deep in its class the others are below the last digit of a sum with the largest, and what that sum rounds
-    # to would rank it among its like, another way on another device.
     np.put_along_axis(others_BLC, largest_BL1, 0.0, axis=2)
-    loss_BLC = np.log1p(others_BLC.sum(axis=2, keepdims=True)) + above_BLC
-    return np.einsum("blc,l->bc", loss_BLC, np.asarray(layer_weights_L, np.float64))
+    others_BL1 = others_BLC.sum(axis=2, keepdims=True)
+    # Not by a sum over all classes, which rounds off the digits that tell such rows apart.
+    log_sum_BL1 = np.log1p(np.where(others_BL1 < NEGLIGIBLE_MASS, 0.0, others_BL1))
+    return np.einsum("blc,l->bc", log_sum_BL1 + above_BLC, np.asarray(layer_weights_L, np.float64))
 
 
 def density(

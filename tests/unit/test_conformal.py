@@ -317,19 +317,6 @@ def test_tail_surprise_past_equal_reference_scores_grows_by_the_score_itself(sco
     assert found == pytest.approx(math.log(10) + 2, rel=1e-6)
 
 
-def test_tail_surprise_tells_apart_reference_scores_however_near_nothing_they_are():
-    """As posteriors deep in a class, from e^-700 up; nearer than any number divides, they count as equal."""
-    reference = np.exp(-np.array([740.0, 739.0, 738.0, 600.0, 300.0, 40.0]))
-
-    with np.errstate(all="raise"):
-        found = conformal.tail_surprise(np.append(reference, 1.0), reference)
-
-    expected = -np.log(np.array([6, 5, 4, 3, 2, 1]) / 7)
-    np.testing.assert_allclose(found[3:6], expected[3:])
-    assert (np.diff(found) >= 0).all()
-    assert found[6] == pytest.approx(expected[5] + 1.0)
-
-
 def test_tail_surprise_is_standard_exponential_for_inliers_and_orders_far_outliers():
     """Mean 1 on fresh rows of the same law; past the reference it still grows."""
     rng = np.random.default_rng(0)

