@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from softkin import errors
-from softkin.statuses import STATUS_CODES, CallEndedError, status_code
+from softkin.statuses import STATUS_CODES, CallEndedError, failure, status_code
 
 Code = grpc.StatusCode
 EXPECTED = {
@@ -95,3 +95,18 @@ def test_an_error_survives_the_way_out_of_a_process(error):
     found = pickle.loads(pickle.dumps(error))
 
     assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.OverloadedError("full", 0.5), "queue_full"),
+        (errors.UnmeetableError("late", 0.5), "unmeetable"),
+        (errors.MessageTooLargeError("large"), "too_large"),
+    ],
+)
+def test_metrics_tell_a_full_queue_from_a_deadline_that_cannot_be_met_and_a_message_too_large(error, reason):
+    """All three are RESOURCE_EXHAUSTED; what to do about them differs."""
+    found = failure(error, "Score")
+
+    assert (found.code, found.reason) == (Code.RESOURCE_EXHAUSTED, reason)
