@@ -23,6 +23,8 @@ from softkin.errors import InvalidInputError
 Floats = NDArray[np.float64]
 Side = Literal["left", "right"]
 """Of `numpy.searchsorted`: whether scores that are equal come after, or before."""
+FEW = 1000
+"""Among so many scores it costs more than it saves to look first which are beyond all that they are compared with."""
 
 
 def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating], u: Floats | None = None) -> Floats:
@@ -108,8 +110,8 @@ def _p_values(
 def _positions(calibration: NDArray[np.floating], scores: NDArray[np.floating], side: Side) -> NDArray[np.intp]:
     """As `numpy.searchsorted`; with many classes most scores lie beyond the last, and are not searched for."""
     n, a = len(calibration), np.asarray(scores)
-    if not n:
-        return np.zeros(a.shape, np.intp)
+    if a.size <= FEW or not n:
+        return np.searchsorted(calibration, a, side)
     found = np.full(a.shape, n)
     near = a <= calibration[-1]
     found[near] = np.searchsorted(calibration, a[near], side)
@@ -242,10 +244,14 @@ class SurpriseLines:
     def __call__(self, scores: NDArray[np.floating]) -> Floats:
         """The surprise of scores of any shape."""
         a = np.asarray(scores, np.float64)
-        found = np.asarray(self.heights[-1] + self.slopes[-1] * (a - self.starts[-1]))
+        if a.size <= FEW:
+            return self._searched(a)
         # With many classes most scores lie on the last line, and are not searched for.
+        found = self.heights[-1] + self.slopes[-1] * (a - self.starts[-1])
         near = a <= self.starts[-1]
-        b = a[near]
-        line = np.searchsorted(self.starts[1:], b)
-        found[near] = self.heights[line] + self.slopes[line] * np.maximum(b - self.starts[line], 0.0)
+        found[near] = self._searched(a[near])
         return found
+
+    def _searched(self, a: Floats) -> Floats:
+        line = np.searchsorted(self.starts[1:], a)
+        return np.asarray(self.heights[line] + self.slopes[line] * np.maximum(a - self.starts[line], 0.0))

@@ -109,10 +109,10 @@ def posterior(masses_BLC: NDArray[np.floating], layer_weights_L: NDArray[np.floa
     that all other classes have less than `NEGLIGIBLE_MASS` there, that class's term is 0.
     """
     m = np.asarray(masses_BLC, np.float64)
-    largest_BL1 = m.argmax(axis=2)[:, :, None]
-    above_BLC = np.take_along_axis(m, largest_BL1, axis=2) - m
+    above_BLC = m.max(axis=2, keepdims=True) - m
     others_BLC = np.exp(-above_BLC)
-    np.put_along_axis(others_BLC, largest_BL1, 0.0, axis=2)
+    rows_RC = others_BLC.reshape(-1, m.shape[2])
+    rows_RC[np.arange(len(rows_RC)), m.reshape(rows_RC.shape).argmax(axis=1)] = 0.0
     others_BL1 = others_BLC.sum(axis=2, keepdims=True)
     # Not by a sum over all classes, which rounds off the digits that tell such rows apart.
     log_sum_BL1 = np.log1p(np.where(others_BL1 < NEGLIGIBLE_MASS, 0.0, others_BL1))

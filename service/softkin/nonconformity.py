@@ -139,7 +139,10 @@ class Nonconformity:
         A row on which the network overflows (finite input, but an output that is NaN or infinite) gets +inf: nothing is
         stranger, and NaN would compare as nothing at all.
         """
-        return np.concatenate([self._of_block(outputs.take(rows)) for rows in outputs.blocks()])
+        blocks = outputs.blocks()
+        if len(blocks) == 1:
+            return self._of_block(outputs)
+        return np.concatenate([self._of_block(outputs.take(rows)) for rows in blocks])
 
     def _of_block(self, outputs: Outputs) -> Floats:
         if outputs.all_finite:
