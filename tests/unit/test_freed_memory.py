@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 
 import pytest
 
-from banks import BANK, MODEL, open_bank, write_bank
-from softkin.scorer import Scorer
-from workers import in_own_process, resident_bytes
+from bank_memory import resident_by_stage
+from banks import BANK, write_bank
+from workers import in_own_process
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
 
 ROWS, DIM = 400_000, 128
-
-
-def resident_by_stage(folder):
-    """With a scorer and without it, twice; the first one pays for the libraries."""
-    bank, stages = open_bank(folder / BANK), []
-    for _ in range(2):
-        scorer = Scorer(folder / MODEL, bank, folder / BANK, device="cpu", threads=1)
-        stages.append(resident_bytes())
-        del scorer
-        gc.collect()
-        stages.append(resident_bytes())
-    return stages
 
 
 def test_an_int8_bank_takes_its_size_and_leaves_nothing_behind(tmp_path):
