@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,13 +48,7 @@ def _detector(parts: tuple[Part, ...], classes: int) -> Callable[[Outputs], None
     nonconformity, rows = plain, min(CALIBRATION_ROWS, 50_000_000 // classes // LAYERS)
     if parts:
         references = fit_references(plain, parts, _outputs(rows, classes, seed=0))
-        nonconformity = Nonconformity(
-            form="joint",
-            class_weights=plain.class_weights,
-            layer_weights=plain.layer_weights,
-            parts=parts,
-            references=references,
-        )
+        nonconformity = replace(plain, form="joint", parts=parts, references=references)
     outputs = _outputs(rows, classes, seed=1)
     a_BC = nonconformity(outputs)
     calibration = np.sort(outlier_score(a_BC, nonconformity.predict(outputs, a_BC)))
