@@ -38,10 +38,12 @@ class Mahalanobis:
 
     def score(self, z_BD: NDArray[np.floating]) -> Floats:
         """`[B]` squared Mahalanobis distance to the nearest class mean."""
-        best = np.full(len(z_BD), np.inf)
-        for mean in self.means:
-            off = z_BD.astype(np.float64) - mean
-            best = np.minimum(best, np.einsum("bd,bd->b", off @ self.precision, off))
+        origin = self.means.mean(axis=0)  # near all of them, so that differences keep their digits
+        z, means = z_BD.astype(np.float64) - origin, self.means - origin
+        z_scaled, means_scaled = z @ self.precision, means @ self.precision  # once, and not for each class
+        best = np.full(len(z), np.inf)
+        for mean, mean_scaled in zip(means, means_scaled, strict=True):
+            best = np.minimum(best, np.einsum("bd,bd->b", z_scaled - mean_scaled, z - mean))
         return best
 
 
