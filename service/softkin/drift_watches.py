@@ -20,6 +20,8 @@ from softkin.scoring_detector import ScoringDetector
 from softkin.unfinished_files import written_whole
 
 LOCK = ".lock"
+RANKED_TOGETHER = 8 * SLICE_ROWS
+"""Rows that wait before the thread that ranks them is woken: a few slices in a row find what they need in the cache."""
 
 
 class DriftWatches:
@@ -73,9 +75,9 @@ class DriftWatches:
         if found := self._watches.get(scores.budget.digest):
             watch = found[1]
             waiting = watch.note(scores.outlier_score)
-            if waiting >= (MOST_WAITING_ROWS if self._ranking else SLICE_ROWS):
+            if waiting >= (MOST_WAITING_ROWS if self._ranking else RANKED_TOGETHER):
                 watch.catch_up()
-            elif waiting >= SLICE_ROWS > waiting - len(scores):  # only as the limit is passed, once for all that wait
+            elif waiting >= RANKED_TOGETHER > waiting - len(scores):  # only as the limit is passed, once for all that wait
                 self._due.put(watch)
 
     def report(self, detector: ScoringDetector, alpha: float) -> DriftReport:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from softkin.drift import MOST_WAITING_ROWS, SLICE_ROWS, DriftWatch
-from softkin.drift_watches import DriftWatches
+from softkin.drift import MOST_WAITING_ROWS, DriftWatch
+from softkin.drift_watches import RANKED_TOGETHER, DriftWatches
 from softkin.errors import NotFoundError, StateError
 from standin import StandIn
 
@@ -199,10 +199,10 @@ def test_rows_are_ranked_in_a_thread_of_their_own_while_it_watches(monkeypatch):
     watches.add(detector)
     with watches.watching():
         for _ in range(5):
-            watches.observe(detector.score(rows(SLICE_ROWS)))
+            watches.observe(detector.score(rows(RANKED_TOGETHER)))
         go_on.set()
-        assert watches.report(detector, 0.05).rows == 5 * SLICE_ROWS
-    watches.observe(detector.score(rows(SLICE_ROWS)))
+        assert watches.report(detector, 0.05).rows == 5 * RANKED_TOGETHER
+    watches.observe(detector.score(rows(RANKED_TOGETHER)))
 
     assert ranked == ["drift", threading.current_thread().name]  # once for all five
 
