@@ -140,12 +140,17 @@ def test_what_all_logits_have_in_common_costs_no_digits(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_mean_is_taken_over_all_of_many_rows(head, tmp_path):
-    """Every n-th of them: not the first ones, which may all be of one kind."""
+@pytest.mark.parametrize("turns", [False, True], ids=["one kind after the other", "classes that take turns"])
+def test_the_mean_is_taken_over_all_of_many_rows(head, turns, tmp_path):
+    """Not over the first ones, which may all be of one kind, nor over every n-th, which may all be of one class."""
     n = 2 * MEAN_ROWS
-    x = np.zeros((n, WIDTH), np.float32)
-    x[n // 2 :] = 10.0
-    bank = Rows(x, np.zeros(n, np.int64), np.arange(n))
+    x, y = np.zeros((n, WIDTH), np.float32), np.zeros(n, np.int64)
+    if turns:
+        y[1::2] = 1
+        x[y == 1] = 10.0
+    else:
+        x[n // 2 :] = 10.0
+    bank = Rows(x, y, np.arange(n))
 
     found = outputs_of(with_boundary(classifier(*head), bank), np.full((1, WIDTH), 5.0, np.float32), tmp_path)
 

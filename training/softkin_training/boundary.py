@@ -30,7 +30,7 @@ from softkin_training.scratch import written_to
 
 PREFIX = "softkin.boundary"
 MEAN_ROWS = 5000
-"""The mean of the features is taken over at most so many training rows: every n-th."""
+"""The mean of the features is taken over at most so many training rows."""
 
 
 def with_boundary(model: bytes, rows: Rows) -> bytes:
@@ -59,12 +59,13 @@ def with_boundary(model: bytes, rows: Rows) -> bytes:
 
 def _mean_features(model: onnx.ModelProto, rows: Rows) -> NDArray[np.float32]:
     """Mean `[D]` of the features over at most `MEAN_ROWS` rows."""
-    step = -(-len(rows) // MEAN_ROWS)
+    # Every n-th of each class: of rows whose classes take turns, every n-th may be of one class.
+    some = np.sort(np.argsort(rows.y, kind="stable")[:: -(-len(rows) // MEAN_ROWS)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         with written_to(path.parent, "network"):
             onnx.save(model, path)
-        features_MD = Network(path).run(rows.read(np.arange(0, len(rows), step)))[FEATURES]
+        features_MD = Network(path).run(rows.read(some))[FEATURES]
     mean = features_MD.mean(axis=0, dtype=np.float64).astype(np.float32)
     if not np.isfinite(mean).all():
         raise DataError("the network overflows on training rows; check their scale")
