@@ -145,8 +145,8 @@ def build(
             alpha=spec.alpha,
             outliers=outliers or {},
         )
-        step = max(1, len(bank_rows) // GOLDEN_ROWS)
-        golden_inputs = bank_rows.read(np.arange(0, len(bank_rows), step)[:GOLDEN_ROWS])
+        among = np.unique(np.linspace(0, len(bank_rows) - 1, GOLDEN_ROWS).astype(np.int64))
+        golden_inputs = bank_rows.read(among)
         golden = Golden(inputs=golden_inputs, outlier_scores=chosen.outlier_scores(golden_inputs))
     manifest = _manifest(spec, chosen, network, bank_rows, calibration, approximation)
     seen = [rows for rows in (train_x, bank_rows, reference) if rows is not None]
