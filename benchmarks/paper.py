@@ -20,8 +20,8 @@ import paper_plots
 import paper_tables
 from machine import describe_machine
 from paper_data import write_data
-from softkin_training.ablate import Cell, ablate
-from softkin_training.ablation_plan import FAR, Plan, load_plan
+from softkin_training.ablate import ablate
+from softkin_training.ablation_plan import FAR, Cell, Plan, load_plan
 from softkin_training.ablation_table import summarise
 
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_rel
 
-from softkin_training.ablate import Cell, folder_of
-from softkin_training.ablation_plan import FAR
+from softkin_training.ablate import folder_of
+from softkin_training.ablation_plan import FAR, Cell
 from softkin_training.ablation_table import OWN, values_by_seed
 from softkin_training.history import HISTORY
 

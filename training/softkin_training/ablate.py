@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError, InvalidInputError, RecipeError, listed
 from softkin.unfinished_files import written_whole
-from softkin_training.ablation_plan import FAR, Plan
+from softkin_training.ablation_plan import FAR, Cell, Plan
 from softkin_training.checkpoint import AFRESH
 from softkin_training.config import Recipe, load_recipe
 from softkin_training.data import Dataset, load_dataset
@@ -36,19 +36,6 @@ from softkin_training.train import train
 RECIPE, REPORT = "recipe.json", "report.json"
 ROWS = "rows evaluated"
 """Key beside those of the recipe."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One evaluated variant."""
-
-    family: str
-    """`FAR` where the network knows all classes, else the name of the classes held out."""
-    train: str
-    detect: str
-    seed: int
-    report: dict[str, Any]
-    """report.json."""
 
 
 def ablate(

@@ -33,6 +33,19 @@ class Plan:
     """Name -> classes held out; none for `FAR`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One evaluated variant."""
+
+    family: str
+    """`FAR` where the network knows all classes, else the name of the classes held out."""
+    train: str
+    detect: str
+    seed: int
+    report: dict[str, Any]
+    """report.json."""
+
+
 def load_plan(path: str | Path | None = None) -> Plan:
     """Read a plan; the built-in one when None.
 

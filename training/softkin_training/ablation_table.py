@@ -13,8 +13,7 @@ from scipy.stats import ttest_rel
 
 from softkin.errors import InvalidInputError
 from softkin.unfinished_files import written_whole
-from softkin_training.ablate import Cell
-from softkin_training.ablation_plan import FAR
+from softkin_training.ablation_plan import FAR, Cell
 from softkin_training.data import HELD_OUT_SETS
 from softkin_training.report_markdown import plain
 

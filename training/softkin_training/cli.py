@@ -40,10 +40,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("softkin"):
             raise
-        # Condensing takes sklearn, and folders of images PIL.
-        without_torch = command in (fit, _recalibrate) and not e.name.startswith(("sklearn", "PIL"))
-        extra = "service" if without_torch else "training"
-        return _fail(f"this needs the Python package {e.name}: pip install 'softkin[{extra}]'")
+        return _fail(f"this needs the Python package {e.name}: pip install 'softkin[{_extra(command, e.name)}]'")
     except SoftkinError as e:
         return _fail(as_typed(e, _options(arguments)))
     except KeyboardInterrupt:
@@ -55,6 +52,13 @@ def _run_command(arguments: argparse.Namespace) -> int:
         print(f"softkin-train: interrupted; {remedy}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _extra(command: Callable[[argparse.Namespace], None], package: str) -> str:
+    """The smallest extra that brings what the command lacks."""
+    if command not in (fit, _recalibrate, _evaluate) or package.startswith("sklearn"):  # which condenses
+        return "training"
+    return "evaluation" if command is _evaluate or package.startswith("PIL") else "service"
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, str]:

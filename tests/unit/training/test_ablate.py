@@ -14,8 +14,8 @@ from scipy.stats import ttest_rel
 
 from softkin import InvalidInputError, RecipeError
 from softkin_training import ablation_table
-from softkin_training.ablate import Cell, _drawn, _toml, ablate
-from softkin_training.ablation_plan import FAR, Plan, load_plan
+from softkin_training.ablate import _drawn, _toml, ablate
+from softkin_training.ablation_plan import FAR, Cell, Plan, load_plan
 from softkin_training.cli import main
 from softkin_training.config import load_recipe
 from softkin_training.data import Dataset

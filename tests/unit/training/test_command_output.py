@@ -38,12 +38,13 @@ def test_a_reader_who_leaves_ends_the_command_without_a_word():
         ("torch", ["train", "digits", "--out", "o"], "training"),
         ("onnx", ["fit", "--embeddings", "e.npz", "--out", "o"], "service"),
         ("onnx", ["recalibrate", "b", "--data", "d.npz", "--out", "o"], "service"),
+        ("scipy", ["evaluate", "b", "--inliers", "i.npz", "--outliers", "o=o.npz", "--out", "o"], "evaluation"),
         ("sklearn", ["fit", "--embeddings", "e.npz", "--condense", "2", "--out", "o"], "training"),
     ],
-    ids=["train", "fit", "recalibrate", "condense"],
+    ids=["train", "fit", "recalibrate", "evaluate", "condense"],
 )
 def test_a_missing_package_is_an_error_that_names_the_extra(tmp_path, package, arguments, extra):
-    """The script is there after a plain `pip install softkin`, torch is not; nor need it be to fit and recalibrate."""
+    """The script is there after a plain `pip install softkin`, torch is not; nor need it be to fit, recalibrate and evaluate."""
     np.savez(tmp_path / "e.npz", x_train=np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32))
     program = (
         f"import sys; sys.modules[{package!r}] = None; from softkin_training.cli import main; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -24,11 +26,16 @@ def files(tiny, tmp_path):
     return tmp_path
 
 
+def arguments(tiny, files, *more, inliers="in.npz"):
+    """What follows `softkin-train`, for the tiny bundle."""
+    outliers = [f"far={files / 'far.npz'}", f"close={files / 'close.npz'}"]
+    given = ["--inliers", str(files / inliers), "--outliers", *outliers, "--out", str(files / "report")]
+    return ["evaluate", str(tiny.path), *given, *more]
+
+
 def command(tiny, files, *more, inliers="in.npz"):
     """`softkin-train evaluate` on the tiny bundle."""
-    outliers = [f"far={files / 'far.npz'}", f"close={files / 'close.npz'}"]
-    arguments = ["--inliers", str(files / inliers), "--outliers", *outliers, "--out", str(files / "report")]
-    return main(["evaluate", str(tiny.path), *arguments, *more])
+    return main(arguments(tiny, files, *more, inliers=inliers))
 
 
 def test_the_command_writes_the_report_and_prints_its_main_table(tiny, files, capsys):
@@ -50,6 +57,18 @@ def test_the_command_writes_the_report_and_prints_its_main_table(tiny, files, ca
     printed = capsys.readouterr().out
     assert "max softmax" in printed
     assert printed.endswith(f"\nreport: {files / 'report' / 'report.html'}\n")
+
+
+def test_neither_torch_nor_scikit_learn_is_imported(tiny, files):
+    """The whole command, all scores and corrupted inliers included: who fits without torch can compare without it."""
+    given = arguments(tiny, files, "--calibration", str(files / "cal.npz"), "--corrupt", "20")
+    code = (
+        f"import sys\nfrom softkin_training.cli import main\nassert main({given!r}) == 0\n"
+        "print(sorted({'torch', 'sklearn', 'lightning_fabric'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert ran.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_command_does_without_calibration_rows(tiny, files):

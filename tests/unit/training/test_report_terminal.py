@@ -10,8 +10,7 @@ import pytest
 from hostile_report import hostile_report
 from softkin_training import ablation_table
 from softkin_training import report_tables as tables
-from softkin_training.ablate import Cell
-from softkin_training.ablation_plan import FAR
+from softkin_training.ablation_plan import FAR, Cell
 from softkin_training.data import HELD_OUT_SETS
 from softkin_training.report_terminal import print_ablation, print_summary
 
