@@ -77,7 +77,7 @@ class DriftWatches:
             waiting = watch.note(scores.outlier_score)
             if waiting >= (MOST_WAITING_ROWS if self._ranking else RANKED_TOGETHER):
                 watch.catch_up()
-            elif waiting >= RANKED_TOGETHER > waiting - len(scores):  # only as the limit is passed, once for all that wait
+            elif waiting >= RANKED_TOGETHER > waiting - len(scores):  # only as it is passed: once for all that wait
                 self._due.put(watch)
 
     def report(self, detector: ScoringDetector, alpha: float) -> DriftReport:

@@ -44,7 +44,7 @@ def test_a_reader_who_leaves_ends_the_command_without_a_word():
     ids=["train", "fit", "recalibrate", "evaluate", "condense"],
 )
 def test_a_missing_package_is_an_error_that_names_the_extra(tmp_path, package, arguments, extra):
-    """The script is there after a plain `pip install softkin`, torch is not; nor need it be to fit, recalibrate and evaluate."""
+    """The script is there after a plain `pip install softkin`, torch is not; fit and two others do without."""
     np.savez(tmp_path / "e.npz", x_train=np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32))
     program = (
         f"import sys; sys.modules[{package!r}] = None; from softkin_training.cli import main; "
