@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from softkin.errors import ConflictError, InvalidInputError, NotFoundError, PreconditionError, UnavailableError
@@ -309,35 +307,6 @@ def test_detectors_and_labels_are_told_in_their_order_however_they_came():
         with pytest.raises(NotFoundError) as e:
             registry.get(**asked)
         assert str(e.value).startswith(message)
-
-
-def test_readers_never_see_a_change_half_made():
-    """While versions take each other's place, a label and the default always lead to one of them."""
-    registry = registry_of(StandIn(version="0"), stable="0", canary="0")
-    ended, failures, seen = threading.Event(), [], set()
-
-    def read():
-        try:
-            while not ended.is_set():
-                found = registry.get(label="canary")
-                seen.add(found.manifest.version)
-                registry.get()
-                assert len(list(registry)) == 1
-        except Exception as e:
-            failures.append(e)
-
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for r in readers:
-        r.start()
-    detectors = [StandIn(version=str(v)) for v in range(1, 300)]
-    for before, d in enumerate(detectors):
-        registry.exchange(str(before), d)
-    ended.set()
-    for r in readers:
-        r.join()
-
-    assert failures == []
-    assert seen
 
 
 def test_whoever_must_agree_is_asked_about_another_default_alone_and_before_it_serves():
