@@ -79,7 +79,7 @@ class Reloader:
         self._requests: SimpleQueue[bool] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="reload", daemon=True)
 
-    def load(self, wanted: Callable[[], bool] = lambda: True) -> bool:
+    def load(self, wanted: Callable[[], bool]) -> bool:
         """Load every path, for the start of a server.
 
         Args:

@@ -10,6 +10,7 @@ import re
 import grpc
 import pytest
 
+import standin_bundles
 from softkin.converters import array_to_tensor
 from softkin.logs import JsonFormatter, LogLine, TextFormatter, log, log_line
 from softkin.v1 import outlier_pb2 as pb
@@ -78,6 +79,25 @@ def test_a_fault_in_a_stream_is_logged_with_both_ids_too(start, rows, lines):
     told = re.search(r"log id (\w+)", answer.error.message)[1]
     (fault,) = [line for line in lines() if line.get("event") == "error"]
     assert (fault["log_id"], fault["request_id"], fault["method"]) == (told, "order-68", "ScoreStream")
+
+
+def test_a_reload_leaves_four_kinds_of_lines_in_the_log(start, tmp_path, loading, caplog):
+    """How many paths are read, what comes, what goes, and what became of each path."""
+    old = standin_bundles.write(tmp_path / "a", "1")
+    standin_bundles.write(tmp_path / "b", "2")
+    running = start(load=loading, bundles=(tmp_path / "a", tmp_path / "b"))
+    new = standin_bundles.write(tmp_path / "a", "3")
+
+    with caplog.at_level(logging.INFO):
+        caplog.clear()
+        running.server.reloader.reload()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "event=reloading bundles=2",
+        f"event=loaded detector=standin version=3 digest={new[:12]} device=cpu device_asked=auto",
+        f"event=unloaded detector=standin version=1 digest={old[:12]}",
+        "event=reloaded loaded=1 unchanged=1 failed=0",
+    ]
 
 
 def test_lines_of_other_libraries_are_json_too(lines):

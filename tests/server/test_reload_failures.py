@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import resealed
+import standin_bundles
 from softkin.bundle import BANK, CALIBRATION, GOLDEN, MODEL
 from softkin.detector import Detector
 from softkin.errors import PreconditionError
@@ -187,6 +188,31 @@ def test_the_admin_service_says_what_is_wrong_and_changes_nothing(serving, tiny,
 
     assert state(serving) == before
     assert answers(serving, tiny)[0] == "1"
+
+
+def test_a_bundle_that_is_overwritten_while_it_is_read_changes_nothing(start, tmp_path, loading, rows, caplog):
+    """What was found out about it before is true no longer, such as its name; the next reload finds the other."""
+    path = tmp_path / "bundle"
+    standin_bundles.write(path, "1")
+
+    def load(where, **options):
+        if loading.loaded == [path]:
+            standin_bundles.write(path, "2", name="other")
+        return loading(where, **options)
+
+    running = start(load=load, bundles=(path,), drift_state=tmp_path / "state")
+    before = running.series("softkin_detector_info", "softkin_drift", "softkin_alpha")
+    standin_bundles.write(path, "2")
+
+    running.server.reloader.reload()
+
+    assert "was replaced while it was being read; reload again" in caplog.text
+    assert running.series("softkin_detector_info", "softkin_drift", "softkin_alpha") == before
+    assert running.score(rows(1)).budget.version == "1"
+
+    running.server.reloader.reload()
+
+    assert running.score(rows(1), detector="other").budget.version == "2"
 
 
 @pytest.mark.parametrize("file", [BANK, MODEL, CALIBRATION, GOLDEN])

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 import standin_bundles
 from softkin.converters import array_to_tensor
 from softkin.errors import DeviceError
+from softkin.server import READY
 from softkin.statuses import RETRY_AFTER, STATUS_DETAILS
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
@@ -119,6 +121,33 @@ def test_the_old_memory_is_free_before_the_new_version_is_loaded(start, loading,
     assert call.result(timeout=20).budget.version == "1"
     assert alive == [[], [False]]
     assert running.score(rows(1)).budget.version == "2"
+    write(path, 3)
+    running.server.reloader.reload()
+    assert alive[2:] == [[False, False]]
+    assert running.score(rows(1)).budget.version == "3"
+
+
+def test_a_version_that_is_loaded_when_the_server_begins_to_stop_takes_over(start, loading, tmp_path, rows):
+    """Its place is empty: to bring the old one back would take as long again, and callers come until the drain."""
+    write(tmp_path / "bundle", 1)
+    bundles = (tmp_path / "bundle",)
+    running = start(load=loading, bundles=bundles, reload_policy="resource", drain_delay_seconds=60)
+    assert loading.entered.acquire(timeout=20)
+    write(tmp_path / "bundle", 2)
+    thread = begin_reload(running, loading)
+    stopping = threading.Thread(target=running.server.stop)
+    stopping.start()
+    ready, not_serving = HealthCheckRequest(service=READY), HealthCheckResponse.NOT_SERVING
+    running.until(lambda: running.health.Check(ready, timeout=20).status == not_serving)
+
+    loading.gate.set()
+    thread.join(timeout=20)
+    answer = running.score(rows(1))
+    running.server.stop_now()
+    stopping.join(timeout=20)
+
+    assert answer.budget.version == "2"
+    assert running.sample("softkin_reloads_total", result="loaded") == 1
 
 
 def test_the_old_version_is_loaded_again_when_the_new_one_fails(running, loading, tmp_path, rows):
@@ -222,12 +251,13 @@ def test_a_bundle_that_does_not_verify_costs_nobody_an_answer(running, loading, 
 
 
 @pytest.mark.parametrize("following", ["1", "2"])
+@pytest.mark.parametrize("why", ["does not load", "holds another"])
 def test_a_version_that_cannot_come_back_is_replaced_by_the_next_bundle_that_loads(
-    running, loading, tmp_path, rows, following
+    running, loading, tmp_path, rows, why, following
 ):
     """Be it the same one, put back; until then callers are told to retry, and it is shown no longer."""
     write(tmp_path / "bundle", 2)
-    loading.failures = [RuntimeError("no"), RuntimeError("no")]
+    loading.failures = [RuntimeError("no"), RuntimeError("no") if why == "does not load" else None]
     running.server.reloader.reload()
     with pytest.raises(grpc.RpcError) as e:
         running.score(rows(1), detector="standin")

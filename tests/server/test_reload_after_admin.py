@@ -1,0 +1,51 @@
+"""Reloads of paths whose versions the admin service has changed meanwhile."""
+
+from __future__ import annotations
+
+import standin_bundles
+
+
+def versions(running):
+    """Versions with their labels, as operators see them."""
+    with running.admin() as admin:
+        return {d.version: list(d.labels) for d in admin.detectors()}
+
+
+def test_a_version_that_was_loaded_by_hand_first_is_taken_over_from_its_path(start, tmp_path, loading, rows):
+    """A canary by the admin service, then the same bundle in the configured path: it is not loaded twice."""
+    path = tmp_path / "bundle"
+    standin_bundles.write(path, "1")
+    standin_bundles.write(tmp_path / "next", "2")
+    running = start(load=loading, bundles=(path,), admin_port=0, bundle_root=tmp_path)
+    with running.admin() as admin:
+        admin.load("next", ["canary"])
+    standin_bundles.write(path, "2")
+
+    running.server.reloader.reload()
+
+    assert versions(running) == {"2": ["canary", "stable"]}
+    assert len(loading.loaded) == 2
+    assert running.score(rows(1)).budget.version == "2"
+
+
+def test_a_new_version_of_a_path_whose_own_was_unloaded_comes_beside_the_others(start, tmp_path, loading, rows):
+    """It has nobody's place to take: no labels, and not the turn as the default. Unchanged, the path brings nothing."""
+    path = tmp_path / "bundle"
+    standin_bundles.write(path, "1")
+    standin_bundles.write(tmp_path / "next", "2")
+    running = start(load=loading, bundles=(path,), admin_port=0, bundle_root=tmp_path)
+    with running.admin() as admin:
+        admin.load("next", ["canary"])
+        admin.set_label("standin", "2", "stable")
+        admin.unload("standin", "1")
+
+    running.server.reloader.reload()
+    unchanged = versions(running)
+    standin_bundles.write(path, "3")
+    running.server.reloader.reload()
+
+    assert unchanged == {"2": ["canary", "stable"]}
+    assert versions(running) == {"2": ["canary", "stable"], "3": []}
+    assert running.score(rows(1)).budget.version == "2"
+    assert len(running.series("softkin_detector_info")) == len(running.series("softkin_drift_rows")) == 2
+    assert running.sample("softkin_reloads_total", result="failed") == 0
