@@ -127,11 +127,13 @@ def test_callers_who_meet_are_merged_and_none_is_forgotten(make, gate):
     """The first computes by itself; those who come meanwhile run together, as many batches as workers at a time."""
     detector = StandIn(gate=gate)
     batcher = make(workers=1)
+    batcher.score(ticket(StandIn(), rows(1)))  # over: it leaves one place, its own
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(batcher.score, ticket(detector, rows(1)))
         assert detector.entered.acquire(timeout=WAIT_SECONDS)
         others = [pool.submit(batcher.score, ticket(detector, rows(2, n))) for n in range(4)]
-        while batcher.queued_rows < 8:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while batcher.queued_rows < 8 and time.monotonic() < deadline:
             time.sleep(0.001)
         second = detector.entered.acquire(timeout=0.1)
 

@@ -129,6 +129,38 @@ def test_after_a_failure_those_are_run_again_who_still_wait(make, mates):
     assert runs == [1 + sum(len(t.x) for t in kept), *(len(t.x) for t in kept)]
 
 
+def test_a_slice_that_is_run_again_is_a_part_of_its_request(make, gate):
+    """Neither its answer nor its end: the slice before it is still being computed."""
+    begun = threading.Event()
+
+    class FailsOnTwo(StandIn):
+        """Its device cannot do with two rows, and takes long for four."""
+
+        def score_rows(self, x, **options):
+            """As the stand-in, but for those."""
+            if len(x) == 2:
+                raise DeviceError("out of memory")
+            if len(x) == 4:
+                begun.set()
+                assert gate.wait(WAIT_SECONDS)
+            return super().score_rows(x, **options)
+
+    batcher, detector, other = make(workers=2, max_batch_rows=4), FailsOnTwo(), StandIn("other", gate=gate)
+    first, cut, mate = ticket(other, rows(1)), ticket(detector, rows(5)), ticket(detector, rows(1, 7))
+    batcher.submit(first)
+    assert other.entered.acquire(timeout=WAIT_SECONDS)
+    batcher.submit(cut)
+    assert begun.wait(WAIT_SECONDS)
+    batcher.submit(mate)
+    batcher.cancel(first)
+
+    assert_same(mate.wait().own(), StandIn().score(mate.x, alpha=0.05))
+    gate.set()
+
+    assert_same(cut.wait().own(), StandIn().score(cut.x, alpha=0.05))
+    assert detector.batches == [1, 1, 4]
+
+
 def test_a_run_after_a_failure_stops_when_nobody_is_left(make, gate):
     """The device is free without anybody opening the gate."""
 

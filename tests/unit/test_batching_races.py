@@ -70,6 +70,66 @@ def test_closing_does_not_wait_for_what_is_cancelled_meanwhile(make, gate):
     assert not closing.is_alive()
 
 
+def test_closing_answers_what_waits_for_a_caller_who_computes_by_itself(make, gate):
+    """The worker has no place to run it in yet: it must not end before it has run what was accepted."""
+    detector = StandIn(gate=gate)
+    batcher = make()
+    alone, queued = ticket(detector, rows(1)), ticket(detector, rows(2))
+    calling = threading.Thread(target=batcher.score, args=(alone,))
+    calling.start()
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+    batcher.submit(queued)
+    closing = threading.Thread(target=batcher.close, daemon=True)
+    closing.start()
+    while takes_more(batcher, detector):
+        pass
+
+    closing.join(0.05)
+    early = not closing.is_alive()
+    gate.set()
+    calling.join(WAIT_SECONDS)
+    answered = queued.latch.acquire(timeout=WAIT_SECONDS)
+
+    assert not early
+    assert answered
+    assert detector.batches == [1, 2]
+
+
+@pytest.mark.parametrize("what", ["submit", "score", "cancel", "expected_seconds"])
+def test_one_thread_at_a_time_is_at_the_queue(make, what):
+    """Two that looked at once would both take the last place, or one ticket for two batches."""
+    batcher, detector = make(), StandIn()
+    one = ticket(detector, rows(1))
+    passing = threading.Thread(target=getattr(batcher, what), args=(one,), daemon=True)
+
+    with batcher._changed:
+        passing.start()
+        passing.join(0.05)
+        found = passing.is_alive(), batcher.queued_rows, detector.batches, one.done
+    passing.join(WAIT_SECONDS)
+
+    assert found == (True, 0, [], False)
+    assert not passing.is_alive()
+
+
+def test_slices_that_are_ready_together_are_handed_in_one_after_the_other(make, gate):
+    """Both would find the answer complete, and the second nothing left to make it of."""
+    batcher, detector = make(workers=2, max_batch_rows=2), StandIn(gate=gate)
+    cut = ticket(detector, rows(6))
+    batcher.submit(cut)
+    assert all(detector.entered.acquire(timeout=WAIT_SECONDS) for _ in range(2))
+
+    with batcher._changed:
+        gate.set()
+        while len(detector.batches) < 2:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        handed_in = list(cut.parts)
+
+    assert handed_in == []
+    assert_same(cut.wait().own(), StandIn().score(cut.x, alpha=0.05))
+
+
 def test_the_pace_is_read_while_it_is_measured(make, gate, threads_take_turns):
     """The first batch of its kind ends while another caller asks how long such a request would take."""
     batcher, busy, detector = make(workers=2), StandIn("busy", gate=gate), StandIn()
