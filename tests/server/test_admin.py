@@ -69,6 +69,7 @@ def test_a_bundle_is_loaded_beside_what_serves(operated, admin, rows):
     assert operated.sample("softkin_detector_info", **labels, digest=info.digest, device="cpu") == 1
     operated.until(lambda: operated.sample("softkin_drift_rows", **labels) == 1)
     assert operated.sample("softkin_detector_load_seconds_count") == 1
+    assert 0 < operated.sample("softkin_detector_load_seconds_sum") < 60
     assert operated.sample("softkin_reloads_total", result="loaded") == 1
     assert operated.server._registry.loaded("standin", "2").warm_up_rows == 256
 

@@ -256,6 +256,20 @@ def test_a_bundle_of_another_name_comes_beside_the_old_one_which_goes_when_nothi
     assert running.sample("softkin_reloads_total", result="loaded") == 2
 
 
+def test_a_bundle_of_another_name_does_not_take_the_place_of_the_default_of_that_name(start, tmp_path, loading, rows):
+    """Callers of the other path's detector keep what they have; it gets the label that says so."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    write(a, 1)
+    write(b, 2, name="other")
+    running = start(load=loading, bundles=(a, b))
+    write(a, 3, name="other")
+
+    running.server.reloader.reload()
+
+    assert running.score(rows(1), detector="other").budget.version == "2"
+    assert listed(running) == {"1": [], "2": ["stable"], "3": []}
+
+
 def test_another_bundle_of_a_version_that_another_path_holds_is_refused(start, tmp_path, loading, caplog):
     """Two bundles of one version could not be told apart; the other path still reloads."""
     a, b = tmp_path / "a", tmp_path / "b"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import standin_bundles
 
 
@@ -48,4 +50,27 @@ def test_a_new_version_of_a_path_whose_own_was_unloaded_comes_beside_the_others(
     assert versions(running) == {"2": ["canary", "stable"], "3": []}
     assert running.score(rows(1)).budget.version == "2"
     assert len(running.series("softkin_detector_info")) == len(running.series("softkin_drift_rows")) == 2
+    assert running.sample("softkin_reloads_total", result="failed") == 0
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_what_was_unloaded_by_hand_has_no_place_for_what_the_path_came_to_hold(start, tmp_path, loading, rows, version):
+    """It was loaded by hand too, be it under the version of the other, and is served and shown as before."""
+    path = tmp_path / "bundle"
+    standin_bundles.write(path, "1")
+    standin_bundles.write(tmp_path / "last", "3")
+    digest = standin_bundles.write(tmp_path / "next", version, shift=7)
+    running = start(load=loading, bundles=(path,), admin_port=0, bundle_root=tmp_path)
+    with running.admin() as admin:
+        admin.load("last", ["stable"])
+        admin.unload("standin", "1")
+        admin.load("next", ["canary"])
+    before = running.series("softkin_detector_info", "softkin_drift")
+    standin_bundles.write(path, version, shift=7)
+
+    running.server.reloader.reload()
+
+    assert versions(running) == {version: ["canary"], "3": ["stable"]}
+    assert running.score(rows(1), label="canary").budget.digest == digest
+    assert running.series("softkin_detector_info", "softkin_drift").keys() == before.keys()
     assert running.sample("softkin_reloads_total", result="failed") == 0

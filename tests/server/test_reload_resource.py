@@ -127,6 +127,26 @@ def test_the_old_memory_is_free_before_the_new_version_is_loaded(start, loading,
     assert running.score(rows(1)).budget.version == "3"
 
 
+def test_a_request_that_takes_too_long_does_not_keep_the_new_version_away(start, loading, tmp_path, rows, caplog):
+    """After the grace period both versions are in memory; the log says so, and the request gets its answer."""
+    path = tmp_path / "bundle"
+    write(path, 1)
+    loading.detector_gate = gate = threading.Event()
+    running = start(load=loading, bundles=(path,), reload_policy="resource", drain_grace_seconds=0.05)
+    call = running.stub.Score.future(pb.ScoreRequest(inputs=array_to_tensor(rows(1))), timeout=60)
+    running.until(lambda: running.server.pending_requests == 1)
+    write(path, 2)
+    loading.detector_gate = None
+
+    running.server.reloader.reload()
+    answer = running.score(rows(1))
+    gate.set()
+
+    assert answer.budget.version == "2"
+    assert call.result(timeout=20).budget.version == "1"
+    assert "event=not_released detector=standin version=1 seconds=0.05" in caplog.text
+
+
 def test_a_version_that_is_loaded_when_the_server_begins_to_stop_takes_over(start, loading, tmp_path, rows):
     """Its place is empty: to bring the old one back would take as long again, and callers come until the drain."""
     write(tmp_path / "bundle", 1)
