@@ -368,13 +368,16 @@ def test_a_damaged_drift_state_stops_the_start(start, tmp_path):
     assert file.read_bytes() == b"no state"
 
 
-def test_a_detector_loaded_twice_is_refused():
-    """Two bundles of one name and version could not be told apart."""
-    registry = Registry()
-    registry.add(StandIn())
+def test_a_start_that_is_wanted_no_longer_reads_no_further_bundle(start, tmp_path, loading):
+    """A signal to stop need not wait for bundles that will serve nobody; what was read is not served either."""
+    for version in ("1", "2"):
+        standin_bundles.write(tmp_path / version, version)
+    running = start(ready=False, load=loading, bundles=(tmp_path / "1", tmp_path / "2"))
 
-    with pytest.raises(SoftkinError, match="detector 'standin' version '1' is loaded already"):
-        registry.add(StandIn())
+    assert not running.server.make_ready(lambda: not loading.loaded)
+
+    assert loading.loaded == [tmp_path / "1"]
+    assert check(running, READY) == Status.NOT_SERVING
 
 
 def test_two_paths_of_one_version_end_the_start_with_the_second(start, tmp_path, loading):

@@ -9,10 +9,13 @@ import re
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import RequestInfo
+from google.rpc.status_pb2 import Status
 
 import standin_bundles
 from softkin.converters import array_to_tensor
 from softkin.logs import JsonFormatter, LogLine, TextFormatter, log, log_line
+from softkin.statuses import STATUS_DETAILS
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
 
@@ -63,6 +66,9 @@ def test_a_fault_is_logged_with_both_ids_and_its_trace(start, rows, lines):
         running.stub.Score(request, metadata=(("x-request-id", "order-67"),), timeout=20)
 
     told = re.search(r"log id (\w+)", e.value.details())[1]
+    [detail] = Status.FromString(dict(e.value.trailing_metadata())[STATUS_DETAILS]).details
+    assert detail.Unpack(info := RequestInfo())
+    assert info.request_id == told
     (fault,) = [line for line in lines() if line.get("event") == "error"]
     assert (fault["log_id"], fault["request_id"], fault["code"]) == (told, "order-67", "INTERNAL")
     assert "ValueError: secret" in fault["exception"]

@@ -163,3 +163,19 @@ def test_a_silent_fall_back_to_the_cpu_is_shown(start, monkeypatch, asked, devic
     _, value = scrape(start(detector, device=asked))
 
     assert value("softkin_device_fallback") == fallback
+
+
+def test_one_of_several_that_fell_back_is_shown_until_it_is_unloaded(start, monkeypatch):
+    """What runs elsewhere changes nothing about it."""
+    from softkin import loading
+
+    monkeypatch.setattr(loading, "cuda_driver_present", lambda: True)
+    fallen, other = StandIn(version="1"), StandIn(version="2")
+    other.device = "cuda"
+    running = start(fallen, other, device="auto", admin_port=0)
+    before = running.sample("softkin_device_fallback")
+
+    with running.admin() as admin:
+        admin.unload("standin", "1")
+
+    assert (before, running.sample("softkin_device_fallback")) == (1, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import weakref
 
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 
 import standin_bundles
-from softkin import bundle
 from softkin.converters import array_to_tensor
 from softkin.v1 import outlier_pb2 as pb
 
@@ -233,9 +233,10 @@ def test_without_labels_the_default_stays_with_its_path(start, tmp_path, loading
 
 
 def test_a_bundle_of_another_name_comes_beside_the_old_one_which_goes_when_nothing_points_to_it(
-    start, tmp_path, loading
+    start, tmp_path, loading, caplog
 ):
     """The only version of a name stays: its callers have nothing else."""
+    caplog.set_level(logging.INFO)
     a, b, c = (tmp_path / n for n in "abc")
     write(a, 1)
     write(b, 2)
@@ -254,6 +255,8 @@ def test_a_bundle_of_another_name_comes_beside_the_old_one_which_goes_when_nothi
         ("third", "1"),
     ]
     assert running.sample("softkin_reloads_total", result="loaded") == 2
+    assert "event=kept detector=third version=1 reason=" in caplog.text
+    assert "event=unloaded detector=standin version=1 " in caplog.text
 
 
 def test_a_bundle_of_another_name_does_not_take_the_place_of_the_default_of_that_name(start, tmp_path, loading, rows):
@@ -283,70 +286,6 @@ def test_another_bundle_of_a_version_that_another_path_holds_is_refused(start, t
     assert listed(running) == {"1": [], "2": []}
     assert running.sample("softkin_reloads_total", result="failed") == 1
     assert "version '2' is loaded already, from another bundle" in caplog.text
-
-
-MOVES = {"rolled on": (2, 3), "exchanged": (2, 1), "brought together": (2, 2)}
-
-
-@pytest.mark.parametrize("first", ["previous", "current"])
-@pytest.mark.parametrize(("previous", "current"), MOVES.values(), ids=MOVES)
-def test_links_to_versions_can_be_moved_on_together(start, tmp_path, loading, rows, previous, current, first):
-    """What one path gives up and another takes stays loaded; labels and the turn as the default go with the path."""
-    for version in (1, 2, 3):
-        write(tmp_path / str(version), version)
-    links = {"previous": tmp_path / "previous", "current": tmp_path / "current"}
-
-    def point(**versions):
-        for name, version in versions.items():
-            links[name].unlink(missing_ok=True)
-            links[name].symlink_to(tmp_path / str(version))
-
-    point(previous=1, current=2)
-    paths = sorted(links.values(), key=lambda path: path.name != first)
-    running = start(load=loading, bundles=paths, admin_port=0)
-    with running.admin() as admin:
-        admin.set_label("standin", "1", "old")
-        admin.set_label("standin", "2", "new")
-    point(previous=previous, current=current)
-
-    for _ in range(2):
-        running.server.reloader.reload()
-
-    expected = {str(version): [] for version in (previous, current)}
-    expected[str(previous)].append("old")
-    expected[str(current)].append("new")
-    assert listed(running) == {v: sorted(labels) for v, labels in expected.items()}
-    assert running.score(rows(1)).budget.version == str(current if first == "previous" else previous)
-    assert len(running.series("softkin_detector_info")) == len(running.series("softkin_drift_rows")) == len(expected)
-    assert running.sample("softkin_reloads_total", result="failed") == 0
-
-
-def test_a_link_that_is_moved_while_it_is_read_mixes_no_two_bundles(start, tmp_path, loading, monkeypatch):
-    """What it led to at first is served; the next reload finds the other."""
-    path = tmp_path / "bundle"
-    for version in (1, 2, 3):
-        write(tmp_path / str(version), version)
-    path.symlink_to("1")
-    running = start(load=loading, bundles=(path,))
-    with monkeypatch.context() as patch:
-        read = bundle.read_manifest
-
-        def move(where):
-            found = read(where)
-            path.unlink()
-            path.symlink_to("3")
-            return found
-
-        patch.setattr(bundle, "read_manifest", move)
-        path.unlink()
-        path.symlink_to("2")
-        running.server.reloader.reload()
-    first = listed(running)
-
-    running.server.reloader.reload()
-
-    assert (first, listed(running)) == ({"2": []}, {"3": []})
-    assert running.sample("softkin_reloads_total", result="failed") == 0
 
 
 def test_requests_during_a_reload_lead_to_one_more_and_no_further(start, tmp_path, loading):

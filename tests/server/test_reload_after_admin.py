@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 import standin_bundles
@@ -13,8 +15,9 @@ def versions(running):
         return {d.version: list(d.labels) for d in admin.detectors()}
 
 
-def test_a_version_that_was_loaded_by_hand_first_is_taken_over_from_its_path(start, tmp_path, loading, rows):
+def test_a_version_that_was_loaded_by_hand_first_is_taken_over_from_its_path(start, tmp_path, loading, rows, caplog):
     """A canary by the admin service, then the same bundle in the configured path: it is not loaded twice."""
+    caplog.set_level(logging.INFO)
     path = tmp_path / "bundle"
     standin_bundles.write(path, "1")
     standin_bundles.write(tmp_path / "next", "2")
@@ -27,6 +30,7 @@ def test_a_version_that_was_loaded_by_hand_first_is_taken_over_from_its_path(sta
 
     assert versions(running) == {"2": ["canary", "stable"]}
     assert len(loading.loaded) == 2
+    assert "event=unloaded detector=standin version=1 " in caplog.text
     assert running.score(rows(1)).budget.version == "2"
 
 

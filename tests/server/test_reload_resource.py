@@ -62,7 +62,7 @@ def test_callers_are_told_to_retry_while_there_is_no_version(running, loading, t
     assert trailers[RETRY_AFTER] == "2000"
     status, info = Status.FromString(trailers[STATUS_DETAILS]), RetryInfo()
     assert status.details[0].Unpack(info)
-    assert info.retry_delay.seconds == 2
+    assert info.retry_delay.ToJsonString() == "2s"
     assert beside == "other"
     assert running.score(rows(1), detector="standin").budget.version == "2"
 
@@ -229,9 +229,12 @@ def test_the_memory_of_a_version_that_fails_is_free_before_the_old_one_is_loaded
     old, new, link = tmp_path / "v1", tmp_path / "v2", tmp_path / "bundle"
     alive, made = [], []
 
-    def fails(*arguments):
+    def exhausted(*held):
+        raise MemoryError
+
+    def fails(*held):
         try:
-            raise MemoryError
+            exhausted(*held)
         except MemoryError:
             raise DeviceError("out of memory") from None
 
@@ -242,7 +245,7 @@ def test_the_memory_of_a_version_that_fails_is_free_before_the_old_one_is_loaded
         if path == new:
             detector.warm_up = fails
             if when == "built":
-                detector.warm_up(1)
+                fails(detector)
         return detector
 
     write(old, 1)
