@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import standin_bundles
 from softkin import cli, conformal
 from softkin.drift import DriftWatch
 from softkin.errors import NotFoundError
@@ -180,6 +181,30 @@ def test_metrics_show_no_watch_before_the_server_is_ready(start):
     running.server.make_ready()
 
     assert (before, running.sample("softkin_drift_rows", **LABELS)) == (None, 0)
+
+
+def test_an_unloaded_version_is_watched_no_longer_and_goes_on_where_it_was(start, tmp_path, loading):
+    """Its state is saved as it goes, not with those that are watched on; loaded again, it has lost no row."""
+    standin_bundles.write(tmp_path / "two", "2")
+    running = start(
+        StandIn(),
+        load=loading,
+        admin_port=0,
+        bundle_root=tmp_path,
+        drift_state=tmp_path / "state",
+        drift_save_seconds=3600,
+    )
+    with running.admin() as admin, running.client(version="2") as client:
+        admin.load("two")
+        client.score(strange(64))
+        running.until(lambda: client.drift().report.rows == 64)
+
+        admin.unload("standin", "2")
+        saved = [file.name[:9] for file in (tmp_path / "state").glob("*.safetensors")]
+        admin.load("two")
+        again = client.drift().report.rows
+
+    assert (saved, again) == (["standin-2"], 64)
 
 
 def test_the_drift_command_prints_json_for_programs(start, capsys):

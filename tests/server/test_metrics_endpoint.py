@@ -167,9 +167,7 @@ def test_a_silent_fall_back_to_the_cpu_is_shown(start, monkeypatch, asked, devic
 
 def test_one_of_several_that_fell_back_is_shown_until_it_is_unloaded(start, monkeypatch):
     """What runs elsewhere changes nothing about it."""
-    from softkin import loading
-
-    monkeypatch.setattr(loading, "cuda_driver_present", lambda: True)
+    monkeypatch.setattr("softkin.loading.cuda_driver_present", lambda: True)
     fallen, other = StandIn(version="1"), StandIn(version="2")
     other.device = "cuda"
     running = start(fallen, other, device="auto", admin_port=0)

@@ -78,3 +78,20 @@ def test_what_was_unloaded_by_hand_has_no_place_for_what_the_path_came_to_hold(s
     assert running.score(rows(1), label="canary").budget.digest == digest
     assert running.series("softkin_detector_info", "softkin_drift").keys() == before.keys()
     assert running.sample("softkin_reloads_total", result="failed") == 0
+
+
+def test_a_bundle_of_another_name_comes_where_the_old_one_was_unloaded_by_hand(start, tmp_path, loading):
+    """There is nothing left that would have to go."""
+    path = tmp_path / "bundle"
+    standin_bundles.write(path, "1")
+    standin_bundles.write(tmp_path / "next", "2")
+    running = start(load=loading, bundles=(path,), admin_port=0, bundle_root=tmp_path)
+    with running.admin() as admin:
+        admin.load("next", ["stable"])
+        admin.unload("standin", "1")
+    standin_bundles.write(path, "3", name="other")
+
+    running.server.reloader.reload()
+
+    assert versions(running) == {"2": ["stable"], "3": []}
+    assert running.sample("softkin_reloads_total", result="failed") == 0

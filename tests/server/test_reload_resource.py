@@ -191,7 +191,7 @@ def test_the_old_version_is_loaded_again_when_the_new_one_fails(running, loading
     assert running.score(rows(1), detector="standin").budget.version == "1"
 
 
-def test_a_version_that_comes_back_on_another_device_is_shown_there(start, loading, tmp_path, rows):
+def test_a_version_that_comes_back_on_another_device_is_shown_there(start, loading, tmp_path, rows, monkeypatch):
     """With device auto it takes the CPU where the GPU's memory is not free again; its drift watch goes on."""
     old, new, link = tmp_path / "v1", tmp_path / "v2", tmp_path / "bundle"
 
@@ -200,6 +200,7 @@ def test_a_version_that_comes_back_on_another_device_is_shown_there(start, loadi
         detector.device = "cuda" if len(loading.loaded) == 1 else "cpu"
         return detector
 
+    monkeypatch.setattr("softkin.loading.cuda_driver_present", lambda: True)
     write(old, 1)
     write(new, 2)
     link.symlink_to(old)
@@ -212,11 +213,13 @@ def test_a_version_that_comes_back_on_another_device_is_shown_there(start, loadi
 
     running.server.reloader.reload()
     shown = list(running.series("softkin_detector_info"))
+    fallback = running.sample("softkin_device_fallback")
     watched = running.sample("softkin_drift_rows", detector="standin", version="1")
     running.server.reloader.reload()
 
     assert len(shown) == 1
     assert "'device': 'cpu'" in shown[0]
+    assert fallback == 1
     assert watched == 5
     assert [s for s in running.series("softkin_detector_info") if "'version': '1'" in s] == []
 
