@@ -294,6 +294,17 @@ def test_a_batch_waits_until_it_is_full_to_the_row(make):
     assert detector.batches == [4]
 
 
+def test_a_batch_that_does_not_get_full_runs_when_its_delay_is_over(make):
+    """Not before: who comes meanwhile is in it."""
+    batcher, alone = make(delay_seconds=0.1), ticket(StandIn(), rows(1))
+    begun = time.monotonic()
+
+    batcher.submit(alone)
+
+    assert len(alone.wait()) == 1
+    assert time.monotonic() - begun >= 0.1
+
+
 def test_at_the_end_nobody_waits_for_company(make):
     """None will come: the batch runs as it is."""
     detector = StandIn()

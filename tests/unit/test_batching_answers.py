@@ -52,8 +52,8 @@ def test_slices_are_joined_in_the_order_of_their_rows(make, gate):
 
 
 def test_each_request_is_told_its_own_wait(make):
-    """Not that of the last one in its batch; the device's time is the batch's for all."""
-    batcher, detector = make(), StandIn()
+    """Not that of the last one in its batch; the device's time is the batch's for all, and so is that of judging."""
+    batcher, detector, begun = make(), StandIn(), time.monotonic()
     tickets = [ticket(detector, rows(1, n)) for n in range(3)]
 
     together(batcher, *tickets)
@@ -63,6 +63,8 @@ def test_each_request_is_told_its_own_wait(make):
     assert waits == sorted(waits, reverse=True)
     assert len(set(waits)) == 3
     assert {s["infer"] for s in stages} == {0.25}
+    [judging] = {s["calibrate"] for s in stages}
+    assert 0 <= judging <= time.monotonic() - begun
 
 
 def test_only_requests_with_scores_are_handed_on(make):

@@ -112,6 +112,24 @@ def test_one_thread_at_a_time_is_at_the_queue(make, what):
     assert not passing.is_alive()
 
 
+@pytest.mark.parametrize("failure", [None, DeviceError("out of memory")])
+def test_a_request_ends_while_nobody_else_is_at_the_queue(make, gate, failure):
+    """Cancelled at that moment it would end twice, and give its share of the gate back twice."""
+    batcher, detector = make(), StandIn(gate=gate, failure=failure)
+    one = ticket(detector, rows(1))
+    batcher.submit(one)
+    assert detector.entered.acquire(timeout=WAIT_SECONDS)
+
+    with batcher._changed:
+        gate.set()
+        time.sleep(0.05)
+        early = one.done
+
+    assert not early
+    assert one.latch.acquire(timeout=WAIT_SECONDS)
+    assert one.error is failure
+
+
 def test_slices_that_are_ready_together_are_handed_in_one_after_the_other(make, gate):
     """Both would find the answer complete, and the second nothing left to make it of."""
     batcher, detector = make(workers=2, max_batch_rows=2), StandIn(gate=gate)
