@@ -66,8 +66,8 @@ class Reloader:
         registry: Registry,
         metrics: Metrics,
         *,
-        drop_first: bool = False,
-        release_seconds: float = 30.0,
+        drop_first: bool,
+        release_seconds: float,
     ) -> None:
         self._loader = loader
         self._registry = registry

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import standin_bundles
 from softkin import metrics_port
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
@@ -165,15 +166,20 @@ def test_a_silent_fall_back_to_the_cpu_is_shown(start, monkeypatch, asked, devic
     assert value("softkin_device_fallback") == fallback
 
 
-def test_one_of_several_that_fell_back_is_shown_until_it_is_unloaded(start, monkeypatch):
+def test_one_of_several_that_fell_back_is_shown_from_its_load_until_it_is_unloaded(
+    start, monkeypatch, tmp_path, loading
+):
     """What runs elsewhere changes nothing about it."""
     monkeypatch.setattr("softkin.loading.cuda_driver_present", lambda: True)
-    fallen, other = StandIn(version="1"), StandIn(version="2")
-    other.device = "cuda"
-    running = start(fallen, other, device="auto", admin_port=0)
-    before = running.sample("softkin_device_fallback")
+    standin_bundles.write(tmp_path / "two", "2")
+    detector = StandIn()
+    detector.device = "cuda"
+    running = start(detector, load=loading, admin_port=0, bundle_root=tmp_path)
+    found = [running.sample("softkin_device_fallback")]
 
     with running.admin() as admin:
-        admin.unload("standin", "1")
+        for change in (lambda: admin.load("two"), lambda: admin.unload("standin", "2")):
+            change()
+            found.append(running.sample("softkin_device_fallback"))
 
-    assert (before, running.sample("softkin_device_fallback")) == (1, 0)
+    assert found == [0, 1, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 import weakref
 
@@ -279,21 +281,24 @@ def test_a_bundle_that_does_not_verify_costs_nobody_an_answer(running, loading, 
 @pytest.mark.parametrize("following", ["1", "2"])
 @pytest.mark.parametrize("why", ["does not load", "holds another"])
 def test_a_version_that_cannot_come_back_is_replaced_by_the_next_bundle_that_loads(
-    running, loading, tmp_path, rows, why, following
+    running, loading, tmp_path, rows, why, following, caplog
 ):
     """Be it the same one, put back; until then callers are told to retry, and it is shown no longer."""
+    caplog.set_level(logging.INFO)
     write(tmp_path / "bundle", 2)
     loading.failures = [RuntimeError("no"), RuntimeError("no") if why == "does not load" else None]
     running.server.reloader.reload()
     with pytest.raises(grpc.RpcError) as e:
         running.score(rows(1), detector="standin")
     shown = [s for s in running.series("softkin_detector_info") if "standin" in s]
+    events = re.findall(r"event=(not_restored|unloaded) detector=standin version=1\b", caplog.text)
     write(tmp_path / "bundle", int(following))
 
     running.server.reloader.reload()
 
     assert e.value.code() is grpc.StatusCode.UNAVAILABLE
     assert shown == []
+    assert events == ["not_restored", "unloaded"]
     assert running.score(rows(1), detector="standin").budget.version == following
 
 
