@@ -60,9 +60,9 @@ def test_the_full_gate_refuses_whatever_comes(gate, shares, full):
     assert pending(gate) == (*map(sum, zip(*shares, strict=True)), len(shares))
 
 
-def test_bytes_are_no_reason_before_they_are_there(gate):
-    """They would be named though another limit is the one that is passed."""
-    for share in ((1, 1024), (1, 0), (1, 0)):
+def test_what_has_room_for_one_row_without_bytes_is_no_reason_before_the_size_is_known(gate):
+    """It would be named though another limit is the one that is passed."""
+    for share in ((7, 1024), (1, 0), (1, 0)):
         gate.enter(*share)
 
     with pytest.raises(OverloadedError, match=r"^3 requests are pending"):

@@ -7,11 +7,13 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from softkin import streaming
 from softkin.errors import InvalidInputError, OverloadedError, UnmeetableError
+from softkin.metrics import Metrics
 from softkin.statuses import CallEndedError
-from softkin.streaming import LOOK_UP_SECONDS, _Stream
+from softkin.streaming import LOOK_UP_SECONDS, Streams, _Stream
 
 
 class Context:
@@ -62,6 +64,40 @@ def test_a_stream_whose_caller_has_gone_ends_as_such_and_not_well(gone):
 
     with pytest.raises(CallEndedError, match="CANCELLED"):
         next(_Stream(None, None, 1, context).answers(requests()))
+
+
+def test_one_stream_at_a_time_takes_its_place_and_gives_it_back():
+    """Two that looked at once would both take the last one, and a place that is lost would never come back."""
+    asked, go_on, ends = threading.Event(), threading.Event(), []
+
+    class Waiting(Context):
+        def add_callback(self, callback):
+            asked.set()
+            return go_on.wait(20) and super().add_callback(callback)
+
+    def answer():
+        try:
+            next(streams.answer(iter(()), Waiting(gone=True)))
+        except CallEndedError as e:
+            ends.append(e)
+
+    metrics = Metrics(CollectorRegistry(), version="0")
+    streams = Streams(None, metrics, max_streams=1, window=1)
+    answering = threading.Thread(target=answer)
+    with streams._lock:
+        answering.start()
+        early = asked.wait(0.05)
+    assert asked.wait(20)
+    with pytest.raises(OverloadedError, match="1 streams are open"):
+        next(streams.answer(iter(()), Context(gone=True)))
+    with streams._lock:
+        go_on.set()
+        answering.join(0.05)
+        left = not answering.is_alive()
+    answering.join(20)
+
+    assert (early, left, len(ends)) == (False, False, 1)
+    assert metrics.registry.get_sample_value("softkin_streams") == 0
 
 
 def test_room_that_was_made_while_the_gate_was_asked_is_not_waited_for():
