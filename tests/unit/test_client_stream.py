@@ -27,6 +27,20 @@ def test_an_answer_to_no_request_is_a_fault_of_the_server():
     assert str(e.value) == "here:1: the server sent an answer to no request of this stream"
 
 
+def test_answers_are_joined_in_the_order_in_which_arrays_were_sent():
+    """However many are under way: the first answers are those of the first array, as many as it took requests."""
+    answers = [
+        pb.StreamAnswer(response=scores_to_proto(StandIn().score(np.full((2, 2, 3), n, np.float32)))) for n in range(4)
+    ]
+    stream = ClientStream(pb.ScoreRequest(), lambda x: [x[i : i + 2] for i in range(0, len(x), 2)], "here:1")
+    for n in (2, 6):
+        list(stream.requests(np.zeros((n, 2, 3), np.float32)))
+
+    found = [s.outlier_score.tolist() for a in answers for s in stream.scores(pb.ScoreStreamResponse(answers=[a]))]
+
+    assert found == [[0, 0], [6, 6, 12, 12, 18, 18]]
+
+
 @pytest.mark.parametrize("answered", [0, 1, 2])
 def test_a_stream_that_ends_well_has_answered_everything_that_was_sent(answered):
     """Fewer answers than arrays would go unnoticed, and be taken for those of other rows."""

@@ -66,6 +66,23 @@ def test_a_stream_whose_caller_has_gone_ends_as_such_and_not_well(gone):
         next(_Stream(None, None, 1, context).answers(requests()))
 
 
+def test_the_end_of_a_stream_ends_the_wait_for_its_next_message():
+    """Whatever the thread that reads is busy with meanwhile."""
+    context, go_on, read = Context(gone=False), threading.Event(), []
+
+    def requests():
+        context.leave()
+        go_on.wait(20)
+        read.append("all")
+        yield from ()
+
+    with pytest.raises(CallEndedError, match="CANCELLED"):
+        next(_Stream(None, None, 1, context).answers(requests()))
+
+    assert not read
+    go_on.set()
+
+
 def test_one_stream_at_a_time_takes_its_place_and_gives_it_back():
     """Two that looked at once would both take the last one, and a place that is lost would never come back."""
     asked, go_on, ends = threading.Event(), threading.Event(), []
