@@ -73,6 +73,9 @@ def unrecognized(parser: argparse.ArgumentParser, typed: Sequence[str]) -> str:
     first = next((a.partition("=")[0] for a in typed if a.startswith("--")), "")
     near = difflib.get_close_matches(first, known, n=1, cutoff=0.75)
     meant = ELSEWHERE.get((parser.prog, first), f"did you mean {near[0]}? " if near else "")
+    several = next((a.metavar for a in parser._actions if a.nargs == "*" and not a.option_strings), None)
+    if several and not meant and not typed[0].startswith("-"):  # argparse takes them from one place of the line alone
+        meant = f"give every {several} in one row, before or after the options; "
     return f"unrecognized arguments: {' '.join(typed)}; {meant}--help lists what there is"
 
 

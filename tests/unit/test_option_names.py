@@ -77,6 +77,23 @@ def test_an_abbreviation_is_no_option(typed, text, capsys):
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        (["a", "--port", "1", "b"], "arguments: b; give every BUNDLE in one row, before or after the options; --help"),
+        (["a", "--port", "1", "b", "--prot", "2"], "unrecognized arguments: b --prot 2; did you mean --port? --help"),
+    ],
+    ids=["apart", "with another mistake"],
+)
+def test_bundles_that_do_not_stand_together_are_told_where_to_stand(typed, text, capsys):
+    """The parser takes them from one place of the line alone, and would call a bundle unknown."""
+    with pytest.raises(SystemExit) as e:
+        main(["serve", *typed])
+
+    assert e.value.code == 2
+    assert text in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", TRAINING_COMMANDS)
 def test_a_command_of_the_other_program_is_told_so(command, capsys):
     """The list of this program's commands would not say where it is."""
