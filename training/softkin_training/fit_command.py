@@ -203,7 +203,9 @@ def fit(arguments: argparse.Namespace) -> None:
     )
     such_as = "max logit" if e.output_kind == "logits" else "max softmax"
     others = f"others of the same network, such as {such_as}," if e.output else "others of the same vectors"
+    # With them the others have false alarms and shares caught too.
+    rows = f"--calibration {shlex.quote(str(a.calibration))} " if a.calibration else ""
     print(
         f"next:        softkin-train evaluate {shlex.quote(str(a.out / 'bundle'))} --inliers FILE --outliers NAME=FILE "
-        f"--out DIR\n             compares this score with {others} on rows of yours: one of them may find more"
+        f"{rows}--out DIR\n             compares this score with {others} on rows of yours: one of them may find more"
     )

@@ -66,3 +66,19 @@ def test_the_command_that_comes_next_compares_scores(files, capsys, output, name
     assert re.findall(", such as (.*?),", said[2]) == ([named] if named else [])
     assert any(named in title for title in titles)
     assert len(titles) > 5
+
+
+def test_calibration_rows_of_a_file_of_their_own_are_part_of_it(files, capsys):
+    """So that every score has false alarms and shares caught, not the bundle's own alone."""
+    rng = np.random.default_rng(1)
+    x = (10 * rng.normal(size=(100, WIDTH))).astype(np.float32)
+    np.savez(files / "my fresh.npz", x_test=x, y_test=np.arange(100) % CLASSES)
+    given = ["--embeddings", str(files / "train.npz"), "--calibration", str(files / "my fresh.npz")]
+    assert main(["fit", *given, "--out", str(files / "out")]) == 0
+    said = re.search(r"^next: +softkin-train (.*)$", capsys.readouterr().out, re.MULTILINE)
+    filled = {"FILE": str(files / "inliers.npz"), "NAME=FILE": f"far={files / 'far.npz'}", "DIR": str(files / "report")}
+
+    assert main([filled.get(a, a) for a in shlex.split(said[1])]) == 0
+
+    scores = json.loads((files / "report" / "report.json").read_text())["scores"].values()
+    assert [s["title"] for s in scores if s["false_alarms"] is None] == []
