@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin import __version__
-from softkin.console import OutputError, flushed
+from softkin.console import OutputError, flushed, refuse_lost_directory
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnsupportedError
 from softkin.option_names import (
     ADMIN_OPTIONS,
@@ -85,6 +85,8 @@ def _run(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as e:
         extra = "service" if chosen in ("serve", "export-onnx") else "client"
         return _fail(f"{chosen} needs the Python package {e.name}: pip install 'softkin[{extra}]'")
+    except FileNotFoundError as e:
+        return _fail(refuse_lost_directory(e))
     except KeyboardInterrupt:
         return 130
 

@@ -52,6 +52,19 @@ def flushed() -> Iterator[None]:
                 raise OutputError(e) from e
 
 
+def refuse_lost_directory(error: FileNotFoundError) -> str:
+    """What to say where the current directory has been removed or replaced, so that no relative path leads anywhere.
+
+    Raises:
+        FileNotFoundError: `error`, as it is, where the directory is there.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the current directory has been removed; change to one that is there (cd)"
+    raise error
+
+
 def _open_missing() -> None:
     """Put something in the place of standard streams that are closed, or the next file to be opened would be there.
 

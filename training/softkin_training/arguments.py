@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 from pathlib import Path
+
+from softkin.errors import InvalidInputError
 
 
 def folder(text: str) -> Path:
@@ -19,6 +22,22 @@ def folder(text: str) -> Path:
     if os.path.isfile(path := Path(text)):
         raise argparse.ArgumentTypeError(f"got {text!r}, which is a file; name a directory")
     return path
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Refuse a folder for results that cannot be made or written; after the work its results would be lost.
+
+    Raises:
+        InvalidInputError: what is there of its path is no folder, or must not be written.
+    """
+    there = next(p for p in (out, *out.parents) if os.path.lexists(p))
+    reason = None
+    if not os.path.isdir(there):
+        reason = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+    if reason is not None:
+        raise InvalidInputError("out", f"cannot write to {out} ({os.strerror(reason)}); choose another folder")
 
 
 def no_folder(text: str) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from softkin import __version__
-from softkin.console import OutputError, flushed
+from softkin.console import OutputError, flushed, refuse_lost_directory
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.option_names import SERVICE_COMMANDS, as_typed, option, refuse_command_of, unrecognized
-from softkin_training.arguments import folder, names, no_folder
+from softkin_training.arguments import folder, names, no_folder, refuse_unwritable
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
 
@@ -36,6 +36,8 @@ def _run_command(arguments: argparse.Namespace) -> int:
     command: Callable[[argparse.Namespace], None] = arguments.command
     try:
         with terminable():
+            if "out" in arguments:
+                refuse_unwritable(arguments.out)
             command(arguments)
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("softkin"):
@@ -43,6 +45,8 @@ def _run_command(arguments: argparse.Namespace) -> int:
         return _fail(f"this needs the Python package {e.name}: pip install 'softkin[{_extra(command, e.name)}]'")
     except SoftkinError as e:
         return _fail(as_typed(e, _options(arguments)))
+    except FileNotFoundError as e:
+        return _fail(refuse_lost_directory(e))
     except KeyboardInterrupt:
         remedy = "run it again"
         if hasattr(arguments, "resume"):
