@@ -155,6 +155,16 @@ def test_watches_are_bounded_and_the_next_one_ends_the_first(start, monkeypatch)
     assert [[r.status for r in watch] for watch in watches[2:]] == [[Status.NOT_SERVING]] * 2
 
 
+def test_a_watch_that_begins_while_the_server_stops_ends_at_once(start):
+    """The drain would wait for it all its time: it began after the others had been told."""
+    running = start(StandIn())
+    running.server._health.end_watches()
+
+    seen = [response.status for response in running.health.Watch(ANY, timeout=20)]
+
+    assert seen == [Status.SERVING]
+
+
 def test_the_threads_that_send_end_with_the_server(start):
     """A process may have one server after another."""
     before = threading.enumerate()

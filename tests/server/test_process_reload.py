@@ -17,6 +17,7 @@ import resealed
 from softkin import Client, Detector
 from softkin.admin_client import AdminClient
 from softkin.bundle import BANK, MANIFEST
+from softkin.errors import SoftkinError
 
 
 class Serving:
@@ -166,6 +167,21 @@ def test_sigterm_during_a_reload_finishes_what_was_accepted_and_exits_0(serving,
     assert answers == ["1"] * 4
     assert status == 0
     assert any("event=stopped" in line and "abandoned_requests=0" in line for line in server.log)
+
+
+def test_sigterm_during_a_load_by_the_admin_service_does_not_wait_for_it(serving, tiny, tmp_path, path):
+    """It hangs in the middle of a file too, in a thread that the interpreter would wait for."""
+    server = serving(path, "--bundle-root", tmp_path)
+    following = resealed.copy(tiny.path, tmp_path / "next", version="2")
+    hold(following)
+    with ThreadPoolExecutor(1) as pool, AdminClient(f"127.0.0.1:{server.admin_port}") as admin:
+        load = pool.submit(admin.load, "next")
+        with (following / MANIFEST).open("wb"):  # once a reader is there
+            status = server.stop()
+        failure = load.exception(timeout=30)
+
+    assert status == 0
+    assert isinstance(failure, SoftkinError)
 
 
 def test_hang_ups_during_a_reload_become_one(serving, tiny, path):

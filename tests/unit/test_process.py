@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from queue import SimpleQueue
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from softkin.process import _drain
+from softkin.process import _drain, prepare
 from softkin.settings import ServerSettings
 
 
@@ -54,3 +55,18 @@ def test_what_stops_it_needs_no_further_thread(monkeypatch):
     assert _drain(server, ServerSettings(), SimpleNamespace(get=get, put=signals.put)) == 0
 
     assert stopped == [True]
+
+
+def test_a_sandbox_that_refuses_another_scheduling_keeps_no_server_from_starting(monkeypatch):
+    """It is about speed alone."""
+    asked = []
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr("os.sched_setscheduler", refuse, raising=False)
+
+    prepare()
+
+    assert len(asked) == hasattr(os, "SCHED_BATCH")
