@@ -274,7 +274,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from softkin.bundle import read_manifest
     from softkin_training.evaluate import evaluate, write_report
-    from softkin_training.new_rows import read_inputs, read_labelled
+    from softkin_training.new_rows import read_inputs, read_labelled, why_unlabelled
     from softkin_training.report_terminal import print_summary
     from softkin_training.rows import Rows
 
@@ -299,6 +299,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         x, y = read_labelled(arguments.calibration, manifest)
         calibration = x if y is None else Rows(x, y, np.arange(len(y)))
     inliers, labels = read_labelled(arguments.inliers, manifest)
+    if labels is None and (why := why_unlabelled(arguments.inliers, manifest)):
+        print(why, file=sys.stderr)
     report = evaluate(
         arguments.bundle,
         inliers=inliers,
@@ -319,12 +321,15 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
 
     from softkin.bundle import read_manifest
     from softkin.display import describe_class_p_values
-    from softkin_training.new_rows import read_calibrating
+    from softkin_training.new_rows import read_calibrating, why_unlabelled
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
 
     _tidy(arguments.out)
-    x, y = read_calibrating(arguments.data, read_manifest(arguments.bundle))
+    manifest = read_manifest(arguments.bundle)
+    x, y = read_calibrating(arguments.data, manifest)
+    if y is None and (why := why_unlabelled(arguments.data, manifest)):
+        print(why, file=sys.stderr)
     m = recalibrate(
         arguments.bundle,
         arguments.out,

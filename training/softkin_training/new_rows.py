@@ -82,6 +82,23 @@ def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.
     return x, y
 
 
+def why_unlabelled(path: Path, manifest: Manifest) -> str:
+    """What to say of images in folders that label none of them; empty where they lie in none, or of a single class.
+
+    Args:
+        path: what `read_labelled` or `read_calibrating` found no labels for.
+        manifest: of the bundle.
+    """
+    classes = manifest.classes
+    if not os.path.isdir(path) or len(classes) == 1:
+        return ""
+    images = [image for image in images_below(path) if image.parent != path]
+    odd = next((name for name in _folders(path, images) if name not in _composed(classes)), None)
+    if odd is None:
+        return ""
+    return f"{path}: no labels, because the folder {odd!r} is not called like a class, as {classes[0]!r} is"
+
+
 def _composed(classes: tuple[str, ...]) -> list[str]:
     return [unicodedata.normalize("NFC", c) for c in classes]
 

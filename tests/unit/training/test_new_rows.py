@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from softkin.errors import DataError
-from softkin_training.new_rows import read_calibrating, read_inputs, read_labelled
+from softkin_training.new_rows import read_calibrating, read_inputs, read_labelled, why_unlabelled
 from standin import manifest
 
 pytestmark = pytest.mark.training
@@ -152,3 +152,20 @@ def test_a_file_that_calibrates_may_have_labels(tmp_path):
     np.savez(path, x_test=np.full((4, 3), np.nan, np.float32))
     with pytest.raises(DataError, match="4 rows with NaN"):
         read_calibrating(path, of_two)
+
+
+def test_a_folder_that_is_called_like_no_class_is_named(tmp_path):
+    """One letter may be what keeps all labels away; images beside each other were meant to have none."""
+    paint(tmp_path / "a" / "Cat" / "a.png", (1, 2, 3))
+    paint(tmp_path / "a" / "Dog" / "a.png", (1, 2, 4))
+    paint(tmp_path / "b" / "a.png", (1, 2, 5))
+    (tmp_path / "rows.npz").touch()
+    m = takes((2, 3, 3))
+
+    assert read_calibrating(tmp_path / "a", m)[1] is None
+    why = why_unlabelled(tmp_path / "a", m)
+
+    assert why == f"{tmp_path / 'a'}: no labels, because the folder 'Cat' is not called like a class, as 'cat' is"
+    assert why_unlabelled(tmp_path / "b", m) == ""
+    assert why_unlabelled(tmp_path / "rows.npz", m) == ""
+    assert why_unlabelled(tmp_path / "a", takes((2, 3, 3), classes=("all",))) == ""
