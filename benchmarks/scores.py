@@ -32,7 +32,7 @@ from softkin.scorer_graph import representation_output
 from softkin_training.baselines import dknn_nonconformity
 from softkin_training.config import load_recipe
 from softkin_training.data import Dataset, load_dataset
-from softkin_training.rows import fingerprint
+from softkin_training.row_contents import fingerprint
 from softkin_training.run import BUNDLE
 
 CALIBRATION, TEST, SCORE, COUNT = "calibration", "test", ".outlier_score", ".dknn_count"

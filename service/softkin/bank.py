@@ -180,7 +180,7 @@ def pack(
             sample = z_ND[:: -(-n // CENTER_ROWS)].astype(np.float64)
             center = np.median(sample, axis=0).astype(np.float32)
             b = z_ND - center
-            squares = np.square(b, dtype=np.float64).sum(axis=1)
+            squares = np.einsum("nd,nd->n", b, b, dtype=np.float64)
             if squares.max() > LARGEST_SQUARE:
                 raise DataError(
                     f"bank: layer {name!r} has rows {float(squares.max()) ** 0.5:.3g} away from its median, and at "
@@ -190,7 +190,8 @@ def pack(
         else:
             center, b = np.zeros(z_ND.shape[1], np.float32), mass.unit_rows(z_ND)
             offset = temperature * np.log(w)
-        rows = np.concatenate([b, offset[:, None]], axis=1).astype(np.float32)[take]
+        rows = np.empty((len(take), b.shape[1] + 1), np.float32)
+        rows[:, :-1], rows[:, -1] = b[take], offset[take]
         rows[padding] = 0.0
         rows[padding, -1] = PADDING_OFFSET
         layers[name] = LayerBank(metric=metric, temperature=temperature, rows=rows, center=center)
@@ -273,7 +274,7 @@ def _check(
         raise DataError(f"bank: labels must lie in [0, {num_classes}); got [{labels.min()}, {labels.max()}]")
     if (counts == 0).any():
         raise DataError(f"bank: class {int(counts.argmin())} has no rows; every class needs at least one")
-    if any(len(np.unique(row)) != n for row in ids):
+    if any((np.diff(np.sort(row)) == 0).any() for row in ids):
         raise DataError("bank: example ids must be unique, or evidence cannot be traced back")
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise DataError("bank: weights must be finite and positive")

@@ -6,7 +6,8 @@ import numpy as np
 
 from softkin import Detector
 from softkin import bundle as bundles
-from softkin_training.rows import Rows, digests64
+from softkin_training.row_contents import digests64
+from softkin_training.rows import Rows
 
 
 def inliers(tiny, n, *, seed, spread=1.0):

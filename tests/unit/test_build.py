@@ -14,11 +14,13 @@ from softkin.bundle import USED_ROWS, read_bundle
 from softkin.certificate import certify
 from softkin.nonconformity import Nonconformity
 from softkin.scorer import Network
+from softkin_training import bank_temperature
 from softkin_training.bank_temperature import neighbor_distance
 from softkin_training.build import LayerSpec, build
 from softkin_training.condense import condense
 from softkin_training.expose import EMBEDDING, embedding_network
-from softkin_training.rows import Rows, digests64, fingerprint, refuse_overlap
+from softkin_training.row_contents import digests64, fingerprint
+from softkin_training.rows import Rows
 
 
 def rebuild(tiny, out, *, bank=None, calibration=None, **changes):
@@ -256,16 +258,6 @@ def test_class_names_must_match_the_logits(tiny, tmp_path):
         rebuild(tiny, tmp_path / "b", classes=("a", "b", "c", "d"))
 
 
-def test_row_sets_are_told_apart_by_content_not_order():
-    """Fingerprints ignore order; disjoint sets pass."""
-    x = np.arange(12, dtype=np.uint8).reshape(4, 3)
-
-    assert fingerprint(x) == fingerprint(x[::-1])
-    assert fingerprint(x) != fingerprint(x[:3])
-    ids = np.arange(4)
-    refuse_overlap(Rows(x, ids, ids), Rows(x + 100, ids, ids + 4), "a", "b")
-
-
 @pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
 def test_neighbor_distance_is_the_median_of_nearest_distances(metric):
     """Against a loop; copies of a row do not count."""
@@ -285,8 +277,9 @@ def test_neighbor_distance_is_the_median_of_nearest_distances(metric):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "sqeuclidean"])
-def test_neighbor_distance_is_of_the_sample_among_all_rows(metric):
+def test_neighbor_distance_is_of_the_sample_among_all_rows(metric, monkeypatch):
     """More rows than fit one part, in any order, of sizes from 0.001 to 1000 and with zeros among their numbers."""
+    monkeypatch.setattr(bank_temperature, "COMPARED_TOGETHER", 128)
     rng = np.random.default_rng(0)
     z = (rng.normal(size=(600, 4)) * 10 ** rng.uniform(-3, 3, (600, 1))).astype(np.float32)
     z[::2, 0] = 0.0

@@ -24,7 +24,8 @@ from softkin_training.config import DetectorConfig
 from softkin_training.fit import fit_embeddings
 from softkin_training.fit_config import default_name, fit_config
 from softkin_training.onnx_graphs import rename
-from softkin_training.rows import Rows, digests64, fingerprint
+from softkin_training.row_contents import digests64, fingerprint
+from softkin_training.rows import Rows
 from softkin_training.split import choose_bank_rows, first_of_each, split
 
 LEVEL = 1e-4

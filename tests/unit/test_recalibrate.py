@@ -21,7 +21,7 @@ from softkin.drift import DriftWatch
 from softkin_training.build import build
 from softkin_training.cli import main
 from softkin_training.recalibrate import recalibrate
-from softkin_training.rows import digests64, fingerprint
+from softkin_training.row_contents import digests64, fingerprint
 
 LEVEL = 1e-4
 """Chance that a correct implementation fails a statistical test."""

@@ -10,6 +10,8 @@ from softkin.errors import DataError
 from softkin.mass import Metric
 
 EPSILON = float(np.finfo(np.float32).eps)
+COMPARED_TOGETHER = 512
+"""Bank rows that the sample is compared with at a time."""
 
 
 def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], metric: Metric) -> float:
@@ -47,14 +49,14 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
             "all representations of a layer are zero, as those of dead units are, and those whose length float32 "
             "cannot hold; leave the layer out, or scale the rows: down where numbers are huge, up where they are tiny"
         )
-    nearest = []
-    for part in np.array_split(sample, max(1, len(sample) // 256)):
-        d = _fast_distances(z_ND[part], z_ND, metric)
-        # Up to rounding of the expanded form; pair by pair, lest one large row hide the distances of all others.
-        d[d <= 16 * EPSILON * np.maximum.outer(sizes[part], sizes)] = np.inf
-        d[np.logical_and.outer(dead[part], dead)] = np.inf  # equal, though by cosine 1 apart
-        nearest.append(d.min(axis=1))
-    found = np.concatenate(nearest)
+    sampled = _comparable(z_ND[sample], metric)
+    found = np.full(len(sample), np.inf)
+    for start in range(0, len(z_ND), COMPARED_TOGETHER):
+        part = slice(start, start + COMPARED_TOGETHER)
+        d = _fast_distances(sampled, _comparable(z_ND[part], metric), metric)
+        d[_equal(d, sizes[sample], sizes[part])] = np.inf
+        d[np.ix_(dead[sample], dead[part])] = np.inf  # equal, though by cosine 1 apart
+        found = np.minimum(found, d.min(axis=1))
     found = found[np.isfinite(found)]
     if not len(found):
         raise DataError(
@@ -64,13 +66,25 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
     return float(np.median(found))
 
 
-def _fast_distances(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], metric: Metric) -> NDArray[np.floating]:
+def _comparable(z_ND: NDArray[np.float32], metric: Metric) -> NDArray[np.floating]:
+    return mass.unit_rows(z_ND) if metric == "cosine" else z_ND
+
+
+def _fast_distances(z_BD: NDArray[np.floating], bank_ND: NDArray[np.floating], metric: Metric) -> NDArray[np.floating]:
     if metric == "cosine":
-        return 1.0 - mass.unit_rows(z_BD) @ mass.unit_rows(bank_ND).T
-    squares = np.square(bank_ND).sum(axis=1)
-    return np.square(z_BD).sum(axis=1)[:, None] + squares[None] - 2.0 * z_BD @ bank_ND.T
+        return 1.0 - z_BD @ bank_ND.T
+    return np.add.outer(_sizes(z_BD, metric), _sizes(bank_ND, metric)) - 2.0 * z_BD @ bank_ND.T
 
 
-def _sizes(z_ND: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+def _equal(
+    d_BN: NDArray[np.floating], sizes_B: NDArray[np.float32], sizes_N: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs that are equal up to the rounding of the expanded form; pair by pair, lest one large row hide others."""
+    i, j = np.nonzero(d_BN <= 16 * EPSILON * max(sizes_B.max(), sizes_N.max()))  # hardly any are
+    equal = d_BN[i, j] <= 16 * EPSILON * np.maximum(sizes_B[i], sizes_N[j])
+    return i[equal], j[equal]
+
+
+def _sizes(z_ND: NDArray[np.floating], metric: Metric) -> NDArray[np.float32]:
     """`[N]` size of the terms whose difference is a distance, by which its rounding is judged."""
-    return np.ones(len(z_ND), np.float32) if metric == "cosine" else np.square(z_ND).sum(axis=1)
+    return np.ones(len(z_ND), np.float32) if metric == "cosine" else np.einsum("nd,nd->n", z_ND, z_ND)

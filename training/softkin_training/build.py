@@ -28,7 +28,8 @@ from softkin_training.bank_temperature import neighbor_distance
 from softkin_training.boundary import with_boundary
 from softkin_training.calibrate import Calibrated, calibrate
 from softkin_training.representations import extract
-from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_overlap, refuse_used
+from softkin_training.row_contents import digests64, distinct, fingerprint, refuse_overlap, refuse_used
+from softkin_training.rows import Rows, check_labels
 from softkin_training.scratch import written_to
 from softkin_training.split import FEWEST_REFERENCES, reference_size, rows_for_alpha
 from softkin_training.whitening import Whitening, with_whitening
@@ -158,7 +159,7 @@ def build(
         calibration=chosen.calibration,
         golden=golden,
         used_rows=UsedRows(
-            seen=np.unique(np.concatenate([digests64(x) for x in seen])),
+            seen=distinct(np.concatenate([digests64(x) for x in seen])),
             calibration=digests64(calibration),
             references=np.zeros(0, np.uint64) if reference is None else digests64(reference),
         ),

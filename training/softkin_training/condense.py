@@ -20,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from softkin import mass
 from softkin.errors import DataError
 from softkin.mass import Metric
+from softkin_training.rows import members_of_each
 
 NO_DIRECTION = 1e-6
 """Means of unit rows shorter than this are rounding: their direction means nothing."""
@@ -74,10 +75,10 @@ def condense(
     y, examples = np.asarray(labels, np.int64), np.asarray(ids, np.int64)
     _check(z32_ND, y, examples, ratio)
     parts = []
-    for label in np.unique(y):
-        members = np.flatnonzero(y == label)
+    for members in members_of_each(y):
+        label = int(y[members[0]])
         k = max(1, round(len(members) / ratio))
-        state = int(np.random.SeedSequence([seed, int(label)]).generate_state(1)[0])
+        state = int(np.random.SeedSequence([seed, label]).generate_state(1)[0])
         rows, counts, nearest = _prototypes(z32_ND[members], k, metric, state)
         parts.append(
             (rows.astype(np.float32), np.full(k, label), counts.astype(np.float32), examples[members[nearest]])

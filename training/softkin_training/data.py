@@ -26,7 +26,7 @@ from softkin_training.config import Recipe
 from softkin_training.data_config import DataConfig
 from softkin_training.digits import made_outliers, read_digits
 from softkin_training.npz import read_npz
-from softkin_training.rows import Rows, row_digests
+from softkin_training.rows import Rows
 from softkin_training.sources import Source, read_source
 from softkin_training.split import first_of_each
 
@@ -116,7 +116,7 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
         test, calibration, train = _split(rows, {"data.test_rows": data.test_rows, **sizes}, rng)
     else:
         test, unknown = _known(source.test, chosen, source.class_names, name)
-        rows = first_of_each(everything, row_digests(test))
+        rows = first_of_each(everything, test)
         calibration, train = _split(rows, sizes, rng, " beside the test rows that the source brings")
     outliers: dict[str, Array] = {}
     if len(unknown):

@@ -33,7 +33,8 @@ from softkin_training.measure import INLIERS, ROC_RATES, histogram, key, p_value
 from softkin_training.report import Report, ScoreReport
 from softkin_training.report_html import html
 from softkin_training.report_markdown import markdown
-from softkin_training.rows import Rows, check_labels, digests64, refuse_used
+from softkin_training.row_contents import among, digests64, refuse_used
+from softkin_training.rows import Rows, check_labels
 from softkin_training.subject import Pass, Subject
 
 __all__ = ["Report", "evaluate", "markdown", "write_report"]
@@ -169,14 +170,14 @@ def _unlabelled(x: NDArray[np.generic]) -> Rows:
 
 def _check_calibration(loaded: Bundle, rows: Rows, inliers: NDArray[np.generic]) -> None:
     # What the joint form sets aside may calibrate every other score.
-    used = np.setdiff1d(loaded.used_rows.seen, loaded.used_rows.references)
-    refuse_used(rows, used, f"the training or bank rows of {loaded.path}")
+    seen = loaded.used_rows.seen
+    refuse_used(rows, seen[~among(seen, loaded.used_rows.references)], f"the training or bank rows of {loaded.path}")
     refuse_used(rows, digests64(inliers), "the inliers")
 
 
 def _used_before(loaded: Bundle, inliers: NDArray[np.generic]) -> list[str]:
-    used = np.union1d(loaded.used_rows.seen, loaded.used_rows.calibration)
-    again = int(np.isin(digests64(inliers), used).sum())
+    used = np.concatenate([loaded.used_rows.seen, loaded.used_rows.calibration])
+    again = int(among(digests64(inliers), used).sum())
     if not again:
         return []
     return [

@@ -36,7 +36,8 @@ from softkin_training.foreign import read_model
 from softkin_training.network_head import find_head
 from softkin_training.npz import checked_labels, read_npz
 from softkin_training.onnx_graphs import real_inputs
-from softkin_training.rows import Rows, fingerprint
+from softkin_training.row_contents import fingerprint
+from softkin_training.rows import Rows
 from softkin_training.split import choose_bank_rows, first_of_each, split
 
 BUNDLE = "bundle"

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from softkin.errors import DataError, is_unicode
 from softkin.manifest import INPUT_DTYPES
 from softkin_training.npz import checked_labels, names_of, read_npz
-from softkin_training.rows import Rows, digests64, refuse_repeated, refuse_used
+from softkin_training.row_contents import digests64, refuse_repeated, refuse_used
+from softkin_training.rows import Rows
 
 Array = NDArray[Any]
 UNEVEN = 30.0

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
+from softkin_training.rows import members_of_each
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ class Mahalanobis:
         units that are dead on all training rows, do not count.
         """
         z = z_ND.astype(np.float64)
-        means = np.stack([z[labels_N == j].mean(axis=0) for j in range(num_classes)])
+        means = np.stack([z[members].mean(axis=0) for members in members_of_each(labels_N)])
         centered = z - means[labels_N]
         return cls(means=means, precision=np.linalg.pinv(centered.T @ centered / len(z), hermitian=True))
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from softkin.mass import Metric
 from softkin_training.entanglement import entanglement
 from softkin_training.models import Classifier
-from softkin_training.rows import Rows
+from softkin_training.rows import Rows, members_of_each
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,7 @@ def choose_probe_rows(rows: Rows, num_rows: int, seed: int) -> Rows:
         seed: equal seeds choose equal rows.
     """
     rng = np.random.default_rng(seed)
-    classes = np.unique(rows.y)
+    classes = members_of_each(rows.y)
     each = max(2, num_rows // len(classes))
-
-    def some(label: np.int64) -> NDArray[np.int64]:
-        members = np.flatnonzero(rows.y == label)
-        return rng.choice(members, min(each, len(members)), replace=False)
-
-    return rows.take(np.sort(np.concatenate([some(label) for label in classes])))
+    chosen = [rng.choice(members, min(each, len(members)), replace=False) for members in classes]
+    return rows.take(np.sort(np.concatenate(chosen)))

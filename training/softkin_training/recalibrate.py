@@ -27,7 +27,8 @@ from softkin.errors import InvalidInputError
 from softkin.manifest import CLASS_P_VALUES, NAME_LENGTH, Manifest, parse_manifest
 from softkin_training.calibrate import calibration_of, refuse_overflow
 from softkin_training.class_rows import ClassRows, class_rows, merge_sorted, with_classes
-from softkin_training.rows import Rows, check_labels, digests64, fingerprint, refuse_repeated, refuse_used, row_digests
+from softkin_training.row_contents import digests64, fingerprint, refuse_repeated, refuse_used, row_digests
+from softkin_training.rows import Rows, check_labels
 
 
 def recalibrate(

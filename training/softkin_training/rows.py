@@ -1,4 +1,4 @@
-"""Rows of data with their labels and ids, and the proof that two sets of rows share none. Needs no torch."""
+"""Rows of data with their labels and ids. Needs no torch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Rows:
 
         All raw inputs are read for it, so they are once: what is taken of these rows afterwards knows its own.
         """
-        return _sha256(self.blocks())
+        return sha256_of_each(self.blocks())
 
     def take(self, indices: NDArray[np.integer]) -> Rows:
         """The rows at `indices`, in that order."""
@@ -88,26 +88,8 @@ def block_rows(dtype: np.dtype[np.generic], row_shape: tuple[int, ...]) -> int:
     return max(1, BLOCK_BYTES // max(1, dtype.itemsize * math.prod(row_shape)))
 
 
-def row_digests(x: Rows | NDArray[np.generic]) -> list[str]:
-    """The sha256 of each row of `x`, `[n, ...]`: equal for equal dtype, row shape and values."""
-    return [digest.tobytes().hex() for digest in _digests(x)]
-
-
-def fingerprint(x: Rows | NDArray[np.generic]) -> str:
-    """One sha256 for the set of rows, `[n, ...]`: the same in any order and with repeated rows."""
-    return hashlib.sha256("\n".join(sorted(set(row_digests(x)))).encode()).hexdigest()
-
-
-def digests64(x: Rows | NDArray[np.generic]) -> NDArray[np.uint64]:
-    """The first 64 bits of each row's `row_digests`, sorted, each once: what a bundle remembers of the rows it used."""
-    return np.unique(_first64(x))
-
-
-def _digests(x: Rows | NDArray[np.generic]) -> NDArray[np.uint8]:
-    return x.digests if isinstance(x, Rows) else _sha256([x])
-
-
-def _sha256(blocks: Iterable[NDArray[np.generic]]) -> NDArray[np.uint8]:
+def sha256_of_each(blocks: Iterable[NDArray[np.generic]]) -> NDArray[np.uint8]:
+    """`[n, 32]` the sha256 of each row of blocks `[m, ...]`: of its dtype, row shape and values."""
     digests = bytearray()
     for block in blocks:
         header = hashlib.sha256(f"{block.dtype.name}{block.shape[1:]}".encode())
@@ -119,8 +101,10 @@ def _sha256(blocks: Iterable[NDArray[np.generic]]) -> NDArray[np.uint8]:
     return np.frombuffer(digests, np.uint8).reshape(-1, hashlib.sha256().digest_size)
 
 
-def _first64(x: Rows | NDArray[np.generic]) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(_digests(x)[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+def members_of_each(y: NDArray[np.integer]) -> list[NDArray[np.int64]]:
+    """Ascending positions of the rows of each class that occurs in labels `[n]`, n >= 1, from the lowest class on."""
+    order = np.argsort(y, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(y[order])) + 1)
 
 
 def check_labels(rows: Rows, num_classes: int, name: str) -> None:
@@ -133,64 +117,3 @@ def check_labels(rows: Rows, num_classes: int, name: str) -> None:
         raise DataError(f"{name}: there are {rows.num_inputs} rows and {len(rows.y)} labels; they must be equally many")
     if len(rows) and not (rows.y.min() >= 0 and rows.y.max() < num_classes):
         raise DataError(f"{name}: labels must lie in [0, {num_classes}); got [{rows.y.min()}, {rows.y.max()}]")
-
-
-def refuse_used(rows: Rows, used: NDArray[np.uint64], where: str, name: str = "calibration") -> None:
-    """Refuse calibration rows whose content has been used elsewhere.
-
-    Args:
-        rows: rows to calibrate with.
-        used: `digests64` of the rows used.
-        where: those stand in, for the message.
-        name: of `rows`, for the message.
-
-    Raises:
-        DataError: says how many rows are concerned and names the first.
-    """
-    found = np.flatnonzero(np.isin(_first64(rows), used))
-    if len(found):
-        raise DataError(
-            f"{name} has {len(found)} rows whose content also stands in {where}, the first is example "
-            f"{int(rows.ids[found[0]])}; remove them, or the false-alarm rate does not hold"
-        )
-
-
-def refuse_repeated(rows: Rows, name: str = "calibration") -> None:
-    """Refuse repeated calibration rows: copies are no independent draws, so n would count more rows than there are.
-
-    Raises:
-        DataError: says how many rows are copies and names the first.
-    """
-    first: dict[str, int] = {}
-    originals = [first.setdefault(digest, i) for i, digest in enumerate(row_digests(rows))]
-    copies = [i for i, original in enumerate(originals) if i != original]
-    if copies:
-        i = copies[0]
-        raise DataError(
-            f"{name} has {len(copies)} rows whose content came before, the first is example {int(rows.ids[i])}, "
-            f"a copy of example {int(rows.ids[originals[i]])}; remove the copies, or the false-alarm rate does not hold"
-        )
-
-
-def refuse_overlap(a: Rows, b: Rows, a_name: str, b_name: str) -> None:
-    """Refuse two sets of rows that share an id or a row of equal content.
-
-    A calibration row that the network or the bank has seen scores lower than a fresh inlier, so the false-alarm rate
-    would no longer hold.
-
-    Raises:
-        DataError: says how many rows are shared and names the first.
-    """
-    shared_ids = np.intersect1d(a.ids, b.ids)
-    if len(shared_ids):
-        raise DataError(
-            f"{a_name} and {b_name} share {len(shared_ids)} examples, the first with id {int(shared_ids[0])}; they "
-            "must be disjoint, or the false-alarm rate does not hold"
-        )
-    seen = set(row_digests(a))
-    equal = [i for i, d in enumerate(row_digests(b)) if d in seen]
-    if equal:
-        raise DataError(
-            f"{b_name} has {len(equal)} rows whose content also stands in {a_name}, the first is example "
-            f"{int(b.ids[equal[0]])}; remove the duplicates, or the false-alarm rate does not hold"
-        )

@@ -27,7 +27,7 @@ from softkin_training.data import HELD_OUT_SETS, Dataset
 from softkin_training.evaluate import Report, evaluate, write_report
 from softkin_training.export import export
 from softkin_training.models import Classifier
-from softkin_training.rows import fingerprint
+from softkin_training.row_contents import fingerprint
 from softkin_training.split import choose_bank_rows
 from softkin_training.train import REPORT, load_checkpoint, train
 

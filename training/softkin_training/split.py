@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
 from softkin import conformal
 from softkin.errors import InvalidInputError
 from softkin.nonconformity import Form
-from softkin_training.rows import Rows, row_digests
+from softkin_training.row_contents import originals
+from softkin_training.rows import Rows, members_of_each
 
 REFERENCE_SHARE = 0.5
 """Part of the calibration rows that puts the parts of the joint form on one scale; the rest calibrates the sum."""
 FEWEST_REFERENCES = 2
 
 
-def first_of_each(rows: Rows, taken: Iterable[str] = ()) -> Rows:
-    """Drop rows whose content came before or is `taken`.
+def first_of_each(rows: Rows, taken: Rows | None = None) -> Rows:
+    """Drop rows whose content came before or is `taken`; the rows themselves where none has to go.
 
     A calibration row that the bank holds too looks less strange than new rows do, so more of these would be flagged.
 
     Args:
         rows: of one source.
-        taken: `row_digests` of rows that are used elsewhere already.
+        taken: rows that are used elsewhere already.
     """
-    seen, keep = set(taken), []
-    for i, digest in enumerate(row_digests(rows)):
-        if digest not in seen:
-            seen.add(digest)
-            keep.append(i)
-    return rows.take(np.array(keep, np.int64))
+    keep = np.flatnonzero(originals(rows, before=taken) == np.arange(len(rows)))
+    return rows if len(keep) == len(rows) else rows.take(keep)
 
 
 def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
@@ -81,8 +77,8 @@ def choose_bank_rows(rows: Rows, num_rows: int, seed: int) -> Rows:
     if num_rows >= len(rows):
         return rows
     rng = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(rows.y):
-        members = np.flatnonzero(rows.y == label)
-        chosen.append(rng.choice(members, max(1, round(num_rows * len(members) / len(rows))), replace=False))
+    chosen = [
+        rng.choice(members, max(1, round(num_rows * len(members) / len(rows))), replace=False)
+        for members in members_of_each(rows.y)
+    ]
     return rows.take(np.sort(np.concatenate(chosen)))

@@ -37,7 +37,8 @@ from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier, build_model, input_statistics
 from softkin_training.probe import Probe, choose_probe_rows
 from softkin_training.processes import num_processes, on_first, rank
-from softkin_training.rows import Rows, fingerprint
+from softkin_training.row_contents import fingerprint
+from softkin_training.rows import Rows
 from softkin_training.step import Step, make_optimizer
 
 CHECKPOINT, REPORT = "checkpoint.pt", "report"

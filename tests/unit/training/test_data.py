@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from softkin.errors import DataError, RecipeError
 from softkin_training.config import load_recipe
 from softkin_training.data import SHUFFLED, load_dataset
-from softkin_training.rows import fingerprint, row_digests
+from softkin_training.row_contents import fingerprint, row_digests
 
 pytestmark = pytest.mark.training
 

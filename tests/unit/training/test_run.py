@@ -15,7 +15,7 @@ from softkin.errors import RecipeError, SoftkinError
 from softkin_training.cli import main
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
-from softkin_training.rows import fingerprint, row_digests
+from softkin_training.row_contents import fingerprint, row_digests
 from softkin_training.run import build_step, evaluate_step
 from softkin_training.split import choose_bank_rows
 

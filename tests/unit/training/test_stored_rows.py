@@ -20,7 +20,8 @@ from softkin_training.config import load_recipe
 from softkin_training.data import Dataset, load_dataset
 from softkin_training.models import input_statistics
 from softkin_training.representations import extract
-from softkin_training.rows import Rows, block_rows, digests64, fingerprint, refuse_overlap, row_digests
+from softkin_training.row_contents import digests64, fingerprint, refuse_overlap, row_digests
+from softkin_training.rows import Rows, block_rows
 from softkin_training.run import build_step, export_step
 from softkin_training.split import choose_bank_rows, first_of_each
 from softkin_training.stored_rows import RowFile, StoredRows, write_rows
