@@ -135,6 +135,7 @@ def _show_rows(client: Client, dataset: Dataset, console: Console) -> None:
             title = f"{kind}: {dataset.class_names[dataset.test.y[i]]}" if x is dataset.test.x else kind
             table.add_row(title, *_cells(scores, i, dataset.class_names), end_section=i == len(scores) - 1)
     console.print(table)
+    console.print()
 
 
 def _cells(scores: Scores, i: int, names: tuple[str, ...]) -> list[str]:
@@ -163,6 +164,7 @@ def _show_rates(client: Client, dataset: Dataset, console: Console) -> None:
     for name, x in dataset.outliers.items():
         table.add_row(name, str(len(x)), f"{_flagged(client, x):.1%}", "outliers caught")
     console.print(table)
+    console.print()
 
 
 def _flagged(client: Client, x: NDArray[np.generic]) -> float:
