@@ -23,7 +23,9 @@ NAME_LENGTH = 63
 """Most characters of a name or version."""
 CLASS_P_VALUES = "class_p_values"
 """Key of the provenance: which labelled rows class p-values rest on; absent where they are the rows of p-values too."""
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
+"""Names and versions of detectors."""
+NAME_RULE = f"1 to {NAME_LENGTH} letters, digits, '.', '_' or '-', the first a letter or a digit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,7 @@ def _check_values(m: Manifest, source: str) -> None:
         return 0 < x <= sys.float_info.max  # not math.isfinite: JSON has whole numbers that no float holds
 
     for key, value in {"name": m.name, "version": m.version}.items():
-        require(bool(_NAME.fullmatch(value)), key, value, "it takes 1 to 63 letters, digits, '.', '_', '-'")
+        require(bool(NAME.fullmatch(value)), key, value, f"must be {NAME_RULE}")
     require(m.input_dtype in INPUT_DTYPES, "input_dtype", m.input_dtype, f"must be one of {', '.join(INPUT_DTYPES)}")
     axes = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in m.input_shape)
     require(axes, "input_shape", m.input_shape, "must be positive integers")

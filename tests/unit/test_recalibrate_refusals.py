@@ -128,9 +128,10 @@ REFUSALS = {
     "no name": (
         lambda r, _: r,
         {"version": "a b"},
-        BundleError,
-        "the new manifest: version is 'a b'; it takes 1 to 63 letters, digits",
+        InvalidInputError,
+        r"version: got 'a b'; must be 1 to 63 letters, digits, '\.', '_' or '-', the first a letter or a digit",
     ),
+    "no text": (lambda r, _: r, {"version": 3}, InvalidInputError, "version: got 3; must be 1 to 63 letters, digits"),
 }
 
 

@@ -24,7 +24,7 @@ from softkin.calibration import Calibration
 from softkin.certificate import certify
 from softkin.detector import Detector, nonconformity_of
 from softkin.errors import InvalidInputError
-from softkin.manifest import CLASS_P_VALUES, NAME_LENGTH, Manifest, parse_manifest
+from softkin.manifest import CLASS_P_VALUES, NAME, NAME_LENGTH, NAME_RULE, Manifest
 from softkin_training.calibrate import calibration_of, refuse_overflow
 from softkin_training.class_rows import ClassRows, class_rows, merge_sorted, with_classes
 from softkin_training.row_contents import digests64, fingerprint, refuse_repeated, refuse_used, row_digests
@@ -67,11 +67,10 @@ def recalibrate(
         The manifest as written; its provenance says what it was made from.
 
     Raises:
-        InvalidInputError: wrong dtype or shape, values that are not finite, the bundle's own version, or an alpha that
-            so many rows cannot honour.
+        InvalidInputError: wrong dtype or shape, values that are not finite, the bundle's own version or one that is no
+            name, or an alpha that so many rows cannot honour.
         DataError: labels out of range, rows that repeat or were used before, or a row on which the network overflows.
-        BundleError: the bundle is damaged, the version is no name, `out` exists or cannot be written; nothing
-            half-written stays.
+        BundleError: the bundle is damaged, `out` exists or cannot be written; nothing half-written stays.
     """
     old = bundles.read_bundle(bundle)
     labelled = isinstance(rows, Rows) or len(old.manifest.classes) == 1
@@ -137,8 +136,8 @@ def _new_version(manifest: Manifest, version: str | None, made_of: str) -> str:
             f"another, or leave it out for {default!r}",
         )
     chosen = default if version is None else version
-    # Before rows are scored, and in the words of the check that every bundle gets.
-    parse_manifest(dataclasses.replace(manifest, version=chosen).to_json(), "the new manifest")
+    if not (isinstance(chosen, str) and NAME.fullmatch(chosen)):  # before rows are scored
+        raise InvalidInputError("version", f"got {chosen!r}; must be {NAME_RULE}")
     return chosen
 
 
