@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -150,9 +151,10 @@ def test_what_cannot_be_done_in_time_is_refused_at_once():
 def test_the_end_of_a_stream_ends_the_wait_for_its_own_requests(monkeypatch):
     """Nothing else does, neither time nor departures of others."""
     monkeypatch.setattr(streaming, "PATIENCE_SECONDS", 0.0)
-    asked, ends = threading.Event(), []
+    asked, times, ends = threading.Event(), [], []
 
     def submit(detector, call, context):
+        times.append(time.monotonic())
         asked.set()
         raise OverloadedError("full", 0.5)
 
@@ -168,6 +170,7 @@ def test_the_end_of_a_stream_ends_the_wait_for_its_own_requests(monkeypatch):
 
     assert waits_for_the_end(stream, enter, asked)
     assert ends == ["full"]
+    assert len(times) == 2  # before the wait and behind it: no processor is busy with asking
 
 
 def test_the_end_of_a_stream_ends_the_wait_for_its_window():
