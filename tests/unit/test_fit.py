@@ -91,7 +91,8 @@ def test_a_classifier_becomes_a_bundle_that_keeps_its_promise(files, capsys):
         r"classifier's accuracy on them is \d\d\.\d%",
         r".*out/bundle: my-model 1, 100 calibration rows; at alpha 0\.05 false alarms are at most 0\.0\d+ at "
         r"confidence 0\.95",
-        r"next:        softkin-train evaluate \S+/out/bundle --inliers FILE --outliers NAME=FILE --out DIR",
+        r"next:        softkin-train evaluate \S+/out/bundle --inliers FILE --outliers NAME=FILE --calibration "
+        r"\S+/calibration\.npz --out DIR",
         r"             compares this score with others of the same network, such as max logit, on rows of yours: .*",
     ]
     assert re.fullmatch("\n".join(lines) + "\n", text), text
