@@ -195,13 +195,16 @@ DATA = {
     ),
     "dtype of no detector": (
         changed(x_train=X.astype(np.float16)),
-        f"d.npz: x_train is float16 [200, 2, 3]; it must be one of {ARRAYS} with at least one row of at least one "
-        "number: convert it",
+        f"d.npz: x_train is float16; it must be one of {ARRAYS}: convert it",
     ),
     "no rows": (
         changed(x_train=X[:0], y_train=Y[:0]),
-        f"d.npz: x_train is float32 [0, 2, 3]; it must be one of {ARRAYS} with at least one row of at least one "
-        "number: convert it",
+        "d.npz: x_train has shape [0, 2, 3]; it must be [rows, numbers, ...], with a row at least",
+    ),
+    "numbers without rows": (
+        changed(x_train=X[:, 0, 0]),
+        "d.npz: x_train has shape [200]; it must be [rows, numbers, ...], with a row at least: x_train.reshape(1, -1) "
+        "is one row, x_train.reshape(-1, 1) a row a number",
     ),
     "not finite": (
         changed(x_train=with_nan),

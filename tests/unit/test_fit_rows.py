@@ -43,17 +43,26 @@ def test_labels_that_are_none_are_refused(y, message):
 
 
 @pytest.mark.parametrize(
-    ("x", "found"),
+    ("x", "message"),
     [
-        (np.zeros(3, np.float32), r"float32 \[3\]"),
-        (np.zeros((0, 2), np.float32), r"float32 \[0, 2\]"),
-        (np.zeros((3, 0), np.float32), r"float32 \[3, 0\]"),
-        (np.zeros((3, 2), np.float16), r"float16 \[3, 2\]"),
+        (
+            np.zeros(3, np.float32),
+            r"has shape \[3\]; it must be \[rows, numbers, \.\.\.\], .*: x_test\.reshape\(1, -1\) is one row",
+        ),
+        (
+            np.zeros((0, 2), np.float32),
+            r"has shape \[0, 2\]; it must be \[rows, numbers, \.\.\.\], with a row at least$",
+        ),
+        (
+            np.zeros((3, 0), np.float32),
+            r"has shape \[3, 0\]; it must be \[rows, numbers, \.\.\.\], with a row at least$",
+        ),
+        (np.zeros((3, 2), np.float16), r"is float16; it must be one of uint8, .*: convert it$"),
     ],
 )
-def test_rows_that_no_detector_takes_are_refused(x, found):
-    """With what they are."""
-    with pytest.raises(DataError, match=rf"f\.npz: x_test is {found}; it must be one of .* convert it"):
+def test_rows_that_no_detector_takes_are_refused(x, message):
+    """By the type or by the shape, whichever is wrong: the remedies differ."""
+    with pytest.raises(DataError, match=rf"^f\.npz: x_test {message}"):
         checked_rows(x, "x_test", "f.npz")
 
 

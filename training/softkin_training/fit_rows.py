@@ -78,10 +78,12 @@ def checked_rows(x: Array, key: str, path: str | Path) -> Array:
     Raises:
         DataError: of a dtype or shape that no detector takes, or not finite; names file, array and row.
     """
-    if x.dtype.name not in INPUT_DTYPES or x.ndim < 2 or not x.size:
+    if x.dtype.name not in INPUT_DTYPES:
+        raise DataError(f"{path}: {key} is {x.dtype}; it must be one of {', '.join(INPUT_DTYPES)}: convert it")
+    if x.ndim < 2 or not x.size:
+        remedy = f": {key}.reshape(1, -1) is one row, {key}.reshape(-1, 1) a row a number" if x.ndim == 1 else ""
         raise DataError(
-            f"{path}: {key} is {x.dtype} {list(x.shape)}; it must be one of {', '.join(INPUT_DTYPES)} with at "
-            "least one row of at least one number: convert it"
+            f"{path}: {key} has shape {list(x.shape)}; it must be [rows, numbers, ...], with a row at least{remedy}"
         )
     bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
     if len(bad):
