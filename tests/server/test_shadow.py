@@ -57,7 +57,7 @@ def gauges(running, version="2"):
 
 
 def test_what_is_counted_is_what_both_versions_make_of_the_same_requests(shadowed):
-    """Verdicts at each request's own alpha, guarantee and seed; p-values row by row."""
+    """Verdicts at each request's own alpha, guarantee, confidence and seed; p-values row by row."""
     live, candidate = StandIn(), Shifted(version="2", shift=10)
     running = shadowed(candidate)
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_what_is_counted_is_what_both_versions_make_of_the_same_requests(shadowe
         {},
         {"alpha": 0.3},
         {"alpha": 0.2, "guarantee": "class_conditional"},
-        {"alpha": 0.1, "guarantee": "certified"},
+        {"alpha": 0.1, "guarantee": "certified", "confidence": 0.99},
         {"alpha": 0.5, "guarantee": "false_discovery_rate"},
         {"alpha": 0.25, "smoothing_seed": 10**7},  # which adds 0.01 to every p-value here
     ]
