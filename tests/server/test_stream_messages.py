@@ -18,9 +18,9 @@ LABELS = {
 }
 
 
-def message(x):
+def message(x, version=""):
     """One request of a stream."""
-    return pb.ScoreStreamRequest(request=pb.ScoreRequest(inputs=array_to_tensor(x)))
+    return pb.ScoreStreamRequest(request=pb.ScoreRequest(version=version, inputs=array_to_tensor(x)))
 
 
 @pytest.fixture
@@ -82,11 +82,7 @@ def test_an_answer_does_not_wait_for_the_next_one(start, rows, gate):
     """The caller gets what is ready, however long the device takes for what is behind it."""
     first, slow = StandIn(gate=threading.Event()), StandIn(version="2", gate=gate)
     running = start(first, slow, workers=2)
-    sent = [
-        pb.ScoreStreamRequest(request=pb.ScoreRequest(version=version, inputs=array_to_tensor(rows(1))))
-        for version in "122"
-    ]
-    stream = running.stub.ScoreStream(iter(sent), timeout=10)
+    stream = running.stub.ScoreStream(iter([message(rows(1), version) for version in "122"]), timeout=10)
     running.until(lambda: running.sample("grpc_server_msg_received_total", **LABELS) == 3)  # so the second is in line
 
     first.gate.set()
@@ -108,6 +104,20 @@ def test_a_stream_that_is_left_while_it_waits_for_its_own_requests_ends(start, r
 
     running.until(lambda: running.sample("softkin_streams") == 0)
     running.until(lambda: not [t for t in threading.enumerate() if t.name == "stream"])
+    running.until(lambda: running.server.pending_requests == 0)
+
+
+def test_a_caller_who_leaves_after_an_answer_frees_all_that_is_left(start, rows, gate):
+    """The last request too, and not the answered one instead of it: nobody opens the gate."""
+    first, slow = StandIn(gate=threading.Event()), StandIn(version="2", gate=gate)
+    running = start(first, slow, workers=2)
+    stream = running.stub.ScoreStream(iter([message(rows(1), version) for version in "1222"]), timeout=60)
+    running.until(lambda: running.server.pending_requests == 4)
+    first.gate.set()
+    assert len(next(stream).answers) == 1
+
+    stream.cancel()
+
     running.until(lambda: running.server.pending_requests == 0)
 
 
