@@ -14,7 +14,7 @@ from softkin import Detector
 from softkin.bundle import read_bundle
 from softkin.mass import class_mass
 from softkin.scorer import reducer_key
-from softkin_training import whitening as whitening_module
+from softkin_training import class_scatter
 from softkin_training.build import build
 from softkin_training.subject import Subject
 from softkin_training.whitening import DESCRIPTION, SHRINKAGE, Whitening, whitenings_of, with_whitening
@@ -40,7 +40,7 @@ def whitened(tiny, tmp_path_factory):
 @pytest.mark.parametrize("together", [7, 1 << 15], ids=["part by part", "each class whole"])
 def test_covariance_within_classes_becomes_the_identity_but_for_the_shrinkage(together, monkeypatch):
     """Against loops: variance v becomes v / ((1 - s) v + s times their mean), in the directions of the covariance."""
-    monkeypatch.setattr(whitening_module, "FITTED_TOGETHER", together)
+    monkeypatch.setattr(class_scatter, "ROWS_TOGETHER", together)
     z, y = stretched(np.random.default_rng(0), 300)
 
     whitening = Whitening.fit(z.astype(np.float32), y, "cosine")

@@ -22,6 +22,8 @@ GEN_GAMMA, GEN_CLASSES = 0.1, 100
 
 DISTANCES = 2**23
 """Distances held at once."""
+PART = 16
+"""Distances of which the smallest alone is looked at first."""
 
 Floats = NDArray[np.float64]
 Representations = Mapping[str, NDArray[np.float32]]
@@ -78,8 +80,9 @@ def nearest(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], k: int) -> 
     k = min(k, len(bank))
     distances, rows = [np.zeros((0, k))], [np.zeros((0, k), np.int64)]
     for z in _slices(z_BD, max(1, DISTANCES // len(bank))):
-        cosine = np.maximum(1.0 - mass.unit_rows(z) @ bank.T, 0.0)
-        found = np.argpartition(cosine, k - 1, axis=1)[:, :k]
+        cosine = mass.unit_rows(z) @ bank.T
+        np.maximum(np.subtract(1.0, cosine, out=cosine), 0.0, out=cosine)
+        found = _smallest(cosine, k)
         squared = 2.0 * np.take_along_axis(cosine, found, axis=1).astype(np.float64)
         order = squared.argsort(axis=1)
         rows.append(np.take_along_axis(found, order, axis=1))
@@ -112,6 +115,24 @@ def dknn_credibility(nonconformity_BC: Floats, calibration_true: Floats) -> Floa
     """One minus DkNN's credibility: calibrated on true labels, as published. Returns `[B]`."""
     p_BC = conformal.p_values(nonconformity_BC, np.sort(calibration_true))
     return 1.0 - conformal.credibility(p_BC)
+
+
+def _smallest(values_BN: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """`[B, k]` where each row's k smallest values are, in any order; k from 1 to N.
+
+    They lie in the k parts with the smallest minima, so that not all of a row has to be partitioned.
+    """
+    n = values_BN.shape[1]
+    parts = n // PART
+    if parts <= k:
+        return np.argpartition(values_BN, k - 1, axis=1)[:, :k]
+    whole = values_BN[:, : parts * PART].reshape(-1, PART, parts)  # a part is every so many-th value
+    best = np.argpartition(whole.min(axis=1), k - 1, axis=1)[:, :k]
+    inside = (best[:, :, None] + parts * np.arange(PART)).reshape(len(best), -1)
+    rest = np.broadcast_to(np.arange(parts * PART, n), (len(best), n - parts * PART))
+    among = np.concatenate([inside, rest], axis=1)
+    found = np.argpartition(np.take_along_axis(values_BN, among, axis=1), k - 1, axis=1)[:, :k]
+    return np.take_along_axis(among, found, axis=1)
 
 
 def _slices(z_BD: NDArray[np.float32], rows: int) -> Iterator[NDArray[np.float32]]:

@@ -228,7 +228,7 @@ def _typical_distance(rows: NDArray[np.float32]) -> float:
 
 def _fitted(subject: Subject, head: _ReadableHead | None, notes: list[str]) -> dict[str, Compared]:
     last = subject.layers[-1]
-    gaussians = RelativeMahalanobis.fit(subject.neighbors[last], subject.labels, subject.loaded.bank.num_classes)
+    gaussians = RelativeMahalanobis.fit(subject.neighbors[last], subject.labels)
     rows = "on the bank's rows" + (" of unit length" if subject.metric(last) == "cosine" else "")
     found = {
         "mahalanobis": Compared(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
-from softkin_training.rows import members_of_each
+from softkin_training.class_scatter import class_scatter
 
 Floats = NDArray[np.float64]
 
@@ -26,16 +26,14 @@ class Mahalanobis:
     """`[D, D]`."""
 
     @classmethod
-    def fit(cls, z_ND: NDArray[np.floating], labels_N: NDArray[np.integer], num_classes: int) -> Mahalanobis:
-        """Fit to labelled rows; every class must have some.
+    def fit(cls, z_ND: NDArray[np.floating], labels_N: NDArray[np.integer]) -> Mahalanobis:
+        """Fit to labelled rows.
 
         The pseudo-inverse stands for the inverse, as in the authors' code: directions without any variance, such as
         units that are dead on all training rows, do not count.
         """
-        z = z_ND.astype(np.float64)
-        means = np.stack([z[members].mean(axis=0) for members in members_of_each(labels_N)])
-        centered = z - means[labels_N]
-        return cls(means=means, precision=np.linalg.pinv(centered.T @ centered / len(z), hermitian=True))
+        means, scatter = class_scatter(z_ND, labels_N)
+        return cls(means=means, precision=np.asarray(np.linalg.pinv(scatter / len(z_ND), hermitian=True), np.float64))
 
     def score(self, z_BD: NDArray[np.floating]) -> Floats:
         """`[B]` squared Mahalanobis distance to the nearest class mean."""
@@ -56,11 +54,11 @@ class RelativeMahalanobis:
     background: Mahalanobis
 
     @classmethod
-    def fit(cls, z_ND: NDArray[np.floating], labels_N: NDArray[np.integer], num_classes: int) -> RelativeMahalanobis:
+    def fit(cls, z_ND: NDArray[np.floating], labels_N: NDArray[np.integer]) -> RelativeMahalanobis:
         """As `Mahalanobis.fit`."""
         return cls(
-            classes=Mahalanobis.fit(z_ND, labels_N, num_classes),
-            background=Mahalanobis.fit(z_ND, np.zeros_like(labels_N), 1),
+            classes=Mahalanobis.fit(z_ND, labels_N),
+            background=Mahalanobis.fit(z_ND, np.zeros_like(labels_N)),
         )
 
     def score(self, z_BD: NDArray[np.floating]) -> Floats:

@@ -18,13 +18,11 @@ from onnx import helper, numpy_helper
 from softkin.mass import METRICS, Metric
 from softkin.scorer import reducer_key
 from softkin.scorer_graph import representation_output
-from softkin_training.rows import members_of_each
+from softkin_training.class_scatter import class_scatter
 
 SHRINKAGE = 0.2
 """Weight of the mean variance in the variance of every direction: without it, directions that hardly vary would
 dominate all distances. Between 0.1 and 0.5 results hardly differ (docs/decisions/0017)."""
-FITTED_TOGETHER = 1 << 15
-"""Rows of a class that are in float64 at a time."""
 DESCRIPTION = f"whitening(shrinkage={SHRINKAGE:g})"
 PREFIX = "softkin.whitening"
 
@@ -43,12 +41,7 @@ class Whitening:
     @classmethod
     def fit(cls, z_ND: NDArray[np.float32], labels_N: NDArray[np.integer], metric: Metric) -> Whitening:
         """Fit to labelled rows: the inverse root of their covariance within classes, shrunk by `SHRINKAGE`."""
-        scatter = np.zeros((z_ND.shape[1],) * 2)
-        for members in members_of_each(labels_N):
-            mean = z_ND[members].mean(axis=0, dtype=np.float64)
-            for some in np.array_split(members, -(-len(members) // FITTED_TOGETHER)):
-                centered = z_ND[some] - mean
-                scatter += centered.T @ centered
+        _, scatter = class_scatter(z_ND, labels_N)
         variances, directions = np.linalg.eigh(scatter / len(z_ND))
         typical = float(variances.mean()) or 1.0  # all rows equal their class mean: nothing to weigh directions by
         shrunk = (1.0 - SHRINKAGE) * variances + SHRINKAGE * typical

@@ -150,15 +150,15 @@ def test_mahalanobis_is_the_distance_to_the_nearest_class(rng):
     means = [z[labels == j].mean(axis=0) for j in range(3)]
     covariance = sum(np.outer(row - means[j], row - means[j]) for row, j in zip(z, labels, strict=True)) / 60
     expected = [min((row - m) @ np.linalg.inv(covariance) @ (row - m) for m in means) for row in x]
-    np.testing.assert_allclose(Mahalanobis.fit(z, labels, 3).score(x), expected)
+    np.testing.assert_allclose(Mahalanobis.fit(z, labels).score(x), expected)
 
 
 def test_mahalanobis_of_single_precision_is_computed_in_double(rng):
     """Rows far from the origin would lose the digits of their spread."""
     z, labels = (1000 + rng.normal(size=(3000, 4))).astype(np.float32), rng.integers(0, 3, 3000)
 
-    expected = Mahalanobis.fit(z.astype(np.float64), labels, 3).score(z.astype(np.float64)[:5])
-    np.testing.assert_allclose(Mahalanobis.fit(z, labels, 3).score(z[:5]), expected, rtol=1e-9)
+    expected = Mahalanobis.fit(z.astype(np.float64), labels).score(z.astype(np.float64)[:5])
+    np.testing.assert_allclose(Mahalanobis.fit(z, labels).score(z[:5]), expected, rtol=1e-9)
 
 
 def test_mahalanobis_leaves_dead_directions_out(rng):
@@ -167,8 +167,8 @@ def test_mahalanobis_leaves_dead_directions_out(rng):
     z[:, 2] = 0.0
     x = rng.normal(size=(5, 4))
 
-    found = Mahalanobis.fit(z, labels, 3).score(x)
-    np.testing.assert_allclose(found, Mahalanobis.fit(z[:, [0, 1, 3]], labels, 3).score(x[:, [0, 1, 3]]))
+    found = Mahalanobis.fit(z, labels).score(x)
+    np.testing.assert_allclose(found, Mahalanobis.fit(z[:, [0, 1, 3]], labels).score(x[:, [0, 1, 3]]))
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])

@@ -87,7 +87,7 @@ def test_mahalanobis_agrees(peers, rows):
     peer = peers("detector.mahalanobis").Mahalanobis(None).fit_features(torch.from_numpy(bank), torch.from_numpy(y))
 
     theirs = peer.predict_features(torch.from_numpy(x)).numpy()
-    ours = Mahalanobis.fit(bank, y, CLASSES).score(x)
+    ours = Mahalanobis.fit(bank, y).score(x)
     np.testing.assert_allclose(ours / (2 * len(bank)), theirs, rtol=1e-3)
     np.testing.assert_array_equal(rankdata(ours), rankdata(theirs))
 
@@ -98,7 +98,7 @@ def test_relative_mahalanobis_agrees(peers, rows):
     peer = peers("detector.rmd").RMD(None).fit_features(torch.from_numpy(bank), torch.from_numpy(y))
 
     theirs = peer.predict_features(torch.from_numpy(x)).numpy()
-    ours = RelativeMahalanobis.fit(bank, y, CLASSES).score(x)
+    ours = RelativeMahalanobis.fit(bank, y).score(x)
     np.testing.assert_allclose(ours / len(bank), theirs, rtol=1e-3, atol=1e-6)
 
 

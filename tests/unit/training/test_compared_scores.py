@@ -237,7 +237,7 @@ def test_what_counts_neighbors_and_what_fits_gaussians_sees_the_layers_it_names(
 
     typical = [np.median(baselines.kth_neighbor(z, z, baselines.KTH + 1)) for z in subject.neighbors.values()]
     each = np.stack([baselines.kth_neighbor(seen.z[n], z) for n, z in subject.neighbors.items()])
-    gaussians = RelativeMahalanobis.fit(subject.neighbors["narrow"], subject.labels, 3)
+    gaussians = RelativeMahalanobis.fit(subject.neighbors["narrow"], subject.labels)
     expected = {
         "kth_neighbor": each[-1],
         "kth_neighbor_all": summed_distances(each, np.array(typical)),
