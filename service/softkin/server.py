@@ -244,7 +244,6 @@ class Server:
     def stop_now(self) -> None:
         """Cancel what is in flight; a `stop` that is under way in another thread ends at once."""
         self._hurry.set()
-        self._abandon()
         self.stop()
 
     def _add_port(self, server: grpc.Server, host: str, port: int, flag: str) -> int:

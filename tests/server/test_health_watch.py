@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -116,6 +117,17 @@ def test_watchers_that_leave_at_once_are_forgotten(start):
     last = running.health.Watch(ANY, timeout=20)
     assert next(last).status == Status.SERVING
     last.cancel()
+    running.until(lambda: watchers() <= before)
+
+
+def test_a_watcher_that_has_left_before_its_watch_begins_is_forgotten(start):
+    """gRPC calls nobody back for it any more."""
+    running = start(StandIn())
+    before = watchers()
+    gone = SimpleNamespace(add_callback=lambda left: False, cancel=lambda: None)
+
+    running.server._health.Watch(ANY, gone, lambda response: None)
+
     running.until(lambda: watchers() <= before)
 
 
