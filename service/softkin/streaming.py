@@ -12,7 +12,6 @@ import grpc
 
 from softkin.converters import ScoreCall
 from softkin.errors import (
-    CancelledError,
     InvalidInputError,
     OverloadedError,
     SoftkinError,
@@ -35,6 +34,9 @@ PATIENCE_SECONDS = 10.0
 would lose every place that gets free to other callers."""
 LOOK_UP_SECONDS = 0.1
 """How often a request that waits for others checks whether its caller has gone."""
+WITH_THE_CALL = (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""How requests end with the whole stream. That end counts, as any call's; how many of them are met on the way to it is
+chance."""
 MAX_ANSWER_BYTES = 1 << 20
 """An answer message is sent once it holds so much, also when more answers are ready."""
 
@@ -233,12 +235,11 @@ class _Stream:
                     self._tickets.popleft()
                     self._progress.notify()
         assert found is not None
-        self._metrics.rejected(found.reason)
+        if found.code not in WITH_THE_CALL:
+            self._metrics.rejected(found.reason)
         return pb.StreamAnswer(error=found.to_proto())
 
     def _failure(self, error: Exception) -> Failure:
-        if isinstance(error, CancelledError):
-            error = ended(self._context)
         return failure(error, METHOD, request_id(self._context.invocation_metadata()))
 
 
