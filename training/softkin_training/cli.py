@@ -273,6 +273,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
+    from softkin_training.elapsed import elapsed
     from softkin_training.evaluate import evaluate, write_report
     from softkin_training.new_rows import read_inputs, read_labelled, why_unlabelled
     from softkin_training.report_terminal import print_summary
@@ -301,16 +302,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     inliers, labels = read_labelled(arguments.inliers, manifest)
     if labels is None and (why := why_unlabelled(arguments.inliers, manifest)):
         print(why, file=sys.stderr)
-    report = evaluate(
-        arguments.bundle,
-        inliers=inliers,
-        labels=labels,
-        outliers=outliers,
-        calibration=calibration,
-        alpha=arguments.alpha,
-        near=[name for name in names(arguments.near) if name],
-        corruption_rows=arguments.corrupt,
-    )
+    with elapsed("evaluating"):
+        report = evaluate(
+            arguments.bundle,
+            inliers=inliers,
+            labels=labels,
+            outliers=outliers,
+            calibration=calibration,
+            alpha=arguments.alpha,
+            near=[name for name in names(arguments.near) if name],
+            corruption_rows=arguments.corrupt,
+        )
     write_report(report, arguments.out)
     print_summary(report)
     print(f"report: {arguments.out / 'report.html'}")
@@ -321,6 +323,7 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
 
     from softkin.bundle import read_manifest
     from softkin.display import describe_class_p_values
+    from softkin_training.elapsed import elapsed
     from softkin_training.new_rows import read_calibrating, why_unlabelled
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
@@ -330,14 +333,15 @@ def _recalibrate(arguments: argparse.Namespace) -> None:
     x, y = read_calibrating(arguments.data, manifest)
     if y is None and (why := why_unlabelled(arguments.data, manifest)):
         print(why, file=sys.stderr)
-    m = recalibrate(
-        arguments.bundle,
-        arguments.out,
-        x if y is None else Rows(x, y, np.arange(len(y))),
-        grow=arguments.grow,
-        version=arguments.version,
-        alpha=arguments.alpha,
-    )
+    with elapsed("recalibrating"):
+        m = recalibrate(
+            arguments.bundle,
+            arguments.out,
+            x if y is None else Rows(x, y, np.arange(len(y))),
+            grow=arguments.grow,
+            version=arguments.version,
+            alpha=arguments.alpha,
+        )
     c = m.certificate
     print(
         f"{arguments.out}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "

@@ -104,6 +104,7 @@ def fit(arguments: argparse.Namespace) -> None:
         SoftkinError: as `fit_onnx` and `fit_embeddings` do, and for options that do not go together.
     """
     from softkin.display import describe_bank, spelled
+    from softkin_training.elapsed import elapsed
     from softkin_training.fit import BUNDLE, fit_embeddings, fit_onnx
     from softkin_training.fit_config import classifier_config, default_name, vectors_config
     from softkin_training.foreign import read_model
@@ -132,11 +133,12 @@ def fit(arguments: argparse.Namespace) -> None:
     for line in tidy(a.out / BUNDLE):
         print(line, file=sys.stderr)
     held_out = {"calibration": a.calibration, "calibration_share": a.calibration_share}
-    if a.onnx:
-        config = classifier_config(layers=names(a.layers), **given)
-        fitted = fit_onnx(a.onnx, a.data, a.out, config, output=a.output, output_kind=a.output_kind, **held_out)
-    else:
-        fitted = fit_embeddings(a.embeddings, a.out, vectors_config(**given), **held_out)
+    with elapsed("fitting"):
+        if a.onnx:
+            config = classifier_config(layers=names(a.layers), **given)
+            fitted = fit_onnx(a.onnx, a.data, a.out, config, output=a.output, output_kind=a.output_kind, **held_out)
+        else:
+            fitted = fit_embeddings(a.embeddings, a.out, vectors_config(**given), **held_out)
 
     m, e = fitted.manifest, fitted.exposed
     for change in e.changes:
