@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 
 import grpc
@@ -181,6 +182,17 @@ def test_metrics_show_no_watch_before_the_server_is_ready(start):
     running.server.make_ready()
 
     assert (before, running.sample("softkin_drift_rows", **LABELS)) == (None, 0)
+
+
+def test_states_are_saved_as_often_as_the_setting_says(start, tmp_path):
+    """Unless it says otherwise, every 10 seconds."""
+    start(StandIn(), drift_state=tmp_path, drift_save_seconds=0.01)
+
+    for _ in range(1000):
+        if list(tmp_path.glob("*.safetensors")):
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("nothing was saved for 5 seconds")
 
 
 def test_an_unloaded_version_is_watched_no_longer_and_goes_on_where_it_was(start, tmp_path, loading):
