@@ -168,6 +168,8 @@ class Server:
         s = self._settings
         self._health.set(READY, health_pb2.HealthCheckResponse.NOT_SERVING)
         check_address(s.host, s.metrics_port, "--metrics-port")
+        if s.admin_port is not None:  # before a port is opened: gRPC gives none back of a server that was never started
+            check_address(s.admin_host, s.admin_port, "--admin-port")
         try:
             metrics_port, close = open_metrics_port(s.host, s.metrics_port, self._metrics.registry)
         except OSError as e:
@@ -178,7 +180,6 @@ class Server:
                 self.admin_port = self._add_port(self._admin.server, s.admin_host, s.admin_port, "--admin-port")
         except SoftkinError:
             close()
-            self._grpc.stop(None)
             raise
         self._close_metrics = close
         self.metrics_port = metrics_port

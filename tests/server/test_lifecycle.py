@@ -217,13 +217,13 @@ def test_stopping_closes_both_ports(start):
             pass
 
 
-@pytest.mark.parametrize("taken", ["port", "metrics_port"])
+@pytest.mark.parametrize("taken", ["port", "metrics_port", "admin_port"])
 def test_a_taken_port_is_an_error_that_names_it_and_the_other_port_is_freed(taken):
     """Never a second server that silently takes half of the calls."""
     with socket.create_server(("127.0.0.1", 0)) as holder, socket.create_server(("127.0.0.1", 0)) as other:
         port, free = holder.getsockname()[1], other.getsockname()[1]
         other.close()
-        ports = {"port": free, "metrics_port": free, taken: port}
+        ports = {"port": free, "metrics_port": free if taken == "port" else 0, taken: port}
         settings = ServerSettings(host="127.0.0.1", **ports)
         server = Server(settings, Registry(), Metrics(CollectorRegistry(), version="0"))
 
