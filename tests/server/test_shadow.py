@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,9 +12,7 @@ from scipy import stats
 
 import standin_bundles
 from softkin.errors import DeviceError, PreconditionError
-from softkin.scores import Scores
 from softkin.shadow import Comparison
-from softkin.tickets import Ticket
 from standin import StandIn
 from standin_bundles import Shifted
 
@@ -25,8 +23,8 @@ EVERY = {"shadow_share": 1.0}
 def shadowed(start):
     """Starts a server whose version 1 is stable, with a candidate labelled shadow."""
 
-    def run(candidate, *others, **options):
-        running = start(StandIn(), candidate, *others, **{"admin_port": 0, **EVERY, **options})
+    def run(candidate, *others, live=None, **options):
+        running = start(live or StandIn(), candidate, *others, **{"admin_port": 0, **EVERY, **options})
         with running.admin() as admin:
             admin.set_label("standin", "1", "stable")
             admin.set_label("standin", candidate.manifest.version, "shadow")
@@ -85,8 +83,30 @@ def test_what_is_counted_is_what_both_versions_make_of_the_same_requests(shadowe
     assert gauges(running) == pytest.approx((disagree / total, difference / total))
 
 
-def test_rows_of_streams_and_of_merged_batches_are_compared_too(shadowed, rows):
-    """However a request came, and whatever it was merged with: every row once."""
+def test_each_request_of_a_batch_is_compared_with_its_own_answer(shadowed, gate):
+    """Not with that of the batch, nor with another caller's."""
+    live = StandIn(gate=gate)
+    running = shadowed(Shifted(version="2", shift=10), live=live, workers=1)
+    asked = [np.full((n, 2, 3), value, np.float32) for n, value in ((1, 0.0), (2, 0.0), (3, 2.5), (4, 0.5))]
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        calls = [pool.submit(running.score, asked[0])]
+        assert live.entered.acquire(timeout=20)
+        calls += [pool.submit(running.score, x) for x in asked[1:]]
+        running.until(lambda: running.server.pending_requests == len(asked))
+        gate.set()
+        for call in calls:
+            call.result(timeout=20)
+    settle(running, 10)
+
+    assert live.batches == [1, 9]
+    assert counted(running) == {"agree": 7, "disagree": 3}
+    a, b = (np.concatenate([d.score(x).p_value for x in asked]) for d in (StandIn(), Shifted(shift=10)))
+    assert gauges(running) == pytest.approx((0.3, np.abs(a - b).mean()))
+
+
+def test_a_request_in_slices_is_compared_as_a_whole(shadowed, rows):
+    """Every row once."""
     running = shadowed(Shifted(version="2"), max_batch_rows=4)
     with running.client() as client:
         client.score(rows(11))
@@ -115,7 +135,7 @@ def test_it_is_silent(shadowed, rows):
     assert running.sample("softkin_request_rows_count") == 1
 
 
-@pytest.mark.parametrize(("batch_rows", "excess"), [(2, 6), (3, 5)])
+@pytest.mark.parametrize(("batch_rows", "excess"), [(1, 6), (2, 6), (3, 5)])
 def test_no_answer_waits_for_it_and_what_finds_no_room_is_dropped(shadowed, rows, gate, batch_rows, excess):
     """The candidate hangs: every caller gets its answer; one request waits, or four batches; the others are dropped."""
     candidate = Shifted(version="2", gate=gate)
@@ -132,43 +152,6 @@ def test_no_answer_waits_for_it_and_what_finds_no_room_is_dropped(shadowed, rows
     assert answers == [8, 5, 1]
     assert dropped == {"dropped": excess}
     assert counted(running) == {"agree": 14 - excess, "dropped": excess}
-
-
-def test_what_waits_is_bounded_in_bytes_too(shadowed, rows, gate):
-    """Requests of images hold memory that the gate no longer counts: at most one message's worth."""
-    candidate = Shifted(version="2", gate=gate)
-    running = shadowed(candidate, workers=1, max_message_bytes=2048)
-
-    running.score(rows(60))  # of 24 bytes: 1440
-    assert candidate.entered.acquire(timeout=20)
-    for n in (26, 25):  # 624, too many, and 600
-        running.score(rows(n))
-    settle(running, 26)
-    dropped = counted(running)
-    gate.set()
-    settle(running, 111)
-
-    assert dropped == {"dropped": 26}
-    assert counted(running) == {"agree": 85, "dropped": 26}
-
-
-def test_what_waits_holds_its_rows_and_verdicts_and_nothing_of_the_batch_it_was_in(shadowed, rows, gate):
-    """P-values of every class for all rows of a batch would be megabytes for each request of one row."""
-
-    def alive():
-        return {id(found): found for found in gc.get_objects() if type(found) in (Ticket, Scores)}
-
-    before = alive()  # of other tests; held, so that nothing new gets their ids
-    candidate = Shifted(version="2", gate=gate)
-    running = shadowed(candidate, workers=1)
-    running.score(rows(3))
-    assert candidate.entered.acquire(timeout=20)
-
-    running.score(rows(2), num_neighbors=3)
-
-    running.until(lambda: alive().keys() <= before.keys())
-    gate.set()
-    settle(running, 5)
 
 
 def test_a_busy_server_drops_what_it_would_compare(shadowed, rows, gate, caplog):
