@@ -69,6 +69,32 @@ class InputColumns:
             x = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
         return x.astype(SERVED_AS.get(x.dtype.name, x.dtype), copy=False)
 
+    def refuse_stray_text(self, table: Any) -> None:
+        """Refuse numbers that a cell without one has made a column of text; columns of words are left to `read`.
+
+        Args:
+            table: all rows, of `pyarrow` or `datasets`.
+
+        Raises:
+            DataError: names the first cell that is no number.
+        """
+        import pyarrow as pa
+
+        for name in self._names:
+            column = table.column(name)
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                continue
+            stray, numbers = None, False
+            for row, text in enumerate(map(str, column)):
+                numbers = numbers or _is_number(text)
+                if stray is None and column[row].is_valid and not _is_number(text):
+                    stray = row, text
+                if numbers and stray is not None:
+                    raise DataError(
+                        f"{self._table}: column {name!r} is text, because row {stray[0]} has {stray[1]!r}; put a "
+                        "number there, or leave the column out by data.input_columns, which names the columns to take"
+                    )
+
     def _read_images(self, column: Any, first_row: int) -> NDArray[np.generic]:
         images = []
         for row, value in enumerate(column.to_pylist(), start=first_row):
@@ -114,6 +140,14 @@ class InputColumns:
                 "data.input_columns, which names the columns to take"
             )
         return column.to_numpy().reshape(shape)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_image(feature: Any) -> bool:

@@ -79,6 +79,7 @@ def read_table(data: DataConfig) -> Source:
     def rows(table: Any, split: str, first_id: int) -> StoredRows:
         name = f"{(split == 'test' and data.test_path) or data.path}, {split}"
         columns = InputColumns(table.features, inputs, reader, name)
+        columns.refuse_stray_text(table.data)
 
         def parts() -> Iterator[NDArray[np.generic]]:
             for start in range(0, len(table), READ_AT_ONCE):

@@ -196,3 +196,25 @@ def test_maps_keep_their_shape_and_stand_alone():
         DataError, match=r"column 'a' holds 2 axes a row, .* the only input; say data\.input_columns = \['a'"
     ):
         read({"b": pa.array([1, 2]), "a": maps})
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        ([*["1.5", "2"] * 200, None, "x", "y"], (401, "x")),
+        (pa.array(["n/a", "1"], pa.large_string()), (0, "n/a")),
+        (["x", "y", None], None),
+        (["1", "2", None], None),
+        ([1.0, 2.0], None),
+    ],
+    ids=["far down", "first", "words", "numbers as text", "numbers"],
+)
+def test_the_cell_that_makes_text_of_a_column_of_numbers_is_named(column, found):
+    """To leave the column out would be no remedy; where it lies among millions nobody could see."""
+    table = pa.table({"a": column})
+    inputs = InputColumns({"a": None}, ["a"], ImageReader("RGB", []), "t")
+    if found is None:
+        inputs.refuse_stray_text(table)
+        return
+    with pytest.raises(DataError, match=f"^t: column 'a' is text, because row {found[0]} has '{found[1]}'; put a num"):
+        inputs.refuse_stray_text(table)
