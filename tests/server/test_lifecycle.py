@@ -201,9 +201,9 @@ def test_wait_returns_when_the_server_has_stopped(start):
     assert not waiting.is_alive()
 
 
-def test_stopping_closes_both_ports(start):
+def test_stopping_closes_all_ports(start):
     """The metrics port goes last, but it goes."""
-    running = start(StandIn())
+    running = start(StandIn(), admin_port=0)
     url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=20) as answer:
         assert answer.status == 200
@@ -212,7 +212,7 @@ def test_stopping_closes_both_ports(start):
 
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=20)
-    for port in (running.server.port, running.server.metrics_port):
+    for port in (running.server.port, running.server.metrics_port, running.server.admin_port):
         with socket.create_server(("127.0.0.1", port)):
             pass
 

@@ -85,7 +85,8 @@ def test_a_bundle_of_another_name_comes_where_the_old_one_was_unloaded_by_hand(s
     path = tmp_path / "bundle"
     standin_bundles.write(path, "1")
     standin_bundles.write(tmp_path / "next", "2")
-    running = start(load=loading, bundles=(path,), admin_port=0, bundle_root=tmp_path)
+    standin_bundles.write(tmp_path / "beside", "4", name="beside")
+    running = start(load=loading, bundles=(path, tmp_path / "beside"), admin_port=0, bundle_root=tmp_path)
     with running.admin() as admin:
         admin.load("next", ["stable"])
         admin.unload("standin", "1")
@@ -93,5 +94,5 @@ def test_a_bundle_of_another_name_comes_where_the_old_one_was_unloaded_by_hand(s
 
     running.server.reloader.reload()
 
-    assert versions(running) == {"2": ["stable"], "3": []}
+    assert versions(running) == {"2": ["stable"], "3": [], "4": []}
     assert running.sample("softkin_reloads_total", result="failed") == 0

@@ -112,6 +112,17 @@ def test_a_version_that_another_path_holds_does_not_go_with_a_path_that_holds_an
     assert shared.sample("softkin_reloads_total", result="failed") == 0
 
 
+def test_a_version_that_another_path_holds_does_not_go_with_a_path_that_holds_a_third_one(shared, tmp_path):
+    """Which is loaded already, for its own path."""
+    point(tmp_path / "a", "3")
+
+    for _ in range(2):
+        shared.server.reloader.reload()
+
+    assert versions(shared).keys() == {"2", "3"}
+    assert shared.sample("softkin_reloads_total", result="failed") == 0
+
+
 def test_another_bundle_of_a_version_that_another_path_holds_too_is_refused(shared, tmp_path, rows):
     """Callers of the other path's version would get what its bundle does not hold."""
     standin_bundles.write(tmp_path / "again", "2", shift=7)
