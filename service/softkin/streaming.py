@@ -138,6 +138,9 @@ class _Stream:
                 if response is not None:
                     self._metrics.messages(LABELS, sent=1)
                     yield response
+        except GeneratorExit:  # the caller left between two answers: nobody is told, so nobody else counts it
+            self._metrics.rejected(self._failure(ended(self._context)).reason)
+            raise
         finally:
             self._end()
 
