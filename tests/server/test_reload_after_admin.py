@@ -15,15 +15,21 @@ def versions(running):
         return {d.version: list(d.labels) for d in admin.detectors()}
 
 
-def test_a_version_that_was_loaded_by_hand_first_is_taken_over_from_its_path(start, tmp_path, loading, rows, caplog):
-    """A canary by the admin service, then the same bundle in the configured path: it is not loaded twice."""
-    caplog.set_level(logging.INFO)
+def with_canary(start, tmp_path, loading):
+    """The path of version 1, and a server to which the admin service has added version 2 from elsewhere."""
     path = tmp_path / "bundle"
     standin_bundles.write(path, "1")
     standin_bundles.write(tmp_path / "next", "2")
     running = start(load=loading, bundles=(path,), admin_port=0, bundle_root=tmp_path)
     with running.admin() as admin:
         admin.load("next", ["canary"])
+    return path, running
+
+
+def test_a_version_that_was_loaded_by_hand_first_is_taken_over_from_its_path(start, tmp_path, loading, rows, caplog):
+    """A canary by the admin service, then the same bundle in the configured path: it is not loaded twice."""
+    caplog.set_level(logging.INFO)
+    path, running = with_canary(start, tmp_path, loading)
     standin_bundles.write(path, "2")
 
     running.server.reloader.reload()
@@ -36,12 +42,8 @@ def test_a_version_that_was_loaded_by_hand_first_is_taken_over_from_its_path(sta
 
 def test_a_new_version_of_a_path_whose_own_was_unloaded_comes_beside_the_others(start, tmp_path, loading, rows):
     """It has nobody's place to take: no labels, and not the turn as the default. Unchanged, the path brings nothing."""
-    path = tmp_path / "bundle"
-    standin_bundles.write(path, "1")
-    standin_bundles.write(tmp_path / "next", "2")
-    running = start(load=loading, bundles=(path,), admin_port=0, bundle_root=tmp_path)
+    path, running = with_canary(start, tmp_path, loading)
     with running.admin() as admin:
-        admin.load("next", ["canary"])
         admin.set_label("standin", "2", "stable")
         admin.unload("standin", "1")
 

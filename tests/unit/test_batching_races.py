@@ -48,12 +48,10 @@ def takes_more(batcher, detector):
     return True
 
 
-def test_closing_does_not_wait_for_what_is_cancelled_meanwhile(make, gate):
-    """A worker waits for a free place, to run what is queued; then nothing is queued any more, and it must end."""
-    detector = StandIn(gate=gate)
-    batcher = make()
-    alone, queued = ticket(detector, rows(1)), ticket(detector, rows(1))
-    calling = threading.Thread(target=batcher.score, args=(alone,))
+def closing_behind_a_caller(batcher, detector):
+    """A ticket of two rows behind a caller who computes by himself, his thread, and one that is closing the batcher."""
+    queued = ticket(detector, rows(2))
+    calling = threading.Thread(target=batcher.score, args=(ticket(detector, rows(1)),))
     calling.start()
     assert detector.entered.acquire(timeout=WAIT_SECONDS)
     batcher.submit(queued)
@@ -61,6 +59,14 @@ def test_closing_does_not_wait_for_what_is_cancelled_meanwhile(make, gate):
     closing.start()
     while takes_more(batcher, detector):
         pass
+    return queued, calling, closing
+
+
+def test_closing_does_not_wait_for_what_is_cancelled_meanwhile(make, gate):
+    """A worker waits for a free place, to run what is queued; then nothing is queued any more, and it must end."""
+    detector = StandIn(gate=gate)
+    batcher = make()
+    queued, calling, closing = closing_behind_a_caller(batcher, detector)
 
     batcher.cancel(queued)
     gate.set()
@@ -73,16 +79,7 @@ def test_closing_does_not_wait_for_what_is_cancelled_meanwhile(make, gate):
 def test_closing_answers_what_waits_for_a_caller_who_computes_by_itself(make, gate):
     """The worker has no place to run it in yet: it must not end before it has run what was accepted."""
     detector = StandIn(gate=gate)
-    batcher = make()
-    alone, queued = ticket(detector, rows(1)), ticket(detector, rows(2))
-    calling = threading.Thread(target=batcher.score, args=(alone,))
-    calling.start()
-    assert detector.entered.acquire(timeout=WAIT_SECONDS)
-    batcher.submit(queued)
-    closing = threading.Thread(target=batcher.close, daemon=True)
-    closing.start()
-    while takes_more(batcher, detector):
-        pass
+    queued, calling, closing = closing_behind_a_caller(make(), detector)
 
     closing.join(0.05)
     early = not closing.is_alive()
