@@ -80,7 +80,8 @@ def _equal(
     d_BN: NDArray[np.floating], sizes_B: NDArray[np.float32], sizes_N: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs that are equal up to the rounding of the expanded form; pair by pair, lest one large row hide others."""
-    i, j = np.nonzero(d_BN <= 16 * EPSILON * max(sizes_B.max(), sizes_N.max()))  # hardly any are
+    close = np.flatnonzero(d_BN <= 16 * EPSILON * max(sizes_B.max(), sizes_N.max()))  # hardly any are
+    i, j = np.divmod(close, len(sizes_N))
     equal = d_BN[i, j] <= 16 * EPSILON * np.maximum(sizes_B[i], sizes_N[j])
     return i[equal], j[equal]
 
