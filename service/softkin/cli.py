@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softkin import __version__
-from softkin.console import OutputError, flushed, refuse_lost_directory
+from softkin.console import OutputError, flushed, lost_directory
 from softkin.errors import InvalidInputError, NotFoundError, OverloadedError, SoftkinError, UnsupportedError
 from softkin.option_names import (
     ADMIN_OPTIONS,
@@ -86,7 +86,7 @@ def _run(arguments: Sequence[str]) -> int:
         extra = "service" if chosen in ("serve", "export-onnx") else "client"
         return _fail(f"{chosen} needs the Python package {e.name}: pip install 'softkin[{extra}]'")
     except FileNotFoundError as e:
-        return _fail(refuse_lost_directory(e))
+        return _fail(lost_directory(e))
     except KeyboardInterrupt:
         return 130
 

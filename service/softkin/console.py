@@ -52,7 +52,7 @@ def flushed() -> Iterator[None]:
                 raise OutputError(e) from e
 
 
-def refuse_lost_directory(error: FileNotFoundError) -> str:
+def lost_directory(error: FileNotFoundError) -> str:
     """What to say where the current directory has been removed or replaced, so that no relative path leads anywhere.
 
     Raises:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from softkin.console import refuse_lost_directory
+from softkin.console import lost_directory
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,5 @@ def test_a_file_that_is_missing_is_another_matter():
     """It comes out as it is."""
     error = FileNotFoundError("x")
     with pytest.raises(FileNotFoundError) as e:
-        refuse_lost_directory(error)
+        lost_directory(error)
     assert e.value is error

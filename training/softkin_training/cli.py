@@ -7,14 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from softkin import __version__
-from softkin.console import OutputError, flushed, refuse_lost_directory
+from softkin.console import OutputError, flushed, lost_directory
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.option_names import SERVICE_COMMANDS, as_typed, option, refuse_command_of, unrecognized
 from softkin_training.arguments import folder, names, no_folder, refuse_unwritable
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
+
+if TYPE_CHECKING:  # each command imports what it needs, see below
+    from softkin.manifest import Manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +50,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
     except SoftkinError as e:
         return _fail(as_typed(e, _options(arguments)))
     except FileNotFoundError as e:
-        return _fail(refuse_lost_directory(e))
+        return _fail(lost_directory(e))
     except KeyboardInterrupt:
         remedy = "run it again"
         if hasattr(arguments, "resume"):
@@ -275,7 +279,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from softkin.bundle import read_manifest
     from softkin_training.elapsed import elapsed
     from softkin_training.evaluate import evaluate, write_report
-    from softkin_training.new_rows import read_inputs, read_labelled, why_unlabelled
+    from softkin_training.new_rows import read_inputs, read_labelled
     from softkin_training.report_terminal import print_summary
     from softkin_training.rows import Rows
 
@@ -300,8 +304,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         x, y = read_labelled(arguments.calibration, manifest)
         calibration = x if y is None else Rows(x, y, np.arange(len(y)))
     inliers, labels = read_labelled(arguments.inliers, manifest)
-    if labels is None and (why := why_unlabelled(arguments.inliers, manifest)):
-        print(why, file=sys.stderr)
+    if labels is None:
+        _say_why_unlabelled(arguments.inliers, manifest)
     with elapsed("evaluating"):
         report = evaluate(
             arguments.bundle,
@@ -318,21 +322,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"report: {arguments.out / 'report.html'}")
 
 
+def _say_why_unlabelled(path: Path, manifest: Manifest) -> None:
+    from softkin_training.new_rows import why_unlabelled
+
+    if why := why_unlabelled(path, manifest):
+        print(why, file=sys.stderr)
+
+
 def _recalibrate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
     from softkin.display import describe_class_p_values
     from softkin_training.elapsed import elapsed
-    from softkin_training.new_rows import read_calibrating, why_unlabelled
+    from softkin_training.new_rows import read_calibrating
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
 
     _tidy(arguments.out)
     manifest = read_manifest(arguments.bundle)
     x, y = read_calibrating(arguments.data, manifest)
-    if y is None and (why := why_unlabelled(arguments.data, manifest)):
-        print(why, file=sys.stderr)
+    if y is None:
+        _say_why_unlabelled(arguments.data, manifest)
     with elapsed("recalibrating"):
         m = recalibrate(
             arguments.bundle,
