@@ -31,10 +31,10 @@ def fingerprint(x: Rows | NDArray[np.generic]) -> str:
     """One sha256 for the set of rows, `[n, ...]`: the same in any order and with repeated rows."""
     digests = _digests(x)
     order, is_first = _sorted(digests)
-    distinct = digests[order[is_first]]
+    firsts = order[is_first]
     found = hashlib.sha256()
-    for start in range(0, len(distinct), HASHED_TOGETHER):
-        text = distinct[start : start + HASHED_TOGETHER].tobytes().hex("\n", DIGEST_BYTES)
+    for start in range(0, len(firsts), HASHED_TOGETHER):
+        text = digests[firsts[start : start + HASHED_TOGETHER]].tobytes().hex("\n", DIGEST_BYTES)
         found.update(f"\n{text}".encode() if start else text.encode())
     return found.hexdigest()
 
@@ -148,10 +148,21 @@ def _words(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _sorted(digests: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Positions `[n]` in the order of the digests, equal ones as they came; and which of them begin another content."""
-    words = _words(digests)
-    order = np.lexsort(words.T[::-1])
-    words = words[order]
+    """Positions `[n]` in the order of the digests, equal ones as they came; and which of them begin another content.
+
+    Sorted by their first 64 bits, and by all of them where these are equal: a fifth of the time, where few rows are.
+    """
+    first = _words(digests[:, :8])[:, 0]
+    order = np.argsort(first)
+    first = first[order]
     is_first = np.ones(len(order), np.bool_)
-    is_first[1:] = (words[1:] != words[:-1]).any(axis=1)
+    is_first[1:] = first[1:] != first[:-1]
+    alike = ~is_first
+    alike[:-1] |= alike[1:]
+    at = np.flatnonzero(alike)
+    positions = order[at]
+    words = _words(digests[positions])
+    by = np.lexsort((positions, *words.T[::-1]))
+    order[at] = positions[by]
+    is_first[at[1:]] = (words[by[1:]] != words[by[:-1]]).any(axis=1)
     return order, is_first
