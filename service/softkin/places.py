@@ -10,6 +10,9 @@ from typing import Protocol
 
 PATIENCE_SECONDS = 0.2
 """How long to wait for a free place: callers that behave leave sooner, and so a burst of them loses no call."""
+LEAST_SECONDS = 0.05
+"""How long nobody loses a place: when many have run out of patience at the same time, each would take it from the one
+that has just come, whose message is there and has only to be read."""
 
 
 class Cancellable(Protocol):
@@ -36,8 +39,14 @@ class Places:
         """Hold a place while the thread waits for the call's other side."""
         place, longest = object(), None
         with self._left:
-            if not self._left.wait_for(lambda: len(self._held) < self._limit, PATIENCE_SECONDS):
-                longest, _ = self._held.pop(next(iter(self._held)))
+            self._left.wait_for(self._free, PATIENCE_SECONDS)
+            while not self._free():
+                oldest = next(iter(self._held))
+                early = self._held[oldest][1] + LEAST_SECONDS - time.monotonic()
+                if early <= 0:
+                    longest, _ = self._held.pop(oldest)
+                else:
+                    self._left.wait(early)
             self._held[place] = call, time.monotonic()
         if longest is not None:
             longest.cancel()
@@ -47,6 +56,9 @@ class Places:
             with self._left:
                 if self._held.pop(place, None) is not None:
                     self._left.notify()
+
+    def _free(self) -> bool:
+        return len(self._held) < self._limit
 
     def make_room(self) -> None:
         """Cancel the call that has held its place longest, for one that gets no thread; but not if it has just come."""

@@ -61,6 +61,27 @@ def test_room_is_made_by_whoever_has_had_his_time(monkeypatch):
     second.go.set()
 
 
+def test_who_has_just_come_keeps_his_place_for_a_moment(monkeypatch):
+    """Whoever has lost patience waits for that: many may do so at once, each after the other had just come in."""
+    monkeypatch.setattr("softkin.places.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("softkin.places.LEAST_SECONDS", 1000)
+    places = Places(1)
+    first = Call(places)
+    assert first.holds.wait(20)
+
+    second = Call(places)
+    early = second.holds.wait(0.05)
+    first.go.set()
+
+    assert second.holds.wait(20)
+    assert (early, first.cancelled) == (False, False)
+    monkeypatch.setattr("softkin.places.LEAST_SECONDS", 0.01)
+    third = Call(places)
+    assert third.holds.wait(20)
+    assert second.cancelled
+    third.go.set()
+
+
 def test_who_can_wait_for_a_place_costs_nobody_theirs(monkeypatch):
     """A burst of callers that do what they should is served one after the other."""
     monkeypatch.setattr("softkin.places.PATIENCE_SECONDS", 20)
