@@ -13,7 +13,6 @@ import grpc
 from softkin import bundle
 from softkin.errors import (
     BundleError,
-    CancelledError,
     InvalidInputError,
     OverloadedError,
     PreconditionError,
@@ -23,7 +22,6 @@ from softkin.loading import Loader
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
 from softkin.registry import STABLE, Registry, check_label
-from softkin.scoring import ended
 from softkin.scoring_detector import ScoringDetector
 from softkin.v1 import admin_pb2 as pb
 from softkin.v1 import admin_pb2_grpc as pb_grpc
@@ -139,8 +137,6 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
         try:
             with self._loader.changing(context.is_active):
                 yield
-        except CancelledError:
-            raise ended(context) from None
         except (BundleError, StateError) as e:
             raise PreconditionError(str(e)) from e
 

@@ -13,10 +13,17 @@ from typing import Any
 import grpc
 
 from softkin.call_threads import arriving
-from softkin.errors import InvalidInputError, MessageTooLargeError, SoftkinError, UnavailableError
+from softkin.errors import (
+    CancelledError,
+    ExpiredError,
+    InvalidInputError,
+    MessageTooLargeError,
+    SoftkinError,
+    UnavailableError,
+)
 from softkin.logs import log, log_line
 from softkin.metrics import Metrics
-from softkin.statuses import Code, end_code, failure
+from softkin.statuses import REASONS, Code, end_code, failure
 from softkin.traffic import Traffic
 
 UNARY, BIDI_STREAM = "UNARY", "BIDI_STREAM"
@@ -68,6 +75,10 @@ class _Call:
         """Note that the call only waits to be told that it is refused: its room is free for others."""
         self._refused = True
         self._traffic.turn_away()
+
+    def ending(self, context: grpc.ServicerContext) -> grpc.StatusCode:
+        """How it ended whose caller no longer waits."""
+        return end_code(context, time.perf_counter() - self._started)
 
     def end(self) -> None:
         """Count the end; a call without a code ended before its message had arrived."""
@@ -185,7 +196,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             response = behavior(_fit(request), context)
         except Exception as error:
             self._fail(call, method, context, error)
-        call.code = _ending(context)
+        call.code = _code_of_answered(call, context)
         return response
 
     def _stream(
@@ -195,9 +206,13 @@ class CallInterceptor(grpc.ServerInterceptor):
         try:
             _refuse_late(call)
             yield from behavior(map(_fit, requests), context)
+        except GeneratorExit:
+            call.code = call.ending(context)
+            self._rejected(REASONS[call.code])
+            raise
         except Exception as error:
             self._fail(call, method, context, error)
-        call.code = _ending(context)
+        call.code = _code_of_answered(call, context)
 
     def _parsed(self, message: bytes, parse: Callable[[bytes], Any]) -> Any:
         """The message, or why it is unfit: raised here, gRPC would tell the caller of a fault of the server."""
@@ -217,6 +232,8 @@ class CallInterceptor(grpc.ServerInterceptor):
             )
 
     def _fail(self, call: _Call, method: str, context: grpc.ServicerContext, error: Exception) -> None:
+        if isinstance(error, CancelledError) and call.ending(context) is Code.DEADLINE_EXCEEDED:
+            error = ExpiredError()
         found = failure(error, method, call.request_id)
         call.code = found.code
         self._rejected(found.reason)
@@ -241,9 +258,9 @@ def _refuse_late(call: _Call) -> None:
         raise UnavailableError("the server is stopping; retry on another one")
 
 
-def _ending(context: grpc.ServicerContext) -> grpc.StatusCode:
+def _code_of_answered(call: _Call, context: grpc.ServicerContext) -> grpc.StatusCode:
     """How a call that was answered ends: an answer nobody waits for is no success."""
-    return Code.OK if context.is_active() else end_code(context)
+    return Code.OK if context.is_active() else call.ending(context)
 
 
 def _refuse_unknown(call: _Call, context: grpc.ServicerContext) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import grpc
 
 from softkin import __version__, oip_converters, oip_descriptions
-from softkin.errors import CancelledError, InvalidInputError, NotFoundError, UnavailableError
+from softkin.errors import InvalidInputError, NotFoundError, UnavailableError
 from softkin.inference import grpc_service_pb2 as pb
 from softkin.inference import grpc_service_pb2_grpc as pb_grpc
 from softkin.registry import Registry
-from softkin.scoring import ScoringPath, ended
+from softkin.scoring import ScoringPath
 from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 
@@ -91,10 +91,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         detector = self._find(request.model_name, request.model_version, "model_name")
         call = oip_converters.decode_infer_request(request, detector.manifest, self._path.limits)
         decoded = time.perf_counter() - started
-        try:
-            share = self._path.score(detector, call, context)
-        except CancelledError:
-            raise ended(context) from None
+        share = self._path.score(detector, call, context)
         started = time.perf_counter()
         response = oip_converters.scores_to_response(share.own(), request)
         self._path.answered(share, decoded, time.perf_counter() - started)

@@ -22,7 +22,6 @@ from softkin.scores import Scores, Share
 from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 from softkin.shadow import Shadow
-from softkin.statuses import CallEndedError, end_code
 from softkin.tickets import Ticket
 from softkin.v1 import outlier_pb2 as pb
 
@@ -161,7 +160,7 @@ class ScoringPath:
         """Score the rows of a unary call.
 
         Raises:
-            CallEndedError: the caller no longer waits.
+            CancelledError, ExpiredError: the caller no longer waits.
             DeviceError: the device failed on it.
             InvalidInputError, OverloadedError, UnmeetableError: as `submit`.
         """
@@ -208,8 +207,3 @@ class ScoringPath:
     def _scored(self, scores: Scores) -> None:
         self._metrics.rows_scored(scores)
         self._watches.observe(scores)
-
-
-def ended(context: grpc.ServicerContext) -> CallEndedError:
-    """What to raise for a call that nobody waits for any more."""
-    return CallEndedError(end_code(context))

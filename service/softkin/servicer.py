@@ -9,10 +9,9 @@ import grpc
 
 from softkin import converters, descriptions
 from softkin.drift_watches import DriftWatches
-from softkin.errors import CancelledError
 from softkin.metrics import Metrics
 from softkin.registry import Registry
-from softkin.scoring import ScoringPath, ended
+from softkin.scoring import ScoringPath
 from softkin.scoring_detector import ScoringDetector
 from softkin.settings import ServerSettings
 from softkin.streaming import Streams
@@ -38,11 +37,7 @@ class OutlierServicer(pb_grpc.OutlierServiceServicer):
         self._path.admission.refuse_full()
         detector, call = self._path.decode(request)
         decoded = time.perf_counter() - started
-        try:
-            share = self._path.score(detector, call, context)
-        except CancelledError:
-            raise ended(context) from None
-        return self._path.encode(share, decoded)
+        return self._path.encode(self._path.score(detector, call, context), decoded)
 
     def ScoreStream(  # noqa: N802
         self, request_iterator: Iterator[pb.ScoreStreamRequest], context: grpc.ServicerContext

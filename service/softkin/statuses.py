@@ -61,18 +61,13 @@ STATUS_DETAILS = "grpc-status-details-bin"
 
 DEADLINE_TOLERANCE_SECONDS = 0.02
 """gRPC ends a call a little before the clock that is asked here says so."""
+DEADLINE_ROUNDING = 0.01
+"""Most of a deadline by which gRPC lengthens it on its way here: it travels in few digits, rounded up. The caller's own
+clock ends the call sooner, and the server hears of that as of any cancellation."""
 
 _MAX_DETAIL_BYTES = 1000
 """Most bytes of a status message in UTF-8. It travels in headers, which peers limit to 8 KiB: there each of these may
 take three bytes, and the message comes once or twice more in the details."""
-
-
-class CallEndedError(Exception):
-    """The caller no longer waits: cancelled, disconnected or past the deadline."""
-
-    def __init__(self, code: grpc.StatusCode) -> None:
-        super().__init__(code.name)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -104,15 +99,15 @@ class Failure:
         context.abort(self.code, self.message)
 
 
-def end_code(context: grpc.ServicerContext) -> grpc.StatusCode:
-    """How a call ended that is no longer active: past its deadline, or cancelled."""
-    return Code.DEADLINE_EXCEEDED if context.time_remaining() <= DEADLINE_TOLERANCE_SECONDS else Code.CANCELLED
+def end_code(context: grpc.ServicerContext, seconds: float) -> grpc.StatusCode:
+    """How a call ended that is no longer active, so many seconds after it arrived: past its deadline, or cancelled."""
+    remaining = context.time_remaining()
+    tolerance = DEADLINE_TOLERANCE_SECONDS + DEADLINE_ROUNDING * (seconds + remaining)
+    return Code.DEADLINE_EXCEEDED if remaining <= tolerance else Code.CANCELLED
 
 
 def status_code(error: BaseException) -> grpc.StatusCode:
     """The status for an error: its own entry in the table or its nearest base's; INTERNAL for all that is not ours."""
-    if isinstance(error, CallEndedError):
-        return error.code
     return next((STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES), Code.INTERNAL)
 
 

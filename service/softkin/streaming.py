@@ -12,6 +12,7 @@ import grpc
 
 from softkin.converters import ScoreCall
 from softkin.errors import (
+    CancelledError,
     InvalidInputError,
     OverloadedError,
     SoftkinError,
@@ -20,7 +21,7 @@ from softkin.errors import (
 )
 from softkin.interceptors import BIDI_STREAM, request_id
 from softkin.metrics import Metrics
-from softkin.scoring import ScoringPath, ended
+from softkin.scoring import ScoringPath
 from softkin.scoring_detector import ScoringDetector
 from softkin.statuses import Failure, failure
 from softkin.tickets import Ticket
@@ -69,7 +70,7 @@ class Streams:
         Raises:
             UnsupportedError: this server takes none.
             OverloadedError: too many streams are open, or there is no thread for one more.
-            CallEndedError: the caller no longer waits.
+            CancelledError: the caller no longer waits.
         """
         if not self._max_streams:
             raise UnsupportedError("this server takes no streams, max_streams = 0; send unary calls")
@@ -120,7 +121,7 @@ class _Stream:
 
     def answers(self, requests: Iterator[pb.ScoreStreamRequest]) -> Iterator[pb.ScoreStreamResponse]:
         if not self._context.add_callback(self._end):
-            raise ended(self._context)
+            raise CancelledError
         reader = threading.Thread(target=self._read, args=(requests,), name="stream", daemon=True)
         try:
             reader.start()
@@ -134,13 +135,10 @@ class _Stream:
             while more:
                 response, more = self._next()
                 if self._ended:
-                    raise ended(self._context)
+                    raise CancelledError
                 if response is not None:
                     self._metrics.messages(LABELS, sent=1)
                     yield response
-        except GeneratorExit:  # the caller left between two answers: nobody is told, so nobody else counts it
-            self._metrics.rejected(self._failure(ended(self._context)).reason)
-            raise
         finally:
             self._end()
 

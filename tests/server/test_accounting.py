@@ -14,6 +14,7 @@ import pytest
 from softkin.converters import array_to_tensor
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
+from wire import until_the_server_ends_it
 
 Code = grpc.StatusCode
 SERVICE = "softkin.v1.OutlierService"
@@ -67,7 +68,7 @@ def test_every_way_to_end_is_counted_under_its_own_code(start, rows, gate):
 
     held = running.stub.Score.future(request(rows(1)), timeout=60)
     assert detector.entered.acquire(timeout=20)
-    expiring = [running.stub.Score.future(request(rows(1)), timeout=3) for _ in range(3)]
+    expiring = [running.stub.Score.future(request(rows(1)), **until_the_server_ends_it(3)) for _ in range(3)]
     leaving = [running.stub.Score.future(request(rows(1)), timeout=60) for _ in range(4)]
     running.until(lambda: running.server.pending_requests == 8)
     for call in leaving:

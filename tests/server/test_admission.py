@@ -19,6 +19,7 @@ from softkin.converters import array_to_tensor
 from softkin.server import SPARE_THREADS
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
+from wire import until_the_server_ends_it
 
 Code = grpc.StatusCode
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -280,7 +281,7 @@ def test_a_request_whose_deadline_passes_in_the_queue_is_not_scored(start, rows,
     assert detector.entered.acquire(timeout=20)
 
     with pytest.raises(grpc.RpcError) as e:
-        running.stub.Score(pb.ScoreRequest(inputs=array_to_tensor(rows(5))), timeout=0.2)
+        running.stub.Score(pb.ScoreRequest(inputs=array_to_tensor(rows(5))), **until_the_server_ends_it(0.2))
     running.until(lambda: running.server.pending_requests == 1)
     gate.set()
     first.result(timeout=20)
@@ -329,7 +330,7 @@ def test_a_request_that_is_computed_stops_at_its_deadline(start, rows, gate):
     running = start(detector, workers=1)
 
     with pytest.raises(grpc.RpcError) as e:
-        running.stub.Score(pb.ScoreRequest(inputs=array_to_tensor(rows(3))), timeout=1.0)
+        running.stub.Score(pb.ScoreRequest(inputs=array_to_tensor(rows(3))), **until_the_server_ends_it(1))
 
     assert detector.entered.acquire(timeout=20)
     assert e.value.code() is Code.DEADLINE_EXCEEDED

@@ -19,6 +19,7 @@ from softkin.inference import grpc_service_pb2 as oip
 from softkin.server import INFERENCE_SERVICE
 from softkin.v1 import outlier_pb2 as pb
 from standin import StandIn
+from wire import until_the_server_ends_it
 
 Code = grpc.StatusCode
 INFER = {"grpc_type": "UNARY", "grpc_service": INFERENCE_SERVICE, "grpc_method": "ModelInfer"}
@@ -82,7 +83,7 @@ def test_a_deadline_that_passes_and_a_caller_who_leaves_free_the_device(start, g
     detector = StandIn(gate=gate)
     running = start(detector, workers=2)
     with pytest.raises(grpc.RpcError) as e:
-        stub(running).ModelInfer(request(), timeout=1)
+        stub(running).ModelInfer(request(), **until_the_server_ends_it(1))
     leaving = stub(running).ModelInfer.future(request(), timeout=60)
     running.until(lambda: running.server.pending_requests == 1)
 

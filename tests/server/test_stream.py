@@ -19,6 +19,7 @@ from softkin.streaming import _Stream
 from softkin.v1 import outlier_pb2 as pb
 from softkin.v1 import outlier_pb2_grpc as pb_grpc
 from standin import StandIn
+from wire import until_the_server_ends_it
 
 Code = grpc.StatusCode
 
@@ -272,11 +273,11 @@ def test_a_caller_who_leaves_frees_everything(start, rows, gate):
 
 
 def test_a_deadline_ends_the_stream(start, rows, gate):
-    """The status is the caller's own clock's; the device is free again."""
+    """The device is free again."""
     running = start(StandIn(gate=gate), workers=1)
 
     with pytest.raises(grpc.RpcError) as e:
-        list(running.stub.ScoreStream(iter([message(rows(2))] * 3), timeout=0.5))
+        list(running.stub.ScoreStream(iter([message(rows(2))] * 3), **until_the_server_ends_it(0.5)))
 
     assert e.value.code() is Code.DEADLINE_EXCEEDED
     running.until(lambda: running.server.pending_requests == 0)

@@ -8,10 +8,12 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from softkin import interceptors
 from softkin.call_threads import arriving
-from softkin.errors import OverloadedError
+from softkin.errors import CancelledError, OverloadedError
 from softkin.interceptors import CallInterceptor, request_id
 from softkin.metrics import Metrics
+from softkin.statuses import REASONS
 from softkin.traffic import Traffic
 
 Code = grpc.StatusCode
@@ -59,11 +61,11 @@ class Calls:
             self.metrics, ["a.Service"], traffic=self.traffic, max_message_bytes=10, **options
         )
 
-    def arrive(self, method):
+    def arrive(self, method, behavior=lambda received, context: received):
         """The handler that gRPC would call, and the call's account."""
         handler = {
-            UNARY: grpc.unary_unary_rpc_method_handler(lambda request, context: request, bytes, bytes),
-            STREAM: grpc.stream_stream_rpc_method_handler(lambda requests, context: requests, bytes, bytes),
+            UNARY: grpc.unary_unary_rpc_method_handler(behavior, bytes, bytes),
+            STREAM: grpc.stream_stream_rpc_method_handler(behavior, bytes, bytes),
         }[method]
         details = SimpleNamespace(method=method, invocation_metadata=())
         wrapped = self.interceptor.intercept_service(lambda details: handler, details)
@@ -124,19 +126,52 @@ def test_an_answer_that_nobody_waits_for_is_no_success(method, gone, code):
     assert calls.under_way() == (0, 0, 0)
 
 
-def test_a_stream_whose_caller_leaves_is_cancelled_and_was_delivered():
-    """gRPC drops it between two answers, without a word."""
+@pytest.mark.parametrize(
+    ("seconds", "gone", "code"),
+    [
+        (11.0, 0.09, "DEADLINE_EXCEEDED"),
+        (0.1, 0.02, "DEADLINE_EXCEEDED"),
+        (0.1, 0.03, "CANCELLED"),
+        (11.0, 0.2, "CANCELLED"),
+        (11.0, 1e18, "CANCELLED"),
+    ],
+)
+@pytest.mark.parametrize("method", [UNARY, STREAM])
+def test_a_caller_that_leaves_in_the_last_hundredth_of_its_time_has_none_left(method, seconds, gone, code, monkeypatch):
+    """A deadline travels in few digits, rounded up by as much: by its own clock, which ends the call, it has passed."""
+    now = [5.0]
+    monkeypatch.setattr(interceptors, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def stopped(request, context):
+        raise CancelledError
+
     calls = Calls()
+    handler, account = calls.arrive(method, stopped)
+    now[0] += seconds
+
+    with pytest.raises(AbortedError):
+        handler.unary_unary(b"x", Context(gone)) if method == UNARY else list(handler.stream_stream([], Context(gone)))
+    account.end()
+
+    assert calls.counted("grpc_server_handled") == {code: 1}
+    assert calls.counted("softkin_rejected") == {REASONS[Code[code]]: 1}
+
+
+@pytest.mark.parametrize(("gone", "code"), [(5.0, Code.CANCELLED), (0.0, Code.DEADLINE_EXCEEDED)])
+def test_a_stream_whose_caller_leaves_ends_as_such_and_was_delivered(gone, code):
+    """gRPC drops it between two answers, without a word: nobody else counts it as not scored."""
+    calls, context = Calls(), Context()
     handler, account = calls.arrive(STREAM)
-    answers = handler.stream_stream(iter([b"x", b"y"]), Context())
+    answers = handler.stream_stream(iter([b"x", b"y"]), context)
 
     assert next(answers) == b"x"
     assert calls.under_way() == (1, 1, 0)
+    context.gone = gone
     answers.close()
     account.end()
 
-    assert calls.counted("grpc_server_handled") == {"CANCELLED": 1}
-    assert calls.counted("softkin_rejected") == {}
+    assert calls.counted("grpc_server_handled") == {code.name: 1}
+    assert calls.counted("softkin_rejected") == {REASONS[code]: 1}
     assert calls.under_way() == (0, 0, 0)
 
 
