@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError, InvalidInputError, RecipeError, listed
 from softkin.unfinished_files import written_whole
-from softkin_training.ablation_plan import FAR, Cell, Plan
+from softkin_training.ablation_plan import AGAIN, FAR, Cell, Plan
 from softkin_training.checkpoint import AFRESH
 from softkin_training.config import Recipe, load_recipe
 from softkin_training.data import Dataset, load_dataset
 from softkin_training.evaluate import evaluate
+from softkin_training.history import GO_ON
 from softkin_training.launch import refuse_torchrun
 from softkin_training.npz import read_npz
 from softkin_training.run import BUNDLE, EXPORTED_KEYS, MODEL, build_step, export_step
@@ -84,7 +85,11 @@ def ablate(
                 where, reason = e.filename or folder, e.strerror or e
                 if not Path(where).is_relative_to(out):  # of the data, for example: no other folder would help
                     raise
-                raise InvalidInputError("out", f"cannot write {where} ({reason}); choose another folder") from None
+                raise InvalidInputError(
+                    "out", f"cannot write {where} ({reason}); make room, then {AGAIN}; or choose another folder"
+                ) from None
+            except InvalidInputError as e:  # of the training, which goes on by itself
+                raise InvalidInputError(e.field, e.message.replace(GO_ON, f"make room, then {AGAIN}")) from None
         for name in recipes:
             report = json.loads((folder / folder_of(name) / REPORT).read_text(encoding="utf-8"))
             cells.append(Cell(family=family, train=train_name, detect=name, seed=seed, report=report))

@@ -12,9 +12,9 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from softkin.errors import InvalidInputError
-from softkin.unfinished_files import written_whole
-from softkin_training.ablation_plan import FAR, Cell
+from softkin_training.ablation_plan import AGAIN, FAR, Cell
 from softkin_training.data import HELD_OUT_SETS
+from softkin_training.report_files import write_texts
 from softkin_training.report_markdown import plain
 
 OWN = "softkin"
@@ -23,7 +23,7 @@ MEASURES = ("far_auroc", "far_caught", "near_auroc", "near_caught", "false_alarm
 
 
 def write_table(cells: Sequence[Cell], out: Path) -> str:
-    """Write ablation.json and ablation.md into `out`; return the latter's text.
+    """Write ablation.json and ablation.md into `out`, both or neither; return the latter's text.
 
     Raises:
         InvalidInputError: they cannot be written.
@@ -31,11 +31,9 @@ def write_table(cells: Sequence[Cell], out: Path) -> str:
     table = summarise(cells)
     text = markdown(table)
     try:
-        for name, content in {"ablation.json": json.dumps(table, indent=1) + "\n", "ablation.md": text}.items():
-            with written_whole(out / name) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+        write_texts(out, {"ablation.json": json.dumps(table, indent=1) + "\n", "ablation.md": text})
     except OSError as e:
-        raise InvalidInputError("out", f"cannot write to {out} ({e.strerror}); choose another folder") from None
+        raise InvalidInputError("out", f"cannot write to {out} ({e.strerror}); make room, then {AGAIN}") from None
     return text
 
 

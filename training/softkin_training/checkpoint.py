@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from softkin.errors import DataError, InvalidInputError, RecipeError, reason_of
 from softkin.unfinished_files import written_whole
 from softkin_training.config import Recipe
+from softkin_training.history import GO_ON
 from softkin_training.losses import LayeredSnnl
 from softkin_training.models import Classifier
 from softkin_training.processes import num_processes, on_first, rank, stacked
@@ -72,9 +73,7 @@ class Checkpoint:
                 temporary.write_bytes(serialized.getbuffer())
         except OSError as e:
             kept = "the one before is kept" if self.path.exists() else "there is none yet"
-            raise InvalidInputError(
-                "out_dir", f"cannot write {self.path} ({e.strerror}), {kept}; make room, then go on with --resume"
-            ) from None
+            raise InvalidInputError("out_dir", f"cannot write {self.path} ({e.strerror}), {kept}; {GO_ON}") from None
 
     def load(self) -> list[dict[str, Any]]:
         """Restore everything in place, in each process its own random state; return the history so far.

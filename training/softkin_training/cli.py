@@ -317,8 +317,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             near=[name for name in names(arguments.near) if name],
             corruption_rows=arguments.corrupt,
         )
+    print_summary(report)  # first: it has taken minutes, and the disk may be full
     write_report(report, arguments.out)
-    print_summary(report)
     print(f"report: {arguments.out / 'report.html'}")
 
 

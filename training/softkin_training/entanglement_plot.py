@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softkin.errors import InvalidInputError
-from softkin.unfinished_files import written_whole
-from softkin_training.history import History
+from softkin_training.history import GO_ON, History
+from softkin_training.report_files import written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ def draw_entanglement(history: History, out: Path) -> None:
         out: folder, made if missing.
 
     Raises:
-        InvalidInputError: the folder cannot be written.
+        InvalidInputError: the folder cannot be written; pictures that were there stay.
     """
     probed = [epoch for epoch in history if epoch.get("probe")]
     try:
@@ -37,8 +37,9 @@ def draw_entanglement(history: History, out: Path) -> None:
             for ending in ENDINGS:
                 (out / f"{PICTURE}.{ending}").unlink(missing_ok=True)
     except OSError as e:
-        remedy = "make room, or choose another folder; the training itself is kept"
-        raise InvalidInputError("out_dir", f"cannot write to {out} ({e.strerror}); {remedy}") from None
+        raise InvalidInputError(
+            "out_dir", f"cannot write to {out} ({e.strerror}); the training is kept: {GO_ON}"
+        ) from None
 
 
 def _write(probed: History, out: Path) -> None:
@@ -48,12 +49,12 @@ def _write(probed: History, out: Path) -> None:
     with matplotlib.rc_context({"text.parse_math": False}):
         figure = drawn(probed)
     out.mkdir(parents=True, exist_ok=True)
-    for ending in ENDINGS:
-        metadata = {"Date": None} if ending == "svg" else None  # equal runs leave equal files
-        salt = matplotlib.rc_context({"svg.hashsalt": PICTURE})
-        with salt, warnings.catch_warnings(), written_whole(out / f"{PICTURE}.{ending}") as temporary:
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)
+    with written_together([out / f"{PICTURE}.{ending}" for ending in ENDINGS]) as temporaries:
+        for ending, temporary in zip(ENDINGS, temporaries, strict=True):
+            metadata = {"Date": None} if ending == "svg" else None  # equal runs leave equal files
+            with matplotlib.rc_context({"svg.hashsalt": PICTURE}), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing from")
+                figure.savefig(temporary, format=ending, dpi=120, metadata=metadata)
 
 
 def drawn(probed: History) -> Figure:

@@ -19,7 +19,6 @@ from softkin.display import describe_class_p_values
 from softkin.errors import InvalidInputError, listed
 from softkin.manifest import Manifest
 from softkin.nonconformity import Outputs
-from softkin.unfinished_files import written_whole
 from softkin_training.calibration_metrics import (
     CREDIBILITY_BINS,
     ClassifierCalibration,
@@ -31,6 +30,7 @@ from softkin_training.compared_scores import Compared, compared_scores
 from softkin_training.corruption_report import corruption_report
 from softkin_training.measure import INLIERS, ROC_RATES, histogram, key, p_value_report, score_report
 from softkin_training.report import Report, ScoreReport
+from softkin_training.report_files import write_texts
 from softkin_training.report_html import html
 from softkin_training.report_markdown import markdown
 from softkin_training.row_contents import among, digests64, refuse_used
@@ -136,8 +136,13 @@ def evaluate(
     )
 
 
-def write_report(report: Report, out: Path) -> None:
-    """Write report.json, report.md and report.html into `out`, creating it; each appears whole or not at all.
+def write_report(report: Report, out: Path, *, remedy: str = "make room, or choose another folder") -> None:
+    """Write report.json, report.md and report.html into `out`, creating it; all appear, or what was there stays.
+
+    Args:
+        report: what to write.
+        out: directory.
+        remedy: what to do where it cannot be written.
 
     Raises:
         InvalidInputError: it cannot be written.
@@ -149,11 +154,11 @@ def write_report(report: Report, out: Path) -> None:
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            with written_whole(out / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        write_texts(out, files)
     except OSError as e:
-        raise InvalidInputError("out", f"cannot write to {out} ({e.strerror}); choose another folder") from None
+        raise InvalidInputError(
+            "out", f"cannot write to {out} ({e.strerror}); no file of the report was written: {remedy}"
+        ) from None
 
 
 def _check_names(outliers: Mapping[str, NDArray[np.generic]], near: Sequence[str]) -> None:

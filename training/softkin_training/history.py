@@ -15,6 +15,8 @@ from softkin.errors import InvalidInputError
 from softkin.unfinished_files import written_whole
 
 HISTORY, EVENTS = "history.jsonl", "tensorboard"
+GO_ON = "make room, then go on with --resume"
+"""How a run whose disk was full goes on, for messages."""
 History = list[dict[str, Any]]
 """One entry per epoch; see `train` for its keys."""
 
@@ -64,9 +66,7 @@ class Recorder:
                         self._board.add_scalar(name, value, epoch["epoch"])
                 self._board.flush()
         except OSError as e:
-            raise InvalidInputError(
-                "out_dir", f"cannot write to {self._out} ({e.strerror}); make room, then go on with --resume"
-            ) from None
+            raise InvalidInputError("out_dir", f"cannot write to {self._out} ({e.strerror}); {GO_ON}") from None
 
 
 def scalars(epoch: dict[str, Any]) -> Iterator[tuple[str, float]]:

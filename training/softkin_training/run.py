@@ -26,6 +26,7 @@ from softkin_training.config import Recipe
 from softkin_training.data import HELD_OUT_SETS, Dataset
 from softkin_training.evaluate import Report, evaluate, write_report
 from softkin_training.export import export
+from softkin_training.history import GO_ON
 from softkin_training.models import Classifier
 from softkin_training.row_contents import fingerprint
 from softkin_training.split import choose_bank_rows
@@ -83,7 +84,9 @@ def export_step(recipe: Recipe, dataset: Dataset, out: Path, model: Classifier |
         with written_whole(path) as temporary:
             temporary.write_bytes(serialized)
     except OSError as e:
-        raise InvalidInputError("out", f"cannot write {path} ({e.strerror}); choose another folder") from None
+        raise InvalidInputError(
+            "out", f"cannot write {path} ({e.strerror}); make room, then run it again: --resume of `run` keeps training"
+        ) from None
     return path
 
 
@@ -165,5 +168,5 @@ def evaluate_step(dataset: Dataset, out: Path) -> Report:
         calibration=dataset.calibration,
         near=[name for name in dataset.outliers if name in HELD_OUT_SETS],
     )
-    write_report(report, out / REPORT)
+    write_report(report, out / REPORT, remedy=GO_ON)
     return report

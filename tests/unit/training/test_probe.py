@@ -134,9 +134,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_a_line(tmp_path, probed):
     if not probed:
         draw_entanglement([{"epoch": 1}], tmp_path / "report")  # there is nothing to write
     else:
-        with pytest.raises(
-            InvalidInputError, match=r"report \(File exists\); make room, or choose another folder; the"
-        ):
+        with pytest.raises(InvalidInputError, match=r"report \(File exists\); the training is kept: make room, then"):
             draw_entanglement([{"epoch": 1, "probe": measured}], tmp_path / "report")
     assert (tmp_path / "report").read_text() == "mine"
 
