@@ -55,8 +55,11 @@ def add_representation(
     """
     width = probe_ND.shape[1]
     if width == 1 and metric == "cosine":
+        # It may be the default, so nothing is said of what was given.
         raise InvalidInputError(
-            "metric", f"got cosine for {layer!r}, one number a row, which has no direction; choose squared_euclidean"
+            "metric",
+            f"cosine compares the directions of rows, and {layer!r} is one number a row, which has none; choose "
+            "squared_euclidean for it",
         )
 
     def unit_rows(z_BD: str) -> str:
