@@ -32,6 +32,7 @@ from softkin.settings import ServerSettings
 M_ARENA_MAX = -8
 """What glibc calls it in malloc.h."""
 SIGNAL_POLL_SECONDS = 0.5
+STOPPING = signal.SIGTERM, signal.SIGINT
 
 
 def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
@@ -59,7 +60,9 @@ def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
         try:
             server.listen()
             log.info(log_line("starting", version=__version__, port=server.port, metrics_port=server.metrics_port))
-            if server.make_ready(signals.empty):
+            with _second_signal_exits(signals):
+                ready = server.make_ready(signals.empty)
+            if ready:
                 settle()
                 admin = {"admin_port": server.admin_port} if server.admin_port else {}
                 ports = {"port": server.port, "metrics_port": server.metrics_port, **admin}
@@ -145,10 +148,31 @@ def _signals() -> Iterator[SimpleQueue[int]]:
     SimpleQueue.put may interrupt itself; an Event set in a handler can deadlock.
     """
     signals: SimpleQueue[int] = SimpleQueue()
-    before = {n: signal.signal(n, lambda number, _: signals.put(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.signal(n, lambda number, _: signals.put(number)) for n in STOPPING}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _second_signal_exits(signals: SimpleQueue[int]) -> Iterator[None]:
+    """End the process where a start that was told to stop is told again.
+
+    It would stop with the bundle at hand, which storage that hangs never gives; nothing is in flight yet.
+    """
+
+    def hear(number: int, _: object) -> None:
+        if not signals.empty():
+            os.write(2, b"softkin: error: stopped by a second signal before the start was over\n")
+            os._exit(1)
+        signals.put(number)
+
+    before = {n: signal.signal(n, hear) for n in STOPPING}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

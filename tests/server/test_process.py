@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
+import threading
 import urllib.request
 
 import grpc
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from softkin.bundle import MANIFEST
 from softkin.converters import array_to_tensor
 from softkin.v1 import outlier_pb2 as pb
 
@@ -101,6 +105,26 @@ def test_a_second_signal_stops_at_once(serve, fifo):
     assert status == 1
     assert "abandoned_requests=1" in log
     assert isinstance(call.exception(timeout=30), grpc.RpcError)
+
+
+def test_a_second_signal_ends_a_start_that_hangs(tmp_path):
+    """The first one waits for the bundle at hand, which storage that hangs never gives."""
+    manifest = tmp_path / MANIFEST
+    os.mkfifo(manifest)
+    ports = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", "softkin.cli", "serve", tmp_path, *ports]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as popen:
+        watchdog = threading.Timer(60, popen.kill)
+        watchdog.start()
+        with manifest.open("wb"):  # once a reader is there
+            for number in (signal.SIGTERM, signal.SIGINT):
+                popen.send_signal(number)
+            log = popen.stderr.read()
+        watchdog.cancel()
+        watchdog.join()
+
+    assert popen.returncode == 1
+    assert log.endswith("softkin: error: stopped by a second signal before the start was over\n")
 
 
 def test_a_second_signal_cuts_the_drain_delay_short(serve):
