@@ -35,6 +35,7 @@ _UNREACHED = {
     "Hostname Verification": _OTHER_NAME,
     "is not in peer certificate": _OTHER_NAME,
     "CERTIFICATE_VERIFY_FAILED": "; give the authority that signed the server's certificate (tls_ca)",
+    "WRONG_VERSION_NUMBER": "; it speaks plaintext: leave tls_ca out, or start it with --tls-cert and --tls-key",
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
     "errors resolving": _NO_SUCH_NAME,
     "DNS resolution failed": _NO_SUCH_NAME,

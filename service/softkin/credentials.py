@@ -21,6 +21,8 @@ from softkin.pipes import is_pipe
 
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 """What gRPC's TLS library knows of elliptic curves."""
+COMMON_CURVES = CURVES[:2]
+"""What clients that are made with that library take, softkin's among them."""
 RSA_PSS = "1.2.840.113549.1.1.10"
 """The algorithm of a key that is for RSA-PSS signatures alone (RFC 4055), which that library does not know."""
 
@@ -129,6 +131,7 @@ class ServerCertificate:
         configuration = grpc.ssl_server_certificate_configuration(
             [(files.key, files.cert)], root_certificates=files.client_ca
         )
+        self._warn_of_rare(chain[0])
         return configuration, min(c.not_valid_after_utc for c in chain)
 
     def _certificates(self, option: str, pem: bytes) -> list[x509.Certificate]:
@@ -181,6 +184,14 @@ class ServerCertificate:
                 f"{self._paths['tls_cert']}: gRPC knows no such key as that of {_subject(certificate)}; use RSA, or "
                 "ECDSA on P-256 or P-384",
             )
+
+    def _warn_of_rare(self, certificate: x509.Certificate) -> None:
+        """Those who cannot connect to it learn no more than that the connection was closed."""
+        key = certificate.public_key()
+        if isinstance(key, rsa.RSAPublicKey) or isinstance(getattr(key, "curve", None), COMMON_CURVES):
+            return
+        remedy = "many gRPC clients cannot connect, softkin's too: use RSA, or ECDSA on P-256 or P-384"
+        log.warning(log_line("certificate_rare", file=self._paths["tls_cert"], remedy=remedy))
 
     def _refuse_expired(self, option: str, certificate: x509.Certificate, now: datetime) -> None:
         expires = certificate.not_valid_after_utc

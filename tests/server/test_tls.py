@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from authority import LONG_AGO, Authority
@@ -128,8 +128,11 @@ def test_a_plaintext_client_gets_nothing_from_a_tls_port(start, server_files):
 
 
 def test_a_tls_client_gets_nothing_from_a_plaintext_port(start, ca):
-    """It does not fall back."""
-    assert "handshake" in reach(start(StandIn()), tls_ca=ca.file).lower()
+    """It does not fall back, and says what to do."""
+    message = reach(start(StandIn()), tls_ca=ca.file)
+
+    assert "handshake" in message.lower()
+    assert message.endswith("leave tls_ca out, or start it with --tls-cert and --tls-key")
 
 
 def test_mutual_tls_lets_in_who_has_a_certificate_of_the_authority(start, ca, other_ca, server_files, client_files):
@@ -259,6 +262,22 @@ def self_signed(folder, key):
     files["tls_cert"].write_bytes(certificate.public_bytes(pem))
     files["tls_key"].write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
     return files
+
+
+@pytest.mark.parametrize(
+    ("key", "rare"),
+    [
+        (lambda: rsa.generate_private_key(65537, 2048), False),
+        (lambda: ec.generate_private_key(ec.SECP384R1()), False),
+        (lambda: ec.generate_private_key(ec.SECP521R1()), True),
+    ],
+    ids=["RSA", "P-384", "P-521"],
+)
+def test_the_log_warns_of_a_key_that_many_clients_cannot_connect_to(tmp_path, caplog, key, rare):
+    """Their error says only that the connection was closed."""
+    ServerCertificate(*self_signed(tmp_path, key()).values())
+
+    assert any("event=certificate_rare" in m for m in caplog.messages) is rare
 
 
 def broken(ca, other_ca, what):
