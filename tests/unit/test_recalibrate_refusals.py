@@ -238,3 +238,28 @@ def test_the_command_refuses_a_damaged_file(tiny, tmp_path, capsys, damage):
         "other arrays": "lacks 'x_test'",
     }.get(damage, "not an .npz file of plain arrays")
     assert f"rows.npz: {wanted}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        (lambda tiny: tiny.bank.take(np.array([8, 9])), (), "2 rows whose content also stands in the training, bank"),
+        (
+            lambda tiny: calibrating(tiny, tiny.path).take(np.arange(3)),
+            ("--grow",),
+            "3 rows whose content also stands in the calibration rows of",
+        ),
+        (lambda tiny: inliers(tiny, 40, seed=19).take(np.array([5])), (), "1 rows whose content came before"),
+    ],
+    ids=["of the bank", "that calibrate already", "that repeat"],
+)
+def test_the_command_names_the_file_whose_rows_were_used_before(tiny, tmp_path, capsys, rows, options, said):
+    """And counts in it: two files and a bundle are in play."""
+    file = write_npz(tmp_path / "new.npz", joined(inliers(tiny, 40, seed=19), rows(tiny)))
+
+    assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b"), *options]) == 1
+
+    error = capsys.readouterr().err
+    assert error.startswith(f"softkin-train: error: {file}: x_test has {said}")
+    assert "the first is example 40" in error
+    assert entries(tmp_path) == ["new.npz"]

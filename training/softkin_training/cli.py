@@ -7,18 +7,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from softkin import __version__
 from softkin.console import OutputError, flushed, lost_directory
 from softkin.errors import InvalidInputError, SoftkinError
 from softkin.option_names import SERVICE_COMMANDS, as_typed, option, refuse_command_of, unrecognized
-from softkin_training.arguments import folder, names, no_folder, refuse_unwritable
+from softkin_training.arguments import folder, refuse_unwritable
+from softkin_training.evaluate_command import add_evaluate_arguments, evaluate_files
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import INTERRUPTED, terminable
-
-if TYPE_CHECKING:  # each command imports what it needs, see below
-    from softkin.manifest import Manifest
+from softkin_training.recalibrate_command import add_recalibrate_arguments, recalibrate_from_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,9 +62,9 @@ def _run_command(arguments: argparse.Namespace) -> int:
 
 def _extra(command: Callable[[argparse.Namespace], None], package: str) -> str:
     """The smallest extra that brings what the command lacks."""
-    if command not in (fit, _recalibrate, _evaluate) or package.startswith("sklearn"):  # which condenses
+    if command not in (fit, recalibrate_from_file, evaluate_files) or package.startswith("sklearn"):  # which condenses
         return "training"
-    return "evaluation" if command is _evaluate or package.startswith("PIL") else "service"
+    return "evaluation" if command is evaluate_files or package.startswith("PIL") else "service"
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, str]:
@@ -118,64 +116,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR, if there is one")
             sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = add("evaluate", _evaluate, "measure a bundle beside other scores: DIR/report.html, report.md, report.json")
-    sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
-    sub.add_argument(
-        "--inliers",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="npz with x_test, and y_test if known; or a folder of images, whose folders may be called like classes",
-    )
-    sub.add_argument(
-        "--outliers",
-        required=True,
-        type=no_folder,
-        nargs="+",
-        action="extend",
-        metavar="NAME=FILE",
-        help="npz files with x_test, or folders of images, that should be flagged; may be repeated",
-    )
-    sub.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        help="like --inliers: inliers unseen so far, which give every other score p-values too",
-    )
-    sub.add_argument(
-        "--near",
-        default="",
-        metavar="NAME,NAME",
-        help=r"outlier sets close to the known classes: means of their own; write \, for a comma within a name",
-    )
-    sub.add_argument("--alpha", type=float, metavar="A", help="false-alarm rate; the bundle's default when left out")
-    sub.add_argument(
-        "--corrupt",
-        type=int,
-        default=1000,
-        metavar="ROWS",
-        help="inliers to corrupt, where they are images; 0: none (default: %(default)s)",
-    )
-    sub.add_argument("--out", required=True, type=folder, metavar="DIR", help="directory for the report")
-
+    text = "measure a bundle beside other scores: DIR/report.html, report.md, report.json"
+    add_evaluate_arguments(add("evaluate", evaluate_files, text))
     add_fit_arguments(add("fit", fit, "a bundle without training, from an ONNX classifier or from vectors: DIR/bundle"))
-
-    sub = add("recalibrate", _recalibrate, "a new version of a bundle from new calibration rows, without retraining")
-    sub.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
-    sub.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="npz with x_test, and y_test if known, or a folder of images, whose folders may be called like classes: a "
-        "plain sample of inliers, unseen by the network, none picked by verdict",
-    )
-    sub.add_argument("--out", required=True, type=folder, metavar="BUNDLE", help="bundle directory to write")
-    sub.add_argument("--grow", action="store_true", help="add the rows to the bundle's own instead of replacing those")
-    sub.add_argument(
-        "--version", metavar="V", help="of the new bundle; when left out the old one with -r1, then -r2, and a digest"
-    )
-    sub.add_argument("--alpha", type=float, metavar="A", help="default false-alarm rate; the bundle's when left out")
+    text = "a new version of a bundle from new calibration rows, without retraining"
+    add_recalibrate_arguments(add("recalibrate", recalibrate_from_file, text))
 
     sub = add("ablate", _ablate, "train, build and evaluate every variant of a plan: DIR/ablation.md; resumable")
     sub.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a built-in recipe")
@@ -271,95 +216,6 @@ def _build(arguments: argparse.Namespace) -> None:
     _tidy(arguments.out / BUNDLE)
     manifest = build_step(recipe, load_dataset(recipe), arguments.out)
     print(f"{arguments.out / BUNDLE}: {describe_bank(manifest)}")
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from softkin.bundle import read_manifest
-    from softkin_training.elapsed import elapsed
-    from softkin_training.evaluate import evaluate, write_report
-    from softkin_training.new_rows import read_inputs, read_labelled
-    from softkin_training.report_terminal import print_summary
-    from softkin_training.rows import Rows
-
-    manifest = read_manifest(arguments.bundle)
-    outliers = {}
-    for item in arguments.outliers:
-        name, equals, file = item.partition("=")
-        if not (name.strip() and equals and file):
-            raise InvalidInputError(
-                "--outliers", f"got {item!r}; must read NAME=FILE, for instance letters=letters.npz"
-            )
-        if name != name.encode(errors="replace").decode():  # bytes that no report could hold
-            raise InvalidInputError("--outliers", f"got the name {name!a}, which is not in UTF-8; choose another")
-        if name in outliers:
-            raise InvalidInputError("--outliers", f"got {name!r} twice; every set needs a name of its own")
-        outliers[name] = read_inputs(Path(file), manifest)
-    if arguments.corrupt < 0:
-        raise InvalidInputError("--corrupt", f"got {arguments.corrupt}; must be 0 or more")
-
-    calibration = None
-    if arguments.calibration:
-        x, y = read_labelled(arguments.calibration, manifest)
-        calibration = x if y is None else Rows(x, y, np.arange(len(y)))
-    inliers, labels = read_labelled(arguments.inliers, manifest)
-    if labels is None:
-        _say_why_unlabelled(arguments.inliers, manifest)
-    with elapsed("evaluating"):
-        report = evaluate(
-            arguments.bundle,
-            inliers=inliers,
-            labels=labels,
-            outliers=outliers,
-            calibration=calibration,
-            alpha=arguments.alpha,
-            near=[name for name in names(arguments.near) if name],
-            corruption_rows=arguments.corrupt,
-        )
-    print_summary(report)  # first: it has taken minutes, and the disk may be full
-    write_report(report, arguments.out)
-    print(f"report: {arguments.out / 'report.html'}")
-
-
-def _say_why_unlabelled(path: Path, manifest: Manifest) -> None:
-    from softkin_training.new_rows import why_unlabelled
-
-    if why := why_unlabelled(path, manifest):
-        print(why, file=sys.stderr)
-
-
-def _recalibrate(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from softkin.bundle import read_manifest
-    from softkin.display import describe_class_p_values
-    from softkin_training.elapsed import elapsed
-    from softkin_training.new_rows import read_calibrating
-    from softkin_training.recalibrate import recalibrate
-    from softkin_training.rows import Rows
-
-    _tidy(arguments.out)
-    manifest = read_manifest(arguments.bundle)
-    x, y = read_calibrating(arguments.data, manifest)
-    if y is None:
-        _say_why_unlabelled(arguments.data, manifest)
-    with elapsed("recalibrating"):
-        m = recalibrate(
-            arguments.bundle,
-            arguments.out,
-            x if y is None else Rows(x, y, np.arange(len(y))),
-            grow=arguments.grow,
-            version=arguments.version,
-            alpha=arguments.alpha,
-        )
-    c = m.certificate
-    print(
-        f"{arguments.out}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "
-        f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
-    )
-    for line in describe_class_p_values(m):
-        print(line)
 
 
 def _ablate(arguments: argparse.Namespace) -> None:

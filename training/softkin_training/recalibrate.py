@@ -39,6 +39,7 @@ def recalibrate(
     grow: bool = False,
     version: str | None = None,
     alpha: float | None = None,
+    name: str = "calibration",
 ) -> Manifest:
     """Write a new version of a bundle whose p-values rest on `rows`.
 
@@ -62,6 +63,7 @@ def recalibrate(
             eight hexadecimal digits of what it is made of, as in `1-r1-5f0c2b9e`: bundle, rows, labels, `grow` and
             `alpha`. The same again has the same version, anything else another.
         alpha: new default false-alarm rate; the bundle's when None.
+        name: of `rows`, for messages.
 
     Returns:
         The manifest as written; its provenance says what it was made from.
@@ -77,17 +79,17 @@ def recalibrate(
     if not isinstance(rows, Rows):
         x = np.atleast_1d(as_rows(rows, "rows"))
         rows = Rows(x, np.zeros(len(x), np.int64), np.arange(len(x)))
-    check_labels(rows, len(old.manifest.classes), "calibration")
+    check_labels(rows, len(old.manifest.classes), name)
     n = len(rows) + (len(old.calibration) if grow else 0)
     alpha = conformal.check_alpha(old.manifest.default_alpha if alpha is None else alpha, n)
     version = _new_version(old.manifest, version, _made_of(old, rows, labelled=labelled, grow=grow, alpha=alpha))
 
     calibration = _score(old, rows)
     # Only now: rows of another dtype, which scoring refuses, have other digests.
-    refuse_used(rows, old.used_rows.seen, f"the training, bank or reference rows of {old.path}")
+    refuse_used(rows, old.used_rows.seen, f"the training, bank or reference rows of {old.path}", name)
     if grow:
-        refuse_used(rows, old.used_rows.calibration, f"the calibration rows of {old.path}")
-    refuse_repeated(rows)
+        refuse_used(rows, old.used_rows.calibration, f"the calibration rows of {old.path}", name)
+    refuse_repeated(rows, name)
     used = digests64(rows)
     classes = class_rows(old, len(rows), labelled=labelled, grow=grow)
     calibration = with_classes(calibration, classes, old.calibration)

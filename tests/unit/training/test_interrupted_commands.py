@@ -34,7 +34,7 @@ def test_a_stopped_command_cleans_up_and_says_how_to_go_on(name, number, capsys,
         finally:
             cleaned.append(True)
 
-    monkeypatch.setattr(cli, f"_{name}", stopped)
+    monkeypatch.setattr(cli, "evaluate_files" if name == "evaluate" else f"_{name}", stopped)
     before = signal.getsignal(signal.SIGTERM)
 
     assert cli.main([name, *arguments]) == 130
