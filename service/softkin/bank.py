@@ -41,6 +41,8 @@ PADDING_OFFSET = np.float32(-1e30)
 """Far below every real logit, and still finite times any scale."""
 CENTER_ROWS = 1024
 """So many rows, spread evenly over the bank, are enough to find its center."""
+BLOCK_ROWS = 1 << 12
+"""Rows that are laid out at a time: no more of them need be in memory twice."""
 LARGEST_SQUARE = 1e28
 """Largest squared norm of a centred representation: a row farther away might get a lower logit than padding."""
 
@@ -172,29 +174,11 @@ def pack(
     tile_rows = tile_rows or _cheapest_tile_rows(counts)
     take = _tile_order(np.asarray(labels), counts, tile_rows)
     padding = take < 0
+    places = np.empty(n, np.int64)
+    places[take[~padding]] = np.flatnonzero(~padding)
     layers = {}
     for (name, z_ND), w in zip(representations.items(), np.broadcast_to(w_KN, (len(representations), n)), strict=True):
-        metric, temperature = metrics[name], temperatures[name]
-        if metric == "squared_euclidean":
-            # Not the mean: one huge row would draw it so far from all others that their distances drown in rounding.
-            sample = z_ND[:: -(-n // CENTER_ROWS)].astype(np.float64)
-            center = np.median(sample, axis=0).astype(np.float32)
-            b = z_ND - center
-            squares = np.einsum("nd,nd->n", b, b, dtype=np.float64)
-            if squares.max() > LARGEST_SQUARE:
-                raise DataError(
-                    f"bank: layer {name!r} has rows {float(squares.max()) ** 0.5:.3g} away from its median, and at "
-                    f"most {LARGEST_SQUARE**0.5:g} are scored right; scale the rows, or choose metric cosine"
-                )
-            offset = temperature / 2 * np.log(w) - squares / 2
-        else:
-            center, b = np.zeros(z_ND.shape[1], np.float32), mass.unit_rows(z_ND)
-            offset = temperature * np.log(w)
-        rows = np.empty((len(take), b.shape[1] + 1), np.float32)
-        rows[:, :-1], rows[:, -1] = b[take], offset[take]
-        rows[padding] = 0.0
-        rows[padding, -1] = PADDING_OFFSET
-        layers[name] = LayerBank(metric=metric, temperature=temperature, rows=rows, center=center)
+        layers[name] = _tiled(name, z_ND, w, places, len(take), metrics[name], temperatures[name])
     return Bank(
         layers=layers,
         labels=np.where(padding, PADDING_LABEL, labels[take]).astype(np.int32),
@@ -202,6 +186,42 @@ def pack(
         weights=np.where(padding, 0.0, w_KN[:, take]).astype(np.float32),
         num_classes=num_classes,
     )
+
+
+def _tiled(
+    name: str,
+    z_ND: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    places: NDArray[np.int64],
+    num_tiled: int,
+    metric: Metric,
+    temperature: float,
+) -> LayerBank:
+    """A layer whose row i stands at `places[i]`; the representations are read in order, for they may be on disk."""
+    n, dim = z_ND.shape
+    center = np.zeros(dim, np.float32)
+    if metric == "squared_euclidean":
+        # Not the mean: one huge row would draw it so far from all others that their distances drown in rounding.
+        sample = z_ND[:: -(-n // CENTER_ROWS)].astype(np.float64)
+        center = np.median(sample, axis=0).astype(np.float32)
+    rows = np.zeros((num_tiled, dim + 1), np.float32)
+    rows[:, -1] = PADDING_OFFSET
+    for start in range(0, n, BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        offset = temperature * np.log(weights[part])
+        if metric == "squared_euclidean":
+            b = z_ND[part] - center
+            squares = np.einsum("nd,nd->n", b, b, dtype=np.float64)
+            if squares.max() > LARGEST_SQUARE:
+                raise DataError(
+                    f"bank: layer {name!r} has rows {float(squares.max()) ** 0.5:.3g} away from its median, and at "
+                    f"most {LARGEST_SQUARE**0.5:g} are scored right; scale the rows, or choose metric cosine"
+                )
+            offset = offset / 2 - squares / 2
+        else:
+            b = mass.unit_rows(z_ND[part])
+        rows[places[part], :-1], rows[places[part], -1] = b, offset
+    return LayerBank(metric=metric, temperature=temperature, rows=rows, center=center)
 
 
 def tiles_of(labels: NDArray[np.int32]) -> tuple[int, int]:

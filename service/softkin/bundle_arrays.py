@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,20 @@ def bank_tensors(bank: Bank) -> Tensors:
             if array is not None:
                 tensors[f"{key}.{name}"] = array
     return contiguous(tensors)
+
+
+def with_rows_in(bank: Bank, file: Path) -> Bank:
+    """The bank with a read-only map of its rows in a file of `bank_tensors` in the place of those in memory.
+
+    Raises:
+        BundleError: as for `read_bank`.
+    """
+    tensors = TensorFile(file)
+    layers = {
+        n: replace(b, rows=tensors.take(f"rows.{n}", b.rows.dtype.type, b.rows.shape, copy=False))
+        for n, b in bank.layers.items()
+    }
+    return replace(bank, layers=layers)
 
 
 def read_bank(file: Path, m: Manifest) -> Bank:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softkin import bank as banks
 from softkin.bank import LARGE_TILE_ROWS, PADDING_LABEL, TILE_ROWS, pack, tiles_of
 from softkin.errors import DataError
 
@@ -62,6 +63,18 @@ def test_small_tiles_may_have_any_size(counts, rows):
     assert bank.class_weights.tolist() == counts
 
 
+@pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
+def test_rows_laid_out_in_parts_are_those_laid_out_at_once(metric, monkeypatch):
+    """Weights too, which are in the offsets."""
+    labels = np.arange(50) % 3
+    whole = packed(labels, metric, weights=1.0 + labels)
+    monkeypatch.setattr(banks, "BLOCK_ROWS", 7)
+
+    parts = packed(labels, metric, weights=1.0 + labels)
+
+    np.testing.assert_array_equal(parts.layers["a"].rows, whole.layers["a"].rows)
+
+
 @pytest.mark.parametrize(
     ("counts", "rows"),
     [
@@ -115,9 +128,10 @@ def test_unfit_rows_are_refused(changes, message):
         packed([0, 1, 1], **changes)
 
 
-def test_distances_of_the_size_of_paddings_own_are_refused():
+def test_distances_of_the_size_of_paddings_own_are_refused(monkeypatch):
     """Padding stands 1e30 away: of rows that are farther apart than that it would be the nearest."""
     z = np.array([[0, 0], [1, 0], [0, 1]], np.float32)
+    monkeypatch.setattr(banks, "BLOCK_ROWS", 2)  # the rows that are too far stand in either part
 
     with pytest.raises(DataError, match=r"layer 'a' has rows 1e\+15 away from its median, and at most 1e\+14 are"):
         packed([0, 1, 1], representations={"a": z * np.float32(1e15)})

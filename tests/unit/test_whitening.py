@@ -15,6 +15,7 @@ from softkin.bundle import read_bundle
 from softkin.mass import class_mass
 from softkin.scorer import reducer_key
 from softkin_training import class_scatter
+from softkin_training import whitening as whitening_module
 from softkin_training.build import build
 from softkin_training.subject import Subject
 from softkin_training.whitening import DESCRIPTION, SHRINKAGE, Whitening, whitenings_of, with_whitening
@@ -55,6 +56,19 @@ def test_covariance_within_classes_becomes_the_identity_but_for_the_shrinkage(to
     found = directions.T @ whitening.matrix.T @ covariance @ whitening.matrix @ directions
     np.testing.assert_allclose(found, np.diag(expected), atol=1e-4)
     np.testing.assert_allclose(whitening.apply(z.astype(np.float32)).mean(axis=0), 0.0, atol=1e-4)
+
+
+def test_rows_are_whitened_where_they_are_part_by_part(monkeypatch):
+    """As those are that are whitened at once: rows on disk take no memory."""
+    monkeypatch.setattr(whitening_module, "BLOCK_ROWS", 7)
+    z, y = stretched(np.random.default_rng(0), 30)
+    z = z.astype(np.float32)
+    whitening = Whitening.fit(z, y, "cosine")
+    expected = whitening.apply(z)
+
+    whitening.overwrite(z)
+
+    np.testing.assert_allclose(z, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_undoing_gives_the_rows_back():

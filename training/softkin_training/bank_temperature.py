@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,10 @@ from softkin.mass import Metric
 EPSILON = float(np.finfo(np.float32).eps)
 COMPARED_TOGETHER = 512
 """Bank rows that the sample is compared with at a time."""
+ALIKE = (
+    "all representations of a layer are equal to within the rounding of float32, so it cannot tell rows apart; leave "
+    "the layer out, or subtract from the rows what they have in common"
+)
 
 
 def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], metric: Metric) -> float:
@@ -28,8 +34,33 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
         A positive distance; copies of a row do not count as neighbours.
 
     Raises:
+        DataError: as of `refuse_alike`.
+    """
+    found = np.full(len(sample), np.inf)
+    for distances in _nearest_of_each_block(z_ND, sample, metric):
+        found = np.minimum(found, distances)
+    if not np.isfinite(found).any():
+        raise DataError(ALIKE)
+    return float(np.median(found[np.isfinite(found)]))
+
+
+def refuse_alike(z_ND: NDArray[np.float32], sample: NDArray[np.integer], metric: Metric) -> None:
+    """Refuse representations that have no `neighbor_distance`; as soon as there is one, the rest is not compared.
+
+    Raises:
         DataError: there is one row, representations are not finite, or all are equal, so the layer carries no
             information, or their numbers are so large, so small or so nearly alike that float32 cannot tell them apart.
+    """
+    if not any(np.isfinite(distances).any() for distances in _nearest_of_each_block(z_ND, sample, metric)):
+        raise DataError(ALIKE)
+
+
+def _nearest_of_each_block(
+    z_ND: NDArray[np.float32], sample: NDArray[np.integer], metric: Metric
+) -> Iterator[NDArray[np.floating]]:
+    """Of every `COMPARED_TOGETHER` bank rows, the distance of each sampled row to the nearest that is not equal to it.
+
+    Infinity where all are.
     """
     if len(z_ND) < 2:
         raise DataError("the bank has a single row, which has no neighbour; take more rows, or condense less")
@@ -50,20 +81,12 @@ def neighbor_distance(z_ND: NDArray[np.float32], sample: NDArray[np.integer], me
             "cannot hold; leave the layer out, or scale the rows: down where numbers are huge, up where they are tiny"
         )
     sampled = _comparable(z_ND[sample], metric)
-    found = np.full(len(sample), np.inf)
     for start in range(0, len(z_ND), COMPARED_TOGETHER):
         part = slice(start, start + COMPARED_TOGETHER)
         d = _fast_distances(sampled, _comparable(z_ND[part], metric), metric)
         d[_equal(d, sizes[sample], sizes[part])] = np.inf
         d[np.ix_(dead[sample], dead[part])] = np.inf  # equal, though by cosine 1 apart
-        found = np.minimum(found, d.min(axis=1))
-    found = found[np.isfinite(found)]
-    if not len(found):
-        raise DataError(
-            "all representations of a layer are equal to within the rounding of float32, so it cannot tell rows apart; "
-            "leave the layer out, or subtract from the rows what they have in common"
-        )
-    return float(np.median(found))
+        yield d.min(axis=1)
 
 
 def _comparable(z_ND: NDArray[np.float32], metric: Metric) -> NDArray[np.floating]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,9 @@ from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
 from softkin.scorer import Network, reducer_key
 from softkin_training.approximate import choose
-from softkin_training.bank_temperature import neighbor_distance
+from softkin_training.bank_temperature import neighbor_distance, refuse_alike
 from softkin_training.boundary import with_boundary
-from softkin_training.calibrate import Calibrated, calibrate
+from softkin_training.calibrate import Calibrated, calibrate, stored
 from softkin_training.representations import extract
 from softkin_training.row_contents import digests64, distinct, fingerprint, refuse_overlap, refuse_used
 from softkin_training.rows import Rows, check_labels
@@ -37,6 +37,8 @@ from softkin_training.whitening import Whitening, with_whitening
 GOLDEN_ROWS = 16
 TEMPERATURE_ROWS = 2000
 """Bank rows that the temperature is chosen on."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +121,16 @@ def build(
             path.write_bytes(model)
         z = extract(Network(path), bank_rows, [layer.name for layer in spec.layers], len(spec.classes), Path(folder))
         if spec.whiten:
-            model, spec, z = _whitened(model, spec, z, bank_rows.y)
+            model, spec = _whitened(model, spec, z, bank_rows.y)
             with written_to(path.parent, "network"):
                 path.write_bytes(model)
         network = Network(path)
 
-        def calibrated(bank: Bank) -> Calibrated:
+        def calibrated(bank: Bank, bank_file: Path) -> Calibrated:
             return calibrate(
                 path,
                 bank,
+                bank_file,
                 form=spec.nonconformity,
                 parts=spec.parts,
                 layer_weights=np.array([layer.weight for layer in spec.layers]),
@@ -135,14 +138,14 @@ def build(
                 rows=calibration,
             )
 
-        exact = calibrated(_bank(z, bank_rows.y, bank_rows.ids, spec))
+        exact = calibrated(*stored(_bank(z, bank_rows.y, bank_rows.ids, spec), path.parent))
         bank = _condensed_bank(z, bank_rows, spec) if spec.condense > 1 else exact.bank
         chosen, approximation = choose(
             exact,
             bank,
             precision=spec.precision,
             budget=spec.max_p_value_change,
-            calibrated=calibrated,
+            calibrated=lambda rounded: calibrated(*stored(rounded, path.parent)),
             alpha=spec.alpha,
             outliers=outliers or {},
         )
@@ -194,13 +197,14 @@ def _require_rows(n: int, alpha: float, set_aside: bool) -> None:
 
 def _whitened(
     model: bytes, spec: DetectorSpec, z: dict[str, NDArray[np.float32]], labels: NDArray[np.int64]
-) -> tuple[bytes, DetectorSpec, dict[str, NDArray[np.float32]]]:
-    """Model, specification and the bank's representations, with all layers whitened."""
-    _neighbor_distances(z, spec)  # whitened, rounding alone would look like rows that differ
+) -> tuple[bytes, DetectorSpec]:
+    """Model and specification with all layers whitened; so are the bank's representations afterwards."""
+    _of_each_layer(refuse_alike, z, spec)  # whitened, rounding alone would look like rows that differ
     whitenings = {layer.name: Whitening.fit(z[layer.name], labels, layer.metric) for layer in spec.layers}
     layers = tuple(dataclasses.replace(layer, metric="squared_euclidean") for layer in spec.layers)
-    whitened = {name: whitening.apply(z[name]) for name, whitening in whitenings.items()}
-    return with_whitening(model, whitenings), dataclasses.replace(spec, layers=layers), whitened
+    for name, whitening in whitenings.items():
+        whitening.overwrite(z[name])
+    return with_whitening(model, whitenings), dataclasses.replace(spec, layers=layers)
 
 
 def _bank(
@@ -215,19 +219,24 @@ def _bank(
         labels,
         ids,
         num_classes=len(spec.classes),
-        temperatures={name: spec.temperature_scale * d for name, d in _neighbor_distances(z, spec).items()},
+        temperatures={n: spec.temperature_scale * d for n, d in _of_each_layer(neighbor_distance, z, spec).items()},
         metrics={layer.name: layer.metric for layer in spec.layers},
         weights=weights,
     )
 
 
-def _neighbor_distances(z: dict[str, NDArray[np.float32]], spec: DetectorSpec) -> dict[str, float]:
+def _of_each_layer(
+    measure: Callable[[NDArray[np.float32], NDArray[np.integer], Metric], T],
+    z: dict[str, NDArray[np.float32]],
+    spec: DetectorSpec,
+) -> dict[str, T]:
+    """What `measure` finds in each layer's rows and a sample of them."""
     found = {}
     for layer in spec.layers:
         rows = z[layer.name]
         sample = np.random.default_rng(spec.seed).permutation(len(rows))[:TEMPERATURE_ROWS]
         try:
-            found[layer.name] = neighbor_distance(rows, sample, layer.metric)
+            found[layer.name] = measure(rows, sample, layer.metric)
         except DataError as e:
             raise DataError(f"layer {layer.name!r}: {e}" if len(spec.layers) > 1 else str(e)) from None
     return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from softkin.bank import Bank
-from softkin.bundle_arrays import bank_tensors
+from softkin.bundle_arrays import bank_tensors, with_rows_in
 from softkin.calibration import Calibration
 from softkin.errors import DataError
 from softkin.nonconformity import Form, Nonconformity, Outputs, Part, fit_references, outlier_score
@@ -41,9 +41,26 @@ class Calibrated:
         return outlier_score(a_BC, self._nonconformity.predict(outputs, a_BC))
 
 
+def stored(bank: Bank, folder: Path) -> tuple[Bank, Path]:
+    """The bank in a file of its own, and the same bank with its rows in that file: a session holds them already.
+
+    Args:
+        bank: whoever keeps it keeps its rows in memory.
+        folder: directory for the file, which must outlive the bank.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    file = Path(tempfile.mkdtemp(dir=folder)) / "bank.safetensors"
+    with written_to(file.parent, "bank"):
+        save_file(bank_tensors(bank), file)
+    return with_rows_in(bank, file), file
+
+
 def calibrate(
     model: Path,
     bank: Bank,
+    bank_file: Path,
     *,
     form: Form,
     parts: tuple[Part, ...],
@@ -54,8 +71,9 @@ def calibrate(
     """Calibrate a bank by the scorer that serves it.
 
     Args:
-        model: the network; the bank is written beside it while the scorer lives.
+        model: the network.
         bank: the bank.
+        bank_file: where it is `stored`; must stay while the scorer lives.
         form: nonconformity form.
         parts: of the joint form.
         layer_weights: `[L]`.
@@ -63,12 +81,9 @@ def calibrate(
         rows: calibration rows, disjoint from all others.
 
     Raises:
-        DataError: the network overflows on a row, or the bank cannot be written.
+        DataError: the network overflows on a row.
     """
-    file = Path(tempfile.mkdtemp(dir=model.parent)) / "bank.safetensors"
-    with written_to(file.parent, "bank"):
-        save_file(bank_tensors(bank), file)
-    scorer = Scorer(model, bank, file)
+    scorer = Scorer(model, bank, bank_file)
     plain = Nonconformity(form="density", class_weights=bank.class_weights, layer_weights=layer_weights)
     references: dict[str, Floats] = {}
     if reference is not None:

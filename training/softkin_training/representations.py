@@ -30,7 +30,7 @@ def extract(
         folder: directory for the files; they must outlive the arrays.
 
     Returns:
-        Per layer `[N, D]`, read-only memory maps.
+        Per layer `[N, D]`, memory maps; what is written to them goes to the files.
 
     Raises:
         DataError: the network lacks a layer or has another number of logits, or a file cannot be written.
@@ -54,4 +54,4 @@ def extract(
                 z = outputs[representation_output(layer)]
                 widths[layer] = z.shape[1]
                 file.write(np.ascontiguousarray(z, np.float32).data)
-    return {n: np.asarray(np.memmap(path, np.float32, "r", shape=(len(rows), widths[n]))) for n, path in paths.items()}
+    return {n: np.asarray(np.memmap(path, np.float32, "r+", shape=(len(rows), widths[n]))) for n, path in paths.items()}

@@ -25,6 +25,8 @@ SHRINKAGE = 0.2
 dominate all distances. Between 0.1 and 0.5 results hardly differ (docs/decisions/0017)."""
 DESCRIPTION = f"whitening(shrinkage={SHRINKAGE:g})"
 PREFIX = "softkin.whitening"
+BLOCK_ROWS = 1 << 12
+"""Rows that are whitened at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,12 @@ class Whitening:
     def apply(self, z_BD: NDArray[np.float32]) -> NDArray[np.float32]:
         """Whiten representations `[B, D]`."""
         return np.asarray((z_BD - self.center) @ self.matrix, np.float32)
+
+    def overwrite(self, z_ND: NDArray[np.float32]) -> None:
+        """Whiten representations `[N, D]` where they are, so that those on disk need not fit into memory."""
+        for start in range(0, len(z_ND), BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            z_ND[part] = self.apply(z_ND[part])
 
     def undo(self, z_BD: NDArray[np.float32]) -> NDArray[np.float32]:
         """Undo `apply` of representations `[B, D]`, up to rounding."""

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 from softkin.detector import Detector
 from softkin.errors import DataError
 from softkin.scorer_graph import IR_VERSION, OPSET
-from softkin_training.bank_temperature import neighbor_distance
+from softkin_training import bank_temperature
+from softkin_training.bank_temperature import neighbor_distance, refuse_alike
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.cli import main
 from softkin_training.rows import Rows
@@ -43,6 +44,19 @@ def test_a_dead_layer_is_refused_by_cosine_too():
     """Zeros have no direction, and so are 1 apart: a temperature came of that, and a detector that told nothing."""
     with pytest.raises(DataError, match="all representations of a layer are zero, as those of dead units are, and"):
         neighbor_distance(np.zeros((50, 4), np.float32), np.arange(50), "cosine")
+
+
+def test_one_row_among_equal_ones_suffices_wherever_it_stands(monkeypatch):
+    """Also where most parts of the bank, compared one after the other, tell nothing."""
+    monkeypatch.setattr(bank_temperature, "COMPARED_TOGETHER", 10)
+    z, sample = np.ones((100, 4), np.float32), np.arange(20)
+    for measure in (refuse_alike, neighbor_distance):
+        with pytest.raises(DataError, match="layer are equal to within the rounding of float32, so it cannot tell"):
+            measure(z, sample, "squared_euclidean")
+
+    z[35] = 2
+    refuse_alike(z, sample, "squared_euclidean")
+    assert neighbor_distance(z, sample, "squared_euclidean") == 4
 
 
 def test_rows_beyond_float32_are_called_that(tmp_path, capsys):
