@@ -94,9 +94,13 @@ def _comparable(z_ND: NDArray[np.float32], metric: Metric) -> NDArray[np.floatin
 
 
 def _fast_distances(z_BD: NDArray[np.floating], bank_ND: NDArray[np.floating], metric: Metric) -> NDArray[np.floating]:
+    products = z_BD @ bank_ND.T
     if metric == "cosine":
-        return 1.0 - z_BD @ bank_ND.T
-    return np.add.outer(_sizes(z_BD, metric), _sizes(bank_ND, metric)) - 2.0 * z_BD @ bank_ND.T
+        return np.subtract(1.0, products, out=products)
+    d = np.add.outer(_sizes(z_BD, metric), _sizes(bank_ND, metric))
+    products *= 2.0
+    d -= products
+    return d
 
 
 def _equal(
