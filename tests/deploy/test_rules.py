@@ -87,6 +87,11 @@ CASES = {
     "15% flagged of few rows": ({OUTLIERS: "0+1x600", INLIERS: "0+6x600"}, 500, []),
     "15% flagged at alpha 10%": ({ALPHA: "0.1x600", OUTLIERS: "0+150x600", INLIERS: "0+850x600"}, 500, []),
     "small p-values, few flags": ({SMALL_P_VALUES: "0+350x600"}, 500, ["SoftkinPValuesTooSmallOften"]),
+    "small p-values of a version that was unloaded": (
+        {SMALL_P_VALUES: "0+350x300 stale", P_VALUES: "0+1000x300 stale", ALPHA: "0.05x300 stale"},
+        310,
+        [],
+    ),
     "small p-values of few rows": ({SMALL_P_VALUES: "0+1x600", P_VALUES: "0+2x600"}, 500, []),
 }
 
