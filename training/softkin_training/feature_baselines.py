@@ -46,13 +46,13 @@ def scale(
         features_BD: h >= 0, as a ReLU leaves them; a row of zeros keeps its logits.
         weight_CD: W.
         bias_C: b.
-        quantile: share of the features that are not among the largest, in [0, 1).
+        quantile: share of the features that are not among the largest, in [0, 1); one of them is in any case.
 
     Returns:
         `[B]`.
     """
     h = features_BD.astype(np.float64)
-    kept = h.shape[1] - round(h.shape[1] * quantile)
+    kept = max(1, h.shape[1] - round(h.shape[1] * quantile))
     largest = np.partition(h, -kept, axis=1)[:, -kept:].sum(axis=1)
     factor = np.exp(np.divide(h.sum(axis=1), largest, out=np.zeros(len(h)), where=largest > 0))
     return mass.energy((h * factor[:, None]) @ weight_CD.T + bias_C)

@@ -42,6 +42,16 @@ def test_scale_multiplies_by_the_share_of_the_largest(rows, size):
     np.testing.assert_allclose(scale(h, w, b, quantile=0.8), expected)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_scale_of_few_features_divides_by_the_largest(rows, width):
+    """By the sum of all of them, which a share that rounds to none of them came to, every row is scaled alike."""
+    h, w, b = rows
+    h, w = h[:, :width] + 0.1, w[:, :width]
+
+    expected = [energy(w @ row * math.exp(row.sum() / row.max()) + b) for row in h]
+    np.testing.assert_allclose(scale(h, w, b), expected)
+
+
 def test_scale_leaves_a_row_of_zeros_as_it_is(rows):
     """Nothing divided by nothing is no number."""
     _, w, b = rows
