@@ -51,6 +51,7 @@ class AsyncClient(LearnsLimits, AsyncConnection):
         tls_key: see there.
         tls_server_name: see there.
         token: see there.
+        health_checks: see there.
 
     Raises:
         InvalidInputError: an argument or a file is wrong, or the token would leave this machine in plaintext.
@@ -70,6 +71,7 @@ class AsyncClient(LearnsLimits, AsyncConnection):
         tls_key: File | None = None,
         tls_server_name: str | None = None,
         token: str | None = None,
+        health_checks: bool | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()  # without one gRPC would take a loop that nobody runs
         self._requests = Requests(detector, version, label)
@@ -81,6 +83,7 @@ class AsyncClient(LearnsLimits, AsyncConnection):
             tls_key=tls_key,
             tls_server_name=tls_server_name,
             token=token,
+            health_checks=health_checks,
         )
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)

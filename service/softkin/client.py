@@ -41,6 +41,9 @@ class Client(LearnsLimits, Connection):
         tls_key: PEM file of its private key, without a password.
         tls_server_name: name that the server's certificate must have; the target's host when None.
         token: bearer token that goes with every call.
+        health_checks: watch the health of each server behind the target, and turn away from one that drains before it
+            refuses calls. None: where the target lists addresses. True suits a name that has an address for each
+            server; not an address that stands for several, as a proxy's does, whose answers would be those of one.
 
     Raises:
         InvalidInputError: an argument or a file is wrong, or the token would leave this machine in plaintext.
@@ -59,6 +62,7 @@ class Client(LearnsLimits, Connection):
         tls_key: File | None = None,
         tls_server_name: str | None = None,
         token: str | None = None,
+        health_checks: bool | None = None,
     ) -> None:
         self._requests = Requests(detector, version, label)
         super().__init__(
@@ -69,6 +73,7 @@ class Client(LearnsLimits, Connection):
             tls_key=tls_key,
             tls_server_name=tls_server_name,
             token=token,
+            health_checks=health_checks,
         )
         self._stub = pb_grpc.OutlierServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._health = health_pb2_grpc.HealthStub(self._channel)

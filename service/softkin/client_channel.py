@@ -43,8 +43,9 @@ KEEPALIVE_SECONDS, KEEPALIVE_TIMEOUT_SECONDS = 60, 20
 Without it a stream waits for ever when the server's machine is gone, or the network between. The server allows a client
 to ask every `min_ping_interval_seconds`, 10 unless changed.
 """
+_HEALTH_CHECKS = {"healthCheckConfig": {"serviceName": SERVICE}}
+"""Has gRPC watch every server's health, and leave out those that do not serve."""
 _OPTIONS: list[tuple[str, str | int]] = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # gRPC gives up retrying a request larger than this; its default of 256 KiB is a few hundred images.
@@ -56,6 +57,7 @@ _OPTIONS: list[tuple[str, str | int]] = [
 def open_channel(
     target: str,
     *,
+    health_checks: bool | None = False,
     tls_ca: File | None = None,
     tls_cert: File | None = None,
     tls_key: File | None = None,
@@ -66,6 +68,7 @@ def open_channel(
 
     Args:
         target: `HOST:PORT`, or any gRPC target such as `dns:///softkin:50051`.
+        health_checks: whether servers that drain or start are left out; None for those of a list of addresses alone.
         tls_ca: PEM file of the authorities of server certificates; plaintext when None.
         tls_cert: PEM file of the client's certificate, for servers that ask for one.
         tls_key: PEM file of its private key, without a password.
@@ -77,8 +80,13 @@ def open_channel(
             or one is missing.
     """
     _check_target(target)
+    if health_checks is None:
+        # One address may be that of a proxy: what it says of one server would be held for true of all behind it.
+        health_checks = target.startswith(("ipv4:", "ipv6:")) and "," in target
+    service_config = _SERVICE_CONFIG | _HEALTH_CHECKS if health_checks else _SERVICE_CONFIG
     options = [
         *_OPTIONS,
+        ("grpc.service_config", json.dumps(service_config)),
         ("grpc.keepalive_time_ms", round(KEEPALIVE_SECONDS * 1000)),
         ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_SECONDS * 1000)),
     ]

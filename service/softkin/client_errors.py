@@ -37,6 +37,7 @@ _UNREACHED = {
     "CERTIFICATE_VERIFY_FAILED": "; give the authority that signed the server's certificate (tls_ca)",
     "WRONG_VERSION_NUMBER": "; it speaks plaintext: leave tls_ca out, or start it with --tls-cert and --tls-key",
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
+    "backend unhealthy": "; none of the servers there is ready: they start, or they stop",
     "errors resolving": _NO_SUCH_NAME,
     "DNS resolution failed": _NO_SUCH_NAME,
     "Connection refused": "; no server listens there: start one, or give its HOST:PORT",

@@ -35,6 +35,7 @@ class Endpoint:
         tls_key: PEM file of its private key, without a password.
         tls_server_name: name that the server's certificate must have; the target's host when None.
         token: bearer token that goes with every call.
+        health_checks: see `Client`.
 
     Raises:
         InvalidInputError: an argument or a file is wrong, or the token would leave this machine in plaintext.
@@ -55,6 +56,7 @@ class Endpoint:
         tls_key: File | None,
         tls_server_name: str | None,
         token: str | None,
+        health_checks: bool | None = False,
     ) -> None:
         allowed = f"more than 0 and at most {LONGEST_TIMEOUT_SECONDS}"
         timeout_seconds = as_float("timeout_seconds", timeout_seconds, f"a number, {allowed}")
@@ -66,6 +68,7 @@ class Endpoint:
         self._metadata = call_metadata(token, target, encrypted=tls_ca is not None)
         self._channel = open_channel(
             target,
+            health_checks=health_checks,
             tls_ca=tls_ca,
             tls_cert=tls_cert,
             tls_key=tls_key,
