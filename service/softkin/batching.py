@@ -11,22 +11,22 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import groupby
+from contextlib import suppress
 from weakref import WeakKeyDictionary
-
-import numpy as np
 
 from softkin.batch_times import BatchTimes
 from softkin.errors import CancelledError, ExpiredError, UnavailableError
 from softkin.logs import log, log_line
 from softkin.scores import RowScores, Scores, Share
 from softkin.scoring_detector import ScoringDetector
-from softkin.tickets import Batch, Ticket
+from softkin.tickets import Batch, Ticket, share_verdicts, shares_of
 
 GATHER_SECONDS = 1e-3
 """The wait for further requests goes on while another one arrives within this time."""
 LONGEST_GATHER_SECONDS = 5e-3
 """How long that wait may be in all."""
+AFTER_FAULT_SECONDS = 0.1
+"""How long a worker that could not take a batch waits until it tries again."""
 
 
 class Batcher:
@@ -64,7 +64,8 @@ class Batcher:
         self._ran = ran
         self.callers: Callable[[], int] = lambda: 0
         self._answered = answered
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
         self._queued_rows = 0
         self._running_rows = self._running = 0
@@ -83,7 +84,7 @@ class Batcher:
 
     def expected_seconds(self, ticket: Ticket) -> float:
         """How long the ticket would take if it were submitted now: 0 while nothing is known or nothing is pending."""
-        with self._changed:
+        with self._lock:
             times = self._times.get(ticket.detector, {}).get(ticket.num_neighbors)
             ahead = self._queued_rows + self._running_rows
             if times is None or not ahead:  # with nothing pending, try: a wrong guess must not refuse for ever
@@ -97,7 +98,7 @@ class Batcher:
         Raises:
             UnavailableError: the batcher is closed.
         """
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise UnavailableError("the server is stopping; retry elsewhere")
             if not ticket.done:
@@ -114,7 +115,7 @@ class Batcher:
 
         One caller alone runs the batch itself: to change threads and back takes longer than a small batch.
         """
-        with self._changed:
+        with self._lock:
             quiet = self.callers() <= 1 and not (self._queue or self._closed or self._delay or self._last_tickets > 1)
             mine = None
             if quiet and self._running < self._workers and len(ticket.x) <= self._max_rows and not ticket.done:
@@ -128,34 +129,47 @@ class Batcher:
 
     def cancel(self, ticket: Ticket) -> None:
         """Drop a ticket wherever it is; a batch in which nobody is left stops within one chunk of the bank."""
-        with self._changed:
+        with self._lock:
             self._end(ticket, CancelledError())
             ticket.error = None  # an earlier one that nobody will take: it holds the ticket, and both would stay
 
     def close(self) -> None:
         """Run what is queued, take nothing more, and end the threads."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
 
     def _work(self) -> None:
-        while (batch := self._next()) is not None:
+        while True:
+            try:
+                batch = self._next()
+            except Exception as error:  # memory may be short; what is queued is there still, and a caller for it
+                _report(error)
+                time.sleep(AFTER_FAULT_SECONDS)
+                continue
+            if batch is None:
+                return
             self._run(batch)
             del batch  # an idle worker must not hold a detector that is served no longer
 
     def _run(self, batch: Batch) -> None:
         """Run a batch and survive any fault in it: with its worker or its place lost, the queue would wait for ever."""
         try:
-            self._run_in_place(batch)
+            try:
+                seconds = self._compute(batch)
+            finally:
+                self._leave(batch)
+            self._note(batch, seconds)
         except Exception as error:
-            log.error(log_line("batch_failed"), exc_info=error)
-            with self._changed:
+            with self._lock:
                 for ticket, _ in batch.tickets:
                     self._end(ticket, error)
+            _report(error)
 
-    def _run_in_place(self, batch: Batch) -> None:
+    def _compute(self, batch: Batch) -> float:
+        """Give every ticket in it a result, or its next part of one; returns the seconds that it took."""
         started = time.monotonic()
         try:
             for ticket, _ in batch.tickets:
@@ -168,13 +182,10 @@ class Batcher:
             pass  # every ticket in it has been told
         except Exception as error:
             self._recover(batch, error)
-        finally:
-            seconds = time.monotonic() - started
-            self._leave(batch, seconds)
-        self._ran(batch.rows, seconds)
+        return time.monotonic() - started
 
-    def _leave(self, batch: Batch, seconds: float) -> None:
-        with self._changed:
+    def _leave(self, batch: Batch) -> None:
+        with self._lock:
             self._running_rows -= batch.rows
             self._running -= 1
             if self._closed:
@@ -183,14 +194,18 @@ class Batcher:
                 self._changed.notify()
             for ticket, _ in batch.tickets:
                 ticket.batches.remove(batch)
-            if not batch.cancellation.cancelled:
+
+    def _note(self, batch: Batch, seconds: float) -> None:
+        if not batch.cancellation.cancelled:
+            with self._lock:
                 times = self._times.setdefault(batch.detector, {})
                 times.setdefault(batch.num_neighbors, BatchTimes()).add(batch.rows, seconds)
+        self._ran(batch.rows, seconds)
 
     def _next(self) -> Batch | None:
         while self._await_tickets():
             self._gather()
-            with self._changed:
+            with self._lock:
                 self._drop_expired(time.monotonic())
                 if self._queue and self._running < self._workers:
                     return self._take()
@@ -198,7 +213,7 @@ class Batcher:
 
     def _await_tickets(self) -> bool:
         """Wait until a batch is due; False when there will be none."""
-        with self._changed:
+        with self._lock:
             while True:
                 now = time.monotonic()
                 self._drop_expired(now)
@@ -246,6 +261,9 @@ class Batcher:
             batch.add(ticket, min(left, room))
         for ticket, _ in batch.tickets:
             ticket.batches.append(batch)
+        # Only now do they leave the queue: from here on nothing is built, for which memory could be short.
+        for ticket, rows in batch.tickets:
+            ticket.taken = rows.stop
             if ticket.taken == len(ticket.x):
                 del self._queue[ticket]
             else:
@@ -266,7 +284,7 @@ class Batcher:
             here = slice(position, position := position + (rows.stop - rows.start))
             if rows.stop - rows.start < len(ticket.x):
                 self._answer_part(ticket, rows.start, found.take(here))
-            elif runs and _share_verdicts(runs[-1][-1][0], ticket) and runs[-1][-1][1].stop == here.start:
+            elif runs and share_verdicts(runs[-1][-1][0], ticket) and runs[-1][-1][1].stop == here.start:
                 runs[-1].append((ticket, here))
             else:
                 runs.append([(ticket, here)])
@@ -275,12 +293,11 @@ class Batcher:
             self._judge(run, found if rows == slice(0, len(found)) else found.take(rows))
 
     def _answer_part(self, ticket: Ticket, start: int, found: RowScores) -> None:
-        with self._changed:
+        with self._lock:
             ticket.parts[start] = found
             complete = sum(map(len, ticket.parts.values())) == len(ticket.x)
         if complete:
             joined = RowScores.concatenate([ticket.parts[at] for at in sorted(ticket.parts)])
-            ticket.parts.clear()
             self._judge([(ticket, slice(0, len(ticket.x)))], joined)
 
     def _judge(self, tickets: list[tuple[Ticket, slice]], found: RowScores) -> None:
@@ -288,16 +305,21 @@ class Batcher:
         started = time.monotonic()
         first = tickets[0][0]
         scores = first.detector.judge(found, first.rule, first.x, smoothing_seed=first.smoothing_seed)
-        shares = _shares(tickets, scores)
+        shares = shares_of(tickets, scores)
         stages = {"infer": found.infer_seconds, "calibrate": time.monotonic() - started}
-        live = []
-        with self._changed:
-            for (ticket, _), share in zip(tickets, shares, strict=True):
-                share.stage_seconds.update(stages, queue=ticket.started - ticket.submitted)
-                if self._settle(ticket, None, share):
-                    live.append(ticket)
-        for ticket in live:
-            ticket.latch.release()
+        for (ticket, _), share in zip(tickets, shares, strict=True):
+            share.stage_seconds.update(stages, queue=ticket.started - ticket.submitted)
+        live: list[Ticket] = []
+        try:
+            with self._lock:
+                answers = [(t, share) for (t, _), share in zip(tickets, shares, strict=True) if not t.done]
+                live = [ticket for ticket, _ in answers]
+                for ticket, share in answers:
+                    self._settle(ticket, None, share)
+        finally:
+            for ticket in live:
+                if ticket.done:
+                    ticket.latch.release()
         if live:
             self._scored(scores)
         for ticket in live:
@@ -314,7 +336,7 @@ class Batcher:
             if len(batch.tickets) > 1:
                 failure = self._run_alone(batch, ticket, rows)
             if failure is not None:
-                with self._changed:
+                with self._lock:
                     self._end(ticket, failure)
 
     def _run_alone(self, batch: Batch, ticket: Ticket, rows: slice) -> Exception | None:
@@ -331,50 +353,26 @@ class Batcher:
 
     def _end(self, ticket: Ticket, error: BaseException) -> None:
         """End a ticket without an answer, and stop the running batches in which nobody is left. Holds the lock."""
-        if not self._settle(ticket, error, None):
+        if ticket.done:
             return
-        ticket.latch.release()
+        try:
+            self._settle(ticket, error, None)
+        finally:
+            ticket.latch.release()
         for batch in ticket.batches:
             if all(t.done for t, _ in batch.tickets):
                 batch.cancellation.cancel()
 
-    def _settle(self, ticket: Ticket, error: BaseException | None, share: Share | None) -> bool:
-        """Give the ticket its result, once, and leave waking to the caller; False if it has one. Holds the lock."""
-        if ticket.done:
-            return False
+    def _settle(self, ticket: Ticket, error: BaseException | None, share: Share | None) -> None:
+        """Give a ticket that has none its result, and leave waking to the caller, whatever happens. Holds the lock."""
         ticket.done, ticket.error, ticket.share = True, error, share
+        ticket.parts.clear()
         if ticket in self._queue:
             del self._queue[ticket]
             self._queued_rows -= len(ticket.x) - ticket.taken
         ticket.ended()
-        return True
 
 
-def _share_verdicts(a: Ticket, b: Ticket) -> bool:
-    """Whether two tickets may be judged together: their rows get the same p-values and verdicts as alone."""
-    return a.rule is b.rule and a.rule.guarantee != "false_discovery_rate" and not a.rule.smoothed
-
-
-def _shares(tickets: list[tuple[Ticket, slice]], scores: Scores) -> list[Share]:
-    """Each ticket's share of scores that were judged together; of a copy, if it may have to wait for its reader.
-
-    So a reader that does not read keeps its own rows in memory, and not those of others.
-    """
-    shares: list[Share] = []
-    origin = tickets[0][1].start
-    for reader, group in groupby(tickets, key=_reader):
-        whose = list(group)
-        held, start = scores, origin
-        if reader is not None:
-            start = whose[0][1].start
-            held = scores.take(np.arange(start - origin, whose[-1][1].stop - origin))
-        if len(tickets) > 1:
-            held.lists()  # here once, instead of in every caller's thread
-        for _, rows in whose:
-            own = None if len(tickets) == 1 else slice(rows.start - start, rows.stop - start)
-            shares.append(Share(held, own, {}))
-    return shares
-
-
-def _reader(pair: tuple[Ticket, slice]) -> int | None:
-    return pair[0].reader
+def _report(error: Exception) -> None:
+    with suppress(MemoryError):
+        log.error(log_line("batch_failed"), exc_info=error)

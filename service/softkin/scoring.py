@@ -116,7 +116,7 @@ class ScoringPath:
         try:
             self._batcher.submit(ticket)
         except BaseException:
-            ticket.ended()
+            self._batcher.cancel(ticket)
             raise
         return ticket
 

@@ -1,17 +1,18 @@
-"""A request on its way through the batcher, and the batch it rides in."""
+"""A request on its way through the batcher, the batch it rides in, and its share of what is found."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Callable
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
 from softkin.errors import CancelledError
-from softkin.scores import RowScores, Share
+from softkin.scores import RowScores, Scores, Share
 from softkin.scoring_detector import ScoringDetector
 from softkin.verdicts import Rule
 
@@ -115,12 +116,41 @@ class Batch:
         self.cancellation = Cancellation()
 
     def add(self, ticket: Ticket, rows: int) -> None:
-        """Add the next `rows` rows of a ticket."""
+        """Add the next `rows` rows of a ticket, which is told of that by whoever takes the whole batch."""
         self.tickets.append((ticket, slice(ticket.taken, ticket.taken + rows)))
-        ticket.taken += rows
         self.rows += rows
 
     def inputs(self) -> NDArray[np.generic]:
         """The rows of all the slices, one after the other."""
         parts = [t.x[s] for t, s in self.tickets]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def share_verdicts(a: Ticket, b: Ticket) -> bool:
+    """Whether two tickets may be judged together: their rows get the same p-values and verdicts as alone."""
+    return a.rule is b.rule and a.rule.guarantee != "false_discovery_rate" and not a.rule.smoothed
+
+
+def shares_of(tickets: list[tuple[Ticket, slice]], scores: Scores) -> list[Share]:
+    """Each ticket's share of scores that were judged together; of a copy, if it may have to wait for its reader.
+
+    So a reader that does not read keeps its own rows in memory, and not those of others.
+    """
+    shares: list[Share] = []
+    origin = tickets[0][1].start
+    for reader, group in groupby(tickets, key=_reader):
+        whose = list(group)
+        held, start = scores, origin
+        if reader is not None:
+            start = whose[0][1].start
+            held = scores.take(np.arange(start - origin, whose[-1][1].stop - origin))
+        if len(tickets) > 1:
+            held.lists()  # here once, instead of in every caller's thread
+        for _, rows in whose:
+            own = None if len(tickets) == 1 else slice(rows.start - start, rows.stop - start)
+            shares.append(Share(held, own, {}))
+    return shares
+
+
+def _reader(pair: tuple[Ticket, slice]) -> int | None:
+    return pair[0].reader

@@ -11,8 +11,6 @@ import weakref
 
 import pytest
 
-from softkin import batching
-from softkin.batch_times import BatchTimes
 from softkin.errors import DeviceError, ExpiredError, UnavailableError
 from standin import StandIn
 from ticket_cases import assert_same, rows, ticket
@@ -322,69 +320,3 @@ def test_who_is_late_is_told_though_a_caller_computes_by_itself(make, gate):
     assert told
     assert isinstance(late.error, ExpiredError)
     assert detector.batches == [1]
-
-
-class FailsOnce:
-    """A function that finds no memory when it is called first."""
-
-    def __init__(self, function):
-        self.function, self.failed = function, False
-
-    def __call__(self, *arguments):
-        """As the function."""
-        if not self.failed:
-            self.failed = True
-            raise MemoryError("none left")
-        return self.function(*arguments)
-
-
-def assert_goes_on(batcher, caplog):
-    """Who comes later is answered, and the log says what it was."""
-    for _ in range(2):
-        later = ticket(StandIn(), rows(2))
-        batcher.submit(later)
-        assert later.latch.acquire(timeout=WAIT_SECONDS)
-    assert_ends(batcher)
-    [record] = caplog.records
-    assert record.getMessage() == "event=batch_failed"
-    assert "MemoryError: none left" in caplog.text
-
-
-@pytest.mark.parametrize("where", ["ran", "pace"])
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_fault_as_a_batch_ends_takes_no_worker_and_no_answer(make, monkeypatch, caplog, where, alone):
-    """All that is queued would wait for a worker for ever, and health would say that the server serves."""
-    ran = FailsOnce(lambda rows, seconds: None)
-    if where == "pace":
-        monkeypatch.setattr(batching, "BatchTimes", FailsOnce(BatchTimes))
-    batcher = make(**({"ran": ran} if where == "ran" else {}))
-    one = ticket(StandIn(), rows(2))
-
-    if alone:
-        share = batcher.score(one)
-    else:
-        batcher.submit(one)
-        share = one.wait()
-
-    assert len(share) == 2
-    assert_goes_on(batcher, caplog)
-
-
-def test_a_fault_while_a_failure_is_handled_takes_no_worker_and_no_place(make, monkeypatch, caplog):
-    """And those in the batch are told, who would wait for ever, too."""
-
-    class Failing(StandIn):
-        def score_rows(self, x, **options):
-            monkeypatch.setattr(batching, "Batch", FailsOnce(batching.Batch))
-            raise DeviceError("fails")
-
-    batcher, detector = make(max_batch_rows=2, delay_seconds=1.0), Failing()
-    both = [ticket(detector, rows(1)) for _ in range(2)]
-
-    for one in both:
-        batcher.submit(one)
-
-    for one in both:
-        assert one.latch.acquire(timeout=WAIT_SECONDS)
-        assert isinstance(one.error, MemoryError)
-    assert_goes_on(batcher, caplog)

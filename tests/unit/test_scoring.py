@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -70,3 +72,19 @@ def test_streams_may_be_slow_to_read_and_unary_callers_are_not(path):
     assert tickets[0].reader == tickets[1].reader != tickets[2].reader
     assert None not in (tickets[0].reader, tickets[2].reader)
     assert path._admit(StandIn(), request(), first).reader is None
+
+
+def test_a_request_that_was_queued_when_memory_ran_out_leaves_the_gate_once(path, monkeypatch):
+    """Its sender is told, and nobody waits for it: were it computed all the same, it would leave a second time."""
+
+    def fails(condition, n=1):
+        raise MemoryError("none left")
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Condition, "notify", fails)
+        with pytest.raises(MemoryError):
+            path.submit(StandIn(), request(), Call())
+    path.close()
+
+    gate = path.admission
+    assert (gate.pending_rows, gate.pending_bytes, gate.pending_requests) == (0, 0, 0)
