@@ -57,6 +57,25 @@ def test_masses_equal_the_reference(tmp_path, metric, factor, case, weighted):
     assert (np.abs(found - expected) <= RELATIVE * np.maximum(np.abs(expected), 1.0) + rounding[None, :, None]).all()
 
 
+@pytest.mark.parametrize("metric", mass.METRICS)
+def test_the_nearest_rows_of_every_layer_are_its_own(tmp_path, metric):
+    """What is near in one layer need not be so in another, and each has its own temperature."""
+    dims, temperatures = {"a": 16, "b": 5, "c": 3}, {"a": 0.3, "b": 0.7, "c": 1.1}
+    z, labels, _ = make([60, 7, 30], dims, metric, 0.5, False)
+    query = {n: v[:4] + np.float32(0.1) for n, v in z.items()}
+    if metric == "cosine":
+        query = {n: mass.unit_rows(q).astype(np.float32) for n, q in query.items()}
+    bank = packed(z, labels, temperatures, metric, None)
+
+    _, nearest = start(tmp_path, bank, dims).run_with_nearest(np.concatenate(list(query.values()), axis=1), 5)
+
+    distances = [mass.distances(query[n], v, metric) for n, v in z.items()]
+    expected = np.stack([d.argsort(axis=1)[:, :5] for d in distances], axis=1)
+    assert (bank.ids[0, nearest.rows] == expected).all()
+    found = [np.sort(d, axis=1)[:, :5] / -t for d, t in zip(distances, temperatures.values(), strict=True)]
+    np.testing.assert_allclose(nearest.contributions, np.stack(found, axis=1), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("at", [0, 1, 63, 69])
 def test_a_row_far_from_all_others_does_not_blur_their_mass(tmp_path, precision, at):

@@ -159,6 +159,24 @@ def test_neighbors_are_the_nearest_bank_rows(detector, tiny):
     np.testing.assert_allclose(found.shares[:, 0], shares, rtol=1e-3)
 
 
+@pytest.mark.parametrize("condensed", [1.0, 10.0])
+def test_neighbors_of_every_layer_are_named_by_that_layer(tiny, tmp_path, condensed):
+    """A condensed bank has prototypes of its own in each: other ids, other weights."""
+    spec = replace(tiny.spec, condense=condensed)
+    build(tmp_path / "b", tiny.model, spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    bank, x = read_bundle(tmp_path / "b").bank, tiny.inliers[:10]
+
+    found = Detector.load(tmp_path / "b", device="cpu").score(x, num_neighbors=4).neighbors
+
+    real = np.flatnonzero(bank.labels != PADDING_LABEL)
+    for at, (layer, width) in enumerate(zip(bank.layers.values(), (12, 6), strict=True)):
+        own = at if condensed > 1 else 0
+        d = mass.distances(mass.unit_rows(x[:, :width]), layer.representations(real), "cosine")
+        nearest = np.argsort(d - layer.temperature * np.log(bank.weights[own][real]), axis=1)[:, :4]
+        assert (found.ids[:, at] == bank.ids[own][real][nearest]).all()
+        np.testing.assert_allclose(found.distances[:, at], np.take_along_axis(d, nearest, axis=1), atol=1e-4)
+
+
 def test_the_evidence_says_what_each_score_is_made_of(detector, tiny):
     """The parts of the joint form by name; nothing of it where no evidence is asked for."""
     x = np.concatenate([tiny.inliers, tiny.inliers])[:600]
