@@ -165,14 +165,11 @@ class ScoringPath:
             InvalidInputError, OverloadedError, UnmeetableError: as `submit`.
         """
         ticket = self._admit(detector, call, context)
-        # A caller who has gone, or whose deadline has passed, frees the device within one chunk of the bank.
+        # A caller who has gone, or whose deadline has passed, frees the device within one chunk of the bank. What the
+        # batcher refuses leaves the gate so, too: with the end of its call.
         if not context.add_callback(partial(self._batcher.cancel, ticket)):
             self._batcher.cancel(ticket)
-        try:
-            return self._batcher.score(ticket)
-        except UnavailableError:
-            self._batcher.cancel(ticket)  # to leave the gate, once: the end of the call may have done so before
-            raise
+        return self._batcher.score(ticket)
 
     def decode(self, request: pb.ScoreRequest) -> tuple[ScoringDetector, ScoreCall]:
         """The detector and the checked arguments of a request.

@@ -82,9 +82,7 @@ def _mode_of_new_files(folder: Path) -> int:
     # safetensors writes files for their owner alone, whatever the umask; servers run as somebody else.
     probe = folder / ".mode"
     probe.touch()
-    mode = probe.stat().st_mode & 0o777
-    probe.unlink()
-    return mode
+    return probe.stat().st_mode & 0o777
 
 
 def _refuse_existing(targets: Sequence[Path]) -> None:

@@ -159,7 +159,7 @@ def test_stage_seconds_cover_the_whole_path_and_add_up_over_requests(server, row
 
     assert set(seconds) == {"decode", "queue", "infer", "calibrate", "encode"}
     assert seconds["infer"] == 0.5
-    assert all(s > 0 for s in seconds.values())
+    assert all(0 < s < 60 for s in seconds.values())
 
 
 def test_sixteen_threads_each_get_their_own_rows(start, rows):
