@@ -30,9 +30,9 @@ def check_address(host: str, port: int, flag: str) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as e:
-        raise cannot_listen(host, port, flag, f" ({e.strerror})") from None
+        raise cannot_listen(host, port, flag, e) from None
     except UnicodeError:
-        raise cannot_listen(host, port, flag, " (no host name)") from None
+        raise cannot_listen(host, port, flag, socket.gaierror(socket.EAI_NONAME, "no host name")) from None
     for family, kind, protocol, _, address in found:
         try:
             with socket.socket(family, kind, protocol) as probe:
@@ -41,13 +41,21 @@ def check_address(host: str, port: int, flag: str) -> None:
         except OSError as e:
             # An address that this machine does not have, such as ::1 without IPv6, is for gRPC to skip or to refuse.
             if e.errno in (errno.EADDRINUSE, errno.EACCES) or len(found) == 1:
-                raise cannot_listen(host, port, flag, f" ({e.strerror})") from None
+                raise cannot_listen(host, port, flag, e) from None
 
 
-def cannot_listen(host: str, port: int, flag: str, reason: str = "") -> SoftkinError:
-    """The error for a port that cannot be had; `reason` follows the address, with a blank before it."""
+def cannot_listen(host: str, port: int, flag: str, error: OSError | None = None) -> SoftkinError:
+    """The error for a port that cannot be had, with the remedy for what the system said of it, if it said anything."""
     host_flag = "--admin-host" if flag == "--admin-port" else "--host"
-    return SoftkinError(
-        f"cannot listen on port {port} of {host}{reason}: if another process holds the port, stop it or choose another "
-        f"with {flag}; otherwise check {host_flag}"
-    )
+    reason = "" if error is None else f" ({error.strerror})"
+    if isinstance(error, socket.gaierror) or (error is not None and error.errno == errno.EADDRNOTAVAIL):
+        return SoftkinError(
+            f"cannot listen on {host}{reason}: this machine has no such address; choose one it has with {host_flag}"
+        )
+    if error is not None and error.errno == errno.EACCES:
+        remedy = f"choose a port from 1024 on with {flag}, or allow this process the lower ones"
+    else:
+        remedy = (
+            f"if another process holds the port, stop it or choose another with {flag}; otherwise check {host_flag}"
+        )
+    return SoftkinError(f"cannot listen on port {port} of {host}{reason}: {remedy}")

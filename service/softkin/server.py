@@ -173,7 +173,7 @@ class Server:
         try:
             metrics_port, close = open_metrics_port(s.host, s.metrics_port, self._metrics.registry)
         except OSError as e:
-            raise cannot_listen(s.host, s.metrics_port, "--metrics-port", f" ({e.strerror})") from None
+            raise cannot_listen(s.host, s.metrics_port, "--metrics-port", e) from None
         try:
             self.port = self._add_port(self._grpc, s.host, s.port, "--port")
             if self._admin is not None and s.admin_port is not None:
