@@ -150,3 +150,31 @@ def test_a_bundle_that_is_replaced_while_it_is_read_mixes_no_two(tiny, tiny_copy
 
     monkeypatch.undo()
     assert Detector.load(tiny_copy).digest != Detector.load(tmp_path / "aside").digest == bundles.digest(tiny.path)
+
+
+def test_a_bundle_that_could_not_be_read_is_never_put_in_place(tiny, tmp_path):
+    """It is read back before that: nothing stays of one that no server would load."""
+    loaded = bundles.read_bundle(tiny.path)
+    arguments = {n: getattr(loaded, n) for n in ("bank", "calibration", "used_rows")}
+    golden = dataclasses.replace(loaded.golden, inputs=loaded.golden.inputs[:, :-1])
+
+    with pytest.raises(BundleError, match=r"golden.safetensors: .*inputs"):
+        bundles.write_bundle(tmp_path / "b", loaded.manifest, model=tiny.model, golden=golden, **arguments)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_whose_files_change_while_it_is_read_is_refused(tiny_copy, monkeypatch):
+    """What is read after all had been verified is perhaps of another bundle."""
+    read = bundles.read_golden
+
+    def overtaken(file, manifest):
+        found = read(file, manifest)
+        file.write_bytes(file.read_bytes())
+        os.utime(file, (1, 1))
+        return found
+
+    monkeypatch.setattr(bundles, "read_golden", overtaken)
+
+    with pytest.raises(BundleError, match="was replaced or changed while it was being read; load it again"):
+        bundles.read_bundle(tiny_copy)
