@@ -226,7 +226,8 @@ class Metrics:
 
     def shadow_rows(self, name: str, version: str, result: str, rows: int) -> None:
         """Count rows for the shadow version; `result` is one of `SHADOW_RESULTS`."""
-        self._child(self._shadow_rows, (name, version, result)).inc(rows)
+        for other in SHADOW_RESULTS:  # perhaps it is no candidate any more at the next scrape, which shows all or none
+            self._child(self._shadow_rows, (name, version, other)).inc(rows if other == result else 0)
 
     def shadows_watched(self, reports: Callable[[], Mapping[tuple[str, str], tuple[float, ...]]]) -> None:
         """Show how far shadow versions differ: compared rows, disagreement, p-value difference, by name and version.

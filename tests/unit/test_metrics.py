@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from softkin.drift import DriftWatch
-from softkin.metrics import OUTLIER_SCORES, P_VALUES, REJECTED, RELOADS, Metrics
+from softkin.metrics import OUTLIER_SCORES, P_VALUES, REJECTED, RELOADS, SHADOW_RESULTS, Metrics
 from softkin.scores import ErrorBudget, Scores
 
 CONTRACT = {
@@ -106,6 +106,20 @@ def test_names_types_and_labels_are_a_contract(metrics):
     }
 
     assert found == CONTRACT
+
+
+@pytest.mark.parametrize("result", SHADOW_RESULTS)
+def test_a_candidate_that_was_promoted_before_any_scrape_shows_all_that_was_counted(metrics, result):
+    """What was counted 0 times, too: without it, a share of all rows is none."""
+    metrics.shadow_rows("d", "2", result, 7)
+
+    found = {
+        r: metrics.registry.get_sample_value(
+            "softkin_shadow_rows_total", {"detector": "d", "version": "2", "result": r}
+        )
+        for r in SHADOW_RESULTS
+    }
+    assert found == {**dict.fromkeys(SHADOW_RESULTS, 0.0), result: 7.0}
 
 
 def test_versions_that_come_and_go_leave_no_series_for_ever(metrics):
