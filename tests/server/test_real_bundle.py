@@ -11,6 +11,7 @@ import threading
 import urllib.request
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from softkin import Client, Detector
@@ -211,3 +212,22 @@ def test_cuda_without_a_device_refuses_to_start(tiny, cuda_works):
     assert result.returncode == 1
     assert "device cuda:0: onnxruntime could not start on CUDA" in result.stderr
     assert "use device cpu" in result.stderr
+
+
+def test_every_detector_computes_in_as_many_threads_as_the_server_was_told(start, tiny, monkeypatch):
+    """By default each takes all cores: several servers on one machine would get in each other's way."""
+    told = []
+
+    class Told(ort.SessionOptions):
+        """Notes what it is told."""
+
+        def __setattr__(self, name, value):
+            if name == "intra_op_num_threads":
+                told.append(value)
+            super().__setattr__(name, value)
+
+    monkeypatch.setattr(ort, "SessionOptions", Told)
+
+    start(bundles=(tiny.path,), device="cpu", threads=3)
+
+    assert set(told) == {3}
