@@ -60,7 +60,7 @@ def serve(settings: ServerSettings, *, load: Load | None = None) -> int:
         try:
             server.listen()
             log.info(log_line("starting", version=__version__, port=server.port, metrics_port=server.metrics_port))
-            with _second_signal_exits(signals):
+            with _second_signal_exits():
                 ready = server.make_ready(signals.empty)
             if ready:
                 settle()
@@ -158,21 +158,29 @@ def _signals() -> Iterator[SimpleQueue[int]]:
 
 
 @contextmanager
-def _second_signal_exits(signals: SimpleQueue[int]) -> Iterator[None]:
+def _second_signal_exits() -> Iterator[None]:
     """End the process where a start that was told to stop is told again.
 
-    It would stop with the bundle at hand, which storage that hangs never gives; nothing is in flight yet.
+    It would stop with the bundle at hand, which storage that hangs never gives; nothing is in flight yet. A thread
+    listens: Python runs handlers in the main one alone, which may sleep in a file for ever.
     """
+    heard, number = os.pipe()
+    os.set_blocking(number, False)
 
-    def hear(number: int, _: object) -> None:
-        if not signals.empty():
-            os.write(2, b"softkin: error: stopped by a second signal before the start was over\n")
-            os._exit(1)
-        signals.put(number)
+    def listen() -> None:
+        told = 0
+        while byte := os.read(heard, 1):
+            told += byte[0] in STOPPING
+            if told == 2:
+                os.write(2, b"softkin: error: stopped by a second signal before the start was over\n")
+                os._exit(1)
+        os.close(heard)
 
-    before = {n: signal.signal(n, hear) for n in STOPPING}
+    signal.set_wakeup_fd(number)
+    with suppress(RuntimeError):  # no further thread is to be had: then the first one has to do
+        threading.Thread(target=listen, name="signals", daemon=True).start()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(number)
