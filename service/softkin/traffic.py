@@ -59,10 +59,11 @@ class Traffic:
             self._refusing = True
 
     def settle(self, seconds: float, hurried: Callable[[float], bool]) -> float:
-        """Wait until all accepted calls have ended and no new ones arrive; returns the seconds that are left.
+        """Wait until accepted calls have ended and no new ones arrive; returns the seconds that are left.
 
         gRPC cancels the calls that reach a port while it closes, which their callers cannot tell from a fault: refused
-        here first, they know that they may try elsewhere.
+        here first, they know that they may try elsewhere. Streams may last, and are not waited for: they go on while
+        the port closes, and until it does, clients of several servers send every other call here in vain.
 
         Args:
             seconds: to wait at most for accepted calls.
@@ -71,7 +72,7 @@ class Traffic:
         end = time.monotonic() + seconds
         noise_end = None
         while (now := time.monotonic()) < end:
-            if not self.accepted:
+            if self.accepted == self.streams:
                 noise_end = noise_end or now + LONGEST_NOISE_SECONDS
                 if now - self._last_arrival >= QUIET_SECONDS or now >= noise_end:
                     break

@@ -82,16 +82,28 @@ def test_where_nothing_has_come_for_a_while_nobody_waits(clock):
     assert clock.now == begun
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_accepted_calls_are_waited_for_streams_too(clock, stream):
+def test_accepted_calls_are_waited_for(clock):
     """And what is left of the time is for what comes after."""
     calls = Traffic()
-    calls.arrive(stream=stream)
-    clock.happens = lambda now: now >= 1007 > now - 0.01 and calls.leave(stream=stream)
+    calls.arrive()
+    clock.happens = lambda now: now >= 1007 > now - 0.01 and calls.leave()
 
     left = calls.settle(30, clock.hurried)
 
     assert counts(calls) == (0, 0, 0, 0)
+    assert left == pytest.approx(23, abs=0.02)
+
+
+def test_streams_have_all_of_the_time_after_the_wait(clock):
+    """They may last, and go on while the port closes."""
+    calls = Traffic()
+    calls.arrive(stream=True)
+    calls.arrive()
+    clock.happens = lambda now: now >= 1007 > now - 0.01 and calls.leave()
+
+    left = calls.settle(30, clock.hurried)
+
+    assert counts(calls) == (1, 1, 0, 0)
     assert left == pytest.approx(23, abs=0.02)
 
 
