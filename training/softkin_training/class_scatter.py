@@ -11,19 +11,25 @@ from numpy.typing import NDArray
 from softkin_training.rows import members_of_each
 
 ROWS_TOGETHER = 1 << 15
-"""Rows of a class that are in float64 at a time."""
+"""Rows that are in float64 at a time, of many classes where these are small: threads wait for each other in each matrix
+product, and with one for each class that takes minutes where cores are shared."""
 
 Floats = NDArray[np.float64]
 
 
 def class_scatter(z_ND: NDArray[np.floating], labels_N: NDArray[np.integer]) -> tuple[Floats, Floats]:
     """Means `[K, D]` of the classes, the lowest label first, and `[D, D]` sum of squares and products around them."""
+    width = z_ND.shape[1]
     means: list[Floats] = []
-    scatter: Floats = np.zeros((z_ND.shape[1],) * 2)
+    scatter: Floats = np.zeros((width, width))
+    centered: Floats = np.empty((min(len(z_ND), ROWS_TOGETHER), width))
+    filled = 0
     for members in members_of_each(labels_N):
-        mean = z_ND[members].mean(axis=0, dtype=np.float64)
+        means.append(z_ND[members].mean(axis=0, dtype=np.float64))
         for some in np.array_split(members, -(-len(members) // ROWS_TOGETHER)):
-            centered = z_ND[some] - mean
-            scatter += centered.T @ centered
-        means.append(mean)
-    return np.stack(means), scatter
+            if filled + len(some) > len(centered):
+                scatter += centered[:filled].T @ centered[:filled]
+                filled = 0
+            np.subtract(z_ND[some], means[-1], out=centered[filled : filled + len(some)])
+            filled += len(some)
+    return np.stack(means), scatter + centered[:filled].T @ centered[:filled]
