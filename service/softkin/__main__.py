@@ -8,6 +8,9 @@ import sys
 def main() -> int:
     """Run `softkin.cli.main`; the status is 130 when it is interrupted, even while it is being imported."""
     try:
+        from softkin.device import limit_blas_threads
+
+        limit_blas_threads()
         from softkin import cli
 
         return cli.main()

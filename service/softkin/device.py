@@ -12,20 +12,40 @@ from typing import Literal
 
 from softkin.errors import InvalidInputError
 
+CGROUP = Path("/sys/fs/cgroup")
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+"""What OpenBLAS reads."""
+
 
 def available_threads() -> int:
     """Cores this process may use: the least of its affinity mask and its cgroup's CPU quota, at least 1.
 
     onnxruntime's own default counts the host's cores and so oversubscribes every container.
     """
-    cores = float(len(os.sched_getaffinity(0)))
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _quota())))
+
+
+def limit_blas_threads() -> None:
+    """Let NumPy, which must not have been imported yet, compute with `available_threads`, or what the environment says.
+
+    OpenBLAS starts a thread for each core of the host. Where the cgroup's quota is less they take each other's time:
+    two threads on the quota of one core need four times as long for a matrix product as one.
+    """
+    if not any(name in os.environ for name in THREAD_VARIABLES):
+        os.environ[THREAD_VARIABLES[0]] = str(available_threads())
+
+
+def _quota() -> float:
+    """Cores by the cgroup's CPU quota, of version 2 or 1; infinite where there is none."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, int(quota) / int(period))
-    except (OSError, ValueError):  # no cgroup v2 here, or the root group: no quota
-        pass
-    return max(1, math.ceil(cores))
+        if (version_2 := CGROUP / "cpu.max").exists():
+            quota, period = version_2.read_text().split()
+        else:
+            quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        cores = int(quota) / int(period)
+    except (OSError, ValueError):  # "max", or the root group, which has no such file
+        return math.inf
+    return cores if cores > 0 else math.inf
 
 
 def cuda_driver_present() -> bool:

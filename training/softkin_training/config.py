@@ -83,7 +83,8 @@ class TrainingConfig(Section):
     devices: Width = 1
     """Processes on this machine, each with a device of its own; they share every batch and train one model."""
     cpu_threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of torch while training, 0 = as many as torch finds; part of what makes weights repeat bit for bit."""
+    """Threads of torch while training, 0 = as many as torch takes by itself and the process may use; part of what makes
+    weights repeat bit for bit."""
     cuda_graph: bool = True
     """On one GPU, replay the step of a built-in network as a CUDA graph; not in 16-mixed, nor with a learned
     temperature. Faster, and takes more of the GPU's memory."""

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 from torch import nn
 
+from softkin.device import available_threads
 from softkin.errors import InvalidInputError, RecipeError
 from softkin.unfinished_files import written_whole
 from softkin_training.augmentation import make_augmentation
@@ -274,7 +275,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def _cpu_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count or min(before, available_threads()))
     try:
         yield
     finally:

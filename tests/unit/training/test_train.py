@@ -80,6 +80,17 @@ def test_threads_are_set_for_training_only(dataset, tmp_path, monkeypatch):
     assert (set(seen), torch.get_num_threads()) == ({2}, 1)
 
 
+@pytest.mark.parametrize(("torchs_own", "allowed", "expected"), [(4, 3, 3), (2, 3, 2)])
+def test_threads_that_nobody_chose_are_no_more_than_the_process_may_use(monkeypatch, torchs_own, allowed, expected):
+    """torch knows no quota; where it takes fewer by itself, as it does of cores with two threads each, so it may."""
+    monkeypatch.setattr(train_module, "available_threads", lambda: allowed)
+    torch.set_num_threads(torchs_own)
+
+    with train_module._cpu_threads(0):
+        assert torch.get_num_threads() == expected
+    assert torch.get_num_threads() == torchs_own
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(dataset, tmp_path, monkeypatch, epochs):
     """Dropout, shuffling, optimiser, schedule and temperatures all go on where they were."""
