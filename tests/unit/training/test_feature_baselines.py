@@ -42,6 +42,15 @@ def test_scale_multiplies_by_the_share_of_the_largest(rows, size):
     np.testing.assert_allclose(scale(h, w, b, quantile=0.8), expected)
 
 
+def test_scale_finds_the_largest_of_many_features():
+    """At the default quantile, whichever columns they are in."""
+    h = np.random.default_rng(1).random((20, 400))
+    w = np.random.default_rng(2).normal(size=(3, 400)) / 100
+
+    expected = [energy(w @ row * math.exp(row.sum() / sum(sorted(row)[-60:]))) for row in h]
+    np.testing.assert_allclose(scale(h, w, np.zeros(3)), expected)
+
+
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_scale_of_few_features_divides_by_the_largest(rows, width):
     """By the sum of all of them, which a share that rounds to none of them came to, every row is scaled alike."""
@@ -83,3 +92,17 @@ def test_fdbd_takes_classes_of_equal_weights_and_a_row_at_the_mean(rows):
     found = FDBD(mean=h[0], weight=w, bias=b).score(h)
     assert not np.isnan(found).any()
     assert found.argmin() == 0
+
+
+def test_fdbd_has_a_ratio_for_every_class_in_the_place_of_the_predicted_one(rows):
+    """Boundaries of the wrong side count as negative distances; joint scores are made of these."""
+    h, w, b = rows
+    mean = h.mean(axis=0)
+
+    expected = []
+    for row in h:
+        logits, off = w @ row + b, np.linalg.norm(row - mean)
+        apart = [[np.linalg.norm(w[j] - w[c]) for c in range(3)] for j in range(3)]
+        of_class = [[(logits[j] - logits[c]) / apart[j][c] for c in range(3) if c != j] for j in range(3)]
+        expected.append([sum(distances) / 2 / off for distances in of_class])
+    np.testing.assert_allclose(FDBD(mean=mean, weight=w, bias=b).of_classes(h), expected)
