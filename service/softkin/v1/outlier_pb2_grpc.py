@@ -29,8 +29,9 @@ class OutlierServiceStub(object):
     """Tells, for every input of a classifier, whether it looks like the data the classifier was trained on.
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
-    id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
-    BadRequest for INVALID_ARGUMENT, RetryInfo where a delay is known, RequestInfo where there is a log id.
+    id for faults of the server, UNAUTHENTICATED when the server asks for a token, which goes into the metadata as
+    `authorization: Bearer TOKEN`. Statuses carry google.rpc details: BadRequest for INVALID_ARGUMENT, RetryInfo where a
+    delay is known, RequestInfo where there is a log id.
     """
 
     def __init__(self, channel):
@@ -70,8 +71,9 @@ class OutlierServiceServicer(object):
     """Tells, for every input of a classifier, whether it looks like the data the classifier was trained on.
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
-    id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
-    BadRequest for INVALID_ARGUMENT, RetryInfo where a delay is known, RequestInfo where there is a log id.
+    id for faults of the server, UNAUTHENTICATED when the server asks for a token, which goes into the metadata as
+    `authorization: Bearer TOKEN`. Statuses carry google.rpc details: BadRequest for INVALID_ARGUMENT, RetryInfo where a
+    delay is known, RequestInfo where there is a log id.
     """
 
     def Score(self, request, context):
@@ -79,7 +81,8 @@ class OutlierServiceServicer(object):
         is_outlier under GUARANTEE_FALSE_DISCOVERY_RATE.
 
         INVALID_ARGUMENT names the field, the value and what is allowed: wrong dtype, shape or byte count, no rows, too many
-        rows, NaN or infinity, alpha outside (0, 1) or below the smallest p-value. NOT_FOUND: no such detector or version.
+        rows, NaN or infinity, alpha outside (0, 1) or below the smallest p-value. NOT_FOUND: no such detector, version or
+        label.
         RESOURCE_EXHAUSTED with RetryInfo: too many rows, bytes or requests are pending, or the deadline cannot be met; retry
         after that delay. Without: the message is larger than Limits.max_message_bytes; send several smaller ones.
         Idempotent.
@@ -91,7 +94,8 @@ class OutlierServiceServicer(object):
     def ScoreStream(self, request_iterator, context):
         """Scores batch after batch on one call, faster than one call each. Every request is answered, in order, with scores or
         with the status that Score would have ended with: one bad request does not end the stream. The server reads ahead a
-        few requests and then lets the sender wait.
+        few requests and then lets the sender wait. The call itself ends with RESOURCE_EXHAUSTED and RetryInfo where too many
+        streams are open, and with UNIMPLEMENTED where the server takes none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,7 +103,7 @@ class OutlierServiceServicer(object):
 
     def GetDetector(self, request, context):
         """Describes one detector: what it takes, what it was calibrated with, where it runs, and the limits of this server.
-        NOT_FOUND: no such detector or version.
+        NOT_FOUND: no such detector, version or label.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +118,7 @@ class OutlierServiceServicer(object):
 
     def GetDrift(self, request, context):
         """What the drift watch of one detector has seen in the rows that this server scored with it.
-        NOT_FOUND: no such detector or version.
+        NOT_FOUND: no such detector, version or label.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,8 +164,9 @@ class OutlierService(object):
     """Tells, for every input of a classifier, whether it looks like the data the classifier was trained on.
 
     Status codes common to all methods: UNAVAILABLE while the server starts or drains (safe to retry), INTERNAL with a log
-    id for faults of the server, UNAUTHENTICATED when the server asks for credentials. Statuses carry google.rpc details:
-    BadRequest for INVALID_ARGUMENT, RetryInfo where a delay is known, RequestInfo where there is a log id.
+    id for faults of the server, UNAUTHENTICATED when the server asks for a token, which goes into the metadata as
+    `authorization: Bearer TOKEN`. Statuses carry google.rpc details: BadRequest for INVALID_ARGUMENT, RetryInfo where a
+    delay is known, RequestInfo where there is a log id.
     """
 
     @staticmethod
