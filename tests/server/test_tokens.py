@@ -219,17 +219,19 @@ def test_a_file_that_becomes_wrong_keeps_the_tokens_and_the_log_says_so_once(fil
     assert FIRST not in caplog.text
 
 
-def test_the_file_is_read_once_a_second_at_most(file):
-    """And then by the next call."""
-    now = [0.0]
+def test_the_file_is_read_once_a_second_at_most(file, caplog):
+    """And then by the next call; the log says when its tokens are others, and no more."""
+    caplog.set_level(logging.INFO)
+    now = [5.0]
     tokens = TokenFile(file, clock=lambda: now[0])
     file.write_text(WRONG)
 
     found = []
-    for now[0] in (0.5, 0.99, 1.0):
+    for now[0] in (5.5, 5.99, 6.0, 7.0):
         found.append((tokens.accepts(FIRST), tokens.accepts(WRONG)))
 
-    assert found == [(True, False), (True, False), (False, True)]
+    assert found == [(True, False), (True, False), (False, True), (False, True)]
+    assert caplog.messages == [f"event=tokens_changed file={file} tokens=1"]
 
 
 @pytest.mark.parametrize("token", [FIRST, SECOND, WRONG, "", "short", "\u00e9"])
