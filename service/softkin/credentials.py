@@ -115,10 +115,12 @@ class ServerCertificate:
         self._refuse_unknown_to_grpc(chain[0])
         key = self._private_key(files.key)
         if key.public_key() != chain[0].public_key():
+            own = [_subject(c) for c in chain[1:] if _is_key_of(key, c)]
+            remedy = f"put that of {own[0]} first" if own else "give the two that were issued together"
             raise InvalidInputError(
                 "tls_key",
                 f"{self._paths['tls_key']}: is not the key of the first certificate in {self._paths['tls_cert']} "
-                f"({_subject(chain[0])}); give the two that were issued together",
+                f"({_subject(chain[0])}); {remedy}",
             )
         now = datetime.now(UTC)
         for certificate in chain:
@@ -216,6 +218,13 @@ def _read_whole(certificate: x509.Certificate) -> None:
     """Read every field that is used later: it is parsed only then, and would make a scrape of the metrics fail."""
     _subject(certificate)
     _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
+
+def _is_key_of(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
+    try:
+        return bool(certificate.public_key() == key.public_key())
+    except (UnsupportedAlgorithm, ValueError):
+        return False
 
 
 def _subject(certificate: x509.Certificate) -> str:

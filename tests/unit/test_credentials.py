@@ -69,3 +69,11 @@ def test_a_start_with_a_damaged_certificate_says_which_file_it_is(files, option,
 
     with pytest.raises(InvalidInputError, match=f"{option}: {files[option]}: (has a certificate that is damaged|gRPC)"):
         ServerCertificate(files["tls_cert"], files["tls_key"], files["tls_client_ca"])
+
+
+def test_a_chain_that_begins_with_its_authority_is_refused_with_what_comes_first(files):
+    """The certificate itself is there, and the key is its own: only the order is wrong."""
+    files["tls_cert"].write_bytes(files["tls_client_ca"].read_bytes() + files["tls_cert"].read_bytes())
+
+    with pytest.raises(InvalidInputError, match=r"is not the key of the first .*; put that of CN=server,.* first$"):
+        ServerCertificate(files["tls_cert"], files["tls_key"])
