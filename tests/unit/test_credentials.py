@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import logging
+from datetime import UTC, datetime
 
 import pytest
 
@@ -77,3 +79,28 @@ def test_a_chain_that_begins_with_its_authority_is_refused_with_what_comes_first
 
     with pytest.raises(InvalidInputError, match=r"is not the key of the first .*; put that of CN=server,.* first$"):
         ServerCertificate(files["tls_cert"], files["tls_key"])
+
+
+def test_an_authority_that_has_expired_may_stay_beside_its_successor_alone(files, tmp_path):
+    """Until the last client has changed over; without one, no client could come in."""
+    old = Authority(tmp_path, "old").issue("old", expired=True)["tls_cert"]
+    both = tmp_path / "both.crt"
+    both.write_bytes(old.read_bytes() + files["tls_client_ca"].read_bytes())
+
+    with pytest.raises(InvalidInputError, match=r"tls_client_ca: .*old.crt: the cert.* expired on 2020-01-01"):
+        ServerCertificate(files["tls_cert"], files["tls_key"], old)
+    ServerCertificate(files["tls_cert"], files["tls_key"], both)
+
+
+def test_a_renewal_is_logged_once_with_the_new_date(files, tmp_path, caplog):
+    """Whoever has renewed a certificate looks whether the server has taken it."""
+    caplog.set_level(logging.INFO)
+    certificate = ServerCertificate(files["tls_cert"], files["tls_key"])
+    caplog.clear()
+    Authority(tmp_path, "next").issue("server")
+
+    expires = [certificate.expires() for _ in range(3)]
+
+    [line] = caplog.messages
+    date = datetime.fromtimestamp(expires[0], UTC)
+    assert line == f"event=certificate_renewed expires={date.isoformat()}"
