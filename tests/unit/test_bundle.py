@@ -203,12 +203,12 @@ def _unsorted(tensors):
     tensors["outlier_scores"] = tensors["outlier_scores"][::-1].copy()
 
 
+def _put(name, value):
+    return lambda tensors: tensors[name].put(0, value)
+
+
 def _swap_classes(tensors):
     tensors["predicted_classes"] = np.where(tensors["predicted_classes"] == 2, 1, tensors["predicted_classes"])
-
-
-def _class_3(tensors):
-    tensors["predicted_classes"][0] = 3
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,9 @@ def _class_3(tensors):
         pytest.param(bundles.CALIBRATION, _unsorted, "'outlier_scores' must be sorted ascending", id="unsorted"),
         pytest.param(bundles.CALIBRATION, lambda t: t.pop("references.density"), "references.density", id="reference"),
         pytest.param(bundles.CALIBRATION, _swap_classes, "not the manifest's predicted_class_rows", id="class sizes"),
-        pytest.param(bundles.CALIBRATION, _class_3, r"'predicted_classes' must hold classes in \[0, 3\)", id="class"),
+        pytest.param(bundles.CALIBRATION, _put("predicted_classes", 3), r"must hold classes in \[0, 3\)", id="class"),
+        pytest.param(bundles.CALIBRATION, _put("true_classes", -1), "'true_classes' must hold", id="negative"),
+        pytest.param(bundles.BANK, _put("weights", 0), "weights of rows must be positive", id="weight"),
         pytest.param(bundles.GOLDEN, lambda t: t.pop("inputs"), "has no array 'inputs'", id="golden"),
         pytest.param(bundles.USED_ROWS, lambda t: t.pop("seen"), "has no array 'seen'", id="used rows"),
     ],
@@ -390,11 +392,3 @@ def test_a_full_disk_leaves_nothing_behind(tiny, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_directory_that_cannot_be_made_is_a_clear_error(tiny, tmp_path):
-    """A file stands where a directory is needed."""
-    (tmp_path / "file").write_text("")
-
-    with pytest.raises(BundleError, match="cannot write the bundle"):
-        build(tmp_path / "file" / "b", tiny.model, tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)

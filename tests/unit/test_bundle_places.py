@@ -178,3 +178,11 @@ def test_a_bundle_whose_files_change_while_it_is_read_is_refused(tiny_copy, monk
 
     with pytest.raises(BundleError, match="was replaced or changed while it was being read; load it again"):
         bundles.read_bundle(tiny_copy)
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(tiny, tmp_path):
+    """A file stands where a directory is needed."""
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(BundleError, match="cannot write the bundle"):
+        build(tmp_path / "file" / "b", tiny.model, tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
