@@ -212,6 +212,11 @@ def test_clients_reach_every_pod_and_new_ones_too(manifests, settings):
     assert settings.max_connection_age_grace_seconds >= 3600
 
 
+def test_a_rollout_waits_until_clients_can_know_the_new_pod(manifests):
+    """With two pods both would be gone before a client has asked for names again, which it does every 30 seconds."""
+    assert manifests.workload["spec"]["minReadySeconds"] > 30
+
+
 def test_a_pod_gets_longer_to_stop_than_the_server_needs(manifests, settings):
     """Spans included, which may take 10 seconds; and no probe ends a drain."""
     needed = settings.drain_delay_seconds + settings.drain_grace_seconds
