@@ -395,5 +395,5 @@ def test_permission_denied_is_an_authentication_error_too():
 
 def test_a_token_that_is_no_text_is_refused_with_its_type():
     """As read from a file in binary; what it is stays out of the message."""
-    with pytest.raises(InvalidInputError, match="^token: is of type bytes; must be text$"):
+    with pytest.raises(InvalidInputError, match=r"^token: is of type bytes; must be text$"):
         Client("localhost:1", token=FIRST.encode())
