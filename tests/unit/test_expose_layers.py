@@ -80,6 +80,16 @@ def test_maps_become_their_means_wherever_their_channels_are(tmp_path, shape, ax
     assert (layer.width, layer.dim) == (int(np.prod(shape)), 3 if 3 in shape else 4)
 
 
+@pytest.mark.parametrize("shape", [(16, 6, 6), (6, 6, 16)])
+def test_squares_go_by_rows_and_columns_however_many_channels_there_are(tmp_path, shape):
+    """Deep maps are small and of many channels."""
+    x = np.random.default_rng(0).normal(size=(9, *shape)).astype(np.float32)
+
+    [layer] = exposed(maps_model(shape), x, layers=["maps"], max_side=3).layers
+
+    assert (layer.dim, layer.reducer) == (16 * 3 * 3, "average-pool(2x2)")
+
+
 def test_a_layer_has_the_metric_of_the_name_that_it_was_given_by(tmp_path):
     """That of a node, though its tensor is called otherwise; each layer its own."""
     x = rows(9)

@@ -141,6 +141,11 @@ def test_a_few_small_columns_are_no_table(fitted):
     assert fitted(x, y, "--standardize")[0].manifest.layers[0].reducer.startswith("standardize + ")
 
 
+def test_columns_of_one_size_go_without_a_remark(fitted):
+    """Nothing is to be chosen."""
+    assert "deviations" not in fitted(*table(600))[1]
+
+
 def test_hidden_layers_are_nobodys_columns(fitted, capsys):
     """Asked for them, the option is refused; so it is of rows without columns."""
     x, y = table(600)
@@ -169,5 +174,7 @@ def test_what_varies_by_rounding_does_not_vary():
     np.testing.assert_allclose(huge.deviation, [2.2912878e300, 2.2912878e-300], rtol=1e-6)
     np.testing.assert_allclose(huge.center, [3.5e300, 3.5e-300], rtol=1e-6)
     assert columns_of(np.zeros((4, 2)), None) is None
+    assert column_deviations(np.array([[-8, 0], [-4, 0]], np.int32)).tolist() == [2, 0]
+    assert columns_of(np.zeros((4, 2)), True).center.tolist() == [0, 0]
     assert columns_of(np.zeros((0, 2)), True) is None
     assert columns_of(np.zeros((4, 2)), True).deviation.tolist() == [1, 1]

@@ -144,3 +144,18 @@ def test_of_labels_the_command_says_nothing(tiny, tmp_path, capsys):
     assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b"), "--grow"]) == 0
 
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_rows_of_a_detector_of_one_class_need_no_labels(tmp_path):
+    """There is but one that they can have, so class p-values are of the new rows as well."""
+    rng = np.random.default_rng(11)
+    np.savez(tmp_path / "v.npz", x_train=rng.normal(size=(200, 4)).astype(np.float32))
+    assert main(["fit", "--embeddings", str(tmp_path / "v.npz"), "--out", str(tmp_path)]) == 0
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+
+    made = recalibrate(tmp_path / "bundle", tmp_path / "b", x)
+
+    assert "class_p_values" not in made.provenance
+    fresh = rng.normal(size=(20, 4)).astype(np.float32)
+    scores = load(tmp_path / "b").score(fresh)
+    np.testing.assert_array_equal(scores.class_p_values[:, 0], scores.p_value)
