@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 import numpy as np
@@ -86,3 +87,42 @@ def test_its_name_kind_and_help_are_those_of_the_original():
     )
 
     assert ours == expected
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda histogram: histogram.observe(("b",), 1.0),
+        lambda histogram: histogram.observe_all(("b",), np.ones(3)),
+        lambda histogram: histogram.begin(("b",)),
+        lambda histogram: histogram.forget(("a",)),
+        lambda histogram: samples(histogram),
+    ],
+    ids=["observe", "observe_all", "begin", "forget", "collect"],
+)
+def test_one_thread_at_a_time_is_at_the_counts(work):
+    """Of two that add at once, one would be lost; and a scrape would find labels that come or go meanwhile."""
+    histogram = Histogram("m", "Help.", ("a",), BOUNDS)
+    histogram.observe(("a",), 1.0)
+    working = threading.Thread(target=work, args=(histogram,))
+
+    with histogram._lock:
+        working.start()
+        working.join(0.05)
+        waits = working.is_alive()
+    working.join(20)
+
+    assert (waits, working.is_alive()) == (True, False)
+
+
+def test_labels_begin_at_0_and_go_with_all_that_was_counted():
+    """What waits to be counted, too: else they would come back with the next scrape."""
+    histogram = Histogram("m", "Help.", ("a",), BOUNDS)
+    histogram.begin(("x",))
+    assert set(samples(histogram).values()) == {0.0}
+
+    histogram.observe(("x",), 1.0)
+    histogram.observe_all(("x",), np.ones(3))
+    histogram.forget(("x",))
+
+    assert samples(histogram) == {}
