@@ -120,7 +120,10 @@ class DriftWatches:
 
     def _rank(self) -> None:
         while (watch := self._due.get()) is not None:
-            watch.catch_up()
+            try:
+                watch.catch_up()
+            except Exception as e:  # memory may be short; without this thread the device would wait
+                log.error(log_line("drift_rows_lost", error=str(e) or repr(e)))
 
     def _save_until(self, ended: threading.Event) -> None:
         while not ended.wait(self._save_seconds):

@@ -1,17 +1,18 @@
-"""The thread that saves drift states lives on, whatever a save meets."""
+"""The threads that rank rows and save drift states live on, whatever they meet."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from softkin import drift_watches
-from softkin.drift_watches import DriftWatches
+from softkin import drift, drift_watches
+from softkin.drift_watches import RANKED_TOGETHER, DriftWatches
 from standin import StandIn
 
 
@@ -53,3 +54,27 @@ def test_without_a_folder_an_unload_complains_of_no_save(caplog):
     watches.remove(detector.digest)
 
     assert caplog.records == []
+
+
+def test_a_fault_while_rows_are_ranked_ends_no_thread(monkeypatch, caplog):
+    """Out of memory, say: later rows are ranked there too, so that the device does not wait; the log tells of it."""
+    detector, watches, ranking, bets = StandIn(), DriftWatches(), [], drift.bets
+    watches.add(detector)
+
+    def fail_first(p):
+        ranking.append(threading.current_thread().name)
+        if len(ranking) == 1:
+            raise MemoryError
+        return bets(p)
+
+    monkeypatch.setattr(drift, "bets", fail_first)
+    answer = detector.score(np.ones((RANKED_TOGETHER, 2, 3), np.float32))
+    with watches.watching():
+        watches.observe(answer)
+        while not caplog.messages:
+            time.sleep(0.001)
+        watches.observe(answer)
+
+    assert set(ranking) == {"drift"}
+    assert caplog.messages == ["event=drift_rows_lost error=MemoryError()"]
+    assert watches.report(detector, 0.05).rows == RANKED_TOGETHER
