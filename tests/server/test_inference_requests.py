@@ -213,18 +213,19 @@ def test_bytes_that_are_none_are_refused():
         oip_converters.decode_infer_request(bad, replace(manifest(), input_dtype="uint8"), LIMITS)
 
 
-def test_every_kind_of_number_is_taken(shared_server):
-    """Integers as numbers, text as either."""
+@pytest.mark.parametrize("smoothing_seed", [0, 2**64 - 1])
+def test_every_kind_of_number_is_taken(shared_server, smoothing_seed):
+    """Integers as numbers, text as either; a seed of 0 is one."""
     kinds = {
         "alpha": oip.InferParameter(string_param="0.25"),
-        "smoothing_seed": oip.InferParameter(uint64_param=2**64 - 1),
+        "smoothing_seed": oip.InferParameter(uint64_param=smoothing_seed),
         "num_neighbors": oip.InferParameter(string_param="2"),
     }
 
     response = stub(shared_server).ModelInfer(request(parameters=kinds), timeout=20)
 
     seed = dict(zip([o.name for o in response.outputs], response.raw_output_contents, strict=True))
-    expected = StandIn().score(ONE, alpha=0.25, smoothing_seed=2**64 - 1, num_neighbors=2)
+    expected = StandIn().score(ONE, alpha=0.25, smoothing_seed=smoothing_seed, num_neighbors=2)
     assert seed["p_value"] == expected.p_value.tobytes()
     assert seed["neighbors_shares"] == expected.neighbors.shares.tobytes()
     assert seed["parts_values"] == expected.parts.values.tobytes()
