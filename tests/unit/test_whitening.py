@@ -38,7 +38,7 @@ def whitened(tiny, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("together", [7, 1 << 15], ids=["part by part", "each class whole"])
+@pytest.mark.parametrize("together", [7, 1 << 13], ids=["part by part", "each class whole"])
 def test_covariance_within_classes_becomes_the_identity_but_for_the_shrinkage(together, monkeypatch):
     """Against loops: variance v becomes v / ((1 - s) v + s times their mean), in the directions of the covariance."""
     monkeypatch.setattr(class_scatter, "ROWS_TOGETHER", together)

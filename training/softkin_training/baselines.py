@@ -22,6 +22,8 @@ GEN_GAMMA, GEN_CLASSES = 0.1, 100
 
 DISTANCES = 2**23
 """Distances held at once."""
+BANK_ROWS = 2**15
+"""Bank rows that are looked at at a time: of a large bank no copy is made, and no matrix product has few queries."""
 PART = 16
 """Distances of which the smallest alone is looked at first."""
 
@@ -76,18 +78,26 @@ def nearest(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], k: int) -> 
     Returns:
         `[B, K]` Euclidean distances between normalised rows, and `[B, K]` the rows' numbers.
     """
-    bank = mass.unit_rows(bank_ND)
-    k = min(k, len(bank))
-    distances, rows = [np.zeros((0, k))], [np.zeros((0, k), np.int64)]
-    for z in _slices(z_BD, max(1, DISTANCES // len(bank))):
-        cosine = mass.unit_rows(z) @ bank.T
-        np.maximum(np.subtract(1.0, cosine, out=cosine), 0.0, out=cosine)
-        found = _smallest(cosine, k)
-        squared = 2.0 * np.take_along_axis(cosine, found, axis=1).astype(np.float64)
-        order = squared.argsort(axis=1)
-        rows.append(np.take_along_axis(found, order, axis=1))
-        distances.append(np.sqrt(np.take_along_axis(squared, order, axis=1)))
-    return np.concatenate(distances), np.concatenate(rows)
+    z, k = mass.unit_rows(z_BD), min(k, len(bank_ND))
+    squared, rows = np.zeros((len(z), 0), np.float32), np.zeros((len(z), 0), np.int64)
+    for start in range(0, len(bank_ND), BANK_ROWS):
+        bank = mass.unit_rows(bank_ND[start : start + BANK_ROWS])
+        found = [_nearest_of_few(some, bank, min(k, len(bank))) for some in _slices(z, max(1, DISTANCES // len(bank)))]
+        squared = np.concatenate([squared, np.concatenate([d for d, _ in found])], axis=1)
+        rows = np.concatenate([rows, start + np.concatenate([r for _, r in found])], axis=1)
+        best = squared.argsort(axis=1, kind="stable")[:, :k]
+        squared, rows = np.take_along_axis(squared, best, axis=1), np.take_along_axis(rows, best, axis=1)
+    return np.sqrt(squared.astype(np.float64)), rows
+
+
+def _nearest_of_few(
+    z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`[B, k]` squared distances to the nearest of so few rows that all fit into memory, and which these are."""
+    cosine = z_BD @ bank_ND.T
+    np.maximum(np.subtract(1.0, cosine, out=cosine), 0.0, out=cosine)
+    found = _smallest(cosine, k)
+    return 2.0 * np.take_along_axis(cosine, found, axis=1), found
 
 
 def kth_neighbor(z_BD: NDArray[np.float32], bank_ND: NDArray[np.float32], k: int = KTH) -> Floats:
@@ -126,9 +136,9 @@ def _smallest(values_BN: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     parts = n // PART
     if parts <= k:
         return np.argpartition(values_BN, k - 1, axis=1)[:, :k]
-    whole = values_BN[:, : parts * PART].reshape(-1, PART, parts)  # a part is every so many-th value
+    whole = values_BN[:, : parts * PART].reshape(len(values_BN), PART, parts)  # a part is every so many-th value
     best = np.argpartition(whole.min(axis=1), k - 1, axis=1)[:, :k]
-    inside = (best[:, :, None] + parts * np.arange(PART)).reshape(len(best), -1)
+    inside = (best[:, :, None] + parts * np.arange(PART)).reshape(len(best), PART * k)
     rest = np.broadcast_to(np.arange(parts * PART, n), (len(best), n - parts * PART))
     among = np.concatenate([inside, rest], axis=1)
     found = np.argpartition(np.take_along_axis(values_BN, among, axis=1), k - 1, axis=1)[:, :k]
@@ -136,5 +146,5 @@ def _smallest(values_BN: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def _slices(z_BD: NDArray[np.float32], rows: int) -> Iterator[NDArray[np.float32]]:
-    for i in range(0, len(z_BD), rows):
+    for i in range(0, max(1, len(z_BD)), rows):  # of no rows one slice, for its shape
         yield z_BD[i : i + rows]

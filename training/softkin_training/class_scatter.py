@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from softkin_training.rows import members_of_each
 
-ROWS_TOGETHER = 1 << 15
+ROWS_TOGETHER = 1 << 13
 """Rows that are in float64 at a time, of many classes where these are small: threads wait for each other in each matrix
 product, and with one for each class that takes minutes where cores are shared."""
 
@@ -25,8 +25,9 @@ def class_scatter(z_ND: NDArray[np.floating], labels_N: NDArray[np.integer]) -> 
     centered: Floats = np.empty((min(len(z_ND), ROWS_TOGETHER), width))
     filled = 0
     for members in members_of_each(labels_N):
-        means.append(z_ND[members].mean(axis=0, dtype=np.float64))
-        for some in np.array_split(members, -(-len(members) // ROWS_TOGETHER)):
+        parts = np.array_split(members, -(-len(members) // ROWS_TOGETHER))
+        means.append(sum(z_ND[some].sum(axis=0, dtype=np.float64) for some in parts) / len(members))
+        for some in parts:
             if filled + len(some) > len(centered):
                 scatter += centered[:filled].T @ centered[:filled]
                 filled = 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from softkin import mass
 from softkin.nonconformity import CLASS_PARTS, PARTS, TAILS, Nonconformity, Outputs, Part, fit_references, outlier_score
 from softkin_training import baselines, feature_baselines
+from softkin_training.class_scatter import ROWS_TOGETHER
 from softkin_training.expose import ENERGY_TOLERANCE
 from softkin_training.feature_baselines import FDBD
 from softkin_training.fitted_baselines import RelativeMahalanobis, ViM, summed_distances, vim_origin
@@ -251,7 +252,7 @@ def _fitted(subject: Subject, head: _ReadableHead | None, notes: list[str]) -> d
 
 def _vim(subject: Subject, head: _ReadableHead, notes: list[str]) -> ViM | None:
     """ViM fitted to the bank's rows of the layer that the logits are made of; None where the bank lacks it."""
-    h, golden = head.features, head.golden
+    h, golden, origin = head.features, head.golden, vim_origin(head.weight, head.bias)
     for name, rows in subject.neighbors.items():
         metric = subject.metric(name)
         seen = mass.unit_rows(h) if metric == "cosine" else h
@@ -259,9 +260,11 @@ def _vim(subject: Subject, head: _ReadableHead, notes: list[str]) -> ViM | None:
         if z.shape != seen.shape or not np.allclose(z, seen, atol=FEATURES_TOLERANCE * float(np.abs(seen).max())):
             continue
         if metric == "cosine":
-            return ViM.fit(rows, h, golden.logits, head.weight, head.bias)
-        logits = rows @ head.weight.T + head.bias
-        return ViM.fit(rows - vim_origin(head.weight, head.bias), rows, logits, head.weight, head.bias)
+            return ViM.fit(rows, h, golden.logits.max(axis=1), head.weight, head.bias)
+        parts = np.array_split(rows, -(-len(rows) // ROWS_TOGETHER))
+        largest = np.concatenate([(part @ head.weight.T + head.bias).max(axis=1) for part in parts])
+        centered = np.concatenate([(part - origin).astype(np.float32) for part in parts])
+        return ViM.fit(centered, rows, largest, head.weight, head.bias)
     notes.append(
         "ViM is left out: the bank does not hold the layer that the logits are made of, or holds it projected."
     )

@@ -5,13 +5,14 @@ Higher = more outlying. Shapes: B rows, N bank rows, D width, C classes, L layer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
-from softkin_training.class_scatter import class_scatter
+from softkin_training.class_scatter import ROWS_TOGETHER, class_scatter
 
 Floats = NDArray[np.float64]
 
@@ -86,7 +87,7 @@ class ViM:
         cls,
         directions_ND: NDArray[np.floating],
         features_MD: NDArray[np.floating],
-        logits_MC: NDArray[np.floating],
+        largest_logits_M: NDArray[np.floating],
         weight_CD: NDArray[np.floating],
         bias_C: NDArray[np.floating],
         *,
@@ -99,7 +100,7 @@ class ViM:
                 published; or features of unit norm, which a bank of metric cosine holds. On Fashion-MNIST the two came
                 to mean AUROC .9951 and .9957, while everything on unit features came to .963.
             features_MD: rows that set alpha, of the known classes.
-            logits_MC: their logits.
+            largest_logits_M: the largest logit of each.
             weight_CD: W.
             bias_C: b.
             principal_dim: of the principal space; `default_principal_dim` when None.
@@ -107,19 +108,26 @@ class ViM:
         width = directions_ND.shape[1]
         if principal_dim is None:
             principal_dim = default_principal_dim(width)
-        x = directions_ND.astype(np.float64)
-        origin = vim_origin(weight_CD, bias_C)
-        _, vectors = np.linalg.eigh(x.T @ x)  # ascending
+        origin, moments = vim_origin(weight_CD, bias_C), np.zeros((width, width))
+        for x in _parts(directions_ND):
+            moments += x.T @ x
+        _, vectors = np.linalg.eigh(moments)  # ascending
         residual = vectors[:, : width - principal_dim]
-        off = np.linalg.norm((features_MD - origin) @ residual, axis=1).mean()
+        off = np.concatenate([np.linalg.norm((h - origin) @ residual, axis=1) for h in _parts(features_MD)]).mean()
         # Rows without anything off the principal space give no scale; then nothing of the kind can count.
-        alpha = float(logits_MC.max(axis=1).mean() / off) if off > 0 else 0.0
+        alpha = float(largest_logits_M.mean() / off) if off > 0 else 0.0
         return cls(origin=origin, residual=residual, alpha=alpha)
 
     def score(self, features_BD: NDArray[np.floating], logits_BC: NDArray[np.floating]) -> Floats:
         """`[B]`: virtual logit less the logsumexp of the real ones."""
         off = np.linalg.norm((features_BD.astype(np.float64) - self.origin) @ self.residual, axis=1)
         return np.asarray(self.alpha * off + mass.energy(logits_BC))
+
+
+def _parts(rows_ND: NDArray[np.floating]) -> Iterator[Floats]:
+    """Rows in float64, as many at a time as a bank may have without being there twice."""
+    for start in range(0, len(rows_ND), ROWS_TOGETHER):
+        yield rows_ND[start : start + ROWS_TOGETHER].astype(np.float64)
 
 
 def default_principal_dim(width: int) -> int:

@@ -23,6 +23,7 @@ from softkin.nonconformity import Nonconformity, Outputs, Part, outlier_score
 from softkin.scorer import Scorer, read_network
 from softkin.scorer_graph import representation_output
 from softkin_training import baselines
+from softkin_training.class_scatter import ROWS_TOGETHER
 from softkin_training.network_head import FEATURES, Head, find_head, with_features
 from softkin_training.scratch import written_to
 from softkin_training.whitening import whitenings_of
@@ -65,9 +66,7 @@ class Subject:
         model = read_network(loaded.path / bundles.MODEL, loaded.bank)
         self._whitenings = whitenings_of(model)
         plain = not loaded.manifest.condensed_from
-        self.neighbors = (
-            {n: self.unwhitened(n, b.representations(real)) for n, b in loaded.bank.layers.items()} if plain else {}
-        )
+        self.neighbors = {n: self._bank_rows(n, np.flatnonzero(real)) for n in loaded.bank.layers} if plain else {}
         self.head: Head | None = find_head(model)
         also = [representation_output(name) for name in self.layers]
         with tempfile.TemporaryDirectory() as folder:
@@ -78,6 +77,15 @@ class Subject:
                     onnx.save(with_features(model, self.head), path)
             self._scorer = Scorer(path, loaded.bank, loaded.path / bundles.BANK, also=also)
         self.detector = Detector(loaded, scorer=self._scorer)
+
+    def _bank_rows(self, layer: str, which: NDArray[np.integer]) -> NDArray[np.float32]:
+        """The bank's tiled rows at `which` as they were before any whitening, made part by part."""
+        bank = self.loaded.bank.layers[layer]
+        rows = np.empty((len(which), bank.dim), np.float32)
+        for start in range(0, len(which), ROWS_TOGETHER):
+            part = slice(start, start + ROWS_TOGETHER)
+            rows[part] = self.unwhitened(layer, bank.representations(which[part]))
+        return rows
 
     def metric(self, layer: str) -> Metric:
         """Metric of a layer's representations as they were before any whitening."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -65,16 +66,18 @@ def test_max_softmax_still_tells_sure_rows_apart():
 
 
 def test_nearest_finds_the_nearest_rows_in_order(rng, monkeypatch):
-    """Against a sort; also in slices of two queries and of one, and with fewer rows than neighbours."""
+    """Against a sort; also in slices of few queries, of a bank in parts, and of fewer rows than neighbours."""
     z, bank = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(500, 4)).astype(np.float32)
     all_distances = np.linalg.norm(unit(z)[:, None] - unit(bank)[None], axis=2)
 
-    for slices in (7, 1000, 2**23):
+    for slices, parts in itertools.product((7, 1000, 2**23), (3, 130, 2**15)):
         monkeypatch.setattr(baselines, "DISTANCES", slices)
+        monkeypatch.setattr(baselines, "BANK_ROWS", parts)
         distances, rows = baselines.nearest(z, bank, 5)
         np.testing.assert_array_equal(rows, np.argsort(all_distances, axis=1)[:, :5])
         np.testing.assert_allclose(distances, np.sort(all_distances, axis=1)[:, :5], rtol=1e-4, atol=1e-6)
     assert baselines.nearest(z, bank[:3], 5)[0].shape == (6, 3)
+    assert baselines.nearest(z[:0], bank, 5)[0].shape == (0, 5)
     for k in range(1, 501):  # a selection that is off by one seldom shows
         expected = np.sort(all_distances, axis=1)[:, k - 1]
         np.testing.assert_allclose(baselines.kth_neighbor(z, bank, k=k), expected, rtol=1e-4, atol=1e-6)
@@ -186,7 +189,7 @@ def test_vim_is_the_virtual_logit_less_the_energy(rng, size):
     expected = [
         alpha * np.linalg.norm((row - u) @ residual) - math.log(sum(math.exp(v) for v in w @ row + b)) for row in x
     ]
-    vim = ViM.fit(h - u, h, h @ w.T + b, w, b, principal_dim=2)
+    vim = ViM.fit(h - u, h, (h @ w.T + b).max(axis=1), w, b, principal_dim=2)
     np.testing.assert_allclose(vim.score(x, (x @ w.T + b).astype(np.float32)), expected, rtol=1e-5)
 
 
@@ -196,7 +199,7 @@ def test_vim_of_features_without_anything_off_the_principal_space_is_the_energy(
     h[:, 3:] = w[:, 3:] = 0.0
     logits = h @ w.T + b
 
-    vim = ViM.fit(h - vim_origin(w, b), h, logits, w, b)
+    vim = ViM.fit(h - vim_origin(w, b), h, logits.max(axis=1), w, b)
     for rows in (h, h + np.eye(6)[5]):
         np.testing.assert_allclose(vim.score(rows, logits), -np.logaddexp.reduce(logits, axis=1))
 
@@ -206,7 +209,7 @@ def test_vim_takes_half_of_a_narrow_layer_for_principal(rng):
     h, w = rng.normal(size=(20, 8)), rng.normal(size=(3, 8))
 
     assert [default_principal_dim(n) for n in (8, 64, 768, 2048)] == [4, 32, 512, 1000]
-    assert ViM.fit(h, h, h @ w.T, w, np.zeros(3)).residual.shape == (8, 4)
+    assert ViM.fit(h, h, (h @ w.T).max(axis=1), w, np.zeros(3)).residual.shape == (8, 4)
 
 
 def model(nodes, constants, features="h"):

@@ -147,7 +147,7 @@ def test_vim_agrees(peers, rows):
     theirs = peer.fit_features(torch.from_numpy(bank), torch.from_numpy(y)).predict_features(torch.from_numpy(x))
 
     logits = bank @ w.T + b
-    ours = ViM.fit(bank - vim_origin(w, b), bank, logits, w, b, principal_dim=5)
+    ours = ViM.fit(bank - vim_origin(w, b), bank, logits.max(axis=1), w, b, principal_dim=5)
     assert ours.alpha == pytest.approx(peer.alpha, rel=1e-3)
     np.testing.assert_allclose(ours.score(x, x @ w.T + b), theirs.numpy(), rtol=1e-3, atol=1e-3)
 
