@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+from pathlib import Path
 
 import grpc
 import pytest
@@ -111,6 +112,14 @@ def test_lines_of_other_libraries_are_json_too(lines):
     log.warning("plain %s", "text")
 
     assert [(line["level"], line["message"]) for line in lines()] == [("WARNING", "plain text")]
+
+
+def test_paths_and_errors_are_text_in_json(lines):
+    """Lines name files and what went wrong with them: one that JSON could not hold would be lost."""
+    log.warning(log_line("kept", file=Path("/etc/tokens"), error=ValueError("no token")))
+
+    [line] = lines()
+    assert (line["event"], line["file"], line["error"]) == ("kept", "/etc/tokens", "no token")
 
 
 def test_no_value_begins_a_line_of_its_own():
