@@ -6,6 +6,7 @@ import json
 import os
 import ssl
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -133,10 +134,24 @@ def _check_target(target: str) -> None:
         raise InvalidInputError("target", "is empty; give HOST:PORT")
     if target.startswith(("unix:", "unix-abstract:", "vsock:")):
         return
-    port = target.rpartition(":")[2]
-    # gRPC connects to the port modulo 65536, whatever is there.
-    if port.removeprefix("-").isdecimal() and not 0 <= int(port) <= 65535:
-        raise InvalidInputError("target", f"got {target!r}; a port must lie in 0 to 65535")
+    scheme, _, listed = target.partition(":")
+    addresses = listed.split(",") if scheme in ("ipv4", "ipv6") else [target]
+    for address in addresses:
+        port = address.rpartition(":")[2]
+        # gRPC connects to the port modulo 65536, whatever is there.
+        if port.removeprefix("-").isdecimal() and not 0 <= int(port) <= 65535:
+            raise InvalidInputError("target", f"got {target!r}; a port must lie in 0 to 65535")
+    if "," in addresses[0] or (scheme == "ipv4" and not all(map(_is_ipv4, addresses))):
+        remedy = "several servers are ipv4:ADDRESS:PORT,ADDRESS:PORT, without names"
+        raise InvalidInputError("target", f"got {target!r}; {remedy}")
+
+
+def _is_ipv4(address: str) -> bool:
+    try:
+        IPv4Address(address.partition(":")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _key_pair(cert: File, key: File) -> tuple[bytes, bytes]:

@@ -261,6 +261,9 @@ def test_a_deadline_that_passes_names_the_remedy(start, rows, gate):
         ("", "target: is empty; give HOST:PORT"),
         ("localhost:65536", r"target: got 'localhost:65536'; a port must lie in 0 to 65535"),
         ("dns:///localhost:-1", "a port must lie in 0 to 65535"),
+        ("ipv4:127.0.0.1:65536,127.0.0.1:50051", "a port must lie in 0 to 65535"),
+        ("a:50051,b:50051", "got 'a:50051,b:50051'; several servers are ipv4:ADDRESS:PORT,ADDRESS:PORT, without names"),
+        ("ipv4:10.0.0.1:50051,b:50051", "several servers are ipv4:ADDRESS:PORT,ADDRESS:PORT, without names"),
     ],
 )
 def test_a_target_that_leads_elsewhere_is_refused(target, message):
