@@ -213,6 +213,17 @@ def test_bytes_that_are_none_are_refused():
         oip_converters.decode_infer_request(bad, replace(manifest(), input_dtype="uint8"), LIMITS)
 
 
+def test_no_bytes_at_all_are_no_fault_of_the_server():
+    """An array without elements has no largest one; the detector refuses it in its own words."""
+    contents = oip.InferTensorContents()
+    empty = request(inputs=[tensor(datatype="UINT8", shape=[0, 3], contents=contents)])
+    del empty.raw_input_contents[:]
+
+    call = oip_converters.decode_infer_request(empty, replace(manifest(), input_dtype="uint8"), LIMITS)
+
+    assert (call.inputs.shape, call.inputs.dtype) == ((0, 3), np.uint8)
+
+
 @pytest.mark.parametrize("smoothing_seed", [0, 2**64 - 1])
 def test_every_kind_of_number_is_taken(shared_server, smoothing_seed):
     """Integers as numbers, text as either; a seed of 0 is one."""
