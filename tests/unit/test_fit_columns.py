@@ -142,8 +142,11 @@ def test_a_few_small_columns_are_no_table(fitted):
 
 
 def test_columns_of_one_size_go_without_a_remark(fitted):
-    """Nothing is to be chosen."""
-    assert "deviations" not in fitted(*table(600))[1]
+    """Nothing is to be chosen, whatever their unit is."""
+    x, y = table(600)
+
+    assert "deviations" not in fitted(x, y)[1]
+    assert columns_of(1e6 * x, None) is None
 
 
 def test_hidden_layers_are_nobodys_columns(fitted, capsys):

@@ -288,6 +288,17 @@ def test_outliers_that_are_no_rows_are_refused(tmp_path, x, words):
         load_dataset(npz_recipe(tmp_path, arrays(), f"data.outliers.new={tmp_path / 'new.npz'}"))
 
 
+def test_outliers_that_are_not_finite_are_refused_before_training(tmp_path):
+    """Evaluation would refuse them, hours later."""
+    x = arrays(dtype=np.float32)["x_test"]
+    x[[4, 6], 1] = np.inf
+    np.savez(tmp_path / "new.npz", x_test=x)
+    overrides = f"data.outliers.new={tmp_path / 'new.npz'}"
+
+    with pytest.raises(DataError, match="outliers 'new' has 2 rows with NaN or infinity, first row 4; remove them"):
+        load_dataset(npz_recipe(tmp_path, arrays(dtype=np.float32), overrides))
+
+
 def test_training_rows_of_classes_left_out_may_hold_anything(tmp_path):
     """Beside a test split they are never used; a chosen row that is unfit is still named by its place in the file."""
     contents = arrays(dtype=np.float32)

@@ -157,11 +157,30 @@ def test_resuming_on_other_rows_is_refused(dataset, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"garbage"], ids=["empty", "garbage"])
 def test_a_damaged_checkpoint_is_refused_by_name(dataset, tmp_path, content):
-    """It is never unpickled as code, and the remedy stands in the message."""
+    """The remedy stands in the message."""
     (tmp_path / "checkpoint.pt").write_bytes(content)
 
     with pytest.raises(DataError, match=r"checkpoint\.pt.*; run the train step again, without --resume"):
         run(dataset, tmp_path, resume=True)
+
+
+class Opener:
+    """What creates a file as it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_checkpoint_runs_no_code(dataset, tmp_path):
+    """Whoever is given one need not trust who made it."""
+    torch.save({"recipe": Opener(tmp_path / "ran")}, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(DataError, match=r"checkpoint\.pt: damaged, or no checkpoint of softkin"):
+        run(dataset, tmp_path, resume=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(dataset, tmp_path):
