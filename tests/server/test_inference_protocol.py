@@ -47,6 +47,7 @@ def test_requests_of_both_protocols_share_a_batch(start, rows, gate):
     running.until(lambda: running.sample("softkin_drift_rows", **labels) == 6)
     assert running.sample("softkin_request_rows_count") == 3
     assert running.sample("softkin_stage_seconds_count", stage="encode") == 3
+    assert all(0 < running.sample("softkin_stage_seconds_sum", stage=stage) < 60 for stage in ("decode", "encode"))
 
 
 def test_an_answer_is_traced_as_one_of_our_own(server, rows):
