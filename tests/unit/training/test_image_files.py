@@ -290,6 +290,13 @@ def test_of_sixteen_bits_the_upper_eight_are_kept_in_either_order_of_bytes(mode)
     assert found.tolist() == [[0x00, 0x01, 0x12, 0xFF]]
 
 
+def test_of_a_pgm_of_sixteen_bits_the_upper_eight_are_kept():
+    """Pillow opens it as 32 bits, of which nobody could say which value is white."""
+    pixels = np.array([0x00FF, 0x0100, 0x1234, 0xFFFF], ">u2").tobytes()
+
+    assert ImageReader("L", []).read(b"P5 4 1 65535\n" + pixels, "a").tolist() == [[0x00, 0x01, 0x12, 0xFF]]
+
+
 @pytest.mark.parametrize("kind", ["png", "gif"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_transparency_is_dropped_without_a_word(kind, mode):
