@@ -111,6 +111,16 @@ def test_descriptions_drift_and_health_are_those_of_the_synchronous_client(serve
     assert list(map(repr, run(server, ask))) == list(map(repr, expected))  # drift's has arrays
 
 
+def test_a_server_that_starts_is_not_healthy_yet(start):
+    """It lives, but does not score."""
+    running = start(StandIn(), ready=False)
+
+    before = run(running, lambda c: c.check_health())
+    running.server.make_ready()
+
+    assert (before, run(running, lambda c: c.check_health())) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
