@@ -280,8 +280,7 @@ def test_a_deadline_ends_the_stream(start, rows, gate):
         list(running.stub.ScoreStream(iter([message(rows(2))] * 3), **until_the_server_ends_it(0.5)))
 
     assert e.value.code() is Code.DEADLINE_EXCEEDED
-    running.until(lambda: running.server.pending_requests == 0)
-    running.until(lambda: running.sample("softkin_streams") == 0)
+    running.until(lambda: running.server.pending_requests == running.sample("softkin_streams") == 0)
     running.until(lambda: running.sample("softkin_rejected_total", reason="deadline") == 1)  # the call, once
 
 
