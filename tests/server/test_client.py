@@ -347,3 +347,16 @@ def test_answers_from_two_detectors_are_never_joined(start, rows):
 
     with pytest.raises(UnavailableError, match="replaced between two requests"):
         join(parts)
+
+
+def test_a_label_names_the_version_in_every_call(start, rows):
+    """Scores, description and drift are all of the one that carries it, and not of the one that serves by default."""
+    running = start(StandIn(), StandIn(version="2"), admin_port=0)
+    with running.admin() as admin:
+        admin.set_label("standin", "1", "stable")
+        admin.set_label("standin", "2", "canary")
+
+    with running.client(label="canary") as client:
+        found = client.score(rows(3)).budget.version, client.detector_info().version, client.drift().version
+
+    assert found == ("2", "2", "2")
