@@ -181,6 +181,28 @@ def test_where_training_ran_does_not_make_another_model(out, dataset, tmp_path):
     assert build_step(recipe, dataset, tmp_path).files == read_bundle(out / "bundle").manifest.files
 
 
+def test_every_setting_of_the_detector_reaches_the_bundle(out, dataset, tmp_path):
+    """Each other than its default; temperatures are in proportion to their scale, of the same rows."""
+    (tmp_path / "model.onnx").write_bytes((out / "model.onnx").read_bytes())
+    settings = {"training.epochs": 8, "name": "other", "version": "7"}
+    detector = {"alpha": 0.2, "bank_rows": 500, "whiten": True, "precision": "float16", "max_p_value_change": 0.5}
+    form = {"nonconformity": "joint", "joint_parts": ["density", "energy"]}
+    settings |= {f"detector.{k}": v for k, v in (detector | form).items()}
+
+    def built(scale):
+        overrides = [f"{k}={json.dumps(v)}" for k, v in (settings | {"detector.temperature_scale": scale}).items()]
+        return build_step(load_recipe("digits", overrides), dataset, tmp_path)
+
+    m, wider = built(0.25), built(0.5)
+
+    assert (m.name, m.version, m.default_alpha, m.bank_size) == ("other", "7", 0.2, 500)
+    assert (m.bank_precision, m.approximation.budget) == ("float16", 0.5)
+    assert (m.nonconformity, m.parts) == ("joint", ("density", "energy"))
+    assert all("whitening" in layer.reducer for layer in m.layers)
+    for layer, other in zip(m.layers, wider.layers, strict=True):
+        assert other.temperature == pytest.approx(2 * layer.temperature)
+
+
 def test_a_model_that_is_none_is_refused(dataset, tmp_path):
     """In our words, with nothing half-written."""
     (tmp_path / "model.onnx").write_bytes(b"no model")
