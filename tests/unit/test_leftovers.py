@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -102,6 +104,15 @@ def test_a_complete_bundle_beside_a_damaged_one_stays(path, tiny, which):
     assert bundles.verify_files(inside)
 
 
+def test_a_complete_bundle_where_there_is_none_stays(tmp_path, tiny):
+    """A first build that was killed before the last rename; nothing is called damaged that is not there."""
+    path = tmp_path / "bundle"
+    made = left(path, new=tiny.path) / "bundle"
+
+    assert tidy(path) == [f"{made}: is a complete bundle, which a killed build left; to have it back: mv {made} {path}"]
+    assert bundles.verify_files(made)
+
+
 def test_a_damaged_bundle_that_was_set_aside_stays(tmp_path, tiny):
     """Part of it may be wanted."""
     folder = left(tmp_path / "bundle", old=tiny.path)
@@ -137,8 +148,37 @@ def test_of_another_machine_it_is_told_of_only(path, host):
     assert folder.exists()
 
 
+def test_without_locks_it_is_told_of_only(path, monkeypatch):
+    """Some network file systems have none, and then nothing says whether it is being written."""
+    folder = left(path)
+
+    def no_locks(fd, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+
+    (line,) = tidy(path)
+
+    assert line.startswith(f"{folder}: a killed build left it, unless one on another machine is writing it")
+    assert folder.exists()
+
+
+def test_a_link_is_not_followed(path, tmp_path):
+    """What it leads to is no build's."""
+    elsewhere = tmp_path / "elsewhere"
+    path.rename(left(elsewhere) / "bundle.old")
+    [folder] = tmp_path.glob(".elsewhere.*")
+    link = path.with_name(f"{staging.staging_prefix(path)}abcdefgh")
+    link.symlink_to(folder)
+
+    (line,) = tidy(path)
+
+    assert line.startswith(f"{link}: a build that was killed may have left it, and it cannot be read")
+    assert entries(folder) == ["bundle.old"]
+
+
 def test_other_files_are_none_of_it(path):
-    """Of other bundles, of another make, and links."""
+    """Of other bundles, and of another make."""
     for name in (".bundle2.abcdefgh", ".bundle.abcdefgh.txt", ".bundle.ABCDEFGH", "bundle.abcdefgh"):
         path.with_name(name).mkdir()
     path.with_name(".bundle.abcdefgh").write_text("a file")
