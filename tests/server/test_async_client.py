@@ -239,9 +239,12 @@ def test_tls_and_tokens_let_in_as_they_do_the_synchronous_client(start, rows, tm
     tokens.write_text(TOKEN)
     running = start(StandIn(), **ca.issue("server"), token_file=tokens)
 
-    scores = run(running, lambda c: c.score(rows(29)), tls_ca=ca.file, token=TOKEN)
+    async def both(client):
+        return [await client.score(rows(29)), *await collect(client.score_stream([rows(29)]))]
 
-    assert bits(scores) == bits(StandIn().score(rows(29)))
+    found = run(running, both, tls_ca=ca.file, token=TOKEN)
+
+    assert [bits(scores) for scores in found] == [bits(StandIn().score(rows(29)))] * 2
     for use in (lambda c: c.score(rows(1)), lambda c: collect(c.score_stream([rows(1)]))):
         with pytest.raises(AuthenticationError, match=running.target):
             run(running, use, tls_ca=ca.file)

@@ -354,7 +354,8 @@ def test_a_token_goes_through_tls(start, file, tmp_path):
     running = start(StandIn(), token_file=file, **ca.issue("server"))
 
     with running.client(tls_ca=ca.file, token=SECOND) as client:
-        assert len(client.score(np.zeros((1, 2, 3), np.float32))) == 1
+        x = np.zeros((1, 2, 3), np.float32)
+        assert [len(client.score(x)), *map(len, client.score_stream([x]))] == [1, 1]
     with running.client(tls_ca=ca.file) as client, pytest.raises(AuthenticationError, match="needs a valid token"):
         client.detector_info()
 
