@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -286,6 +288,23 @@ def test_outliers_that_are_no_rows_are_refused(tmp_path, x, words):
 
     with pytest.raises(DataError, match=words):
         load_dataset(npz_recipe(tmp_path, arrays(), f"data.outliers.new={tmp_path / 'new.npz'}"))
+
+
+def test_two_rows_of_a_class_are_enough(tmp_path):
+    """A row alone has no partner; how many are left is for the split to say."""
+    taken, refused = [], []
+    for rows in range(1, 9):
+        y = np.arange(60) % 2
+        y[:rows] = 2
+        try:
+            found = load_dataset(npz_recipe(tmp_path, {**arrays(), "y_train": y}))
+            taken.append(int(np.bincount(found.train.y)[2]))
+        except DataError as e:
+            refused.append(str(e))
+
+    assert min(taken) == 2
+    assert refused
+    assert all(re.search(r"train holds [01] of 'class 2'; each class needs at least 2 rows", e) for e in refused)
 
 
 def test_outliers_that_are_not_finite_are_refused_before_training(tmp_path):
