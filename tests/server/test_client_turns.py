@@ -106,15 +106,16 @@ def is_open(port):
 def test_what_stands_behind_one_address_is_watched_only_where_that_is_asked_for(start, rows):
     """It may be a proxy, which one server's end would shut; this one answers until its drain delay is over."""
     running = start(StandIn(), drain_delay_seconds=600)
-    with running.client() as client, running.client(health_checks=True) as watching:
-        for each in (client, watching):
+    one = Client(f"ipv4:{running.target}")
+    with one, running.client() as client, running.client(health_checks=True) as watching:
+        for each in (one, client, watching):
             each.score(rows(1))
         stopping = threading.Thread(target=running.server.stop)
         stopping.start()
         running.until(lambda: not client.healthy())
         running.until(lambda: not watching.healthy())
 
-        assert len(client.score(rows(1)).p_value) == 1
+        assert [len(each.score(rows(1)).p_value) for each in (one, client)] == [1, 1]
         with pytest.raises(UnavailableError, match=r"they start, or they stop$"):
             watching.score(rows(1))
 

@@ -28,20 +28,21 @@ def run_graph(g, inputs, outputs):
     return session.run(list(outputs), inputs)
 
 
+@pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("classes", [1, 2, 7])
 @pytest.mark.parametrize(("form", "parts"), [("posterior", ()), ("density", ()), ("joint", PARTS)])
-def test_given_equal_masses_the_graph_is_the_reference(classes, form, parts):
+def test_given_equal_masses_the_graph_is_the_reference(classes, layers, form, parts):
     """Everything after the masses against nonconformity.py and conformal.py: 1e-9, NaN and infinite rows included."""
     rng = np.random.default_rng(classes)
-    masses = rng.normal(-20, 30, size=(200, 3, classes)).astype(np.float32)
+    masses = rng.normal(-20, 30, size=(200, layers, classes)).astype(np.float32)
     logits = rng.normal(0, 10, size=(200, classes)).astype(np.float32)
     boundary = rng.normal(0, 2, size=(200, classes)).astype(np.float32)
-    masses[0, 1, 0], masses[1, 2, -1], logits[2, -1], logits[3, 0] = np.nan, -np.inf, np.inf, np.nan
+    masses[0, layers // 2, 0], masses[1, -1, -1], logits[2, -1], logits[3, 0] = np.nan, -np.inf, np.inf, np.nan
     boundary[4, -1], boundary[5, 0] = np.nan, -np.inf
     nonconformity = Nonconformity(
         form=form,
         class_weights=rng.uniform(5, 5000, classes),
-        layer_weights=np.array([1.0, 0.25, 3.0]),
+        layer_weights=np.array([1.0, 0.25, 3.0])[:layers],
         parts=parts,
         references={p: np.sort(rng.normal(0, 60, 50)) for p in parts}
         | {CENTER.format(p): rng.normal(0, 30, classes) for p in CLASS_PARTS}
