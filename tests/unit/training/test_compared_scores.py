@@ -104,6 +104,24 @@ def test_bare_embeddings_have_no_scores_of_logits(tiny, tmp_path):
     write_report(found, tmp_path / "out")
 
 
+def test_of_two_classes_everything_is_compared(tiny, tmp_path):
+    """The fewest that a classifier tells apart."""
+    bank, calibration = (rows.take(np.flatnonzero(rows.y < 2)) for rows in (tiny.bank, tiny.calibration))
+    model = onnx.load_from_string(tiny.model)
+    [w] = [t for t in model.graph.initializer if t.name == "w"]
+    w.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(w)[:, :2].copy(), "w"))
+    next(o for o in model.graph.output if o.name == "logits").type.tensor_type.shape.dim[1].dim_value = 2
+    spec = dataclasses.replace(tiny.spec, classes=("a", "b"))
+    build(tmp_path / "two", model.SerializeToString(), spec, bank_rows=bank, calibration_rows=calibration)
+
+    names = []
+    for path, rows in ((tmp_path / "two", calibration), (tiny.path, tiny.calibration)):
+        subject = Subject(bundles.read_bundle(path))
+        names.append(list(compared_scores(subject, subject.run(rows.x), rows.y, 0)[0]))
+
+    assert names[0] == names[1]
+
+
 def test_of_one_class_nothing_is_compared_that_compares_classes(tmp_path):
     """Each of these would be the same number for every row, and look like a score that fails."""
     rng = np.random.default_rng(0)

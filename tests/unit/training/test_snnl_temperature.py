@@ -130,3 +130,14 @@ def test_a_batch_in_which_nobody_has_a_partner_moves_no_temperature_into_its_ran
     start_L = torch.tensor([0.3], dtype=torch.float64)
 
     assert float(follow(distances_LBB, Neighbours.of(torch.arange(24)), start_L, 3)) == 0.3
+
+
+def test_rows_that_are_all_equal_move_no_temperature():
+    """Of another layer of the same batch they say nothing; a dead layer would be followed to where float32 ends."""
+    z, y = batch(24)
+    distances_LBB = torch.stack([torch.zeros(24, 24).double(), pairwise_distances(z, "squared_euclidean")])
+
+    found = follow(distances_LBB, Neighbours.of(y), torch.tensor([0.3, 0.3]).double(), 1)
+
+    assert float(found[0]) == pytest.approx(0.3)
+    assert float(found[1]) != pytest.approx(0.3)
