@@ -264,10 +264,16 @@ def test_an_empty_bundle_path_is_refused(monkeypatch, paths):
         parse("a", "")
 
 
-def test_limits_that_contradict_each_other_are_refused():
-    """A request of max_rows rows must be admissible."""
-    with pytest.raises(InvalidInputError, match="max_pending_rows 10 is below max_rows 4096"):
-        parse("b", "--max-pending-rows", "10")
+@pytest.mark.parametrize(
+    ("pending", "largest"), [("max_pending_rows", "max_rows"), ("max_pending_bytes", "max_message_bytes")]
+)
+def test_limits_that_contradict_each_other_are_refused(pending, largest):
+    """The largest request must be admissible, and where nothing else is pending it may take all the room."""
+    flag, most = f"--{pending.replace('_', '-')}", getattr(parse("b"), largest)
+
+    with pytest.raises(InvalidInputError, match=f"{pending} {most - 1} is below {largest} {most}, so the largest"):
+        parse("b", flag, str(most - 1))
+    assert getattr(parse("b", flag, str(most)), pending) == most
 
 
 def test_one_port_for_calls_and_metrics_is_refused_as_such():
