@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import resource
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from networks import without_logits
 from softkin import BundleError, DataError, Detector
 from softkin import bundle as bundles
 from softkin.certificate import certify
+from softkin.export_onnx import export_onnx
 from softkin.scorer import Scorer
 from softkin_training.build import build
 
@@ -298,8 +300,9 @@ def test_a_network_of_other_classes_is_refused(tiny, tiny_copy):
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 6
     edit_model(tiny_copy, model.SerializeToString())
 
-    with pytest.raises(BundleError, match=r"model\.onnx: has 6 logits, the bank has 3 classes"):
-        Detector.load(tiny_copy, device="cpu")
+    for use in (partial(Detector.load, device="cpu"), partial(export_onnx, out=tiny_copy.with_name("d.onnx"))):
+        with pytest.raises(BundleError, match=r"model\.onnx: has 6 logits, the bank has 3 classes"):
+            use(tiny_copy)
 
 
 @pytest.mark.parametrize(("part", "lacks"), [("energy", "logits"), ("boundary_distance", "boundary_distance")])
