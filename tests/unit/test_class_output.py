@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from foreign_models import CLASSES, classifier, rows
 from softkin.errors import InvalidInputError
-from softkin_training.class_output import _rank, choose_output, kind_of, read_output
+from softkin_training.class_output import _rank, choose_output, kind_of, read_output, refuse_several_labels
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,15 @@ def test_the_first_row_that_holds_no_probabilities_is_told():
 
     with pytest.raises(InvalidInputError, match=r"a row has 0\.5 to 1 and sums to 1\.5, where each must lie in"):
         kind_of(y, "probabilities", "out")
+
+
+def test_sigmoids_are_of_several_labels_where_more_than_half_of_the_rows_have_two():
+    """A label is one that exceeds a half; one half of the rows may do as it likes."""
+    two, one = [0.55, 0.55, 0.0], [0.5, 0.9, 0.5]
+
+    refuse_several_labels(np.array([two, one], np.float32), "s")
+    with pytest.raises(InvalidInputError, match="and on 2 of 3 rows tried more than one exceeds"):
+        refuse_several_labels(np.array([two, one, two], np.float32), "s")
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
