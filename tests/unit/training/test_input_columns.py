@@ -203,11 +203,12 @@ def test_maps_keep_their_shape_and_stand_alone():
     [
         ([*["1.5", "2"] * 200, None, "x", "y"], (401, "x")),
         (pa.array(["n/a", "1"], pa.large_string()), (0, "n/a")),
+        (["x", "y", "3"], (0, "x")),
         (["x", "y", None], None),
         (["1", "2", None], None),
         ([1.0, 2.0], None),
     ],
-    ids=["far down", "first", "words", "numbers as text", "numbers"],
+    ids=["far down", "first", "before any number", "words", "numbers as text", "numbers"],
 )
 def test_the_cell_that_makes_text_of_a_column_of_numbers_is_named(column, found):
     """To leave the column out would be no remedy; where it lies among millions nobody could see."""
