@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from softkin import BundleError, Detector, InvalidInputError, conformal, mass
 from softkin.bank import PADDING_LABEL
-from softkin.bundle import MODEL, read_bundle
+from softkin.bundle import MANIFEST, MODEL, read_bundle
 from softkin_training.build import LayerSpec, build
 from unfit_rows import UNFIT_ROWS
 
@@ -351,3 +351,20 @@ def test_a_network_that_hides_its_number_of_classes_is_found_out_when_it_is_load
 
     with pytest.raises(BundleError, match=rf"model\.onnx: has {columns} logits, the bank has 3 classes; build"):
         Detector(bundle, device="cpu")
+
+
+def test_an_answer_says_how_long_the_device_and_the_calibration_took(detector, tiny):
+    """What a server's metrics are made of."""
+    seconds = detector.score(tiny.inliers[:2]).stage_seconds
+
+    assert set(seconds) == {"infer", "calibrate"}
+    assert all(0 < s < 60 for s in seconds.values())
+
+
+def test_a_network_whose_input_has_another_name_than_the_manifest_says_is_refused(tiny_copy):
+    """It is the network of another bundle."""
+    file = tiny_copy / MANIFEST
+    file.write_text(file.read_text().replace('"inputs"', '"pixels"'))
+
+    with pytest.raises(BundleError, match=r"model\.onnx: its input is 'inputs', the manifest says 'pixels'"):
+        Detector.load(tiny_copy, device="cpu")
