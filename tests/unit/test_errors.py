@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from softkin import errors
-from softkin.statuses import STATUS_CODES, CallEndedError, failure, status_code
+from softkin.statuses import STATUS_CODES, failure, status_code
 
 Code = grpc.StatusCode
 EXPECTED = {
@@ -57,7 +57,7 @@ def test_status_codes_follow_the_table_and_what_is_not_ours_is_internal():
             errors.InvalidInputError("alpha", "wrong"),
             Derived("x"),
             ValueError("x"),
-            CallEndedError(Code.CANCELLED),
+            errors.CancelledError(),
         )
     ]
 
