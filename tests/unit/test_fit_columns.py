@@ -13,7 +13,7 @@ from softkin.bundle import read_manifest
 from softkin.errors import InvalidInputError
 from softkin_training.cli import main
 from softkin_training.columns import Columns, columns_of
-from softkin_training.fit_rows import column_deviations
+from softkin_training.fit_rows import column_deviations, uneven_deviations
 from softkin_training.rows import Rows
 from softkin_training.split import split
 
@@ -147,6 +147,16 @@ def test_columns_of_one_size_go_without_a_remark(fitted):
 
     assert "deviations" not in fitted(x, y)[1]
     assert columns_of(1e6 * x, None) is None
+
+
+def test_the_remark_tells_the_deviations_that_are_farthest_apart():
+    """Of columns that vary; up to 30 times apart they all count."""
+    x = np.outer([-1.0, 1.0], [1.0, 0.0, 2.0**-9, 30.0])
+
+    assert uneven_deviations(x) == (2.0**-9, 30.0)
+    assert uneven_deviations(x[:, [0, 1, 3]]) is None
+    assert uneven_deviations(x[:, [1]]) is None
+    assert uneven_deviations(x.reshape(2, 2, 2)) is None
 
 
 def test_hidden_layers_are_nobodys_columns(fitted, capsys):
