@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import resource
-from contextlib import contextmanager
-
 import pytest
 
+from small_files import files_of_at_most
 from softkin.bundle import read_bundle
 from softkin.errors import DataError
 from softkin_training.boundary import with_boundary
 from softkin_training.build import build
 from softkin_training.subject import Subject
-
-
-@contextmanager
-def files_of_at_most(size):
-    """Files cannot grow past it, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_bundle_in_the_making_says_what_found_no_room(tiny, tmp_path, monkeypatch):

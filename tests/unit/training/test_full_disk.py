@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+from small_files import files_of_at_most
 from softkin import InvalidInputError
 from softkin_training.ablate import ablate
 from softkin_training.ablation_plan import FAR, Cell, Plan
@@ -19,17 +18,6 @@ from softkin_training.entanglement_plot import draw_entanglement
 from softkin_training.evaluate import evaluate, write_report
 
 pytestmark = pytest.mark.training
-
-
-@contextmanager
-def room_for_files_of(size):
-    """No file may grow beyond that: the same error at the same place as a disk without room."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -83,7 +71,7 @@ def test_a_report_of_which_a_file_does_not_fit_leaves_none(reports, tmp_path, wh
     write_report(reports[0], tmp_path / "whole")
     size = (tmp_path / "whole" / which).stat().st_size
 
-    with room_for_files_of(size - 1), pytest.raises(InvalidInputError, match=r"\(File too large\)"):
+    with files_of_at_most(size - 1), pytest.raises(InvalidInputError, match=r"\(File too large\)"):
         write_report(reports[0], tmp_path / "out")
 
     assert contents(tmp_path / "out") == {}
@@ -96,7 +84,7 @@ def test_evaluate_prints_what_it_found_though_it_cannot_be_written(tiny, tmp_pat
     out = tmp_path / "out"
     given = ["--inliers", str(tmp_path / "in.npz"), "--outliers", f"far={tmp_path / 'far.npz'}", "--out", str(out)]
 
-    with room_for_files_of(50_000):
+    with files_of_at_most(50_000):
         assert main(["evaluate", str(tiny.path), *given]) == 1
 
     said = capsys.readouterr()
@@ -149,5 +137,5 @@ def test_an_ablation_is_not_told_of_an_option_that_it_lacks(tmp_path):
     quick = ["training.epochs=1", "model.channels=[4, 8]", "model.dense=16", "data.known_classes=[]"]
 
     goes_on = pytest.raises(InvalidInputError, match=r"^out_dir: .*; make room, then run it again: what is done stays$")
-    with room_for_files_of(100), goes_on:
+    with files_of_at_most(100), goes_on:
         ablate("digits", plan, tmp_path, overrides=quick, seeds=(0,), say=lambda line: None)
