@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from softkin.errors import BundleError, reason_of
 from softkin.unfinished_files import new_locked, this_host
 
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 SET_ASIDE = ".old"
 """Ends the name, in the temporary directory, of what is being replaced."""
 
@@ -58,6 +60,8 @@ def staged(*targets: Path, what: str, make_parent: bool = False, replace: bool =
         remedy = ""
         if staging is None and isinstance(e, FileNotFoundError | NotADirectoryError):
             remedy = f"; make the directory {parent} first, or choose another"
+        elif isinstance(e, SafetensorError) or e.errno in FULL:
+            remedy = "; make room, or choose another directory"
         raise BundleError(
             f"{targets[0]}: cannot write the {what} ({reason_of(e)}); nothing was changed there{remedy}"
         ) from e
