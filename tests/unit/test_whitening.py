@@ -14,8 +14,7 @@ from softkin import Detector
 from softkin.bundle import read_bundle
 from softkin.mass import class_mass
 from softkin.scorer import reducer_key
-from softkin_training import class_scatter
-from softkin_training import whitening as whitening_module
+from softkin_training import class_scatter, rows
 from softkin_training.build import build
 from softkin_training.subject import Subject
 from softkin_training.whitening import DESCRIPTION, SHRINKAGE, Whitening, whitenings_of, with_whitening
@@ -41,7 +40,8 @@ def whitened(tiny, tmp_path_factory):
 @pytest.mark.parametrize("together", [7, 1 << 13], ids=["part by part", "each class whole"])
 def test_covariance_within_classes_becomes_the_identity_but_for_the_shrinkage(together, monkeypatch):
     """Against loops: variance v becomes v / ((1 - s) v + s times their mean), in the directions of the covariance."""
-    monkeypatch.setattr(class_scatter, "ROWS_TOGETHER", together)
+    for module in (class_scatter, rows):
+        monkeypatch.setattr(module, "ROWS_TOGETHER", together)
     z, y = stretched(np.random.default_rng(0), 300)
 
     whitening = Whitening.fit(z.astype(np.float32), y, "cosine")
@@ -60,7 +60,7 @@ def test_covariance_within_classes_becomes_the_identity_but_for_the_shrinkage(to
 
 def test_rows_are_whitened_where_they_are_part_by_part(monkeypatch):
     """As those are that are whitened at once: rows on disk take no memory."""
-    monkeypatch.setattr(whitening_module, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(rows, "ROWS_TOGETHER", 7)
     z, y = stretched(np.random.default_rng(0), 30)
     z = z.astype(np.float32)
     whitening = Whitening.fit(z, y, "cosine")

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError, InvalidInputError, RecipeError, listed
 from softkin.unfinished_files import written_whole
-from softkin_training.ablation_plan import AGAIN, FAR, Cell, Plan
+from softkin_training.ablation_plan import FAR, Cell, Plan
 from softkin_training.checkpoint import AFRESH
 from softkin_training.config import Recipe, load_recipe
 from softkin_training.data import Dataset, load_dataset
 from softkin_training.evaluate import evaluate
 from softkin_training.history import GO_ON
+from softkin_training.interruption import AGAIN
 from softkin_training.launch import refuse_torchrun
 from softkin_training.npz import read_npz
 from softkin_training.run import BUNDLE, EXPORTED_KEYS, MODEL, build_step, export_step

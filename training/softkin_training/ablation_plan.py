@@ -20,8 +20,6 @@ from softkin.errors import RecipeError, reason_of
 
 FAR = "all classes"
 """The family in which the network knows every class, so that all outliers come from elsewhere."""
-AGAIN = "run it again: what is done stays"
-"""How an ablation that was cut short goes on, for messages."""
 Keys = dict[str, Any]
 
 

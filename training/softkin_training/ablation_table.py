@@ -12,8 +12,9 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from softkin.errors import InvalidInputError
-from softkin_training.ablation_plan import AGAIN, FAR, Cell
+from softkin_training.ablation_plan import FAR, Cell
 from softkin_training.data import HELD_OUT_SETS
+from softkin_training.interruption import AGAIN
 from softkin_training.report_files import write_texts
 from softkin_training.report_markdown import plain
 

@@ -8,11 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin_training.rows import members_of_each
-
-ROWS_TOGETHER = 1 << 13
-"""Rows that are in float64 at a time, of many classes where these are small: threads wait for each other in each matrix
-product, and with one for each class that takes minutes where cores are shared."""
+from softkin_training.rows import ROWS_TOGETHER, members_of_each, parts_of
 
 Floats = NDArray[np.float64]
 
@@ -22,10 +18,12 @@ def class_scatter(z_ND: NDArray[np.floating], labels_N: NDArray[np.integer]) -> 
     width = z_ND.shape[1]
     means: list[Floats] = []
     scatter: Floats = np.zeros((width, width))
+    # Rows of many small classes go together: threads wait for each other in every matrix product, and with one for each
+    # class that takes minutes where cores are shared.
     centered: Floats = np.empty((min(len(z_ND), ROWS_TOGETHER), width))
     filled = 0
     for members in members_of_each(labels_N):
-        parts = np.array_split(members, -(-len(members) // ROWS_TOGETHER))
+        parts = [members[part] for part in parts_of(len(members))]
         means.append(sum(z_ND[some].sum(axis=0, dtype=np.float64) for some in parts) / len(members))
         for some in parts:
             if filled + len(some) > len(centered):

@@ -15,7 +15,7 @@ from softkin.option_names import SERVICE_COMMANDS, as_typed, option, refuse_comm
 from softkin_training.arguments import folder, refuse_unwritable
 from softkin_training.evaluate_command import add_evaluate_arguments, evaluate_files
 from softkin_training.fit_command import add_fit_arguments, fit
-from softkin_training.interruption import INTERRUPTED, terminable
+from softkin_training.interruption import AGAIN, INTERRUPTED, terminable
 from softkin_training.recalibrate_command import add_recalibrate_arguments, recalibrate_from_file
 
 
@@ -54,7 +54,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         if hasattr(arguments, "resume"):
             remedy = "run again with --resume to go on from the last checkpoint"
         elif command is _ablate:
-            remedy = "run it again: what is done stays"
+            remedy = AGAIN
         print(f"softkin-train: interrupted; {remedy}", file=sys.stderr)
         return INTERRUPTED
     return 0

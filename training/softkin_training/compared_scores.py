@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from softkin import mass
 from softkin.nonconformity import CLASS_PARTS, PARTS, TAILS, Nonconformity, Outputs, Part, fit_references, outlier_score
 from softkin_training import baselines, feature_baselines
-from softkin_training.class_scatter import ROWS_TOGETHER
 from softkin_training.expose import ENERGY_TOLERANCE
 from softkin_training.feature_baselines import FDBD
 from softkin_training.fitted_baselines import RelativeMahalanobis, ViM, summed_distances, vim_origin
+from softkin_training.rows import parts_of
 from softkin_training.split import FEWEST_REFERENCES, reference_size
 from softkin_training.subject import Pass, Subject
 
@@ -261,7 +261,7 @@ def _vim(subject: Subject, head: _ReadableHead, notes: list[str]) -> ViM | None:
             continue
         if metric == "cosine":
             return ViM.fit(rows, h, golden.logits.max(axis=1), head.weight, head.bias)
-        parts = np.array_split(rows, -(-len(rows) // ROWS_TOGETHER))
+        parts = [rows[part] for part in parts_of(len(rows))]
         largest = np.concatenate([(part @ head.weight.T + head.bias).max(axis=1) for part in parts])
         centered = np.concatenate([(part - origin).astype(np.float32) for part in parts])
         return ViM.fit(centered, rows, largest, head.weight, head.bias)

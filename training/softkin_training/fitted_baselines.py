@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin import mass
-from softkin_training.class_scatter import ROWS_TOGETHER, class_scatter
+from softkin_training.class_scatter import class_scatter
+from softkin_training.rows import parts_of
 
 Floats = NDArray[np.float64]
 
@@ -125,9 +126,8 @@ class ViM:
 
 
 def _parts(rows_ND: NDArray[np.floating]) -> Iterator[Floats]:
-    """Rows in float64, as many at a time as a bank may have without being there twice."""
-    for start in range(0, len(rows_ND), ROWS_TOGETHER):
-        yield rows_ND[start : start + ROWS_TOGETHER].astype(np.float64)
+    """Rows in float64, part by part."""
+    return (rows_ND[part].astype(np.float64) for part in parts_of(len(rows_ND)))
 
 
 def default_principal_dim(width: int) -> int:

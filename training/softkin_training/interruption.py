@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 INTERRUPTED = 130
 """Exit status of a command that was, by Ctrl-C or by SIGTERM."""
+AGAIN = "run it again: what is done stays"
+"""How an ablation that was cut short goes on, for messages."""
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from softkin.errors import DataError
 BLOCK_BYTES = 1 << 20
 """About so many bytes are read at once of rows that need not fit into memory."""
 
+ROWS_TOGETHER = 1 << 13
+"""Rows of a bank that are worked on at a time."""
+
 _R = TypeVar("_R", bound="Rows")
 
 
@@ -99,6 +102,11 @@ def sha256_of_each(blocks: Iterable[NDArray[np.generic]]) -> NDArray[np.uint8]:
             h.update(row.tobytes())
             digests += h.digest()
     return np.frombuffer(digests, np.uint8).reshape(-1, hashlib.sha256().digest_size)
+
+
+def parts_of(num_rows: int) -> Iterator[slice]:
+    """The rows of a bank in order, `ROWS_TOGETHER` at a time: what is made of each part need not be there of all."""
+    return (slice(start, start + ROWS_TOGETHER) for start in range(0, num_rows, ROWS_TOGETHER))
 
 
 def members_of_each(y: NDArray[np.integer]) -> list[NDArray[np.int64]]:

@@ -23,8 +23,8 @@ from softkin.nonconformity import Nonconformity, Outputs, Part, outlier_score
 from softkin.scorer import Scorer, read_network
 from softkin.scorer_graph import representation_output
 from softkin_training import baselines
-from softkin_training.class_scatter import ROWS_TOGETHER
 from softkin_training.network_head import FEATURES, Head, find_head, with_features
+from softkin_training.rows import parts_of
 from softkin_training.scratch import written_to
 from softkin_training.whitening import whitenings_of
 
@@ -82,8 +82,7 @@ class Subject:
         """The bank's tiled rows at `which` as they were before any whitening, made part by part."""
         bank = self.loaded.bank.layers[layer]
         rows = np.empty((len(which), bank.dim), np.float32)
-        for start in range(0, len(which), ROWS_TOGETHER):
-            part = slice(start, start + ROWS_TOGETHER)
+        for part in parts_of(len(which)):
             rows[part] = self.unwhitened(layer, bank.representations(which[part]))
         return rows
 

@@ -19,14 +19,13 @@ from softkin.mass import METRICS, Metric
 from softkin.scorer import reducer_key
 from softkin.scorer_graph import representation_output
 from softkin_training.class_scatter import class_scatter
+from softkin_training.rows import parts_of
 
 SHRINKAGE = 0.2
 """Weight of the mean variance in the variance of every direction: without it, directions that hardly vary would
 dominate all distances. Between 0.1 and 0.5 results hardly differ (docs/decisions/0017)."""
 DESCRIPTION = f"whitening(shrinkage={SHRINKAGE:g})"
 PREFIX = "softkin.whitening"
-BLOCK_ROWS = 1 << 12
-"""Rows that are whitened at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,7 @@ class Whitening:
 
     def overwrite(self, z_ND: NDArray[np.float32]) -> None:
         """Whiten representations `[N, D]` where they are, so that those on disk need not fit into memory."""
-        for start in range(0, len(z_ND), BLOCK_ROWS):
-            part = slice(start, start + BLOCK_ROWS)
+        for part in parts_of(len(z_ND)):
             z_ND[part] = self.apply(z_ND[part])
 
     def undo(self, z_BD: NDArray[np.float32]) -> NDArray[np.float32]:
