@@ -33,8 +33,8 @@ class Security:
             metrics.certificate_watched(self._certificate.expires)
         if s.token_file is not None:
             self.interceptors.append(TokenInterceptor(TokenFile(s.token_file)))
-            hosts = [s.host] if s.admin_port is None else [s.host, s.admin_host]
-            for host in hosts:
+            hosts = {s.host} if s.admin_port is None else {s.host, s.admin_host}
+            for host in sorted(hosts):
                 if self._certificate is None and not is_loopback(host):
                     remedy = "tokens can be read on their way here; set tls_cert and tls_key"
                     log.warning(log_line("tokens_in_plaintext", host=host, remedy=remedy))

@@ -324,8 +324,7 @@ def test_tokens_over_plaintext_beyond_this_machine_are_warned_of(start, file, tm
     start(StandIn(), token_file=file, admin_port=0, admin_host="0.0.0.0")
     assert [r.getMessage().split()[1] for r in caplog.records if r.levelno == logging.WARNING] == ["host=0.0.0.0"]
     caplog.clear()
-    start(StandIn(), token_file=file, host="0.0.0.0")
-
+    start(StandIn(), token_file=file, host="0.0.0.0", admin_port=0, admin_host="0.0.0.0")
     [warning] = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning.startswith("event=tokens_in_plaintext host=0.0.0.0")
     assert "set tls_cert and tls_key" in warning

@@ -259,3 +259,15 @@ def test_the_command_names_the_file_whose_rows_were_used_before(tiny, tmp_path, 
     assert error.startswith(f"softkin-train: error: {file}: x_test has {said}")
     assert "the first is example 40" in error
     assert entries(tmp_path) == ["new.npz"]
+
+
+def test_the_command_names_the_file_whose_row_the_network_overflows_on(tiny, tmp_path, capsys):
+    """Likewise."""
+    rows = inliers(tiny, 40, seed=19)
+    rows.x[6] = 3e38
+    file = write_npz(tmp_path / "new.npz", rows)
+
+    assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b")]) == 1
+
+    assert f"{file}: x_test: the network overflows on example 6; check its scale" in capsys.readouterr().err
+    assert entries(tmp_path) == ["new.npz"]

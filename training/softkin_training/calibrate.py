@@ -133,16 +133,17 @@ def calibration_of(
     return calibration, scores
 
 
-def refuse_overflow(outputs: Outputs, rows: Rows) -> None:
+def refuse_overflow(outputs: Outputs, rows: Rows, name: str = "calibration") -> None:
     """Refuse rows to calibrate with on which the network overflows: they are meant to be inliers.
 
     Args:
         outputs: of `rows`.
         rows: rows to calibrate with.
+        name: of `rows`, for the message.
 
     Raises:
         DataError: names the first.
     """
     if not outputs.finite.all():
         example = int(rows.ids[outputs.finite.argmin()])
-        raise DataError(f"calibration: the network overflows on example {example}; check its scale: inliers do not")
+        raise DataError(f"{name}: the network overflows on example {example}; check its scale: inliers do not")

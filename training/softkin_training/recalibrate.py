@@ -84,7 +84,7 @@ def recalibrate(
     alpha = conformal.check_alpha(old.manifest.default_alpha if alpha is None else alpha, n)
     version = _new_version(old.manifest, version, _made_of(old, rows, labelled=labelled, grow=grow, alpha=alpha))
 
-    calibration = _score(old, rows)
+    calibration = _score(old, rows, name)
     # Only now: rows of another dtype, which scoring refuses, have other digests.
     refuse_used(rows, old.used_rows.seen, f"the training, bank or reference rows of {old.path}", name)
     if grow:
@@ -143,10 +143,10 @@ def _new_version(manifest: Manifest, version: str | None, made_of: str) -> str:
     return chosen
 
 
-def _score(old: Bundle, rows: Rows) -> Calibration:
-    """The calibration that `rows` make, by the scorer that serves."""
+def _score(old: Bundle, rows: Rows, name: str) -> Calibration:
+    """The calibration that `rows` make, by the scorer that serves; calls them `name`."""
     outputs = Detector(old).outputs(rows.x)
-    refuse_overflow(outputs, rows)
+    refuse_overflow(outputs, rows, name)
     nonconformity = nonconformity_of(old.manifest, old.bank, old.calibration.references)
     return calibration_of(nonconformity, outputs, rows.y, old.bank.layers)[0]
 
