@@ -16,6 +16,9 @@ CUDA_CHUNK_ROWS = 1025 * LARGE_TILE_ROWS
 LARGE_BANK_ROWS = 1 << 17
 SLICE_ROWS = 256
 """Rows per session run, at most: larger arrays go through in slices, so that memory does not grow with the request."""
+SLICE_NUMBERS = 1 << 24
+"""Numbers of the input per session run, at most: a network's hidden layers hold many times as many, so that 256 large
+images at once would need more memory than there is. A single row may have more."""
 MOST_LOGITS = CHUNK_ROWS * SLICE_ROWS
 """Most logits of a chunk on the CPU: the more rows it has, the fewer queries it takes at a time."""
 
@@ -74,3 +77,8 @@ def chunk_rows_for(device: str, bank: Bank, threads: int | None = None, rows: sl
 def slice_rows_for(device: str, chunk_rows: int) -> int:
     """Queries at a time, so that logits take no more memory than `MOST_LOGITS` on the CPU."""
     return SLICE_ROWS if device == "cuda" else max(1, min(SLICE_ROWS, MOST_LOGITS // chunk_rows))
+
+
+def rows_together(numbers_per_row: int, slice_rows: int = SLICE_ROWS) -> int:
+    """How many rows of an input go through a network at a time: at least one, and at most `slice_rows`."""
+    return max(1, min(slice_rows, SLICE_NUMBERS // max(1, numbers_per_row)))

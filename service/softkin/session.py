@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from softkin.cancellation import Cancellation
-from softkin.chunks import SLICE_ROWS
+from softkin.chunks import SLICE_ROWS, rows_together
 from softkin.denormals import can_flush, denormals_as_zero
 from softkin.device import Target, available_threads
 from softkin.errors import BundleError, CancelledError, DeviceError, InvalidInputError
@@ -173,13 +173,14 @@ def run_slices(
 ) -> list[NDArray[Any]]:
     """Outputs of all rows `x` of an input, computed in slices and joined; `fixed` are inputs that every slice shares.
 
-    The slices are of equal size, to within a row, and at most `slice_rows`: a small last one would read the bank for
-    a few rows alone.
+    The slices are of equal size, to within a row, and at most `slice_rows`, fewer where rows are large: a small last
+    one would read the bank for a few rows alone.
 
     Raises:
         DeviceError: the device failed.
         CancelledError: `cancellation` was used.
     """
-    slices = np.array_split(x, max(1, -(-len(x) // slice_rows)))
+    rows = rows_together(x[:1].size, slice_rows)
+    slices = np.array_split(x, max(1, -(-len(x) // rows)))
     parts = [run_session(session, outputs, {input_name: s, **(fixed or {})}, device, cancellation) for s in slices]
     return parts[0] if len(parts) == 1 else [np.concatenate(p) for p in zip(*parts, strict=True)]

@@ -7,10 +7,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from softkin.chunks import SLICE_NUMBERS
 from softkin.errors import DataError
 from softkin_training.cli import main
+from softkin_training.fit import _probe
 from softkin_training.fit_rows import checked_rows, class_names
 from softkin_training.npz import checked_labels
+from softkin_training.trial import BATCH
 
 
 def labels(y, n=3):
@@ -103,6 +106,16 @@ def test_a_model_is_tried_on_rows_from_all_over_the_file(tmp_path, capsys):
     command = ["fit", "--onnx", str(tmp_path / "m.onnx"), "--layers", "hidden", "--data", str(tmp_path / "d.npz")]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "2 logits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("numbers", "tried"), [(784, 64), (SLICE_NUMBERS // 40, 40), (36_000_000, BATCH)])
+def test_of_large_rows_a_model_is_tried_on_fewer(numbers, tried):
+    """Hidden layers of 64 photographs of 12 megapixels would be tens of gigabytes."""
+    x = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (200, numbers))
+
+    probe = _probe(x)
+    assert probe.shape == (tried, numbers)
+    assert probe[0, 0] < 100 < probe[-1, 0]
 
 
 @pytest.mark.parametrize(("repeats", "remarked"), [(0, False), (10, False), (40, True)])

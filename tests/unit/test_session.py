@@ -10,10 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from scorer_cases import kernels_run, make, packed, profile_sessions, start
 from softkin import BundleError, Detector, DeviceError, session
 from softkin.cancellation import Cancellation
+from softkin.chunks import SLICE_NUMBERS, SLICE_ROWS
 from softkin.device import Target
 from softkin.precision import reduce_precision
 from softkin.scorer import Network, Scorer
-from softkin.session import run_session, start_session
+from softkin.session import run_session, run_slices, start_session
 
 CPU = Target("cpu")
 
@@ -32,6 +33,15 @@ def adding():
         [value("y", TensorProto.FLOAT, ["batch", 2])],
         [numpy_helper.from_array(np.ones(2, np.int8), "ones")],
     )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def counting(numbers):
+    """A network whose output for every row of so many numbers is how many rows there are in its run."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Shape", ["x"], ["rows"], end=1), helper.make_node("Expand", ["rows", "rows"], ["y"])]
+    inputs = [value("x", TensorProto.UINT8, ["batch", numbers])]
+    graph = helper.make_graph(nodes, "counting", inputs, [value("y", TensorProto.INT64, ["batch"])])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
@@ -115,6 +125,23 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
 
     with pytest.raises(BundleError, match=rf"onnxruntime cannot load the model {tmp_path}/m\.onnx: .*m\.onnx"):
         Network(tmp_path / "m.onnx", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers", "runs"),
+    [
+        (600, 1, [200, 200, 200]),
+        (5, SLICE_NUMBERS // 2, [2, 2, 1]),
+        (2, SLICE_NUMBERS + 1, [1, 1]),
+        (SLICE_ROWS, SLICE_NUMBERS // SLICE_ROWS, [SLICE_ROWS]),
+    ],
+)
+def test_of_large_rows_fewer_are_run_at_once(rows, numbers, runs):
+    """Memory for hidden layers goes with the numbers of a run: 256 photographs at once would be many gigabytes."""
+    started, _ = start_session(counting(numbers), CPU)
+    (found,) = run_slices(started, ["y"], "x", np.zeros((rows, numbers), np.uint8), "cpu")
+
+    assert found.tolist() == [n for n in runs for _ in range(n)]
 
 
 def test_a_device_that_fails_while_it_could_be_stopped_is_no_cancelled_call():

@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from softkin import bundle as bundles
+from softkin.chunks import rows_together
 from softkin.errors import DataError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.scorer import LOGITS, Network
@@ -39,6 +40,7 @@ from softkin_training.onnx_graphs import real_inputs
 from softkin_training.row_contents import fingerprint
 from softkin_training.rows import Rows
 from softkin_training.split import choose_bank_rows, first_of_each, split
+from softkin_training.trial import BATCH
 
 BUNDLE = "bundle"
 PROBE_ROWS = 64
@@ -280,7 +282,9 @@ def _seen(x: NDArray[Any], config: FitConfig, calibration: str | Path | None, sh
 
 
 def _probe(x: NDArray[Any]) -> NDArray[Any]:
-    return x[:: max(1, len(x) // PROBE_ROWS)][:PROBE_ROWS]
+    """Rows from all over `x`, as few as a trial needs where they are so large that more would fill the memory."""
+    rows = max(BATCH, rows_together(x[0].size, PROBE_ROWS))
+    return x[:: max(1, len(x) // rows)][:rows]
 
 
 def _numbered(num_classes: int) -> tuple[str, ...]:
