@@ -149,7 +149,7 @@ def test_calibration_rows_that_overflow_the_network_are_refused(tiny, tmp_path):
     x[:8] = 3e38
 
     with pytest.raises(DataError, match=r"calibration: the network overflows on example 100\d"):
-        rebuild(tiny, tmp_path / "b", calibration=dataclasses.replace(tiny.calibration, x=x))
+        rebuild(tiny, tmp_path / "b", calibration=Rows(x, tiny.calibration.y, tiny.calibration.ids))
 
 
 @pytest.mark.parametrize("drawn", [0, -1], ids=["set aside", "calibrating"])
@@ -160,7 +160,7 @@ def test_one_row_that_overflows_the_network_is_refused_wherever_it_is_drawn(tiny
     x[order[drawn]] = 3e38
 
     with pytest.raises(DataError, match=f"the network overflows on example {1000 + order[drawn]};"):
-        rebuild(tiny, tmp_path / "b", calibration=dataclasses.replace(tiny.calibration, x=x))
+        rebuild(tiny, tmp_path / "b", calibration=Rows(x, tiny.calibration.y, tiny.calibration.ids))
 
 
 def test_a_bundle_remembers_which_rows_it_saw_and_which_calibrate(tiny, tmp_path):

@@ -14,24 +14,25 @@ from softkin import BundleError, DataError, InvalidInputError
 from softkin import bundle as bundles
 from softkin_training.cli import main
 from softkin_training.recalibrate import recalibrate
+from softkin_training.rows import Rows
 
 
 def with_value(rows, at, value):
     """One number of row `at` changed."""
     x = rows.x.copy()
     x[at, 0] = value
-    return dataclasses.replace(rows, x=x)
+    return Rows(x, rows.y, rows.ids)
 
 
 REFUSALS = {
     "other dtype": (
-        lambda r, _: dataclasses.replace(r, x=np.abs(r.x).astype(np.uint8)),
+        lambda r, _: Rows(np.abs(r.x).astype(np.uint8), r.y, r.ids),
         {},
         InvalidInputError,
         r"inputs: dtype is uint8, this detector takes float32; give rows of the type and scale that it was built with",
     ),
     "other shape": (
-        lambda r, _: dataclasses.replace(r, x=r.x[:, :5]),
+        lambda r, _: Rows(r.x[:, :5], r.y, r.ids),
         {},
         InvalidInputError,
         r"inputs: shape is \[40, 5\], this detector takes \[rows, 12\]",
@@ -44,7 +45,7 @@ REFUSALS = {
         "inputs: row 7 has NaN or infinity; every value must be finite",
     ),
     "overflow": (
-        lambda r, _: dataclasses.replace(r, x=np.where(np.arange(40)[:, None] == 6, np.float32(3e38), r.x)),
+        lambda r, _: with_value(r, 6, np.float32(3e38)),
         {},
         DataError,
         "calibration: the network overflows on example 6; check its scale: inliers do not",

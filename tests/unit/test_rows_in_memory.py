@@ -52,6 +52,18 @@ def test_fit_holds_them_as_read_and_as_the_bank_has_them(tmp_path, metric, white
         fit(tmp_path, metric, whiten)
 
 
+def test_rows_that_calibrate_and_copies_are_left_out_without_copying_the_others(tmp_path):
+    """Those of the bank are looked up in what was read."""
+    x = vectors(0, ROWS)
+    x[-OTHERS:] = x[:OTHERS]
+    np.savez(tmp_path / "train.npz", x_train=x, y_train=np.arange(ROWS) % 10)
+    del x
+    config = FitConfig(name="d", layers=[EMBEDDING], bank_rows=ROWS)
+
+    with at_most(3.3):
+        fit_embeddings(tmp_path / "train.npz", tmp_path, config, calibration_share=0.01)
+
+
 def test_evaluate_holds_them_once(tmp_path, monkeypatch):
     """As they were before whitening, for the scores of others, which look at them in parts."""
     monkeypatch.setattr(baselines, "DISTANCES", ROWS)

@@ -128,11 +128,11 @@ def _show_rows(client: Client, dataset: Dataset, console: Console) -> None:
     table = Table(title=f"A few rows of each kind, with the labels of their {NEIGHBORS} nearest training images")
     for column in ("what it really is", "verdict", "p-value", "credibility", "taken for a", "nearest training labels"):
         table.add_column(column, justify="right" if column in ("p-value", "credibility") else "left")
-    kinds = {"known digit": dataset.test.x, **dataset.outliers}
-    for kind, x in kinds.items():
+    known = "known digit"
+    for kind, x in {known: dataset.test.x, **dataset.outliers}.items():
         scores = client.score(x[:ROWS_SHOWN], num_neighbors=NEIGHBORS)
         for i in range(len(scores)):
-            title = f"{kind}: {dataset.class_names[dataset.test.y[i]]}" if x is dataset.test.x else kind
+            title = f"{kind}: {dataset.class_names[dataset.test.y[i]]}" if kind == known else kind
             table.add_row(title, *_cells(scores, i, dataset.class_names), end_section=i == len(scores) - 1)
     console.print(table)
     console.print()

@@ -101,6 +101,7 @@ def fit_onnx(
     proto = read_model(model)
     arrays = read_npz(data, ("x_train", "y_train"), optional=("class_names",))
     x = checked_rows(arrays["x_train"], "x_train", data)
+    rows = Rows.of(x)
     names = class_names(arrays)
     compared = any(i.name in config.layers for i in real_inputs(proto.graph))
     if config.standardize and not compared:
@@ -109,6 +110,8 @@ def fit_onnx(
             f"got True, but none of the layers {config.layers} is the model's input; it is for columns of the rows "
             "themselves: leave it out, or name the input",
         )
+    share = calibration_share
+    columns = columns_of(_seen(rows, config, calibration, share), config.standardize) if compared else None
     exposed = expose(
         proto,
         _probe(x),
@@ -116,7 +119,7 @@ def fit_onnx(
         metric=config.metric,
         max_dim=config.max_dim,
         max_side=config.max_side,
-        columns=columns_of(_seen(x, config, calibration, calibration_share), config.standardize) if compared else None,
+        columns=columns,
         seed=config.seed,
         num_classes=len(names) if names else None,
         output=output,
@@ -126,7 +129,7 @@ def fit_onnx(
     _refuse_parts(config, exposed)
     _refuse_labels(arrays["y_train"], exposed, data)
     names = names or _numbered(exposed.num_classes)
-    rows = Rows(x, checked_labels(arrays, "train", len(names), data), np.arange(len(x)))
+    y = checked_labels(arrays, "train", len(names), data)
     source = {
         "onnx": Path(model).name,
         "sha256": _sha256(Path(model)),
@@ -135,7 +138,7 @@ def fit_onnx(
         "output_kind": exposed.output_kind,
         "changes": list(exposed.changes),
     }
-    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
+    return _fit(exposed, rows.labelled(y), names, data, out, config, source, calibration, share)
 
 
 def fit_embeddings(
@@ -166,15 +169,16 @@ def fit_embeddings(
     x = checked_rows(arrays["x_train"], "x_train", data)
     if x.ndim != 2:
         raise DataError(f"{data}: x_train has shape {list(x.shape)}; vectors must be [rows, numbers]: reshape them")
+    rows = Rows.of(x)
     names = class_names(arrays)
     if "y_train" in arrays:
         names = names or _numbered(_count_classes(arrays["y_train"]))
-        y = checked_labels(arrays, "train", len(names), data)
+        rows = rows.labelled(checked_labels(arrays, "train", len(names), data))
     elif names:
         raise DataError(f"{data}: has class_names but no y_train; add the labels, or leave class_names out")
     else:
-        names, y = (ONE_CLASS,), np.zeros(len(x), np.int64)
-    columns = columns_of(_seen(x, config, calibration, calibration_share), config.standardize)
+        names = (ONE_CLASS,)
+    columns = columns_of(_seen(rows, config, calibration, calibration_share), config.standardize)
     if columns is not None and "metric" not in config.model_fields_set:  # a table, whose directions say little
         config = config.model_copy(update={"metric": "squared_euclidean"})
     metric = config.metric_of(EMBEDDING)
@@ -182,7 +186,6 @@ def fit_embeddings(
     config = _with_parts(config, exposed)
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}
-    rows = Rows(x, y, np.arange(len(x)))
     return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
 
 
@@ -273,12 +276,11 @@ def _other_order(
     return tuple(order), float((np.array(order)[predicted] == labels).mean())
 
 
-def _seen(x: NDArray[Any], config: FitConfig, calibration: str | Path | None, share: float) -> NDArray[Any]:
+def _seen(rows: Rows, config: FitConfig, calibration: str | Path | None, share: float) -> NDArray[np.generic]:
     """The rows less those that `_fit` calibrates with: scores that rest on these are no sample of scores to come."""
     if calibration is not None:
-        return x
-    distinct = first_of_each(Rows(x, np.zeros(len(x), np.int64), np.arange(len(x))))
-    return x[split(distinct, share, config.seed)[0].ids]
+        return rows.x
+    return split(first_of_each(rows), share, config.seed)[0].x
 
 
 def _probe(x: NDArray[Any]) -> NDArray[Any]:

@@ -40,9 +40,9 @@ def read_calibration(path: str | Path, rows: Rows, classes: tuple[str, ...], dat
         DataError: unreadable, of another dtype or shape, labels out of range, not finite, repeated, or in `rows` too.
     """
     x, y = read_test_rows(path, classes)
-    if x.dtype != rows.x.dtype or x.shape[1:] != rows.x.shape[1:]:
+    if x.dtype != rows.dtype or x.shape[1:] != rows.row_shape:
         raise DataError(
-            f"{path}: x_test is {x.dtype} {axes_of(x)}, x_train of {data} is {rows.x.dtype} {axes_of(rows.x)}; prepare "
+            f"{path}: x_test is {x.dtype} {axes_of(x)}, x_train of {data} is {rows.dtype} {axes_of(rows.x)}; prepare "
             "both in the same way"
         )
     there, name = Rows(x, y, np.arange(len(x))), f"{path}: x_test"  # the caller counts in the file

@@ -18,8 +18,9 @@ from softkin.errors import DataError, RecipeError, listed
 from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
 from softkin_training.row_cache import cached_rows, optional_package
+from softkin_training.rows import Rows
 from softkin_training.sources import Source
-from softkin_training.stored_rows import StoredRows
+from softkin_training.stored_rows import rows_of
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"})
@@ -83,7 +84,7 @@ def _spelled_otherwise(extra: Iterable[str], names: Iterable[str]) -> str:
     return ""
 
 
-def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) -> StoredRows:
+def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) -> Rows:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -98,7 +99,7 @@ def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) 
             yield np.stack([reader.read(path, str(path)) for path in paths[start : start + READ_AT_ONCE]])
 
     file = cached_rows(paths, {"mode": reader.mode, "size": reader.size}, images)
-    return StoredRows(file, np.array(labels, np.int64), first_id + np.arange(len(labels)))
+    return rows_of(file, np.array(labels, np.int64), first_id)
 
 
 def _class_names(root: Path) -> list[str]:

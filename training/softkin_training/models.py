@@ -74,7 +74,7 @@ def input_statistics(x: Rows | NDArray[Any]) -> tuple[NDArray[np.float64], NDArr
     float32 can tell, std is 1: what rounding leaves is no unit. Rows are read in blocks, twice, wherever they lie;
     equal rows give equal numbers.
     """
-    rows = x if isinstance(x, Rows) else Rows(x, np.zeros(len(x), np.int64), np.arange(len(x)))
+    rows = x if isinstance(x, Rows) else Rows.of(x)
     axes = (0,) if len(rows.row_shape) == 1 else (0, 1, 2)
     count = len(rows) * (1 if len(rows.row_shape) == 1 else math.prod(rows.row_shape[:2]))
     mean = np.asarray(sum(b.sum(axis=axes, dtype=np.float64) for b in rows.blocks()) / count)

@@ -77,8 +77,7 @@ def recalibrate(
     old = bundles.read_bundle(bundle)
     labelled = isinstance(rows, Rows) or len(old.manifest.classes) == 1
     if not isinstance(rows, Rows):
-        x = np.atleast_1d(as_rows(rows, "rows"))
-        rows = Rows(x, np.zeros(len(x), np.int64), np.arange(len(x)))
+        rows = Rows.of(np.atleast_1d(as_rows(rows, "rows")))
     check_labels(rows, len(old.manifest.classes), name)
     n = len(rows) + (len(old.calibration) if grow else 0)
     alpha = conformal.check_alpha(old.manifest.default_alpha if alpha is None else alpha, n)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,44 +20,69 @@ BLOCK_BYTES = 1 << 20
 ROWS_TOGETHER = 1 << 13
 """Rows of a bank that are worked on at a time."""
 
-_R = TypeVar("_R", bound="Rows")
+
+class RowSource(Protocol):
+    """Raw inputs `[N, ...]`, in memory or on disk, as far as NumPy's arrays have it."""
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Data type of the numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(N, ...)`."""
+
+    def __getitem__(self, which: Any) -> NDArray[np.generic]:
+        """`[m, ...]` the rows at `which`, a slice or positions, in that order."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """n rows of a data source, in memory; see `stored_rows.py` for those on disk.
+    """n rows of a source; those that are taken of them share it, and nothing is copied before it is read.
 
     Whoever may get more rows than fit into memory leaves `x` alone, and takes `blocks` or `read`.
     """
 
-    x: NDArray[np.generic]
-    """`[n, ...]` raw inputs in the source's own dtype; they must not change once `digests` are known."""
+    source: RowSource
+    """Raw inputs in a dtype of its own, which must not change once `digests` are known."""
     y: NDArray[np.int64]
     """`[n]` class indices."""
     ids: NDArray[np.int64]
     """`[n]` example ids, unique in the whole source."""
+    positions: NDArray[np.integer] | None = None
+    """`[n]` where each row stands in the source; None for all of it in its order."""
+
+    @classmethod
+    def of(cls, x: NDArray[np.generic]) -> Rows:
+        """All of an array `[n, ...]`, in its order, before labels are known: each has class 0."""
+        return cls(x, np.zeros(len(x), np.int64), np.arange(len(x)))
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
+    def x(self) -> NDArray[np.generic]:
+        """`[n, ...]` all raw inputs, in memory."""
+        return self.read(slice(None))
+
+    @property
     def num_inputs(self) -> int:
         """Raw inputs there are; as many as labels, unless rows and labels were put together wrongly."""
-        return len(self.x)
+        return self.source.shape[0] if self.positions is None else len(self.positions)
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
         """Data type of the raw inputs."""
-        return self.x.dtype
+        return self.source.dtype
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one raw input."""
-        return self.x.shape[1:]
+        return self.source.shape[1:]
 
     def read(self, which: slice | NDArray[np.integer]) -> NDArray[np.generic]:
         """`[m, ...]` raw inputs of the rows at `which`, in that order."""
-        return self.x[which]
+        return self.source[which if self.positions is None else self.positions[which]]
 
     def blocks(self) -> Iterator[NDArray[np.generic]]:
         """The raw inputs in order, about a megabyte at a time: where blocks end follows from dtype and row shape."""
@@ -73,17 +98,19 @@ class Rows:
         return sha256_of_each(self.blocks())
 
     def take(self, indices: NDArray[np.integer]) -> Rows:
-        """The rows at `indices`, in that order."""
-        return self._share_digests(Rows(self.x[indices], self.y[indices], self.ids[indices]), indices)
+        """The rows at `indices`, in that order; nothing is read."""
+        positions = indices if self.positions is None else self.positions[indices]
+        return self._with_digests(Rows(self.source, self.y[indices], self.ids[indices], positions), indices)
 
     def labelled(self, y: NDArray[np.int64]) -> Rows:
         """The same rows with other labels, `[n]`."""
-        return Rows(self.x, y, self.ids)
+        return self._with_digests(Rows(self.source, y, self.ids, self.positions), slice(None))
 
-    def _share_digests(self, taken: _R, indices: NDArray[np.integer]) -> _R:
+    def _with_digests(self, rows: Rows, which: slice | NDArray[np.integer]) -> Rows:
+        """Rows that are those at `which` of these; they know their digests if these do."""
         if "digests" in vars(self):
-            vars(taken)["digests"] = self.digests[indices]
-        return taken
+            vars(rows)["digests"] = self.digests[which]
+        return rows
 
 
 def block_rows(dtype: np.dtype[np.generic], row_shape: tuple[int, ...]) -> int:

@@ -39,20 +39,23 @@ class RowFile:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             metadata = json.loads((reader.schema.metadata or {})[b"softkin"])
             self.dtype = np.dtype(metadata["dtype"])
-            self.row_shape = tuple(metadata["row_shape"])
+            self._row_shape = tuple(metadata["row_shape"])
             self._batches = [self._view(reader.get_batch(i)) for i in range(reader.num_record_batches)]
         except (OSError, KeyError, ValueError, pa.ArrowException) as e:
             raise DataError(
                 f"{path}: cannot be read as rows in Arrow ({e}); remove it, it will be made again"
             ) from None
         self._batch_rows = max(1, len(self._batches[0])) if self._batches else 1
+        self.shape = sum(map(len, self._batches)), *self._row_shape
+        """`(N, ...)`, as of an array."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._batches))
+        return self.shape[0]
 
-    def read(self, positions: NDArray[np.integer]) -> NDArray[np.generic]:
-        """`[m, ...]` the rows at `positions`, in that order."""
-        found = np.empty((len(positions), *self.row_shape), self.dtype)
+    def __getitem__(self, which: slice | NDArray[np.integer]) -> NDArray[np.generic]:
+        """`[m, ...]` the rows at `which`, in that order."""
+        positions = np.arange(*which.indices(len(self))) if isinstance(which, slice) else which
+        found = np.empty((len(positions), *self._row_shape), self.dtype)
         batches, rows = np.divmod(positions, self._batch_rows)
         for batch in np.unique(batches):
             here = batches == batch
@@ -65,7 +68,7 @@ class RowFile:
     def _view(self, batch: Any) -> NDArray[np.generic]:
         """The rows where they are, in the map."""
         flat: NDArray[np.generic] = batch.column(0).values.to_numpy(zero_copy_only=True)
-        return flat.reshape(batch.num_rows, *self.row_shape)
+        return flat.reshape(batch.num_rows, *self._row_shape)
 
 
 def write_rows(path: Path, inputs: Iterable[NDArray[np.generic]]) -> RowFile:
@@ -125,66 +128,17 @@ def _batch(x: NDArray[np.generic]) -> Any:
     return pa.record_batch([column], schema=_schema(x))
 
 
-class StoredRows(Rows):
-    """Rows of a file; what is taken of them stays on disk until it is read.
+def rows_of(file: RowFile, y: NDArray[np.int64], first_id: int) -> Rows:
+    """All rows of a file.
 
     Args:
         file: with the raw inputs.
         y: `[n]` class indices.
-        ids: `[n]` example ids.
-        positions: `[n]` where each row stands in the file; in its order when None.
+        first_id: example id of its first row; the others follow.
 
     Raises:
         DataError: there is not one label for each row.
     """
-
-    def __init__(
-        self,
-        file: RowFile,
-        y: NDArray[np.int64],
-        ids: NDArray[np.int64],
-        positions: NDArray[np.integer] | None = None,
-    ) -> None:
-        found = np.arange(len(file)) if positions is None else positions
-        if not len(found) == len(y) == len(ids):
-            raise DataError(
-                f"{file.path}: {len(found)} rows, {len(y)} labels, {len(ids)} ids; they must be equally many"
-            )
-        for name, value in {"_file": file, "_positions": found, "y": y, "ids": ids}.items():
-            object.__setattr__(self, name, value)  # frozen, like all rows
-
-    _file: RowFile
-    _positions: NDArray[np.integer]
-
-    @property
-    def x(self) -> NDArray[np.generic]:
-        """`[n, ...]` all raw inputs, read into memory."""
-        return self.read(slice(None))
-
-    @property
-    def num_inputs(self) -> int:
-        """Raw inputs there are."""
-        return len(self._positions)
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Data type of the raw inputs."""
-        return self._file.dtype
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one raw input."""
-        return self._file.row_shape
-
-    def read(self, which: slice | NDArray[np.integer]) -> NDArray[np.generic]:
-        """`[m, ...]` raw inputs of the rows at `which`, in that order."""
-        return self._file.read(self._positions[which])
-
-    def take(self, indices: NDArray[np.integer]) -> StoredRows:
-        """The rows at `indices`, in that order; nothing is read."""
-        taken = StoredRows(self._file, self.y[indices], self.ids[indices], self._positions[indices])
-        return self._share_digests(taken, indices)
-
-    def labelled(self, y: NDArray[np.int64]) -> StoredRows:
-        """The same rows with other labels, `[n]`."""
-        return StoredRows(self._file, y, self.ids, self._positions)
+    if len(y) != len(file):
+        raise DataError(f"{file.path}: {len(file)} rows, {len(y)} labels; they must be equally many")
+    return Rows(file, y, first_id + np.arange(len(file)))

@@ -24,8 +24,9 @@ from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
 from softkin_training.input_columns import InputColumns
 from softkin_training.row_cache import cached_rows, optional_package
+from softkin_training.rows import Rows
 from softkin_training.sources import Source
-from softkin_training.stored_rows import StoredRows
+from softkin_training.stored_rows import rows_of
 
 READ_AT_ONCE = 256
 COLUMNS_SHOWN = 4
@@ -76,7 +77,7 @@ def read_table(data: DataConfig) -> Source:
     values, names = _classes(train, data)
     reader = ImageReader(data.image_mode, data.image_size)
 
-    def rows(table: Any, split: str, first_id: int) -> StoredRows:
+    def rows(table: Any, split: str, first_id: int) -> Rows:
         name = f"{(split == 'test' and data.test_path) or data.path}, {split}"
         columns = InputColumns(table.features, inputs, reader, name)
         columns.refuse_stray_text(table.data)
@@ -88,7 +89,7 @@ def read_table(data: DataConfig) -> Source:
         files = [Path(f["filename"]) for f in table.cache_files]
         settings = {"split": split, "columns": inputs, "mode": data.image_mode, "size": data.image_size}
         y = _labels(table, values, data.label_column, name)
-        return StoredRows(cached_rows(files, settings, parts), y, first_id + np.arange(len(table)))
+        return rows_of(cached_rows(files, settings, parts), y, first_id)
 
     stored = rows(train, "train", 0)
     return Source(

@@ -16,6 +16,7 @@ from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.compared_scores import compared_scores
 from softkin_training.detection_metrics import auroc
 from softkin_training.evaluate import evaluate
+from softkin_training.rows import Rows
 from softkin_training.subject import Subject
 
 pytestmark = pytest.mark.training
@@ -173,7 +174,7 @@ def test_features_in_half_precision_are_still_the_features(tiny, tmp_path):
     model.graph.output.append(helper.make_tensor_value_info("representation.raw", TensorProto.FLOAT, ["batch", 12]))
     layers = (LayerSpec(name="raw", metric="squared_euclidean"),)
     spec = DetectorSpec(name="raw", version="1", classes=("a", "b", "c"), layers=layers, nonconformity="density")
-    bank, calibration = (dataclasses.replace(rows, x=rows.x * 100) for rows in (tiny.bank, tiny.calibration))
+    bank, calibration = (Rows(rows.x * 100, rows.y, rows.ids) for rows in (tiny.bank, tiny.calibration))
     path = tmp_path / "bundle"
     build(path, model.SerializeToString(), spec, bank_rows=bank, calibration_rows=calibration)
 

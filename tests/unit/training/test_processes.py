@@ -25,6 +25,7 @@ from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 from softkin_training.launch import launch, make_fabric
 from softkin_training.processes import Failure, num_processes, on_first, rank
+from softkin_training.rows import Rows
 from softkin_training.train import load_checkpoint, train
 
 pytestmark = pytest.mark.training
@@ -62,7 +63,7 @@ def trained(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     x = dataset.train.x.astype(np.float32)
     x[5] = np.nan
-    bad = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, x=x))
+    bad = dataclasses.replace(dataset, train=Rows(x, dataset.train.y, dataset.train.ids))
     recipes = {name: small(2, *settings) for name, settings in {**WITHOUT_DROPOUT, "as it is": []}.items()}
     runs = [*((recipe, dataset, folder / name) for name, recipe in recipes.items()), (small(2), bad, folder / "bad")]
 

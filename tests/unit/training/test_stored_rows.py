@@ -24,7 +24,7 @@ from softkin_training.row_contents import digests64, fingerprint, refuse_overlap
 from softkin_training.rows import Rows, block_rows
 from softkin_training.run import build_step, export_step
 from softkin_training.split import choose_bank_rows, first_of_each
-from softkin_training.stored_rows import RowFile, StoredRows, write_rows
+from softkin_training.stored_rows import RowFile, rows_of, write_rows
 from softkin_training.train import train
 
 pytestmark = pytest.mark.training
@@ -43,7 +43,7 @@ WIDE = (64, 64, 3)
 def stored(rows, path, batch=7):
     """The same rows on disk, written in small parts."""
     parts = (rows.x[start : start + batch] for start in range(0, len(rows), batch))
-    return StoredRows(write_rows(path, parts), rows.y, rows.ids)
+    return dataclasses.replace(rows, source=write_rows(path, parts), positions=None)
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_what_is_written_is_read(tmp_path, dtype, shape):
     x = np.random.default_rng(0).normal(0, 50, size=(11, *shape)).astype(dtype)
     file = write_rows(tmp_path / "x.arrow", [x[:4], x[4:4], x[4:]])
 
-    assert (len(file), file.dtype, file.row_shape) == (11, np.dtype(dtype), shape)
-    assert np.array_equal(file.read(np.array([10, 0, 3, 3])), x[[10, 0, 3, 3]])
+    assert (len(file), file.dtype, file.shape) == (11, np.dtype(dtype), (11, *shape))
+    assert np.array_equal(file[np.array([10, 0, 3, 3])], x[[10, 0, 3, 3]])
 
 
 def test_rows_are_read_from_any_batch_in_any_order(images, tmp_path):
@@ -98,12 +98,13 @@ def test_digests_statistics_and_choices_are_those_in_memory(images, tmp_path):
 def test_rows_are_read_once_for_all_digests(images, tmp_path, monkeypatch):
     """Splitting, checkpoints, exports and bundles all ask for them, of rows that may be larger than memory."""
     rows = stored(images, tmp_path / "x.arrow")
-    reads, read = [], RowFile.read
-    monkeypatch.setattr(RowFile, "read", lambda file, positions: reads.extend(positions) or read(file, positions))
+    reads, read = [], RowFile.__getitem__
+    positions = np.arange(len(images))
+    monkeypatch.setattr(RowFile, "__getitem__", lambda file, which: reads.extend(positions[which]) or read(file, which))
 
     train = first_of_each(rows).take(np.arange(100, 20, -1))
     found = fingerprint(train), digests64(train).tolist(), row_digests(choose_bank_rows(train, 50, seed=0))
-    refuse_overlap(train, rows.take(np.arange(5)), "bank", "calibration")
+    refuse_overlap(train.labelled(train.y[::-1]), rows.take(np.arange(5)), "bank", "calibration")
 
     assert reads == list(range(len(images)))
     x = images.x[100:20:-1]
@@ -144,6 +145,14 @@ def test_a_file_appears_whole_or_not_at_all(images, tmp_path):
         write_rows(path, broken())
     assert [p.name for p in path.parent.iterdir()] == ["x.arrow"]
     assert len(RowFile(path)) == 5
+
+
+def test_a_file_with_another_number_of_rows_than_labels_is_refused_by_name(images, tmp_path):
+    """It was made of other files, or cut."""
+    file = write_rows(tmp_path / "x.arrow", [images.x])
+
+    with pytest.raises(DataError, match=rf"x\.arrow: {len(images)} rows, 3 labels; they must be equally many"):
+        rows_of(file, images.y[:3], 0)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not Arrow"], ids=["missing", "empty", "garbage"])
@@ -217,7 +226,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
             yield noise
 
     file = write_rows(tmp_path / "x.arrow", parts())
-    everything = StoredRows(file, np.arange(n) % 2, np.arange(n))
+    everything = rows_of(file, np.arange(n) % 2, 0)
     few = [everything.take(np.arange(start, start + 100)) for start in (0, 100)]
     calibration, test = (Rows(rows.x, rows.y, rows.ids) for rows in few)
     dataset = Dataset(everything.take(np.arange(200, n)), calibration, test, {"test": test.x}, ("dark", "light"))

@@ -17,6 +17,7 @@ from softkin.errors import DataError, InvalidInputError, RecipeError
 from softkin_training import train as train_module
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
+from softkin_training.rows import Rows
 from softkin_training.train import _progress_bar, accuracy, learning_rate_at, train
 
 pytestmark = pytest.mark.training
@@ -250,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(datas
     rows = dataset.train
     x = rows.x.astype(np.float32)
     x[5] = np.nan
-    bad = dataclasses.replace(dataset, train=dataclasses.replace(rows, x=x))
+    bad = dataclasses.replace(dataset, train=Rows(x, rows.y, rows.ids))
 
     with pytest.raises(DataError, match=r"cross-entropy is nan in epoch 1, step 0; the checkpoint in .* is kept"):
         run(bad, tmp_path, *settings)

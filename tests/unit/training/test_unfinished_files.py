@@ -112,7 +112,7 @@ def test_runs_that_write_at_once_leave_each_other_alone(folder):
 
     found = write("same", rows)
 
-    assert found.read(np.arange(2)).tolist() == [[1.0], [2.0]]
+    assert found[np.arange(2)].tolist() == [[1.0], [2.0]]
     assert len(names(folder)) == 2
 
 
@@ -164,7 +164,7 @@ def test_without_locks_rows_are_written_and_nothing_is_removed(folder, monkeypat
     monkeypatch.setattr(fcntl, "flock", no_locks)
     path = leftover(folder, f".{KEY}.arrow.1", age_seconds=2 * DAY)
 
-    assert write("later").read(np.array([0])).tolist() == [[1.0]]
+    assert write("later")[np.array([0])].tolist() == [[1.0]]
     assert path.exists()
 
 
@@ -187,7 +187,7 @@ def test_a_file_taken_for_abandoned_before_it_was_locked_is_begun_again(folder, 
     found = write_rows(folder / "rows.arrow", rows())
 
     assert len(taken) == 1
-    assert found.read(np.array([0])).tolist() == [[4.0]]
+    assert found[np.array([0])].tolist() == [[4.0]]
     assert names(folder) == ["rows.arrow"]
 
 
