@@ -64,8 +64,7 @@ def _nearest_of_each_block(
     """
     if len(z_ND) < 2:
         raise DataError("the bank has a single row, which has no neighbour; take more rows, or condense less")
-    with np.errstate(over="ignore"):
-        sizes = _sizes(z_ND, metric)
+    sizes = _sizes(z_ND, metric)
     if bad := int((~np.isfinite(z_ND)).any(axis=1).sum()):
         raise DataError(f"{bad} of {len(z_ND)} rows become NaN or infinity in float32; scale the rows, or remove those")
     if not np.isfinite(sizes).all() or (sizes.max() == 0 and z_ND.any()):

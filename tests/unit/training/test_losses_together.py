@@ -75,6 +75,20 @@ def test_rows_of_any_length_have_a_direction(norm):
 
 
 @pytest.mark.parametrize("mode", ["minimized", "fixed", "learned"])
+def test_a_loss_that_is_only_looked_at_is_that_of_training(mode):
+    """As on validation rows, where gradients are off: the temperature moves as it does with them."""
+    hidden, y = {"a": batch()[0]}, batch()[1]
+    training, looking = (LayeredSnnl(["a"], temperature=mode, initial_temperature=2.0) for _ in range(2))
+    for _ in range(2):
+        expected = training(hidden, y)
+        with torch.no_grad():
+            found = looking(hidden, y)
+
+        assert float(found["a"]) == float(expected["a"])
+        assert looking.temperatures() == training.temperatures()
+
+
+@pytest.mark.parametrize("mode", ["minimized", "fixed", "learned"])
 def test_without_layers_there_are_no_losses(mode):
     """A recipe may train by cross-entropy alone."""
     assert LayeredSnnl([], temperature=mode)({}, batch()[1]) == {}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from softkin import mass
 from softkin.detector import Detector
 from softkin.errors import DataError
 from softkin.scorer_graph import IR_VERSION, OPSET
@@ -25,10 +26,41 @@ SPEC_OUTPUTS = ("representation.plain", "representation.dead")
 def test_distances_that_float32_cannot_hold_are_not_taken_for_equal_rows(scale, words):
     """The remedy is another scale, not another layer."""
     z = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) * np.float32(scale)
+    z[:, 1] = 0  # a dead unit is no dead layer
 
     with pytest.raises(DataError, match=f"{words} for distances in float32; scale the rows"):
         neighbor_distance(z, np.arange(50), "squared_euclidean")
     assert neighbor_distance(z, np.arange(50), "cosine") > 0
+
+
+def test_one_row_too_large_for_float32_is_enough_to_be_told_how_large_it_is():
+    """Whoever looks for it has the number."""
+    z = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    z[7] = 1e25
+
+    with pytest.raises(DataError, match=r"representations of up to 1e\+25 are too large for distances in float32"):
+        neighbor_distance(z, np.arange(50), "squared_euclidean")
+
+
+@pytest.mark.parametrize("metric", mass.METRICS)
+def test_a_row_is_not_finite_if_one_of_its_numbers_is_not(metric):
+    """How many there are is said by either metric."""
+    z = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    z[3, 1], z[5], z[7, 0] = np.nan, np.nan, np.inf
+
+    with pytest.raises(DataError, match="3 of 50 rows become NaN or infinity in float32"):
+        neighbor_distance(z, np.arange(50), metric)
+
+
+def test_a_row_that_rounding_makes_equal_to_both_its_neighbours_does_not_make_them_equal():
+    """Of three on a line the outer two are apart, whichever is asked for its neighbour."""
+    z = np.array([[0.999], [1.0], [1.001]], np.float32)
+
+    refuse_alike(z, np.arange(3), "squared_euclidean")
+    for sample in (np.arange(3), np.array([0]), np.array([2])):
+        assert neighbor_distance(z, sample, "squared_euclidean") == pytest.approx(0.002**2, rel=0.1)
+    with pytest.raises(DataError, match="are equal to within the rounding"):
+        neighbor_distance(z, np.array([1]), "squared_euclidean")
 
 
 def test_one_row_of_another_size_does_not_hide_the_distances_of_all_others():
