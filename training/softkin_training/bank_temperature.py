@@ -73,8 +73,7 @@ def _nearest_of_each_block(
             f"representations of up to {largest:.3g} are too {'small' if largest < 1 else 'large'} for distances in "
             "float32; scale the rows, or choose metric cosine where only directions count"
         )
-    dead = (z_ND == 0).all(axis=1)
-    if dead.all():
+    if not z_ND.any():  # by cosine they would be 1 apart
         raise DataError(
             "all representations of a layer are zero, as those of dead units are, and those whose length float32 "
             "cannot hold; leave the layer out, or scale the rows: down where numbers are huge, up where they are tiny"
@@ -84,7 +83,6 @@ def _nearest_of_each_block(
         part = slice(start, start + COMPARED_TOGETHER)
         d = _fast_distances(sampled, _comparable(z_ND[part], metric), metric)
         d[_equal(d, sizes[sample], sizes[part])] = np.inf
-        d[np.ix_(dead[sample], dead[part])] = np.inf  # equal, though by cosine 1 apart
         yield d.min(axis=1)
 
 

@@ -93,7 +93,7 @@ def with_whitening(model: bytes, whitenings: Mapping[str, Whitening]) -> bytes:
 
 def whitenings_of(model: onnx.ModelProto) -> dict[str, Whitening]:
     """What `with_whitening` put into a model, by layer; empty where nothing is whitened."""
-    constants = {i.name: i for i in model.graph.initializer if i.name.startswith(PREFIX)}
+    constants = {i.name: i for i in model.graph.initializer}
     found = {}
     for entry in model.metadata_props:
         layer = entry.key.removeprefix(f"{PREFIX}.")
