@@ -380,6 +380,7 @@ def test_a_split_is_a_permutation_and_a_bank_keeps_the_shares():
     assert sorted([*bank.ids, *calibration.ids]) == list(range(100))
     assert list(split(rows, 0.3, seed=1)[1].ids) == list(calibration.ids) != list(split(rows, 0.3, seed=2)[1].ids)
     assert len(split(rows, 0.29, seed=1)[1]) == 29  # of which 100 times falls short by a rounding error
+    assert [len(part) for part in split(rows, 0.01, seed=1)] == [99, 1]
     assert np.bincount(choose_bank_rows(rows, 20, seed=0).y).tolist() == [18, 2]
     chosen = [choose_bank_rows(rows, 20, seed=seed).ids.tolist() for seed in (1, 1, 2)]
     assert chosen[0] == chosen[1] != chosen[2]

@@ -98,6 +98,11 @@ OPTIONS = {
         "--calibration-share: got 0.001, which is 0 of 200 distinct rows; some must calibrate, and some be left for "
         "the bank",
     ),
+    "share of every row": (
+        f"{ONNX} --calibration-share 0.999",
+        "--calibration-share: got 0.999, which is 200 of 200 distinct rows; some must calibrate, and some be left "
+        "for the bank",
+    ),
     "boundaries of probabilities": (
         "--onnx p.onnx --layers hidden --data d.npz --nonconformity joint --parts boundary_distance,density",
         "--parts: got 'boundary_distance', made of the linear layer before the logits, but 'p' is not what a linear "
