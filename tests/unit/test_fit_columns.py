@@ -156,7 +156,7 @@ def test_the_remark_tells_the_deviations_that_are_farthest_apart():
     assert uneven_deviations(x) == (2.0**-9, 30.0)
     assert uneven_deviations(x[:, [0, 1, 3]]) is None
     assert uneven_deviations(x[:, [1]]) is None
-    assert uneven_deviations(x.reshape(2, 2, 2)) is None
+    assert uneven_deviations(x.reshape(2, 1, 4)) is None
 
 
 def test_hidden_layers_are_nobodys_columns(fitted, capsys):
