@@ -12,7 +12,7 @@ from softkin_training.cli import main
 NAMED = "             labels and columns differ in their order: "
 
 
-def calibrated(folder, capsys, labels, noise=0.3):
+def calibrated(folder, capsys, labels, noise=0.3, trained=lambda x, y: (x, y)):
     """What is printed of a model whose logits are its rows, calibrated on rows of so many columns labelled otherwise.
 
     Args:
@@ -20,6 +20,7 @@ def calibrated(folder, capsys, labels, noise=0.3):
         capsys: pytest's.
         labels: the label that rows of each column are given.
         noise: share of the rows that get the label of the first row.
+        trained: changes rows and labels of x_train before they are stored.
     """
     classes, rng = len(labels), np.random.default_rng(0)
     value = helper.make_tensor_value_info
@@ -33,8 +34,8 @@ def calibrated(folder, capsys, labels, noise=0.3):
         column = np.arange(n) % classes
         return (10 * np.eye(classes)[column] + rng.normal(size=(n, classes))).astype(np.float32), column
 
-    x, column = sample(60)
-    np.savez(folder / "train.npz", x_train=x, y_train=column)
+    x, y = trained(*sample(60))
+    np.savez(folder / "train.npz", x_train=x, y_train=y)
     x, column = sample(100 * classes)
     y = np.asarray(labels)[column]
     y[rng.random(len(y)) < noise] = labels[0]
@@ -68,3 +69,22 @@ def test_columns_in_another_order_than_labels_are_named(tmp_path, capsys, labels
 def test_nothing_is_named_that_the_rows_do_not_show(tmp_path, capsys, labels, noise):
     """Two columns of one label are no order, and half of a column's rows no ground to move it."""
     assert NAMED not in calibrated(tmp_path, capsys, labels, noise)
+
+
+@pytest.mark.parametrize(
+    ("trained", "remarked"),
+    [
+        (lambda x, y: (x, y), False),
+        (lambda x, y: (x, (y + 1) % 3), True),
+        (lambda x, y: (-x, y), True),
+        (lambda x, y: (x, np.where(np.arange(60) < 12, (y + 1) % 3, y)), False),
+    ],
+    ids=["as they are", "labels off by one", "rows prepared otherwise", "within chance"],
+)
+def test_rows_of_the_bank_that_the_classifier_does_not_know_are_remarked_upon(tmp_path, capsys, trained, remarked):
+    """The rows that calibrate show nothing of it, and a bank of other rows than it was trained on misses outliers."""
+    text = calibrated(tmp_path, capsys, [0, 1, 2], noise=0.0, trained=trained)
+
+    assert "accuracy on them is 100.0%\n" in text
+    assert ("             on the bank's rows it is only 0.0%: are x_train and y_train what the " in text) == remarked
+    assert ("on the bank's rows" in text) == remarked

@@ -44,6 +44,8 @@ from softkin_training.trial import BATCH
 
 BUNDLE = "bundle"
 PROBE_ROWS = 64
+JUDGED_ROWS = 1000
+"""Rows of the bank that the classifier's accuracy is measured on: it tells whether they are what it was trained on."""
 LIBRARIES = ("softkin", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
@@ -59,6 +61,11 @@ class Fitted:
     """Their share of x_train."""
     accuracy: float | None
     """Share of the calibration rows that the classifier puts in their class; None for bare vectors."""
+    bank_accuracy: float | None
+    """The same of the bank's rows."""
+    bank_fares_worse: bool
+    """Whether that is lower than on new rows, by more than chance explains: rows or labels are then not those that the
+    classifier was trained on."""
     largest_class: float
     """Share of the largest class among the calibration rows: the accuracy of whoever always names that."""
     deviations: tuple[float, float] | None
@@ -244,10 +251,17 @@ def _fit(
         train_x=seen,
         replace=True,
     )
-    accuracy = reordered = None
+    accuracy = bank_accuracy = reordered = None
+    worse = False
     if exposed.num_classes:
-        predicted = Network(path / bundles.MODEL).run(calibration_rows.x)[LOGITS].argmax(axis=1)
+        network = Network(path / bundles.MODEL)
+        predicted = network.run(calibration_rows.x)[LOGITS].argmax(axis=1)
         accuracy = float((predicted == calibration_rows.y).mean())
+        n = min(len(bank_rows), JUDGED_ROWS)
+        judged = bank_rows.take(np.linspace(0, len(bank_rows) - 1, n).astype(np.int64))
+        bank_accuracy = float((network.run(judged.x)[LOGITS].argmax(axis=1) == judged.y).mean())
+        # Three standard errors of the difference of two shares, where these are largest.
+        worse = accuracy - bank_accuracy > 1.5 * np.sqrt(1 / n + 1 / len(calibration_rows))
         reordered = _other_order(predicted, calibration_rows.y, exposed.num_classes)
     return Fitted(
         manifest=manifest,
@@ -255,6 +269,8 @@ def _fit(
         repeated_rows=len(rows) - len(distinct),
         repeated_share=1 - len(distinct) / len(rows),
         accuracy=accuracy,
+        bank_accuracy=bank_accuracy,
+        bank_fares_worse=worse,
         largest_class=float(np.bincount(calibration_rows.y).max() / len(calibration_rows)),
         deviations=uneven_deviations(rows.x) if any(layer.is_input for layer in exposed.layers) else None,
         reordered=reordered,

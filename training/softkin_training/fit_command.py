@@ -188,6 +188,11 @@ def fit(arguments: argparse.Namespace) -> None:
             f"             always naming the largest class would reach {fitted.largest_class:.1%}: are labels the index"
             "\n             of the model's column, and rows scaled as in its training? Where not, outliers are missed"
         )
+    if fitted.bank_fares_worse:
+        print(
+            f"             on the bank's rows it is only {fitted.bank_accuracy:.1%}: are x_train and y_train what the "
+            "classifier\n             was trained on, and prepared as there? Where not, outliers are missed"
+        )
     if not a.calibration:
         print("             the promise holds if the model was not trained on these rows; else give --calibration FILE")
     for used in m.layers:
