@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
+from softkin.admin_client import AdminClient
 from softkin.cli import COMMANDS, build_parser, main
+from softkin.client import Client
 from softkin.errors import InvalidInputError, UnavailableError
 from softkin.option_names import SCORE_OPTIONS, SERVICE_COMMANDS, TRAINING_COMMANDS, as_typed, unrecognized
 
@@ -27,6 +31,30 @@ def test_arguments_become_options_wherever_they_stand(error, text):
 
 
 @pytest.mark.parametrize(
+    ("command", "calls"),
+    [
+        ("score", (Client, Client.score)),
+        ("drift", (Client,)),
+        ("status", (AdminClient,)),
+        ("healthcheck", (AdminClient,)),
+        ("admin", (AdminClient, AdminClient.load, AdminClient.unload, AdminClient.set_label, AdminClient.remove_label)),
+    ],
+)
+def test_whatever_argument_is_at_fault_its_command_takes_what_the_error_names(command, calls):
+    """Who reads of `timeout_seconds` would look for an option of that name. `AdminClient` takes what connections do."""
+    given = {name for call in calls for name in inspect.signature(call).parameters}
+    _, parser = build_parser(command)
+    actions = list(parser._actions)
+    for several in [a.choices for a in actions if isinstance(a.choices, dict)]:
+        actions += [a for each in several.values() for a in each._actions]
+    taken = {name for a in actions for name in (*a.option_strings, a.metavar)}
+
+    for name in sorted(given - {"self", "x", "force", "health_checks"}):
+        named, _, _ = as_typed(InvalidInputError(name, "got 0"), COMMANDS[command].options).partition(": ")
+        assert named in taken, f"{name} is told as {named}"
+
+
+@pytest.mark.parametrize(
     "value", ["'tls_ca'", "/etc/tls_ca/ca.pem", "tls_ca.pem: cannot be read", "version", "label", "my-label = 'x'"]
 )
 def test_what_the_user_gave_stays_as_it_is(value):
@@ -35,8 +63,9 @@ def test_what_the_user_gave_stays_as_it_is(value):
 
 
 def test_without_options_an_error_says_what_it_says():
-    """As for a command that has none."""
-    assert as_typed(InvalidInputError("tls_ca", "is (tls_ca)"), {}) == "tls_ca: is (tls_ca)"
+    """As for a command that has none; a path of the user's may hold anything, two spaces beside each other too."""
+    for text in ("is (tls_ca)", "two  spaces, ( ) and  = 'x'"):
+        assert as_typed(InvalidInputError("tls_ca", text), {}) == f"tls_ca: {text}"
 
 
 @pytest.mark.parametrize(
@@ -82,8 +111,9 @@ def test_an_abbreviation_is_no_option(typed, text, capsys):
     [
         (["a", "--port", "1", "b"], "arguments: b; give every BUNDLE in one row, before or after the options; --help"),
         (["a", "--port", "1", "b", "--prot", "2"], "unrecognized arguments: b --prot 2; did you mean --port? --help"),
+        (["a", "-p"], "unrecognized arguments: -p; --help"),
     ],
-    ids=["apart", "with another mistake"],
+    ids=["apart", "with another mistake", "no bundle"],
 )
 def test_bundles_that_do_not_stand_together_are_told_where_to_stand(typed, text, capsys):
     """The parser takes them from one place of the line alone, and would call a bundle unknown."""
