@@ -31,6 +31,7 @@ except OSError as e:
         ("/dev/full", False, 0, "output: cannot write the output (No space left on device)"),
         ("/dev/null", True, errno.ENOSPC, "other: of another file"),
         ("/dev/null", True, errno.EPIPE, "other: of another file"),
+        ("/dev/full", True, errno.ENOENT, "other: of another file"),
     ],
 )
 def test_only_its_own_failures_are_told_as_such(place, other, number, told, unbuffered):
