@@ -323,9 +323,10 @@ def test_an_admin_port_that_others_can_reach_must_be_guarded(host):
     assert parse("b", "--admin-host", "::1", "--admin-port", "1").admin_port == 1
 
 
-def test_the_port_variable_of_a_kubernetes_service_is_ignored(monkeypatch):
-    """A Service named softkin puts SOFTKIN_PORT=tcp://... into every pod of its namespace."""
-    monkeypatch.setenv("SOFTKIN_PORT", "tcp://10.0.0.1:50051")
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_the_port_variable_of_a_kubernetes_service_is_ignored(monkeypatch, protocol):
+    """A Service named softkin puts SOFTKIN_PORT=tcp://... into every pod of its namespace, or its own protocol."""
+    monkeypatch.setenv("SOFTKIN_PORT", f"{protocol}://10.0.0.1:50051")
     monkeypatch.setenv("SOFTKIN_SERVICE_HOST", "10.0.0.1")
 
     assert parse("b").port == 50051

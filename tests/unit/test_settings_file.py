@@ -65,6 +65,7 @@ def test_the_file_may_be_named_by_the_environment_and_hold_the_bundles(monkeypat
         ("max_row = 1", "unknown key 'max_row'; did you mean 'max_rows'?"),
         ("max-rows = 1", "unknown key 'max-rows'; did you mean 'max_rows'?"),
         ("Port = 1", "unknown key 'Port'; did you mean 'port'?"),
+        ("Q = 1", "unknown key 'Q'; did you mean '"),  # like none of them
         ("[tls]\ncert = 'a'", "unknown key 'tls'; did you mean 'tls_"),
         ("config = 'other.toml'", "unknown key 'config'; did you mean"),
         ("port = ", "not a TOML file (Invalid value (at end of document))"),
