@@ -131,6 +131,46 @@ def test_below_the_table_stands_what_the_strangest_respects_mean(capsys):
     assert lines[-1].startswith("3 rows, 2 flagged")
 
 
+PROMISES = {
+    "marginal": (
+        {},
+        "inliers alone would give about 5.00%, at most 6.25% with this calibration set, at confidence 0.9",
+    ),
+    "class_conditional": (
+        {},
+        "inliers alone would give about 5.00% in every predicted class, at most 6.25% with this calibration set, at "
+        "confidence 0.9",
+    ),
+    "certified": (
+        {},
+        "inliers alone give at most 6.25% with this calibration set, at confidence 0.9 (certified at alpha 0.05)",
+    ),
+    "false_discovery_rate": (
+        {"false_alarm_bound": None, "fewest_selectable": 7},
+        "of the rows flagged at most 5.00% are inliers, in expectation; 7 of the rows must have the smallest p-value "
+        "before any is flagged",
+    ),
+    "false_discovery_rate, smoothed": (
+        {"false_alarm_bound": None, "fewest_selectable": None, "smoothed": True},
+        "of the rows flagged at most 5.00% are inliers, in expectation",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROMISES)
+def test_below_the_table_stands_what_the_verdicts_promise(capsys, case):
+    """In the words of its guarantee; where p-values are smoothed there is no smallest one to ask for."""
+    changes, text = PROMISES[case]
+    said = {"alpha": 0.05, "confidence": 0.9, "false_alarm_bound": 0.0625, **changes}
+    budget = dataclasses.replace(three_rows().budget, guarantee=case.partition(",")[0], **said)
+
+    score_display.print_table(dataclasses.replace(three_rows(), budget=budget), ["a", "b", "c"])
+
+    b = budget
+    rests_on = f"({b.calibration_size} calibration rows; {b.detector} {b.version} on {b.device})"
+    assert capsys.readouterr().out.splitlines()[-1] == f"3 rows, 1 flagged: 33.33%; {text} {rests_on}"
+
+
 def test_a_layer_keeps_its_name_and_says_that_it_is_one(capsys):
     """Underscores are its own, and a layer may be called like a part."""
     neighbors = dataclasses.replace(three_rows().neighbors, layers=("conv_1", "energy"))
