@@ -22,6 +22,7 @@ from softkin_training.build import build
 from softkin_training.cli import main
 from softkin_training.recalibrate import recalibrate
 from softkin_training.row_contents import digests64, fingerprint
+from softkin_training.rows import Rows
 
 LEVEL = 1e-4
 """Chance that a correct implementation fails a statistical test."""
@@ -185,7 +186,7 @@ def test_the_manifest_says_what_it_was_made_from(tiny, tmp_path):
     rows = inliers(tiny, 80, seed=8)
     written = recalibrate(tiny.path, tmp_path / "b", rows, alpha=0.1)
 
-    old, new = bundles.read_bundle(tiny.path), bundles.read_bundle(tmp_path / "b")
+    old, new, before = bundles.read_bundle(tiny.path), bundles.read_bundle(tmp_path / "b"), load(tiny.path)
     assert new.manifest == written
     assert new.digest != old.digest
     changed = {f.name for f in dataclasses.fields(written) if getattr(written, f.name) != getattr(old.manifest, f.name)}
@@ -208,6 +209,8 @@ def test_the_manifest_says_what_it_was_made_from(tiny, tmp_path):
         "grown": False,
         "rows": 80,
         "fingerprint": fingerprint(rows.x),
+        "flagged_before": float((before.score(rows.x, alpha=0.1).is_outlier).mean()),
+        "accuracy": float((before.score(rows.x).predicted_class == rows.y).mean()),
     }
     prints = old.manifest.provenance["fingerprints"]
     assert written.provenance["fingerprints"] == {**prints, "calibration": fingerprint(rows.x)}
@@ -299,9 +302,10 @@ def test_without_growing_the_old_calibration_rows_may_be_used_again(tiny, tmp_pa
 
 
 def test_the_command_prints_what_is_promised_now(tiny, tmp_path, capsys):
-    """One line: path, name and version, n and the certificate."""
-    file = write_npz(tmp_path / "rows.npz", inliers(tiny, 200, seed=17))
-    out = tmp_path / "b"
+    """Path, name and version, n and the certificate; and what the version before makes of the rows."""
+    rows = inliers(tiny, 200, seed=17)
+    file, out = write_npz(tmp_path / "rows.npz", rows), tmp_path / "b"
+    flagged = load(tiny.path).score(rows.x).is_outlier.mean()
 
     status = main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(out), "--grow"])
 
@@ -309,7 +313,8 @@ def test_the_command_prints_what_is_promised_now(tiny, tmp_path, capsys):
     assert (status, capsys.readouterr().out) == (
         0,
         f"{out}: tiny {version}, 500 calibration rows; at alpha 0.05 false alarms are at most {bound:.4g} at "
-        "confidence 0.95\n",
+        "confidence 0.95\n"
+        f"1 flags {flagged:.1%} of these rows at alpha 0.05; the classifier's accuracy on them is 100.0%\n",
     )
     assert load(out).score(tiny.inliers).is_outlier.mean() < 0.2
 
@@ -354,3 +359,23 @@ def test_no_torch_is_imported(tiny, tmp_path):
 
     assert ran.stdout.splitlines()[-1:] == ["0 []"], ran.stderr
     assert bundles.digest(tmp_path / "b") == hashlib.sha256((tmp_path / "b" / "manifest.json").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "questions"),
+    [
+        (lambda rows: rows, (False, False)),
+        (lambda rows: Rows(rows.x + 9, rows.y, rows.ids), (True, False)),
+        (lambda rows: Rows(rows.x, (rows.y + 1) % 3, rows.ids), (False, True)),
+    ],
+    ids=["as they are", "scaled otherwise", "labels off by one"],
+)
+def test_the_command_asks_when_rows_can_hardly_be_inliers(tiny, tmp_path, capsys, change, questions):
+    """A version that was calibrated on the wrong rows promises as much as another, and misses outliers."""
+    file = write_npz(tmp_path / "rows.npz", change(inliers(tiny, 200, seed=17)))
+
+    assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b")]) == 0
+
+    text = capsys.readouterr().out
+    assert ("\nare they inliers, and prepared as the detector takes them? " in text) == questions[0]
+    assert ("\nalways naming the largest class would do as well: are y_test the indices " in text) == questions[1]

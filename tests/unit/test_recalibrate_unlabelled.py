@@ -128,13 +128,13 @@ def test_labels_or_none_are_two_versions(tiny, tmp_path):
     ids=["replaced", "grown"],
 )
 def test_the_command_says_what_stays_from_before(tiny, tmp_path, capsys, options, lines):
-    """Below the line that it prints in any case."""
+    """Below the lines that it prints in any case."""
     file = tmp_path / "rows.npz"
     np.savez(file, x_test=inliers(tiny, 60, seed=9).x)
 
     assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b"), *options]) == 0
 
-    assert capsys.readouterr().out.splitlines()[1:] == lines
+    assert capsys.readouterr().out.splitlines()[2:] == lines
 
 
 def test_of_labels_the_command_says_nothing(tiny, tmp_path, capsys):
@@ -143,7 +143,7 @@ def test_of_labels_the_command_says_nothing(tiny, tmp_path, capsys):
 
     assert main(["recalibrate", str(tiny.path), "--data", str(file), "--out", str(tmp_path / "b"), "--grow"]) == 0
 
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_rows_of_a_detector_of_one_class_need_no_labels(tmp_path):

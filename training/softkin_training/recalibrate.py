@@ -83,7 +83,13 @@ def recalibrate(
     alpha = conformal.check_alpha(old.manifest.default_alpha if alpha is None else alpha, n)
     version = _new_version(old.manifest, version, _made_of(old, rows, labelled=labelled, grow=grow, alpha=alpha))
 
-    calibration = _score(old, rows, name)
+    calibration, accuracy = _score(old, rows, name)
+    seen = {
+        "flagged_before": float(
+            (conformal.p_values(calibration.outlier_scores, old.calibration.outlier_scores) <= alpha).mean()
+        ),
+        "accuracy": accuracy if labelled and len(old.manifest.classes) > 1 else None,
+    }
     # Only now: rows of another dtype, which scoring refuses, have other digests.
     refuse_used(rows, old.used_rows.seen, f"the training, bank or reference rows of {old.path}", name)
     if grow:
@@ -103,7 +109,7 @@ def recalibrate(
         calibration_size=n,
         predicted_class_rows=calibration.rows_by_predicted_class(len(old.manifest.classes)),
         certificate=certify(alpha, n),
-        provenance=_provenance(old, rows, classes, grow=grow),
+        provenance=_provenance(old, rows, classes, seen, grow=grow),
     )
     return bundles.write_bundle(
         out,
@@ -142,12 +148,13 @@ def _new_version(manifest: Manifest, version: str | None, made_of: str) -> str:
     return chosen
 
 
-def _score(old: Bundle, rows: Rows, name: str) -> Calibration:
-    """The calibration that `rows` make, by the scorer that serves; calls them `name`."""
+def _score(old: Bundle, rows: Rows, name: str) -> tuple[Calibration, float]:
+    """The calibration that `rows` make, by the scorer that serves, and the classifier's accuracy; calls them `name`."""
     outputs = Detector(old).outputs(rows.x)
     refuse_overflow(outputs, rows, name)
     nonconformity = nonconformity_of(old.manifest, old.bank, old.calibration.references)
-    return calibration_of(nonconformity, outputs, rows.y, old.bank.layers)[0]
+    right = nonconformity.predict(outputs, nonconformity(outputs)) == rows.y
+    return calibration_of(nonconformity, outputs, rows.y, old.bank.layers)[0], float(right.mean())
 
 
 def _merge(old: Calibration, new: Calibration) -> Calibration:
@@ -165,8 +172,13 @@ def _merge(old: Calibration, new: Calibration) -> Calibration:
     )
 
 
-def _provenance(old: Bundle, rows: Rows, classes: ClassRows, *, grow: bool) -> dict[str, Any]:
-    """The old bundle's provenance, and how the new one was made of it; `from_digest` identifies the old one."""
+def _provenance(
+    old: Bundle, rows: Rows, classes: ClassRows, seen: dict[str, float | None], *, grow: bool
+) -> dict[str, Any]:
+    """The old bundle's provenance, and how the new one was made of it; `from_digest` identifies the old one.
+
+    `seen` is what the old one makes of the rows: a wrong scale or shifted labels show there, and nowhere else.
+    """
     found = fingerprint(rows)
     provenance = {k: v for k, v in old.manifest.provenance.items() if k != CLASS_P_VALUES}
     replaced = {} if grow else {"calibration": found}
@@ -180,5 +192,6 @@ def _provenance(old: Bundle, rows: Rows, classes: ClassRows, *, grow: bool) -> d
             "grown": grow,
             "rows": len(rows),
             "fingerprint": found,
+            **seen,
         },
     }

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from softkin_training.arguments import folder
 
+MOST_FLAGGED = 0.5
+"""Of new inliers, without a question whether they are such: more than most drift brings about."""
+
 
 def add_recalibrate_arguments(sub: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
@@ -66,5 +69,12 @@ def recalibrate_from_file(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: {m.name} {m.version}, {m.calibration_size} calibration rows; at alpha {c.alpha:g} "
         f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
     )
+    made = m.provenance["recalibrated"]
+    accuracy = "" if made["accuracy"] is None else f"; the classifier's accuracy on them is {made['accuracy']:.1%}"
+    print(f"{manifest.version} flags {made['flagged_before']:.1%} of these rows at alpha {c.alpha:g}{accuracy}")
+    if made["flagged_before"] > MOST_FLAGGED:
+        print("are they inliers, and prepared as the detector takes them? Where not, the new version misses outliers")
+    if y is not None and made["accuracy"] is not None and made["accuracy"] <= np.bincount(y).max() / len(y) < 1:
+        print("always naming the largest class would do as well: are y_test the indices of classes, in their order?")
     for line in describe_class_p_values(m):
         print(line)
