@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from softkin import display, score_display
-from softkin.descriptions import DriftInfo
+from softkin.descriptions import DriftInfo, detector_to_proto, proto_to_detector_info
 from softkin.drift import DriftReport
 from softkin.scores import ErrorBudget
 from softkin.verdicts import GUARANTEES
-from standin import manifest
+from standin import StandIn, manifest
 
 BUDGET = ErrorBudget(
     detector="d",
@@ -73,12 +73,17 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
 
-@pytest.mark.parametrize("guarantee", GUARANTEES)
-def test_the_line_under_a_table_says_what_the_guarantee_promises(guarantee):
+@pytest.mark.parametrize("case", PROMISES)
+def test_the_line_under_a_table_says_what_the_guarantee_promises(case):
     """Each in its own words; never an alpha where the promise is another."""
-    changes, text = PROMISES[guarantee]
+    changes, text = PROMISES[case]
 
-    assert score_display.promise(dataclasses.replace(BUDGET, **{"guarantee": guarantee, **changes})) == text
+    assert score_display.promise(dataclasses.replace(BUDGET, **{"guarantee": case, **changes})) == text
+
+
+def test_no_guarantee_is_without_words():
+    """Whoever adds one has to say what it promises."""
+    assert set(GUARANTEES) <= PROMISES.keys()
 
 
 def drift_rows(capsys, **changes):
@@ -132,17 +137,24 @@ def test_a_watch_that_has_seen_nothing_can_be_shown(capsys):
     assert found["recent p-values"] == "0 to 1, level without drift"
 
 
-def test_a_manifest_shows_its_certificate_and_the_rows_of_its_classes(capsys):
-    """What the false-alarm rate can be, what can be certified, and how unevenly classes were predicted."""
-    display.print_manifest(manifest(), "ab" * 32, as_json=False)
+def test_a_status_has_a_line_for_every_version(capsys):
+    """Each figure under its head, however long a name is; `-` for what there is none of."""
+    infos = []
+    for version, labels in (("2026-11-28", ("stable", "canary")), ("1", ())):
+        message = detector_to_proto(StandIn("tiny", version), 0.05, "marginal", 0.95, labels)
+        infos.append(proto_to_detector_info(message))
+    none_yet = dataclasses.replace(REPORT, rows=0, window_rows=0, flag_rate=0.0, alpha=0.01)
+    reports = (dataclasses.replace(REPORT, alarm_row=77), none_yet)
+    drifts = [DriftInfo(detector="tiny", version="", digest="", report=report) for report in reports]
 
-    out = capsys.readouterr().out
-    assert "99 rows, smallest p-value 0.01; by predicted class 19 to 50" in out
-    assert (
-        "at alpha 0.05 the false-alarm rate is at most 0.09007, at confidence 0.95; the smallest rate that can be "
-        "certified is 0.02981"
-    ) in out
-    assert "class p-values" not in out
+    display.print_status(list(zip(infos, drifts, strict=True)), as_json=False)
+
+    first, second = (info.digest[:12] for info in infos)
+    assert capsys.readouterr().out.splitlines() == [
+        "detector  version     labels         digest        device  rows   flagged  alpha  drift",
+        f"tiny      2026-11-28  stable,canary  {first}  cpu     12345  5.12%    0.05   row 77",
+        f"tiny      1           -              {second}  cpu     0      -        0.01   no",
+    ]
 
 
 def test_a_manifest_shows_on_what_class_p_values_rest_where_other_rows_calibrate(capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -131,50 +133,10 @@ def test_below_the_table_stands_what_the_strangest_respects_mean(capsys):
     assert lines[-1].startswith("3 rows, 2 flagged")
 
 
-PROMISES = {
-    "marginal": (
-        {},
-        "inliers alone would give about 5.00%, at most 6.25% with this calibration set, at confidence 0.9",
-    ),
-    "class_conditional": (
-        {},
-        "inliers alone would give about 5.00% in every predicted class, at most 6.25% with this calibration set, at "
-        "confidence 0.9",
-    ),
-    "certified": (
-        {},
-        "inliers alone give at most 6.25% with this calibration set, at confidence 0.9 (certified at alpha 0.05)",
-    ),
-    "false_discovery_rate": (
-        {"false_alarm_bound": None, "fewest_selectable": 7},
-        "of the rows flagged at most 5.00% are inliers, in expectation; 7 of the rows must have the smallest p-value "
-        "before any is flagged",
-    ),
-    "false_discovery_rate, smoothed": (
-        {"false_alarm_bound": None, "fewest_selectable": None, "smoothed": True},
-        "of the rows flagged at most 5.00% are inliers, in expectation",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", PROMISES)
-def test_below_the_table_stands_what_the_verdicts_promise(capsys, case):
-    """In the words of its guarantee; where p-values are smoothed there is no smallest one to ask for."""
-    changes, text = PROMISES[case]
-    said = {"alpha": 0.05, "confidence": 0.9, "false_alarm_bound": 0.0625, **changes}
-    budget = dataclasses.replace(three_rows().budget, guarantee=case.partition(",")[0], **said)
-
-    score_display.print_table(dataclasses.replace(three_rows(), budget=budget), ["a", "b", "c"])
-
-    b = budget
-    rests_on = f"({b.calibration_size} calibration rows; {b.detector} {b.version} on {b.device})"
-    assert capsys.readouterr().out.splitlines()[-1] == f"3 rows, 1 flagged: 33.33%; {text} {rests_on}"
-
-
 def test_a_layer_keeps_its_name_and_says_that_it_is_one(capsys):
-    """Underscores are its own, and a layer may be called like a part."""
-    neighbors = dataclasses.replace(three_rows().neighbors, layers=("conv_1", "energy"))
-    parts = Parts(names=("conv_1", "energy"), values=np.array([[1.0, 0.0], [4.0, 2.0], [1.0, 9.0]]))
+    """Underscores and brackets are its own, and a layer may be called like a part."""
+    neighbors = dataclasses.replace(three_rows().neighbors, layers=("conv_[b]1", "energy"))
+    parts = Parts(names=("conv_[b]1", "energy"), values=np.array([[1.0, 0.0], [4.0, 2.0], [1.0, 9.0]]))
     scores = dataclasses.replace(
         three_rows(), parts=parts, neighbors=neighbors, is_outlier=np.array([False, True, True])
     )
@@ -183,8 +145,8 @@ def test_a_layer_keeps_its_name_and_says_that_it_is_one(capsys):
 
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
-    assert [row[5] for row in rows] == ["", "conv_1", "energy"]
-    assert "conv_1, energy: the layer in which" in out
+    assert [row[5] for row in rows] == ["", "conv_[b]1", "energy"]
+    assert "conv_[b]1, energy: the layer in which" in out
     assert "logits" not in out
 
 
@@ -192,7 +154,7 @@ def test_of_one_class_the_table_shows_the_numbers_of_training_rows(capsys):
     """Its name would be the same for all; a layer that overflows has none. One respect alone explains itself."""
     parts = Parts(names=("dense",), values=np.array([[1.0], [4.0], [1.0]]))
     neighbors = dataclasses.replace(
-        three_rows().neighbors, ids=np.array([[[0] * 3, [7, 5, 9]]] * 2 + [[[0] * 3, [-1] * 3]])
+        three_rows().neighbors, ids=np.array([[[1] * 3, [7, 0, 9]]] * 2 + [[[1] * 3, [-1] * 3]])
     )
     scores = dataclasses.replace(three_rows(), parts=parts, neighbors=neighbors)
 
@@ -200,7 +162,7 @@ def test_of_one_class_the_table_shows_the_numbers_of_training_rows(capsys):
 
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
-    assert [row[6] for row in rows] == ["7, 5, 9", "7, 5, 9", "none"]
+    assert [row[6] for row in rows] == ["7, 0, 9", "7, 0, 9", "none"]
     assert "dense: " not in out
 
 
@@ -276,19 +238,69 @@ def test_a_bank_says_how_it_was_made_smaller_and_what_that_changed(changes, text
     assert display.describe_bank(dataclasses.replace(manifest(), **changes)) == text
 
 
+def shown_rows(capsys, m, digest="ab" * 32):
+    """The facts of a printed manifest by their names, and its layers; what is folded over several lines is joined."""
+    display.print_manifest(m, digest, as_json=False)
+    facts, layers = {}, []
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        if len(cells) == 2 and cells[0]:
+            facts[cells[0]] = cells[1]
+        elif len(cells) == 2:
+            facts[[*facts][-1]] += cells[1]
+        elif cells:
+            layers.append(cells)
+    return facts, layers
+
+
 def test_a_manifest_is_shown_row_by_row(capsys):
-    """What the score is made of, how large the files are, and each layer's own figures."""
+    """What it was made for and of, how large the files are, and each layer's own figures."""
     m = manifest()
     sizes = {f"f{i}": FileEntry(sha256="00", size=size) for i, size in enumerate((1_500_000, 2_750_000))}
     layers = (dataclasses.replace(m.layers[0], weight=3.0), m.layers[1])
     joint = dataclasses.replace(m, nonconformity="joint", parts=("energy", "density"), files=sizes, layers=layers)
 
-    for shown in (m, joint):
-        display.print_manifest(shown, "ab" * 32, as_json=False)
+    (plain, _), (facts, shown) = (shown_rows(capsys, each) for each in (m, joint))
 
-    lines = capsys.readouterr().out.splitlines()
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
-    assert [row[1] for row in rows if row[0] == "nonconformity"] == ["density", "joint of energy, density"]
-    assert ["size", "4.2 MB in 2 files"] in rows
-    assert ["conv", "4", "cosine", "0.1", "3", "none"] in rows
-    assert ["dense", "2", "squared_euclidean", "2.5", "1", "none"] in rows
+    assert plain["nonconformity"] == "density"
+    assert facts == {
+        "detector": "standin 1",
+        "digest": "ab" * 32,
+        "created": "2026-01-01T00:00:00+00:00",
+        "input": "float32 [rows, 2, 3]",
+        "classes": "3: ankle boot, sandal, sneaker [new]",
+        "nonconformity": "joint of energy, density",
+        "default alpha": "0.05",
+        "calibration": "99 rows, smallest p-value 0.01; by predicted class 19 to 50",
+        "certificate": "at alpha 0.05 the false-alarm rate is at most 0.09007, at confidence 0.95; the smallest rate "
+        "that can be certified is 0.02981",
+        "bank": "7 rows in float32",
+        "size": "4.2 MB in 2 files",
+    }
+    assert shown == [
+        ["layer", "dim", "metric", "temperature", "weight", "reducer"],
+        ["conv", "4", "cosine", "0.1", "3", "none"],
+        ["dense", "2", "squared_euclidean", "2.5", "1", "none"],
+    ]
+
+
+def test_names_of_classes_are_shown_as_they_are_and_a_hundred_of_them(capsys, monkeypatch):
+    """A bundle of more says where all of them are."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    names = tuple(f":dog:{i}" for i in range(101))
+    m = manifest()
+
+    hundred, more = (shown_rows(capsys, dataclasses.replace(m, classes=names[:n]))[0]["classes"] for n in (100, 101))
+
+    assert hundred == "100: " + ", ".join(names[:100])
+    assert more == "101: " + ", ".join(names[:100]) + ", ... (all: --json)"
+
+
+def test_a_narrow_terminal_folds_a_digest_and_cuts_nothing_off(capsys, monkeypatch):
+    """It is there to be compared."""
+    monkeypatch.setenv("COLUMNS", "60")
+    digest = hashlib.sha256().hexdigest()
+
+    facts, _ = shown_rows(capsys, manifest(), digest)
+
+    assert facts["digest"] == digest
