@@ -93,15 +93,15 @@ def softkin(
     return call
 
 
-def matmul(*, bank: str, labels: str, temperature: float) -> Call:
-    """The ceiling: onnxruntime's MatMul of the same shape and nothing else, in a session like the scorer's.
+def matmul(*, bank: str, labels: str, temperature: float, large_pages: bool = False) -> Call:
+    """The ceiling: onnxruntime's MatMul of the same shape and nothing else. One column comes back.
 
-    One column comes back.
+    The session is like the scorer's, but its memory is as onnxruntime takes it: not in large pages, unless told so.
     """
     from onnx import TensorProto, helper, numpy_helper
 
+    import softkin.session
     from softkin.device import Target
-    from softkin.session import start_session
 
     z, _ = load(bank, labels)
     value = helper.make_tensor_value_info
@@ -117,7 +117,9 @@ def matmul(*, bank: str, labels: str, temperature: float) -> Call:
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    session, _ = start_session(model, Target("cpu"))
+    if not large_pages:
+        softkin.session.use_large_pages = lambda blocks: None
+    session, _ = softkin.session.start_session(model, Target("cpu"))
     del z, graph, model
     return lambda x: session.run(None, {"x": x})
 

@@ -17,10 +17,11 @@ INT8, FLOAT16 = "softkin, int8", "softkin, float16"
 NEAREST = "softkin + exact top-50"
 OURS = (SOFTKIN, ANY_TEMPERATURE, COLD, INT8, FLOAT16, NEAREST)
 CEILING, READ = "MatMul of the same shape", "bank read once"
+CEILING_LARGE = "MatMul, in large pages"
 FLAT, HNSW = "FAISS flat, k = 50", "FAISS HNSW, k = 50 (approximate)"
 BRUTE, KNN = "scikit-learn brute, k = 50", "pytorch-ood KNN, k = 50"
 SEGMENTS, ONE_HOT, ATTENTION = "torch, segments", "torch, softmax @ one-hot", "torch, attention"
-ONLY_CPU = (INT8, FLAT, HNSW, BRUTE, KNN)
+ONLY_CPU = (INT8, CEILING_LARGE, FLAT, HNSW, BRUTE, KNN)
 ONLY_CUDA = (FLOAT16,)
 
 
@@ -36,6 +37,7 @@ def builds(device: str) -> dict[str, Build]:
         FLOAT16: partial(softkin, precision="float16"),
         NEAREST: partial(softkin, neighbors=candidates.K),
         CEILING: candidates.matmul if device == "cpu" else partial(candidates.torch_matmul, device=device),
+        CEILING_LARGE: partial(candidates.matmul, large_pages=True),
         READ: partial(candidates.read_once, device=device),
         FLAT: peers.faiss_flat,
         HNSW: peers.faiss_hnsw,

@@ -19,6 +19,7 @@ from softkin.denormals import can_flush, denormals_as_zero
 from softkin.device import Target, available_threads
 from softkin.errors import BundleError, CancelledError, DeviceError, InvalidInputError
 from softkin.freed_memory import return_freed_memory
+from softkin.large_pages import resident_blocks, use_large_pages
 
 # onnxruntime's official builds send usage data to their maker unless told not to before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -84,6 +85,7 @@ def start_session(
         # It gains nothing there, as casts stand around every convolution, and at a Transpose before a MatMul it ends
         # the process without a word (onnxruntime 1.24 to 1.31, x86).
         disabled.append("NchwcTransformer")
+    before = resident_blocks()
     try:
         # By itself, onnxruntime would leave the thread that starts a session with denormals flushed.
         with denormals_as_zero():
@@ -94,6 +96,7 @@ def start_session(
         what = f"model {model}" if isinstance(model, Path) else f"model and bank of {external_folder}"
         raise BundleError(f"onnxruntime cannot load the {what}: {e}") from e
     return_freed_memory()  # copies of the weights that the session has packed
+    use_large_pages(resident_blocks() - before)
     # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
     return session, "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from pathlib import Path
 
 from banks import BANK, MODEL, open_bank
 from softkin.scorer import Scorer
@@ -19,3 +21,17 @@ def resident_by_stage(folder):
         gc.collect()
         stages.append(resident_bytes())
     return stages
+
+
+def in_large_pages(folder):
+    """How many bytes a scorer that has just started holds in large pages."""
+    bank, before = open_bank(folder / BANK), large_bytes()
+    scorer = Scorer(folder / MODEL, bank, folder / BANK, device="cpu", threads=1)
+    found = large_bytes() - before
+    del scorer
+    return found
+
+
+def large_bytes():
+    """How much of this process's own memory lies in large pages."""
+    return 1024 * int(re.search(r"AnonHugePages: +(\d+)", Path("/proc/self/smaps_rollup").read_text())[1])
