@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from softkin.errors import SoftkinError
+from softkin.listening import check_address, host_port
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.server import Server
@@ -106,3 +107,60 @@ def test_a_port_that_only_root_may_have_is_an_error_that_says_so(monkeypatch):
         match=r"port 80 of 127.0.0.1 \(Permission denied\): choose a port from 1024 on with --metrics-port, or allow",
     ):
         Server(settings, Registry(), Metrics(CollectorRegistry(), version="0")).listen()
+
+
+def test_a_port_that_is_taken_between_look_and_start_is_an_error_with_the_same_remedy(monkeypatch):
+    """gRPC does not say why it cannot have it."""
+    monkeypatch.setattr("softkin.server.check_address", lambda host, port, flag: None)
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        settings = ServerSettings(host="127.0.0.1", port=port, metrics_port=0)
+
+        with pytest.raises(
+            SoftkinError,
+            match=f"^cannot listen on port {port} of 127.0.0.1: if another process holds the port, stop it or choose "
+            "another with --port; otherwise check --host$",
+        ):
+            Server(settings, Registry(), Metrics(CollectorRegistry(), version="0")).listen()
+
+
+def test_connections_that_a_server_left_behind_do_not_hold_its_port():
+    """The system remembers them for a minute, in which a server could not be restarted."""
+    with socket.create_server(("127.0.0.1", 0)) as left:
+        address = left.getsockname()
+        with socket.create_connection(address) as caller:
+            left.accept()[0].close()  # whoever closes first is remembered
+            assert caller.recv(1) == b""
+
+    check_address(*address, "--port")
+
+
+def host_of_two_addresses(monkeypatch, second):
+    """A host that is 127.0.0.1 and another address; returns a port that the first of them has."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", second)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    return port
+
+
+def test_a_port_that_is_taken_on_the_second_address_of_a_host_is_refused(monkeypatch):
+    """gRPC would be content with the first, and half of the calls would go to whoever has the second."""
+    port = host_of_two_addresses(monkeypatch, "127.0.0.2")
+    check_address("twice.example", port, "--port")
+
+    with (
+        socket.create_server(("127.0.0.2", port)),
+        pytest.raises(SoftkinError, match=rf"cannot listen on port {port} of twice.example \(Address already in use\)"),
+    ):
+        check_address("twice.example", port, "--port")
+
+
+def test_an_address_of_a_host_that_this_machine_does_not_have_is_left_out(monkeypatch):
+    """As `localhost` is ::1 too where there is no IPv6."""
+    check_address("twice.example", host_of_two_addresses(monkeypatch, "203.0.113.7"), "--port")
+
+
+def test_addresses_of_ipv6_stand_in_brackets():
+    """Or their last part would be a port."""
+    assert (host_port("::1", 50051), host_port("127.0.0.1", 50051)) == ("[::1]:50051", "127.0.0.1:50051")
