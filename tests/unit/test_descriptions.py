@@ -70,8 +70,20 @@ def test_a_description_says_what_the_server_promises_by_default():
 
     assert (info.default_alpha, info.default_guarantee) == (0.2, "class_conditional")
     assert info.certificate == certify(0.2, 99, 0.9)
-    assert info.predicted_class_rows == detector.manifest.predicted_class_rows
-    assert (info.bank_precision, info.condensed_from) == ("float32", 0)
+
+
+def test_a_description_says_of_a_detector_what_its_manifest_says():
+    """Field by field; none of them at what a message has where nothing is set."""
+    detector, bank = StandIn(), {"bank_precision": "int8", "condensed_from": 70}
+    m = detector.manifest = dataclasses.replace(detector.manifest, nonconformity="posterior", **bank)
+
+    info = descriptions.proto_to_detector_info(descriptions.detector_to_proto(detector, 0.2, "marginal", 0.9))
+
+    same = {f.name for f in dataclasses.fields(info)} & {f.name for f in dataclasses.fields(m)}
+    same -= {"layers", "certificate", "default_alpha"}  # of which a client sees less, or what the server was told
+    assert {name: getattr(info, name) for name in same} == {name: getattr(m, name) for name in same}
+    assert [vars(x).items() <= vars(y).items() for x, y in zip(info.layers, m.layers, strict=True)] == [True, True]
+    assert (info.digest, info.device, info.smallest_p_value) == (detector.digest, "cpu", 0.01)
 
 
 def test_a_joint_detector_names_its_parts():
