@@ -18,6 +18,7 @@ from google.rpc.status_pb2 import Status
 
 from event_loops import run
 from softkin import client_channel
+from softkin.admin_client import AdminClient
 from softkin.async_client import AsyncClient
 from softkin.client import Client
 from softkin.client_errors import answer_error
@@ -319,6 +320,20 @@ def test_names_are_text(field):
 
     with pytest.raises(InvalidInputError, match=f"^{field}: got 1; must be text"):
         asyncio.run(make())
+
+
+def test_whatever_an_operator_names_is_text():
+    """In every call, before it is one: the messages of gRPC's fields name none of them."""
+    three = ("detector", "version", "label")
+    with AdminClient("localhost:1") as admin:
+        for call, fields in ((admin.unload, three[:2]), (admin.set_label, three), (admin.remove_label, three[::2])):
+            for field in fields:
+                with pytest.raises(InvalidInputError, match=f"^{field}: got 1; must be text"):
+                    call(**{**dict.fromkeys(fields, "x"), field: 1})
+        with pytest.raises(InvalidInputError, match="^path: got 1; must be text"):
+            admin.load(1)
+        with pytest.raises(InvalidInputError, match="^labels: got 1; must be text"):
+            admin.load("x", ["x", 1])
 
 
 @pytest.mark.parametrize("token", [b"secret", 5, ["secret"]], ids=["bytes", "number", "list"])
