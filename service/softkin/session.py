@@ -85,7 +85,7 @@ def start_session(
         # It gains nothing there, as casts stand around every convolution, and at a Transpose before a MatMul it ends
         # the process without a word (onnxruntime 1.24 to 1.31, x86).
         disabled.append("NchwcTransformer")
-    return_freed_memory()  # or what an earlier session left, this one might take, and it would not be told from the rest
+    return_freed_memory()  # what an earlier session left, this one would take, and it would not be told from the rest
     before = resident_blocks()
     try:
         # By itself, onnxruntime would leave the thread that starts a session with denormals flushed.
