@@ -330,9 +330,9 @@ def test_whatever_an_operator_names_is_text():
             for field in fields:
                 with pytest.raises(InvalidInputError, match=f"^{field}: got 1; must be text"):
                     call(**{**dict.fromkeys(fields, "x"), field: 1})
-        with pytest.raises(InvalidInputError, match="^path: got 1; must be text"):
+        with pytest.raises(InvalidInputError, match=r"^path: got 1; must be text"):
             admin.load(1)
-        with pytest.raises(InvalidInputError, match="^labels: got 1; must be text"):
+        with pytest.raises(InvalidInputError, match=r"^labels: got 1; must be text"):
             admin.load("x", ["x", 1])
 
 
