@@ -78,8 +78,8 @@ class Registry:
         """
         if self.loaded(name, version) is not None:
             raise ConflictError(
-                f"detector {name!r} version {version!r} is loaded already; give each bundle its own version, or "
-                "unload that one first"
+                f"detector {name!r} version {version!r} is loaded already; give each bundle a name or a version of its "
+                "own (--name and --version of fit), or unload that one first"
             )
 
     def exchange(

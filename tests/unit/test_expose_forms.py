@@ -252,12 +252,17 @@ def test_shapes_that_a_conversion_wrote_down_are_forgotten(tmp_path):
 @pytest.mark.parametrize(
     ("operator", "remedy"),
     [
-        (node("Mystery", ["x"], ["image"], domain="my"), "check it with onnx.checker and export it again"),
+        (node("Relu", ["x", "x"], ["image"]), "check it with onnx.checker and export it again"),
+        (
+            node("Mystery", ["x"], ["image"], domain="my"),
+            "onnxruntime has no such operator: export the model with those of ONNX alone, or give the vectors that it "
+            "makes to fit --embeddings",
+        ),
         (node("Conv", ["wide", "kernel"], ["image"]), "export it in float32, which onnxruntime computes everything in"),
     ],
 )
 def test_a_model_that_does_not_load_is_refused(operator, remedy):
-    """An operator that onnxruntime does not know, or not in float64."""
+    """An operator with inputs too many, or that onnxruntime does not know, or not in float64."""
     start = [
         node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),
         operator,
@@ -272,6 +277,33 @@ def test_a_model_that_does_not_load_is_refused(operator, remedy):
         exposed(proto, rows(9))
     assert str(refusal.value).startswith("onnx: the model does not run: onnxruntime cannot load it (")
     assert str(refusal.value).endswith(f"); {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("newer", "message"),
+    [
+        (
+            {"ir_version": 99},
+            r"Unsupported model IR version: 99, .*\); export it again for this onnxruntime, or install",
+        ),
+        ({"opset": 99}, r"ONNX Runtime only .* till opset \d+\); export it again with an opset that this onnxruntime"),
+    ],
+)
+def test_a_model_newer_than_onnxruntime_is_refused(newer, message):
+    """By what is too new, and without the place in onnxruntime's source code."""
+    with pytest.raises(
+        InvalidInputError, match=rf"^onnx: the model does not run: onnxruntime cannot load it \({message}"
+    ):
+        exposed(classifier(**newer), rows(9))
+
+
+def test_a_model_without_an_axis_for_several_rows_is_refused():
+    """Its only axes are those of a row, whose first is no batch."""
+    row = helper.make_tensor_value_info("x", FLOAT, SHAPE)
+    with pytest.raises(
+        InvalidInputError, match=r"onnx: input 'x' takes a single row \[2, 3\], without an axis for several"
+    ):
+        exposed(classifier(inputs=[row]), rows(9))
 
 
 def test_dynamic_quantisation_has_a_remedy_of_its_own():

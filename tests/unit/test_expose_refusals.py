@@ -279,19 +279,30 @@ def test_operators_too_old_to_convert_are_refused(lengths, message):
     refused(proto, message + re.escape(REMEDY))
 
 
+def test_a_layer_that_is_the_same_for_every_row_is_refused():
+    """As far from the origin as it is, the origin would be moved there, and it would be called zero."""
+    proto = classifier([node("Mul", ["hidden", "zero"], ["none"]), node("Add", ["none", "one"], ["same"])])
+    proto.graph.initializer.extend([tensor(np.float32(0), "zero"), tensor(np.float32(1), "one")])
+
+    message = "layers: 'same' is the same for all 20 rows tried, so it cannot tell rows apart; name another tensor"
+    refused(proto, message, layers=["hidden", "same"])
+
+
 UNFIT_OUTPUTS = {
     "none fits": (
         classifier(),
         {"num_classes": 7},
         "output: no output is 2-D float with 7 columns, one for each class name; the float outputs are 'scores' "
         "float32 [rows, 4]: name the tensor or node to take by --output (a scikit-learn model converted with "
-        "zipmap='columns': convert it with zipmap=False)",
+        "zipmap='columns': convert it with zipmap=False); the last tensors of the model are 'flat', 'before', "
+        "'hidden', 'scores'",
     ),
     "no float output": (
         classifier([node("ArgMax", ["scores"], ["top"], axis=1)], [value("top", TensorProto.INT64, ["batch", 1])]),
         {},
         "output: no output is 2-D float with a column for each class; the float outputs are none: name the tensor or "
-        "node to take by --output (a scikit-learn model converted with zipmap='columns': convert it with zipmap=False)",
+        "node to take by --output (a scikit-learn model converted with zipmap='columns': convert it with "
+        "zipmap=False); the last tensors of the model are 'flat', 'before', 'hidden', 'scores', 'top'",
     ),
     "several fit": (
         probabilities(),

@@ -88,3 +88,51 @@ def test_rows_of_the_bank_that_the_classifier_does_not_know_are_remarked_upon(tm
     assert "accuracy on them is 100.0%\n" in text
     assert ("             on the bank's rows it is only 0.0%: are x_train and y_train what the " in text) == remarked
     assert ("on the bank's rows" in text) == remarked
+
+
+def fitted(folder, nodes, y, layers, outputs):
+    """The status of fit on a model of such nodes, whose input of two numbers is `x`; (name, width) of its outputs."""
+    value = helper.make_tensor_value_info
+    shapes = [value(name, TensorProto.FLOAT, ["batch", width]) for name, width in outputs]
+    graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, ["batch", 2])], shapes)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, folder / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(len(y), 2)).astype(np.float32)
+    np.savez(folder / "d.npz", x_train=x, y_train=y)
+    files = ["--onnx", str(folder / "m.onnx"), "--data", str(folder / "d.npz")]
+    return main(["fit", *files, "--layers", layers, "--out", str(folder)])
+
+
+@pytest.mark.parametrize(("layers", "remarks"), [("hidden", 0), ("scores", 1), ("hidden,p", 1), ("same,hidden", 1)])
+def test_a_layer_that_holds_the_output_is_remarked_upon(tmp_path, capsys, layers, remarks):
+    """By another name, too: what the network answers is not how the row looks, and outliers are missed by it."""
+    nodes = [
+        helper.make_node("Neg", ["x"], ["hidden"]),
+        helper.make_node("Neg", ["hidden"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["p"]),
+        helper.make_node("Identity", ["p"], ["same"]),
+    ]
+    output = "scores" if layers == "scores" else "same"
+    y = np.arange(200) % 2
+
+    assert fitted(tmp_path, nodes, y, layers, [(output, 2)]) == 0
+
+    said = "             holds the output itself, which says little of what a row looks like: name hidden layers\n"
+    assert capsys.readouterr().out.count(said) == remarks
+
+
+@pytest.mark.parametrize(("width", "said"), [(1, True), (2, False)])
+def test_of_a_model_that_predicts_a_number_the_way_out_is_told(tmp_path, capsys, width, said):
+    """Its labels are none; of a classifier with a column for each class they are wrong, and nothing else."""
+    nodes = [helper.make_node("Neg", ["x"], ["hidden"]), helper.make_node("Neg", ["hidden"], ["scores"])]
+    if width == 1:
+        nodes.append(helper.make_node("Split", ["hidden"], ["number", "rest"], axis=1, num_outputs=2))
+
+    name = "number" if width == 1 else "scores"
+    assert fitted(tmp_path, nodes, np.arange(200) % 5, "hidden", [(name, width)]) == 1
+
+    text = capsys.readouterr().err
+    assert f"y_train[2] is 2, but output '{name}' of the model tells 2 classes apart" in text
+    assert (
+        "; a single number a row stands for the second of two classes: name by --output what has a column" in text
+    ) == said

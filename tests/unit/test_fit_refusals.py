@@ -191,7 +191,8 @@ DATA = {
         changed(class_names=list("abc")),
         "--output: no output is 2-D float with 3 columns, one for each class name; the float outputs are 'scores' "
         "float32 [rows, 4]: name the tensor or node to take by --output (a scikit-learn model converted with "
-        "zipmap='columns': convert it with zipmap=False)",
+        "zipmap='columns': convert it with zipmap=False); the last tensors of the model are 'flat', 'before', "
+        "'hidden', 'scores'",
     ),
     "dtype of the model": (
         changed(x_train=X.astype(np.float64)),

@@ -128,7 +128,8 @@ def test_a_version_is_loaded_once():
     """Two bundles of one name and version could not be told apart; labels stay where they are."""
     registry = registry_of(StandIn(version="1"), StandIn(version="2"), stable="1")
 
-    with pytest.raises(ConflictError, match="detector 'standin' version '2' is loaded already"):
+    message = "detector 'standin' version '2' is loaded already; give each bundle a name or a version of its own"
+    with pytest.raises(ConflictError, match=message):
         registry.add(StandIn(version="2"), ["stable"])
 
     assert registry.get().manifest.version == "1"

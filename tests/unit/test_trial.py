@@ -49,12 +49,20 @@ def test_two_runs_differ_where_a_value_is_off_by_more_than_a_share_of_the_larges
     [
         (RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no such thing : x. \nmore"), "no such thing : x"),
         (ValueError("plain."), "plain"),
+        (
+            RuntimeError(
+                "[ONNXRuntimeError] : 1 : FAIL : Node 'a': /onnxruntime_src/core/a_b.h:91 void ort::F::F(const int&, "
+                "std::function<void(int)>) const size (7) was odd."
+            ),
+            "Node 'a': size (7) was odd",
+        ),
+        (RuntimeError("/onnxruntime_src/core/a_b.h:91 size was odd"), "size was odd"),
         (EOFError(), "EOFError"),
         (FileNotFoundError(2, "No such file or directory", "x.onnx"), "No such file or directory"),
     ],
 )
 def test_of_an_error_the_first_line_is_told(error, line):
-    """Without the numbers before it; an error without a word by its kind."""
+    """Without the numbers before it, or the place in the source code; an error without a word by its kind."""
     assert first_line(error) == line
 
 

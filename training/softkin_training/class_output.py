@@ -9,10 +9,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from softkin.errors import InvalidInputError
+from softkin.errors import InvalidInputError, listed
 from softkin.scorer import LOGITS
 from softkin_training.fit_rows import axes_of
-from softkin_training.onnx_graphs import find_tensor
+from softkin_training.onnx_graphs import find_tensor, last_tensors
 from softkin_training.trial import TensorError, fixed_batch, try_once
 
 Array = NDArray[Any]
@@ -58,14 +58,15 @@ def choose_output(proto: onnx.ModelProto, probe: Array, num_classes: int | None,
         return declared[LOGITS if LOGITS in found else found[0]]
     wanted = f"{num_classes} columns, one for each class name" if num_classes else "a column for each class"
     shapes = [f"{k!r} {values[v].dtype} {axes_of(values[v])}" for k, v in declared.items()]
-    listed = "; ".join(shapes) or "none"
+    floats_there = "; ".join(shapes) or "none"
     if output is not None:
-        raise InvalidInputError("output", f"{listed} is not 2-D float with {wanted}; name another tensor or node")
+        raise InvalidInputError("output", f"{floats_there} is not 2-D float with {wanted}; name another tensor or node")
     which = "no output is" if not found else f"{len(found)} outputs are"
+    others = "" if found else f"; the last tensors of the model are {listed(last_tensors(proto))}"
     raise InvalidInputError(
         "output",
-        f"{which} 2-D float with {wanted}; the float outputs are {listed}: name the tensor or node to take by --output "
-        "(a scikit-learn model converted with zipmap='columns': convert it with zipmap=False)",
+        f"{which} 2-D float with {wanted}; the float outputs are {floats_there}: name the tensor or node to take by "
+        f"--output (a scikit-learn model converted with zipmap='columns': convert it with zipmap=False){others}",
     )
 
 

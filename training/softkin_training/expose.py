@@ -100,6 +100,10 @@ class Exposed:
     """What the output is the softmax of, if it is one: taken for the output in its place, it has energy."""
     before_sigmoid: str = ""
     """What sigmoids, one for each of several classes, were made of, if the output is that: they sum to anything."""
+    single: bool = False
+    """Whether the output is a single number a row, which stands for the second of two classes."""
+    is_output: tuple[str, ...] = ()
+    """Layers that hold what the output holds, which says little of what a row looks like."""
     num_classes: int = 0
     """Columns of the logits; 0 for bare vectors."""
     has_energy: bool = False
@@ -160,6 +164,7 @@ def expose(
         raise InvalidInputError(field, f"{e}; name another tensor or node") from None
     for name, tensor in tensors.items():
         _refuse_not_finite("layers", name, adapted.values[tensor])
+        _refuse_constant(name, adapted.values[tensor])
     _refuse_not_finite("output", source, adapted.values[source])
     y_BC, kind = read_output(adapted.values[source], output_kind, source)
     several = adapted.values[source][0].size > 1
@@ -216,6 +221,8 @@ def expose(
         output=source,
         output_kind=kind,
         before_softmax=softmax_input(proto, source),
+        single=not several,
+        is_output=tuple(n for n, t in tensors.items() if _alike(adapted.values[t], adapted.values[source])),
         before_sigmoid=sigmoid,
         num_classes=y_BC.shape[1],
         has_energy=kind == "logits" and bool(np.ptp(mass.energy(y_BC)) > ENERGY_TOLERANCE),
@@ -267,6 +274,10 @@ def _find_layers(proto: onnx.ModelProto, layers: Sequence[str]) -> tuple[onnx.Mo
     return proto, tensors
 
 
+def _alike(a: Array, b: Array) -> bool:
+    return a.size == b.size and np.array_equal(a.reshape(-1), b.reshape(-1))
+
+
 def _is_ours(name: str) -> bool:
     """Whether a tensor of this name is, or may be, added to the model."""
     return name in (LOGITS, BOUNDARY, MASSES, *OUTPUTS) or name.startswith(OUR_PREFIXES)
@@ -279,6 +290,15 @@ def _refuse_not_finite(field: str, name: str, value: Array) -> None:
     if len(bad):
         raise InvalidInputError(
             field, f"{name!r} has NaN or infinity on {len(bad)} of {len(value)} rows tried; name another tensor"
+        )
+
+
+def _refuse_constant(name: str, z: Array) -> None:
+    """Refuse a layer that is the same for every row; one of zeros, as dead units are, is known for that later."""
+    if len(z) > 1 and z[0].any() and (z == z[0]).all():
+        raise InvalidInputError(
+            "layers",
+            f"{name!r} is the same for all {len(z)} rows tried, so it cannot tell rows apart; name another tensor",
         )
 
 

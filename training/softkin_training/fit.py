@@ -44,6 +44,10 @@ from softkin_training.trial import BATCH
 
 BUNDLE = "bundle"
 PROBE_ROWS = 64
+NO_CLASSES = (
+    "; a single number a row stands for the second of two classes: name by --output what has a column for each class, "
+    "or, of a model that predicts numbers, give the vectors of a hidden layer without labels to fit --embeddings"
+)
 JUDGED_ROWS = 1000
 """Rows of the bank that the classifier's accuracy is measured on: it tells whether they are what it was trained on."""
 LIBRARIES = ("softkin", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
@@ -322,7 +326,7 @@ def _refuse_labels(y: NDArray[Any], exposed: Exposed, data: str | Path) -> None:
         raise DataError(
             f"{data}: y_train[{outside[0]}] is {y[outside[0]]}, but output {exposed.output!r} of the model tells "
             f"{exposed.num_classes} classes apart; labels must be the index of one, 0 to {exposed.num_classes - 1} "
-            f"({len(outside)} labels are not)"
+            f"({len(outside)} labels are not)" + (NO_CLASSES if exposed.single else "")
         )
 
 

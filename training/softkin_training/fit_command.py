@@ -145,6 +145,10 @@ def fit(arguments: argparse.Namespace) -> None:
         print(f"model:       values unchanged by {change}")
     for layer in e.layers:
         print(f"layer:       {spelled(layer.name)}, {layer.width} numbers, reducer {layer.reducer}")
+        if layer.name in e.is_output:
+            print(
+                "             holds the output itself, which says little of what a row looks like: name hidden layers"
+            )
     if e.output:
         as_logits = ", their log serves as logits" if e.output_kind == "probabilities" else ""
         print(f"output:      {spelled(e.output)}, {e.num_classes} {e.output_kind}{as_logits}")

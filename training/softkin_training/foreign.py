@@ -117,6 +117,12 @@ def the_input(proto: onnx.ModelProto, probe: Array) -> onnx.ValueInfoProto:
     fits = axes is None or (
         len(axes) == probe.ndim and all(a in (0, n) for a, n in zip(axes[1:], probe.shape[1:], strict=True))
     )
+    if axes == list(probe.shape[1:]):
+        raise InvalidInputError(
+            "onnx",
+            f"input {value.name!r} takes a single row {axes}, without an axis for several; export the model with such "
+            "an axis, the first one and free",
+        )
     if probe.dtype.name != dtype or not fits:
         takes = "" if axes is None else " [" + ", ".join(["rows", *(str(a or "any") for a in axes[1:])]) + "]"
         raise InvalidInputError(

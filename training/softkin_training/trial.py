@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,18 @@ BATCH = 7
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
 """Largest difference between two runs, relative to the largest value of the tensor; the second one where a model
 computes in 16 bits, whatever it gives out."""
+
+
+LOAD_REMEDIES = {
+    "Could not find an implementation": "export it in float32, which onnxruntime computes everything in",
+    "is not a registered function/op": "onnxruntime has no such operator: export the model with those of ONNX alone, "
+    "or give the vectors that it makes to fit --embeddings",
+    "Unsupported model IR version": "export it again for this onnxruntime, or install a newer one",
+    "Current official support": "export it again with an opset that this onnxruntime knows, or install a newer one",
+}
+"""What to do, by what onnxruntime says of a model that it does not load."""
+SOURCE_PLACE = re.compile(r"/\S*onnxruntime_src/\S+:\d+ (?:[^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? )?")
+"""The line of its source code and the function's signature, which onnxruntime writes before what was wrong."""
 
 
 class TrialError(Exception):
@@ -95,12 +108,9 @@ def try_once(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> li
     except TensorError:
         raise
     except TrialError as e:
-        known = "Could not find an implementation" in str(e)  # but not for this type of numbers
-        remedy = "export it in float32, which onnxruntime computes everything in"
-        raise InvalidInputError(
-            "onnx",
-            f"the model does not run: {e}; {remedy if known else 'check it with onnx.checker and export it again'}",
-        ) from None
+        known = [remedy for words, remedy in LOAD_REMEDIES.items() if words in str(e)]
+        remedy = known[0] if known else "check it with onnx.checker and export it again"
+        raise InvalidInputError("onnx", f"the model does not run: {e}; {remedy}") from None
     for a, b in zip(first, second, strict=True):
         if difference := difference_of(a, b, trial.tolerance):
             raise InvalidInputError(
@@ -182,4 +192,4 @@ def first_line(e: BaseException) -> str:
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
     lines = str(e).strip().splitlines() or [type(e).__name__]
-    return lines[0].split(" : ", 3)[-1].rstrip(". ")
+    return SOURCE_PLACE.sub("", lines[0].split(" : ", 3)[-1]).rstrip(". ")
