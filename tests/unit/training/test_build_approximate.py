@@ -23,8 +23,14 @@ def rebuild(tiny, out, *, outliers=None, **changes):
 @pytest.mark.parametrize("form", ["density", "joint"])
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "float16"}, {"precision": "int8"}, {"condense": 10.0}, {"condense": 5.0, "precision": "int8"}],
-    ids=["float16", "int8", "condensed", "condensed int8"],
+    [
+        {"precision": "float16"},
+        {"precision": "int8"},
+        {"condense": 10.0},
+        {"condense": 1.25},
+        {"condense": 5.0, "precision": "int8"},
+    ],
+    ids=["float16", "int8", "condensed", "condensed a little", "condensed int8"],
 )
 def test_approximate_banks_are_calibrated_by_their_own_scorer(tiny, tmp_path, form, changes):
     """So the false-alarm rate stays exact; the manifest says what changed, and it is little."""

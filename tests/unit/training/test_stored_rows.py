@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 import torch
 
@@ -166,6 +167,28 @@ def test_a_file_that_is_no_arrow_is_refused_by_name(tmp_path, content):
         RowFile(path)
 
 
+@pytest.mark.parametrize("metadata", [None, {"x": "float32"}, {"softkin": "{}"}], ids=["none", "another's", "no dtype"])
+def test_an_arrow_file_of_something_else_is_refused_by_name(tmp_path, metadata):
+    """Whoever put it there."""
+    path = tmp_path / "x.arrow"
+    table = pa.table({"x": [[1.0]]}).replace_schema_metadata(metadata)
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+    with pytest.raises(DataError, match=r"x\.arrow: cannot be read as rows in Arrow.*made again"):
+        RowFile(path)
+
+
+def test_no_rows_are_refused_but_for_a_part_without_any(tmp_path):
+    """A source that yields nothing has no dtype either."""
+    path = tmp_path / "x.arrow"
+    with pytest.raises(DataError, match="there are no rows to write"):
+        write_rows(path, [])
+    assert not path.exists()
+
+    assert write_rows(path, [np.zeros((0, 3), np.uint8)]).shape == (0, 3)
+
+
 def test_a_folder_that_cannot_be_written_is_refused_by_name(images):
     """With the remedy."""
     with pytest.raises(DataError, match=r"/dev/null/x\.arrow: cannot write the rows.*HF_HOME"):
@@ -215,7 +238,7 @@ def test_training_and_bundle_are_those_of_rows_in_memory(tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    """80 MB of rows are trained on and put into a bank: at no time a third of them in memory."""
+    """80 MB of rows are stored, trained on and put into a bank: at no time a third of them in memory."""
     rng = np.random.default_rng(0)
     n = 6600
 
@@ -225,7 +248,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
             noise[1::2] += 100
             yield noise
 
-    file = write_rows(tmp_path / "x.arrow", parts())
+    file, written = most_memory(lambda: write_rows(tmp_path / "x.arrow", parts()))
     everything = rows_of(file, np.arange(n) % 2, 0)
     few = [everything.take(np.arange(start, start + 100)) for start in (0, 100)]
     calibration, test = (Rows(rows.x, rows.y, rows.ids) for rows in few)
@@ -241,7 +264,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
 
     assert manifest.bank_size == n - 200
     assert whole > 75e6
-    assert max(trained, built) < whole / 3
+    assert max(written, trained, built) < whole / 3
 
 
 def most_memory(work):
