@@ -38,6 +38,28 @@ def test_the_command_does_what_the_service_does(command, operated, rows):
     assert operated.score(rows(1)).budget.version == "2"
 
 
+def test_a_shadow_that_was_compared_on_too_little_is_promoted_by_force_alone(command, operated, rows):
+    """Whoever types it takes what comes; the server's refusal stays what it is without."""
+    command("load", "v2", "--label", "shadow")
+
+    status, out, err = command("label", "standin", "2", "stable")
+    assert (status, out) == (1, "")
+    assert "force" in err
+    assert operated.score(rows(1)).budget.version == "1"
+
+    assert command("label", "standin", "2", "stable", "--force") == (0, "stable is standin 2; before: 1", "")
+    assert operated.score(rows(1)).budget.version == "2"
+
+
+def test_without_an_action_there_is_nothing_to_do(command, capsys):
+    """Wrong usage, which must not look like success to a script."""
+    with pytest.raises(SystemExit) as e:
+        command()
+
+    assert e.value.code == 2
+    assert "the following arguments are required: ACTION" in capsys.readouterr().err
+
+
 def test_the_command_lists_what_is_loaded(command):
     """As a table for people, and as JSON for programs."""
     command("load", "v2", "--label", "canary")
