@@ -114,6 +114,7 @@ def main() -> None:
         row = {name: image if name == "network" else requests[1] for name in bundles}
         calls = [
             ("echo, 64 callers", merged["small bank"], "echo", CALLERS, requests[1]),
+            ("echo that waits for a thread, 64 callers", merged["small bank"], "handed_over", CALLERS, requests[1]),
             *((f"score, 64 callers, {b}", s, "score", CALLERS, row[b]) for b, s in merged.items()),
             *((f"score without merging, 64 callers, {b}", s, "score", CALLERS, row[b]) for b, s in alone.items()),
             ("stream, 1", merged["small bank"], "stream", 1, requests[1]),

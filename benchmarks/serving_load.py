@@ -2,8 +2,8 @@
 
     python benchmarks/serving_load.py PORT[,PORT...] METHOD CALLERS SECONDS FILE
 
-METHOD is echo, score or stream; FILE holds one serialised ScoreRequest. Callers take the ports in turn, each of which
-has a connection of its own. Prints one JSON line: calls, seconds and latencies of a sample of them.
+METHOD is echo, handed_over, score or stream; FILE holds one serialised ScoreRequest. Callers take the ports in turn,
+each of which has a connection of its own. Prints one JSON line: calls, seconds and latencies of a sample of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from softkin.v1 import outlier_pb2 as pb
 
 PATHS = {
     "echo": "/softkin.bench.Echo/Echo",
+    "handed_over": "/softkin.bench.Echo/HandedOver",
     "score": "/softkin.v1.OutlierService/Score",
     "stream": "/softkin.v1.OutlierService/ScoreStream",
 }

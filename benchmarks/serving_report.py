@@ -44,9 +44,12 @@ def _ratios(rounds: dict[str, Any]) -> list[list[Any]]:
         return f"{median(x[key] / y[key] for x, y in zip(rounds[a], rounds[b], strict=True)):.2f}"
 
     echo, small, network = "echo, 64 callers", "score, 64 callers, small bank", "score, 64 callers, network"
+    waiting = "echo that waits for a thread, 64 callers"
     apart = "score without merging, 64 callers, {}"
     return [
         ["single rows, 64 callers, small bank, to echo", ratio(small, echo), ">= 0.8"],
+        ["to an echo that waits for a thread, as answers of merged batches do", ratio(small, waiting), ""],
+        ["such an echo to echo", ratio(waiting, echo), ""],
         ["network, to echo", ratio(network, echo), ""],
         ["to a server that does not merge, small bank", ratio(small, apart.format("small bank")), ">= 2.5"],
         ["to a server that does not merge, network", ratio(network, apart.format("network")), ">= 2.5"],
