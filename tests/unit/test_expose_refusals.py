@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from foreign_models import CLASSES, SHAPE, WIDTH, body, classifier, rows, tensor
 from softkin import InvalidInputError
-from softkin_training import expose as exposing
+from softkin_training import representation_graph
 from softkin_training.expose import expose
 
 value, node = helper.make_tensor_value_info, helper.make_node
@@ -350,12 +350,12 @@ def test_an_unfit_output_is_refused(proto, options, message):
 
 def test_a_model_beyond_a_protobuf_is_refused(monkeypatch):
     """2 GiB: with a limit that a small model exceeds."""
-    monkeypatch.setattr(exposing, "LARGEST_MODEL_BYTES", 100)
+    monkeypatch.setattr(representation_graph, "LARGEST_MODEL_BYTES", 100)
 
     refused(
         classifier(),
         r"onnx: the constants of the model take \d\.\d\d GiB, a bundle's network holds at most 0\.00 GiB; convert them "
-        r"to float16, or take a smaller model",
+        r"to float16, take a smaller model, or give the vectors that it makes to fit --embeddings",
     )
 
 

@@ -56,3 +56,21 @@ def test_external_data_that_are_not_whole_are_refused(tmp_path, damage):
         r"where it has any",
         str(e.value),
     )
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["length", "shape alone"])
+def test_a_model_beyond_a_protobuf_is_refused_before_its_data_are_read(tmp_path, told):
+    """They need not even be there: what protobuf can read of more than 2 GiB, it can neither copy nor write."""
+    proto = classifier()
+    large = onnx.TensorProto(name="large", data_type=onnx.TensorProto.FLOAT16, dims=[3, 2**29], data_location=1)
+    large.external_data.add(key="location", value="m.data")
+    if told:
+        large.external_data.add(key="length", value=str(3 * 2**30))
+    proto.graph.initializer.append(large)
+    onnx.save(proto, tmp_path / "m.onnx")
+
+    message = (
+        r"^onnx: the constants of the model take 3\.00 GiB, a bundle's network holds at most 2\.00 GiB; convert them"
+    )
+    with pytest.raises(InvalidInputError, match=message):
+        read_model(tmp_path / "m.onnx")

@@ -44,10 +44,10 @@ from softkin_training.projection import (
     pooling,
 )
 from softkin_training.representation_graph import (
-    LARGEST_MODEL_BYTES,
     add_pooling,
     add_representation,
     after_columns,
+    refuse_too_large,
 )
 from softkin_training.trial import TensorError
 
@@ -349,11 +349,5 @@ def _serialised(
         network.metadata_props.remove(key)  # of the detector that the model was part of
     for layer in layers:
         network.metadata_props.add(key=reducer_key(layer.name), value=layer.reducer)
-    size = sum(len(t.raw_data) for t in graph.initializer)
-    if size > LARGEST_MODEL_BYTES:
-        raise InvalidInputError(
-            "onnx",
-            f"the constants of the model take {size / 2**30:.2f} GiB, a bundle's network holds at most "
-            f"{LARGEST_MODEL_BYTES / 2**30:.2f} GiB; convert them to float16, or take a smaller model",
-        )
+    refuse_too_large(graph)
     return bytes(network.SerializeToString())

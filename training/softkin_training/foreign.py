@@ -17,6 +17,7 @@ from softkin.manifest import INPUT_DTYPES
 from softkin.scorer_graph import IR_VERSION, OLDEST_OPSET
 from softkin_training.fit_rows import axes_of
 from softkin_training.onnx_graphs import constants, downstream, real_inputs, rename, set_outputs
+from softkin_training.representation_graph import refuse_too_large
 from softkin_training.trial import (
     BATCH,
     TensorError,
@@ -55,10 +56,14 @@ def read_model(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX file with its external data.
 
     Raises:
-        InvalidInputError: not a readable ONNX model, or its external data are missing or cut short.
+        InvalidInputError: not a readable ONNX model, its external data are missing or cut short, or it is too large.
     """
     try:
-        proto = onnx.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        refuse_too_large(proto.graph)  # protobuf could read more, but neither copy nor write it
+        onnx.load_external_data_for_model(proto, str(Path(path).parent))
+    except InvalidInputError:
+        raise
     except Exception as e:  # protobuf's, onnx's and Python's own errors share no base
         raise InvalidInputError(
             "onnx",

@@ -5,9 +5,11 @@ Exactly what `export.py` does for torch models, where both do it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -24,6 +26,30 @@ LARGEST_MODEL_BYTES = 2**31 - 2**20
 """A protobuf ends at 2 GiB; what the bank adds to the graph is small."""
 FAR_OFF = 1000.0
 """Squared distance of rows from the origin, in units of that from their median: beyond it float32 shows."""
+
+
+def refuse_too_large(graph: onnx.GraphProto) -> None:
+    """Refuse a graph whose constants, those beside the file among them, are more than a bundle's network can hold.
+
+    Raises:
+        InvalidInputError: names both sizes.
+    """
+    size = sum(_bytes_of(t) for t in graph.initializer)
+    if size > LARGEST_MODEL_BYTES:
+        raise InvalidInputError(
+            "onnx",
+            f"the constants of the model take {size / 2**30:.2f} GiB, a bundle's network holds at most "
+            f"{LARGEST_MODEL_BYTES / 2**30:.2f} GiB; convert them to float16, take a smaller model, or give the "
+            "vectors that it makes to fit --embeddings",
+        )
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    outside = {e.key: e.value for e in tensor.external_data}
+    if not outside:
+        return len(tensor.raw_data)
+    whole = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(outside.get("length", whole))
 
 
 def after_columns(columns: Columns | None, reducer: str) -> str:
