@@ -197,7 +197,7 @@ class Trainer:
         self.x, self.y, self.batch_of_step = x, y, itertools.count()
         batches = balanced_batches(y.cpu(), BATCH, torch.Generator().manual_seed(0))
         self.batches = [batch[:BATCH].to(x.device) for batch in batches]
-        trained, optimizer = fabric.setup(model.train(), make_optimizer(model, x.device, RATE, 1e-2))
+        trained, optimizer = fabric.setup(model.train(), make_optimizer(model, x.device, 1e-2))
         trained.mark_forward_method("forward_with_hidden")
         weights = dict.fromkeys(model.hidden_layers, -0.1)
         self.step = Step(fabric, trained, optimizer, loss or (lambda hidden, y: {}), weights, recorded=True)

@@ -26,7 +26,8 @@ from softkin_training.rows import Rows
 def rebuild(tiny, out, *, bank=None, calibration=None, **changes):
     """The tiny bundle with something changed."""
     spec = dataclasses.replace(tiny.spec, **changes)
-    build(out, tiny.model, spec, bank_rows=bank or tiny.bank, calibration_rows=calibration or tiny.calibration)
+    calibration = tiny.calibration if calibration is None else calibration  # which may have no row
+    build(out, tiny.model, spec, bank_rows=bank or tiny.bank, calibration_rows=calibration)
     return out
 
 
@@ -135,12 +136,24 @@ def test_too_few_calibration_rows_for_the_joint_form_are_told_how_many_will_do(t
     rebuild(tiny, tmp_path / "b", calibration=tiny.calibration.take(np.arange(8)), alpha=0.2)
 
 
-def test_labels_beyond_the_class_names_are_refused(tiny, tmp_path):
-    """Calibration labels are checked as those of the bank are."""
-    wrong = dataclasses.replace(tiny.calibration, y=tiny.calibration.y + 1)
+@pytest.mark.parametrize("shift", [1, -1])
+@pytest.mark.parametrize("which", ["bank", "calibration"])
+def test_labels_that_are_no_index_of_a_class_name_are_refused(tiny, tmp_path, which, shift):
+    """Of neither kind of row; one below 0 would count from the last class."""
+    rows = getattr(tiny, which)
+    wrong = dataclasses.replace(rows, y=rows.y + shift)
 
-    with pytest.raises(DataError, match=r"calibration: labels must lie in \[0, 3\); got \[1, 3\]"):
-        rebuild(tiny, tmp_path / "b", calibration=wrong)
+    message = rf"{which}: labels must lie in \[0, 3\); got \[{shift}, {2 + shift}\]"
+    with pytest.raises(DataError, match=message):
+        rebuild(tiny, tmp_path / "b", **{which: wrong})
+
+
+def test_without_a_calibration_row_as_many_are_asked_for_as_are_needed(tiny, tmp_path):
+    """As with a few."""
+    none = tiny.calibration.take(np.arange(0))
+
+    with pytest.raises(DataError, match=r"^calibration: 0 rows cannot give a p-value of 0\.05; at least 19 are needed$"):
+        rebuild(tiny, tmp_path / "b", calibration=none, nonconformity="density", parts=())
 
 
 def test_calibration_rows_that_overflow_the_network_are_refused(tiny, tmp_path):

@@ -98,11 +98,7 @@ class _Take:
         return (self(x, y, len(y)),)
 
 
-def make_optimizer(
-    model: nn.Module, device: torch.device, learning_rate: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """AdamW; on a GPU as one kernel for all weights (`fused`) that a CUDA graph may record (`capturable`)."""
+def make_optimizer(model: nn.Module, device: torch.device, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, whose rate each step brings; on a GPU one kernel (`fused`) that a CUDA graph may record (`capturable`)."""
     on_gpu = device.type == "cuda"
-    return torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=on_gpu or None, capturable=on_gpu
-    )
+    return torch.optim.AdamW(model.parameters(), weight_decay=weight_decay, fused=on_gpu or None, capturable=on_gpu)

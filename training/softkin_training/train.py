@@ -147,7 +147,7 @@ def _loop(fabric: Fabric, recipe: Recipe, dataset: Dataset, out_dir: Path, resum
             sums = EpochSums(weights, epoch, path, wait=fabric.device.type == "cpu")
             for i, batch in enumerate(balanced_batches(y, settings.batch_size, shuffle)):
                 step = (epoch - 1) * steps_per_epoch + i
-                rate = learning_rate_at(step, settings.epochs * steps_per_epoch, settings.learning_rate)
+                rate = learning_rate_at(step, steps, settings.learning_rate)
                 own = batch[rank() :: num_processes()]
                 x_batch = onto(fabric.device, torch.from_numpy(rows.read(own.numpy())))
                 y_batch = onto(fabric.device, y[own])
@@ -223,7 +223,7 @@ def _assemble(
         temperature_step=loss.temperature_step,
         max_side=loss.max_side,
     )
-    return model, snnl, make_optimizer(model, device, settings.learning_rate, settings.weight_decay)
+    return model, snnl, make_optimizer(model, device, settings.weight_decay)
 
 
 def may_be_recorded(recipe: Recipe) -> bool:

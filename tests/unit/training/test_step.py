@@ -37,7 +37,7 @@ def small(device="cpu", *, recorded=False, precision="32-true", dropout=0.0):
     fabric = Fabric(accelerator=device, devices=1, precision=precision)
     torch.manual_seed(0)
     model = build_model(ModelConfig(kind="mlp", hidden=[8, 5], dropout=dropout), (6,), 3, 0.0, 1.0)
-    wrapped, optimizer = fabric.setup(model, make_optimizer(model, fabric.device, 1e-2, DECAY))
+    wrapped, optimizer = fabric.setup(model, make_optimizer(model, fabric.device, DECAY))
     wrapped.mark_forward_method("forward_with_hidden")
     snnl = LayeredSnnl(WEIGHTS).to(fabric.device)
     return Step(fabric, wrapped, optimizer, snnl, WEIGHTS, recorded=recorded), model
