@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -210,11 +211,12 @@ def test_entanglement_between_is_that_of_the_rows_together(metric):
     assert entanglement_between(a, b.unflatten(1, (3, 2)), metric=metric) == expected
 
 
-@pytest.mark.parametrize("shape", [(4, 7), (4,)])
-def test_entanglement_between_wants_rows_of_one_width(shape):
-    """Or nothing could be told of how they lie to each other."""
-    with pytest.raises(InvalidInputError, match=r"a, b: are \(3, 2, 3\) and \(4,.*rows of equally many numbers"):
-        entanglement_between(torch.zeros(3, 2, 3), torch.zeros(shape))
+@pytest.mark.parametrize(("a", "b"), [((3, 2, 3), (4, 7)), ((3, 2, 3), (4,)), ((3, 1), (4,)), ((3,), (4, 1))])
+def test_entanglement_between_wants_rows_of_one_width(a, b):
+    """Or nothing could be told of how they lie to each other; numbers alone are no rows."""
+    shapes = re.escape(f"a, b: are {a} and {b}; they must be")
+    with pytest.raises(InvalidInputError, match=rf"{shapes} .*rows of equally many numbers"):
+        entanglement_between(torch.zeros(a), torch.zeros(b))
 
 
 def test_one_class_has_no_ratio():
