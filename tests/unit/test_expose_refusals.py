@@ -304,6 +304,17 @@ UNFIT_OUTPUTS = {
         "node to take by --output (a scikit-learn model converted with zipmap='columns': convert it with "
         "zipmap=False); the last tensors of the model are 'flat', 'before', 'hidden', 'scores', 'top'",
     ),
+    "no float output, and the input for a layer": (
+        classifier([node("ArgMax", ["scores"], ["top"], axis=1)], [value("top", TensorProto.INT64, ["batch", 1])]),
+        {"layers": ["x"]},
+        r"output: no output is .*; the last tensors of the model are 'flat', 'before', 'hidden', 'scores', 'top'",
+    ),
+    "unknown output, and the input for a layer": (
+        classifier(),
+        {"layers": ["x"], "output": "score"},
+        "output: got 'score', which is no tensor or node of the model; it has 5 names, the closest are 'scores', "
+        "'before', 'act', 'hidden', 'flat'",
+    ),
     "several fit": (
         probabilities(),
         {},

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
@@ -21,6 +24,7 @@ from softkin.settings import ServerSettings
 from softkin_training.cli import main
 
 WORDS, LENGTH = 50, 6
+DOCS = Path(__file__).parents[2] / "docs" / "your-data.md"
 MESSAGE = (
     r"inputs: the model cannot take these values \(indices element out of data bounds, idx=77 .*\); leave such rows out"
 )
@@ -82,3 +86,47 @@ def test_over_the_wire_it_is_an_invalid_argument(bundle):
         with pytest.raises(InvalidInputError, match=MESSAGE):
             client.score(np.full((2, LENGTH), 77))
         assert len(client.score(sentences(3, 2)).p_value) == 3
+
+
+def test_a_mask_that_follows_from_the_ids_is_computed_in_the_model(tmp_path, monkeypatch):
+    """By the code of the documentation, as it stands there: fit takes the model, whose numbers stay the same."""
+    nodes = [
+        helper.make_node("Gather", ["vectors", "input_ids"], ["words"]),
+        helper.make_node("Gather", ["types", "token_type_ids"], ["kinds"]),
+        helper.make_node("Add", ["words", "kinds"], ["both"]),
+        helper.make_node("Unsqueeze", ["attention_mask", "last"], ["deep"]),
+        helper.make_node("Cast", ["deep"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["both", "mask"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "axis"], ["hidden"], keepdims=0),
+        helper.make_node("MatMul", ["hidden", "w"], ["scores"]),
+    ]
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    rng = np.random.default_rng(0)
+    graph = helper.make_graph(
+        nodes,
+        "tokens",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", LENGTH]) for name in names],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2])],
+        [
+            tensor(rng.normal(size=(WORDS, 8)), "vectors"),
+            tensor(rng.normal(size=(2, 8)), "types"),
+            tensor(rng.normal(size=(8, 2)), "w"),
+            tensor(np.array([1]), "axis"),
+            tensor(np.array([2]), "last"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    code = DOCS.read_text().split("### Several inputs")[1].split("    import numpy", 1)[1].split("\n\n")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent("    import numpy" + code), {})
+
+    ids = sentences(200, 1)
+    np.savez("d.npz", x_train=ids, y_train=np.arange(200) % 2)
+    arguments = ["--onnx", "ids_alone.onnx", "--layers", "hidden", "--data", "d.npz", "--out", "."]
+    assert main(["fit", *arguments]) == 0
+
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64), "token_type_ids": 0 * ids}
+    scores = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"]).run(["scores"], inputs)[0]
+    predicted = Detector.load("bundle", device="cpu").score(ids).predicted_class
+    np.testing.assert_array_equal(predicted, scores.argmax(axis=1))

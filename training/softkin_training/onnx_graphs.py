@@ -87,7 +87,7 @@ def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
             raise InvalidInputError(
                 field, f"{name!r} lies inside {owner}; only tensors of the main graph can be read, name one of those"
             )
-    names = sorted(tensors | {n.name for n in nodes if n.name})
+    names = sorted(n for n in tensors | {n.name for n in nodes if n.name} if not n.startswith(copied_input("")))
     which, shown = "closest", difflib.get_close_matches(name, names, n=NAMES_SHOWN, cutoff=0.0)
     if not difflib.get_close_matches(name, shown[:1]):  # of who knows no name yet, and looks for layers near the output
         shown, which = last_tensors(proto), "last tensors"
@@ -99,8 +99,9 @@ def find_tensor(proto: onnx.ModelProto, name: str, field: str) -> str:
 
 
 def last_tensors(proto: onnx.ModelProto) -> list[str]:
-    """Those nearest the output, at most as many as a message shows; constants left out."""
-    return [o for n in proto.graph.node if n.op_type != "Constant" for o in n.output if o][-NAMES_SHOWN:]
+    """Those nearest the output, at most as many as a message shows; constants and what was added left out."""
+    named = [o for n in proto.graph.node if n.op_type != "Constant" for o in n.output if o]
+    return [o for o in named if not o.startswith(copied_input(""))][-NAMES_SHOWN:]
 
 
 def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
