@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -29,6 +30,10 @@ def test_the_command_does_what_the_service_does(command, operated, rows):
     assert status == 0
     assert out.startswith("standin 2 is loaded on cpu, digest ")
     assert out.endswith(", labels: blue, canary")
+    status, out, _ = command("load", "v3")
+    assert (status, out.partition(", digest ")[0]) == (0, "standin 3 is loaded on cpu")
+    assert "labels" not in out
+    assert command("unload", "standin", "3") == (0, "standin 3 is unloaded", "")
     assert command("label", "standin", "2", "stable") == (0, "stable is standin 2; before: 1", "")
     assert command("label", "standin", "1", "old") == (0, "old is standin 1; before: none", "")
     assert command("unlabel", "standin", "old") == (0, "no version of standin is old; before: 1", "")
@@ -60,17 +65,22 @@ def test_without_an_action_there_is_nothing_to_do(command, capsys):
     assert "the following arguments are required: ACTION" in capsys.readouterr().err
 
 
-def test_the_command_lists_what_is_loaded(command):
+def test_the_command_lists_what_is_loaded(command, monkeypatch):
     """As a table for people, and as JSON for programs."""
+    monkeypatch.setenv("COLUMNS", "100")
     command("load", "v2", "--label", "canary")
 
     _, table, _ = command("list")
     _, lines, _ = command("list", "--json")
 
-    assert all(word in table for word in ("standin", "canary", "stable", "99"))
-    assert [(d["version"], d["labels"]) for d in map(json.loads, lines.splitlines())] == [
-        ("1", ["stable"]),
-        ("2", ["canary"]),
+    listed = [json.loads(line) for line in lines.splitlines()]
+    assert [(d["version"], d["labels"]) for d in listed] == [("1", ["stable"]), ("2", ["canary"])]
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in table.splitlines()]
+    first, second = (d["digest"][:12] for d in listed)
+    assert [row for row in cells if row] == [
+        ["detector", "version", "labels", "digest", "device", "calibration rows"],
+        ["standin", "1", "stable", first, "cpu", "99"],
+        ["standin", "2", "canary", second, "cpu", "99"],
     ]
 
 
@@ -93,13 +103,13 @@ def test_a_version_is_listed_whole(command, monkeypatch, columns, version):
 def test_what_a_server_says_moves_no_cursor(command, monkeypatch):
     """As with the other commands: it may be anybody's."""
     real = AdminClient.detectors
-    strange = {"name": "a\x1b[2Jb", "labels": ("[red]",)}
+    strange = {"name": "a\x1b[2Jb", "labels": ("[red]", ":dog:")}
     monkeypatch.setattr(AdminClient, "detectors", lambda c: [dataclasses.replace(d, **strange) for d in real(c)])
 
     _, out, _ = command("list")
 
     assert "a\\x1b[2Jb" in out
-    assert "[red]" in out
+    assert "[red], :dog:" in out
 
 
 def test_connection_options_may_come_last(operated, capsys):
