@@ -83,6 +83,17 @@ def test_the_graph_tells_where_channels_are(start, layout):
     assert layout_of(model(start), "maps") == layout
 
 
+def test_a_convolution_in_a_function_of_the_model_tells_it_too():
+    """As torch's exporter and onnxscript write modules."""
+    proto = model([node("Block", ["x", "kernel"], ["maps"], domain="my")])
+    inside = [node("Conv", ["a", "k"], ["c"]), node("Transpose", ["c"], ["t"], perm=TO_LAST)]
+    opset = [helper.make_opsetid("", 21)]
+    proto.functions.append(helper.make_function("my", "Block", ["a", "k"], ["t"], inside, opset))
+    proto.opset_import.append(helper.make_opsetid("my", 1))
+
+    assert [layout_of(proto, name) for name in ("x", "maps")] == ["first", "last"]
+
+
 def test_what_is_transposed_for_a_convolution_has_channels_last():
     """And so has the input, as of models that TensorFlow made."""
     start = [
