@@ -129,3 +129,20 @@ def test_many_repeated_rows_are_remarked_upon(tmp_path, capsys, repeats, remarke
     text = capsys.readouterr().out
     assert (f"; {repeats} repeated rows left out\n" in text) == (repeats > 0)
     assert ("where they go on to repeat, false alarms may exceed alpha\n" in text) == remarked
+
+
+def test_of_rows_that_a_layer_does_not_take_the_first_is_named(tmp_path, capsys):
+    """Numbers that float64 holds and float32 does not: who is to remove the rows has to find them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4))
+    x[[57, 31], 2] = 1e200
+    np.savez(tmp_path / "x.npz", x_train=x)
+    np.savez(tmp_path / "c.npz", x_test=rng.normal(size=(50, 4)))
+    files = ["--embeddings", str(tmp_path / "x.npz"), "--calibration", str(tmp_path / "c.npz")]
+
+    assert main(["fit", *files, "--no-standardize", "--out", str(tmp_path / "out")]) == 1
+
+    said = (
+        "layer 'embedding': 2 of 200 rows become NaN or infinity in float32; scale the rows, or remove those, of which "
+    )
+    assert said + "example 31 is the first\n" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from softkin_training.boundary import with_boundary
 from softkin_training.calibrate import Calibrated, calibrate, stored
 from softkin_training.representations import extract
 from softkin_training.row_contents import digests64, distinct, fingerprint, refuse_overlap, refuse_used
-from softkin_training.rows import Rows, check_labels
+from softkin_training.rows import Rows, check_labels, parts_of
 from softkin_training.scratch import written_to
 from softkin_training.split import FEWEST_REFERENCES, reference_size, rows_for_alpha
 from softkin_training.whitening import Whitening, with_whitening
@@ -120,6 +120,7 @@ def build(
         with written_to(path.parent, "network"):
             path.write_bytes(model)
         z = extract(Network(path), bank_rows, [layer.name for layer in spec.layers], len(spec.classes), Path(folder))
+        _refuse_not_finite(z, bank_rows.ids)
         if spec.whiten:
             model, spec = _whitened(model, spec, z, bank_rows.y)
             with written_to(path.parent, "network"):
@@ -168,6 +169,17 @@ def build(
         ),
         replace=replace,
     )
+
+
+def _refuse_not_finite(z: dict[str, NDArray[np.float32]], ids: NDArray[np.int64]) -> None:
+    """Refuse rows of which a layer makes NaN or infinity: they would be as near to every other row as to none."""
+    for name, z_ND in z.items():
+        finite = np.concatenate([np.isfinite(z_ND[part]).all(axis=1) for part in parts_of(len(z_ND))])
+        if bad := int((~finite).sum()):
+            raise DataError(
+                f"layer {name!r}: {bad} of {len(finite)} rows become NaN or infinity in float32; scale the rows, or "
+                f"remove those, of which example {ids[~finite].min()} is the first"
+            )
 
 
 def _split(rows: Rows, spec: DetectorSpec) -> tuple[Rows | None, Rows]:
