@@ -177,6 +177,21 @@ def test_a_watch_that_begins_while_the_server_stops_ends_at_once(start):
     assert seen == [Status.SERVING]
 
 
+def test_after_its_end_a_watch_is_told_nothing_more(start):
+    """No status, and not its end again: of a call there is one."""
+    running, told = start(StandIn()), []
+    health = running.server._health
+    context = SimpleNamespace(add_callback=lambda left: True, cancel=lambda: None)
+    health.Watch(ANY, context, told.append)
+
+    health.end_watches()
+    running.server.stop()
+
+    for thread in [t for t in threading.enumerate() if t.name.startswith("health")]:
+        thread.join(10)
+    assert [response and response.status for response in told] == [Status.SERVING, None]
+
+
 def test_the_threads_that_send_end_with_the_server(start):
     """A process may have one server after another."""
     before = threading.enumerate()
