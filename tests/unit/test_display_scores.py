@@ -82,21 +82,23 @@ def test_json_has_every_figure_of_every_row(capsys):
 
 
 def test_plain_columns_stand_under_their_heads(capsys, monkeypatch):
-    """However long a p-value is; the classes of the last layer's neighbours, most frequent first. No line trails."""
+    """However long p-values and names are; the classes of the last layer's neighbours, by frequency. No line trails."""
     monkeypatch.setattr(score_display, "LONGEST_TABLE", 2)
+    names, classes = ("a_part_of_five_words", "another"), ["a", "b", "laced ankle boot"]
     scores = dataclasses.replace(three_rows(), predicted_class=np.array([0, 2, 1], np.int32))
+    scores = dataclasses.replace(scores, parts=dataclasses.replace(scores.parts, names=names))
 
-    score_display.print_table(scores, ["a", "b", "c"])
-    score_display.print_table(dataclasses.replace(scores, neighbors=None), ["a", "b", "c"])
+    score_display.print_table(scores, classes)
+    score_display.print_table(dataclasses.replace(scores, neighbors=None), classes)
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
-        "row  verdict  predicted class  p-value    credibility  strangest in  nearest training rows (dense)",
-        "0    inlier   a                0.5        0.06                       c x2, b",
-        "1    outlier  c                1.234e-05  0.02         one part      a x2, c",
-        "2    inlier   b                0.25       0.01                       none",
+        "row  verdict  predicted class   p-value    credibility  strangest in          nearest training rows (dense)",
+        "0    inlier   a                 0.5        0.06                               laced ankle boot x2, b",
+        "1    outlier  laced ankle boot  1.234e-05  0.02         a part of five words  a x2, laced ankle boot",
+        "2    inlier   b                 0.25       0.01                               none",
     ]
-    assert lines[6] == "0    inlier   a                0.5        0.06"
+    assert lines[6] == "0    inlier   a                 0.5        0.06"
 
 
 def test_a_table_of_flagged_rows_keeps_their_numbers_and_counts_all(capsys):
