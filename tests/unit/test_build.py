@@ -134,6 +134,7 @@ def test_too_few_calibration_rows_for_the_joint_form_are_told_how_many_will_do(t
         rebuild(tiny, tmp_path / "b", calibration=tiny.calibration.take(np.arange(2)), alpha=0.2)
 
     rebuild(tiny, tmp_path / "b", calibration=tiny.calibration.take(np.arange(8)), alpha=0.2)
+    rebuild(tiny, tmp_path / "fewest", calibration=tiny.calibration.take(np.arange(4)), alpha=0.4)
 
 
 @pytest.mark.parametrize("shift", [1, -1])
@@ -146,6 +147,13 @@ def test_labels_that_are_no_index_of_a_class_name_are_refused(tiny, tmp_path, wh
     message = rf"{which}: labels must lie in \[0, 3\); got \[{shift}, {2 + shift}\]"
     with pytest.raises(DataError, match=message):
         rebuild(tiny, tmp_path / "b", **{which: wrong})
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_an_alpha_that_is_no_rate_of_false_alarms_is_refused(tiny, tmp_path, alpha):
+    """At 1 every row would be an outlier, at 0 none."""
+    with pytest.raises(DataError, match=rf"alpha is {alpha:g}; it is a false-alarm rate and must lie strictly in"):
+        rebuild(tiny, tmp_path / "b", alpha=alpha)
 
 
 def test_without_a_calibration_row_as_many_are_asked_for_as_are_needed(tiny, tmp_path):
