@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from softkin.converters import ScoreCall
 from softkin.drift_watches import DriftWatches
-from softkin.errors import UnavailableError
+from softkin.errors import ExpiredError, UnavailableError
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.scoring import ScoringPath
@@ -21,12 +21,13 @@ from standin import SHAPE, StandIn
 class Call:
     """A gRPC call that ends when the test says so."""
 
-    def __init__(self):
+    def __init__(self, remaining=1e18):
         self.ended = []
+        self._remaining = remaining
 
     def time_remaining(self):
-        """There is no deadline: a time too large for any clock."""
-        return 1e18
+        """Seconds to the deadline; where there is none, a time too large for any clock."""
+        return self._remaining
 
     def add_callback(self, callback):
         """Ask to be told of the end."""
@@ -38,7 +39,7 @@ class Call:
 def path():
     """Of a server without a port."""
     metrics = Metrics(CollectorRegistry(), version="0")
-    found = ScoringPath(ServerSettings(bundles=["x"]), Registry(), metrics, DriftWatches())
+    found = ScoringPath(ServerSettings(bundles=["x"], workers=1), Registry(), metrics, DriftWatches())
     yield found
     found.close()
 
@@ -60,6 +61,21 @@ def test_a_request_that_a_closed_batcher_refuses_leaves_the_gate_once(path):
 
     gate = path.admission
     assert (gate.pending_rows, gate.pending_bytes, gate.pending_requests) == (0, 0, 0)
+
+
+def test_a_deadline_that_has_passed_in_the_queue_saves_the_work(path):
+    """Also where gRPC has not said yet that the call has ended: it has much to say while many calls end."""
+    detector = StandIn(gate=threading.Event())
+    first = path.submit(detector, request(), Call())
+    assert detector.entered.acquire(timeout=10)
+
+    late = path.submit(detector, request(), Call(remaining=0.0))
+    detector.gate.set()
+
+    with pytest.raises(ExpiredError):
+        late.wait()
+    first.wait()
+    assert detector.rows_scored == 2
 
 
 def test_streams_may_be_slow_to_read_and_unary_callers_are_not(path):
