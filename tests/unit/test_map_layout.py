@@ -63,6 +63,19 @@ GRAPHS = {
         "first",
     ),
     "another transposition": ([CONV, node("Transpose", ["c"], ["maps"], perm=[0, 1, 3, 2])], None),
+    "transposed in one direction twice": (
+        [CONV, node("Transpose", ["c"], ["t"], perm=TO_LAST), node("Transpose", ["t"], ["maps"], perm=TO_LAST)],
+        None,
+    ),
+    "transposed against a convolution": (
+        [
+            node("Neg", ["x"], ["maps"]),
+            node("Transpose", ["maps"], ["t"], perm=TO_LAST),
+            node("Conv", ["t", "kernel"], ["c"]),
+        ],
+        None,
+    ),
+    "transposed without a convolution": ([node("Transpose", ["x"], ["maps"], perm=TO_LAST)], None),
     "no convolution": ([node("Neg", ["x"], ["maps"])], None),
     "matmul of what has channels first": ([CONV, node("MatMul", ["c", "by_width"], ["maps"])], None),
     "a constant of both": (
