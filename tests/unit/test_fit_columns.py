@@ -139,6 +139,8 @@ def test_a_few_small_columns_are_no_table(fitted):
     assert detector.manifest.layers[0].reducer.startswith("whitening")
     assert "--standardize: all alike" in said
     assert fitted(x, y, "--standardize")[0].manifest.layers[0].reducer.startswith("standardize + ")
+    both = fitted(x, y, "--standardize", "--max-dim", "4")[0].manifest.layers[0]
+    assert both.reducer.startswith("standardize + gaussian-projection(6->4, seed=0) + whitening")
 
 
 def test_columns_of_one_size_go_without_a_remark(fitted):
