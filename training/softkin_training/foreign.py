@@ -18,6 +18,7 @@ from softkin.scorer_graph import IR_VERSION, OLDEST_OPSET
 from softkin_training.fit_rows import axes_of
 from softkin_training.onnx_graphs import constants, downstream, real_inputs, rename, set_outputs
 from softkin_training.representation_graph import refuse_too_large
+from softkin_training.row_by_row import row_by_row
 from softkin_training.trial import (
     BATCH,
     TensorError,
@@ -141,7 +142,8 @@ def the_input(proto: onnx.ModelProto, probe: Array) -> onnx.ValueInfoProto:
 def adapt(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> Adapted:
     """A model with operators that the scorer takes and a free batch axis, which gives the same values as before.
 
-    Where the batch size is baked into shapes too, these are freed as well.
+    Where the batch size is baked into shapes too, these are freed as well; where a batch of 1 cannot be freed, rows run
+    one by one.
 
     Args:
         proto: the model as read; it is left as it is.
@@ -161,14 +163,14 @@ def adapt(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> Adapt
     if own:
         changes += (f"freeing the batch axis from {own}",)
     reasons = []
-    for candidate in _with_free_batch(modern, own or 1):
+    for candidate, more in _candidates(modern, own, tensors):
         try:
             trial = Trial(candidate, tensors)
             for x, before in zip(batches_of(proto, probe), expected, strict=True):
                 if reason := difference_of(trial.run(x), before, trial.tolerance):
                     raise TrialError(f"as it came and as it was adapted, {reason}")
             refuse_mixing(trial, rows_of(probe, BATCH))
-            return Adapted(proto=candidate, values=trial.run(probe), changes=changes)
+            return Adapted(proto=candidate, values=trial.run(probe), changes=(*changes, *more))
         except TrialError as e:
             if isinstance(e, TensorError) and not own:
                 raise  # of one row the batch only seemed to come first
@@ -204,6 +206,16 @@ def _modern(proto: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelP
     if not opset:
         modern.opset_import.append(helper.make_opsetid("", OLDEST_OPSET))
     return modern, changes
+
+
+def _candidates(
+    proto: onnx.ModelProto, own: int, tensors: Sequence[str]
+) -> Iterator[tuple[onnx.ModelProto, tuple[str, ...]]]:
+    """What may take batches of any size, and by what it does if not by a free axis alone; the fastest goes first."""
+    for freed in _with_free_batch(proto, own or 1):
+        yield freed, ()
+    if own == 1:
+        yield row_by_row(proto, tensors), ("running a batch row by row",)
 
 
 def _with_free_batch(proto: onnx.ModelProto, own: int) -> Iterator[onnx.ModelProto]:
