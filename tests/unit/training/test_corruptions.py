@@ -140,10 +140,12 @@ def test_pictures_turn_to_both_sides():
         ((3, 32, 30), (2, 3)),
         ((4, 8, 8), (2, 3)),
         ((12,), None),
+        ((3,), None),
         ((5, 32, 32), None),
         ((32, 2), None),
         ((3, 3, 3), None),
         ((2, 3, 32, 32), None),
+        ((3, 16, 32, 32), None),
     ],
 )
 def test_images_are_told_from_other_rows(shape, axes):
