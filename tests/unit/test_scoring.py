@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from softkin.converters import ScoreCall
 from softkin.drift_watches import DriftWatches
-from softkin.errors import ExpiredError, UnavailableError
+from softkin.errors import ExpiredError, UnavailableError, UnmeetableError
 from softkin.metrics import Metrics
 from softkin.registry import Registry
 from softkin.scoring import ScoringPath
@@ -36,9 +36,15 @@ class Call:
 
 
 @pytest.fixture
-def path():
+def counted():
+    """What the metrics show."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def path(counted):
     """Of a server without a port."""
-    metrics = Metrics(CollectorRegistry(), version="0")
+    metrics = Metrics(counted, version="0")
     found = ScoringPath(ServerSettings(bundles=["x"], workers=1), Registry(), metrics, DriftWatches())
     yield found
     found.close()
@@ -76,6 +82,42 @@ def test_a_deadline_that_has_passed_in_the_queue_saves_the_work(path):
         late.wait()
     first.wait()
     assert detector.rows_scored == 2
+
+
+def test_a_deadline_that_what_is_pending_leaves_no_time_for_is_refused_at_once(path):
+    """With how long it would take; a batch of the same size has shown that. It takes no place from others."""
+    detector = StandIn(gate=threading.Event())
+    detector.gate.set()
+    detector.batch_seconds = 0.1
+    path.submit(detector, request(), Call()).wait()
+    detector.gate.clear()
+    waiting = [path.submit(detector, request(), Call())]
+
+    with pytest.raises(UnmeetableError, match=r"would take about 0\.\d+ s, its deadline is in 0\.05 s") as e:
+        path.submit(detector, request(), Call(remaining=0.05))
+    assert path.admission.pending_requests == 1
+    waiting += [path.submit(detector, request(), Call(remaining=r)) for r in (60.0, 1e18)]
+    detector.gate.set()
+
+    assert e.value.retry_after_seconds >= 0.1
+    assert [len(ticket.wait()) for ticket in waiting] == [2, 2, 2]
+
+
+def test_gauges_show_what_is_pending_and_what_is_queued(path, counted):
+    """One batch is computed, and one request waits for it; each of two rows."""
+    detector = StandIn(gate=threading.Event())
+    tickets = [path.submit(detector, request(), Call())]
+    assert detector.entered.acquire(timeout=10)
+    tickets.append(path.submit(detector, request(), Call()))
+
+    shown = {
+        name: counted.get_sample_value(f"softkin_{name}")
+        for name in ("pending_requests", "pending_rows", "pending_bytes", "queued_rows")
+    }
+    detector.gate.set()
+
+    assert [len(ticket.wait()) for ticket in tickets] == [2, 2]
+    assert shown == {"pending_requests": 2, "pending_rows": 4, "pending_bytes": 96, "queued_rows": 2}
 
 
 def test_streams_may_be_slow_to_read_and_unary_callers_are_not(path):
