@@ -50,6 +50,14 @@ def path(counted):
     found.close()
 
 
+@pytest.fixture
+def held():
+    """A detector that computes once its gate is open: at the end of the test at the latest, or the path would wait."""
+    detector = StandIn(gate=threading.Event())
+    yield detector
+    detector.gate.set()
+
+
 def request():
     """Two rows."""
     return ScoreCall(np.zeros((2, *SHAPE), np.float32), None, None, None, None, 0)
@@ -69,52 +77,51 @@ def test_a_request_that_a_closed_batcher_refuses_leaves_the_gate_once(path):
     assert (gate.pending_rows, gate.pending_bytes, gate.pending_requests) == (0, 0, 0)
 
 
-def test_a_deadline_that_has_passed_in_the_queue_saves_the_work(path):
+def test_a_deadline_that_has_passed_in_the_queue_saves_the_work(path, held):
     """Also where gRPC has not said yet that the call has ended: it has much to say while many calls end."""
-    detector = StandIn(gate=threading.Event())
-    first = path.submit(detector, request(), Call())
-    assert detector.entered.acquire(timeout=10)
+    first = path.submit(held, request(), Call())
+    assert held.entered.acquire(timeout=10)
 
-    late = path.submit(detector, request(), Call(remaining=0.0))
-    detector.gate.set()
+    late = path.submit(held, request(), Call(remaining=0.0))
+    held.gate.set()
 
     with pytest.raises(ExpiredError):
         late.wait()
     first.wait()
-    assert detector.rows_scored == 2
+    assert held.rows_scored == 2
 
 
-def test_a_deadline_that_what_is_pending_leaves_no_time_for_is_refused_at_once(path):
+def test_a_deadline_that_what_is_pending_leaves_no_time_for_is_refused_at_once(path, held):
     """With how long it would take; a batch of the same size has shown that. It takes no place from others."""
-    detector = StandIn(gate=threading.Event())
-    detector.gate.set()
-    detector.batch_seconds = 0.1
-    path.submit(detector, request(), Call()).wait()
-    detector.gate.clear()
-    waiting = [path.submit(detector, request(), Call())]
+    held.gate.set()
+    held.batch_seconds = 0.1
+    path.submit(held, request(), Call()).wait()
+    held.gate.clear()
+    waiting = [path.submit(held, request(), Call())]
+    for _ in range(2):  # the only worker has taken note of the first before it takes the second
+        assert held.entered.acquire(timeout=10)
 
     with pytest.raises(UnmeetableError, match=r"would take about 0\.\d+ s, its deadline is in 0\.05 s") as e:
-        path.submit(detector, request(), Call(remaining=0.05))
+        path.submit(held, request(), Call(remaining=0.05))
     assert path.admission.pending_requests == 1
-    waiting += [path.submit(detector, request(), Call(remaining=r)) for r in (60.0, 1e18)]
-    detector.gate.set()
+    waiting += [path.submit(held, request(), Call(remaining=r)) for r in (60.0, 1e18)]
+    held.gate.set()
 
     assert e.value.retry_after_seconds >= 0.1
     assert [len(ticket.wait()) for ticket in waiting] == [2, 2, 2]
 
 
-def test_gauges_show_what_is_pending_and_what_is_queued(path, counted):
+def test_gauges_show_what_is_pending_and_what_is_queued(path, counted, held):
     """One batch is computed, and one request waits for it; each of two rows."""
-    detector = StandIn(gate=threading.Event())
-    tickets = [path.submit(detector, request(), Call())]
-    assert detector.entered.acquire(timeout=10)
-    tickets.append(path.submit(detector, request(), Call()))
+    tickets = [path.submit(held, request(), Call())]
+    assert held.entered.acquire(timeout=10)
+    tickets.append(path.submit(held, request(), Call()))
 
     shown = {
         name: counted.get_sample_value(f"softkin_{name}")
         for name in ("pending_requests", "pending_rows", "pending_bytes", "queued_rows")
     }
-    detector.gate.set()
+    held.gate.set()
 
     assert [len(ticket.wait()) for ticket in tickets] == [2, 2]
     assert shown == {"pending_requests": 2, "pending_rows": 4, "pending_bytes": 96, "queued_rows": 2}
