@@ -120,6 +120,16 @@ def test_labels_that_are_no_tiles_have_no_size(labels, why):
             "layer 'a', example 101",
             id="NaN",
         ),
+        pytest.param(
+            {
+                "representations": {"a": np.eye(3, dtype=np.float32), "b": np.diag([0, np.nan, 0]).astype(np.float32)},
+                "ids": np.array([[5, 6, 7], [8, 9, 5]]),
+                "temperatures": {"a": 0.5, "b": 0.5},
+                "metrics": {"a": "cosine", "b": "cosine"},
+            },
+            "layer 'b', example 9 ",
+            id="NaN in a layer with ids of its own",
+        ),
     ],
 )
 def test_unfit_rows_are_refused(changes, message):
