@@ -134,3 +134,31 @@ def test_operators_that_quantise_and_multiply_at_once_have_the_remedy_of_dynamic
 
     with pytest.raises(InvalidInputError, match=r"rows influence each other.*; it is quantised dynamically: quan"):
         exposed(proto)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+@pytest.mark.parametrize(("outputs", "options"), [(1, {"training_mode": 1}), (3, {})], ids=["mode", "statistics"])
+def test_batch_normalisation_left_in_training_is_refused_by_its_name(batch, outputs, options):
+    """Before it runs: of a single row it would give what no classifier was trained for, and onnxruntime may crash."""
+    names = ["scale", "bias", "mean", "var"]
+    start = [
+        node("BatchNormalization", ["x", *names], ["n", "m", "v"][:outputs], name="norm", **options),
+        *body(),
+    ]
+    start[1].input[0] = "n"
+    constants = [tensor(np.full(2, n == "scale", np.float32), n) for n in names]
+
+    with pytest.raises(
+        InvalidInputError, match=r"^onnx: BatchNormalization 'norm' takes the statistics of the batch, as"
+    ):
+        exposed(classifier(start=start, batch=batch, initializers=constants))
+
+
+def test_batch_normalisation_in_evaluation_is_taken(tmp_path):
+    """With the statistics that it was trained to."""
+    names = ["scale", "bias", "mean", "var"]
+    start = [node("BatchNormalization", ["x", *names], ["n"], epsilon=0.0, training_mode=0), *body()]
+    start[1].input[0] = "n"
+    constants = [tensor(np.full(2, n in ("scale", "var"), np.float32), n) for n in names]
+
+    assert_free(exposed(classifier(start=start, initializers=constants)), "hidden", tmp_path)

@@ -25,7 +25,7 @@ from softkin.scorer_graph import IR_VERSION, OPSET, representation_output
 from softkin_training.class_output import OUTPUT_KINDS, OutputKind, choose_output, read_output, refuse_several_labels
 from softkin_training.columns import STANDARDIZED, Columns
 from softkin_training.fit_rows import axes_of
-from softkin_training.foreign import adapt, the_input, with_wide_input
+from softkin_training.foreign import adapt, refuse_training, the_input, with_wide_input
 from softkin_training.layer_metrics import Metrics, metric_of
 from softkin_training.map_layout import are_channels_last
 from softkin_training.onnx_graphs import (
@@ -156,6 +156,7 @@ def expose(
     proto, tensors = _find_layers(proto, layers)
     proto, widened = with_wide_input(proto)
     input_name = the_input(proto, probe).name
+    refuse_training(proto)
     source = choose_output(proto, probe, num_classes, output)
     try:
         adapted = adapt(proto, list(dict.fromkeys([*tensors.values(), source])), probe)

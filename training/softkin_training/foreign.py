@@ -91,6 +91,26 @@ def with_wide_input(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str,
     return wide, ("taking float32 rows where it took float16",)
 
 
+def refuse_training(proto: onnx.ModelProto) -> None:
+    """Refuse a model exported while it trained: its batch normalisation takes the statistics of the rows at hand.
+
+    Of a batch of 1 rows would not influence each other, but it is not what the classifier was trained for either; and
+    onnxruntime may give other answers from run to run, or end the process.
+
+    Raises:
+        InvalidInputError: names the first such node.
+    """
+    for node in proto.graph.node:
+        modes = [a.i for a in node.attribute if a.name == "training_mode"]
+        if node.op_type == "BatchNormalization" and (any(modes) or any(node.output[1:])):
+            raise InvalidInputError(
+                "onnx",
+                f"BatchNormalization {node.name or node.output[0]!r} takes the statistics of the batch, as while "
+                "training, so that rows influence each other; export the model again in evaluation mode "
+                "(torch.onnx.export: model.eval() before it)",
+            )
+
+
 def the_input(proto: onnx.ModelProto, probe: Array) -> onnx.ValueInfoProto:
     """The model's only input, which takes rows like those of `probe`.
 
