@@ -178,7 +178,7 @@ def test_a_layer_is_drawn_whatever_it_is_called(tmp_path, layer):
 
 
 def test_tensorboard_gets_the_same_numbers(dataset, tmp_path):
-    """And only once each, also where a folder is used again."""
+    """Also where a folder is used again."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run(dataset, tmp_path, "seed=1")
     history = run(dataset, tmp_path).history
@@ -190,6 +190,23 @@ def test_tensorboard_gets_the_same_numbers(dataset, tmp_path):
     for name, key in (("ce", lambda e: e["ce"]), ("probe/dense/value", lambda e: e["probe"]["dense"]["value"])):
         found = {scalar.step: scalar.value for scalar in events.Scalars(name)}
         assert found == pytest.approx({epoch["epoch"]: key(epoch) for epoch in history}, rel=1e-6)
+
+
+def test_tensorboard_gets_each_number_once(tmp_path):
+    """Those of before, too, where a run goes on; which epoch it is, and how long it took, are no figures of it."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    epochs = [{"epoch": n, "ce": n / 8, "snnl": {"a": n / 4}, "b": None, "seconds": 2.0} for n in (1, 2, 3)]
+    for before in (0, 1):
+        recorder = Recorder(tmp_path)
+        recorder.start(epochs[:before])
+        for n in range(before + 1, 4):
+            recorder.add(epochs[:n])
+        recorder.close()
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+
+    found = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert found == {"ce": [(1, 0.125), (2, 0.25), (3, 0.375)], "snnl/a": [(1, 0.25), (2, 0.5), (3, 0.75)]}
 
 
 def test_without_tensorboard_the_history_is_still_written(tmp_path, monkeypatch):
