@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from softkin import BundleError, Detector, InvalidInputError, conformal, mass
 from softkin.bank import PADDING_LABEL
@@ -353,6 +353,18 @@ def test_a_network_that_hides_its_number_of_classes_is_found_out_when_it_is_load
 
     with pytest.raises(BundleError, match=rf"model\.onnx: has {columns} logits, the bank has 3 classes; build"):
         Detector(bundle, device="cpu")
+
+
+def test_a_network_whose_boundaries_are_of_other_classes_is_found_out_when_it_is_loaded(tiny, tiny_copy):
+    """Its distances would be those of other classes than the masses beside them."""
+    model = onnx.load_from_string(tiny.model)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((12, 2), np.float32), "v"))
+    model.graph.node.append(helper.make_node("MatMul", ["inputs", "v"], ["boundary_distance"]))
+    model.graph.output.append(helper.make_tensor_value_info("boundary_distance", TensorProto.FLOAT, None))
+    (tiny_copy / MODEL).write_bytes(model.SerializeToString())
+
+    with pytest.raises(BundleError, match=r"model\.onnx: has 2 boundary_distance, the bank has 3 classes; build"):
+        Detector(replace(read_bundle(tiny.path), path=tiny_copy), device="cpu")
 
 
 def test_an_answer_says_how_long_the_device_and_the_calibration_took(detector, tiny):
