@@ -57,6 +57,22 @@ def left(path, *, new=None, old=None, host=None, seed="abcdefgh"):
     return folder
 
 
+@pytest.mark.parametrize("newest", ["aaaaaaaa", "bbbbbbbb"])
+def test_of_two_bundles_that_were_set_aside_the_newer_is_put_back(path, newest):
+    """The other is what that one replaced."""
+    folders = {seed: left(path, old=path, seed=seed) for seed in ("aaaaaaaa", "bbbbbbbb")}
+    for seed, folder in folders.items():
+        os.utime(folder, (1e9, 2e9 if seed == newest else 1e9))
+    expected = (folders[newest] / "bundle.old").stat().st_ino
+    shutil.rmtree(path)
+
+    put_back, removed = tidy(path)
+
+    assert (path.stat().st_ino, entries(path.parent)) == (expected, ["bundle"])
+    assert "put back" in put_back
+    assert "removed; a killed build left it" in removed
+
+
 @pytest.mark.parametrize("renames", [0, 1])
 def test_a_build_that_is_killed_between_renames_loses_nothing(path, renames):
     """The old bundle is where it was, or set aside and put back by whoever builds next."""
