@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from softkin_training import cli
+from softkin_training.interruption import terminable
 
 pytestmark = pytest.mark.training
 
@@ -41,3 +42,32 @@ def test_a_stopped_command_cleans_up_and_says_how_to_go_on(name, number, capsys,
     assert cleaned == [True]
     assert capsys.readouterr().err.endswith(f"softkin-train: interrupted; {remedy.strip()}\n")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_whoever_runs_a_command_has_the_signal_back_afterwards():
+    """A program that calls `main` may have a handler of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), terminable():
+        inside = signal.getsignal(signal.SIGTERM)
+        raise RuntimeError
+
+    assert inside == signal.default_int_handler != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_thread_and_a_process_of_torchrun_that_does_not_write_leave_the_signal_alone(monkeypatch):
+    """A thread may set none, and the process is ended with the one that failed."""
+    found = []
+
+    def look():
+        with terminable():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    monkeypatch.setenv("RANK", "1")
+    look()
+
+    assert found == [before, before]
