@@ -160,7 +160,8 @@ def test_without_a_calibration_row_as_many_are_asked_for_as_are_needed(tiny, tmp
     """As with a few."""
     none = tiny.calibration.take(np.arange(0))
 
-    with pytest.raises(DataError, match=r"^calibration: 0 rows cannot give a p-value of 0\.05; at least 19 are needed$"):
+    message = r"^calibration: 0 rows cannot give a p-value of 0\.05; at least 19 are needed$"
+    with pytest.raises(DataError, match=message):
         rebuild(tiny, tmp_path / "b", calibration=none, nonconformity="density", parts=())
 
 

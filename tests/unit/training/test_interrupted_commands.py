@@ -47,11 +47,12 @@ def test_a_stopped_command_cleans_up_and_says_how_to_go_on(name, number, capsys,
 def test_whoever_runs_a_command_has_the_signal_back_afterwards():
     """A program that calls `main` may have a handler of its own."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RuntimeError), terminable():
-        inside = signal.getsignal(signal.SIGTERM)
-        raise RuntimeError
+    with terminable():
+        assert signal.getsignal(signal.SIGTERM) == signal.default_int_handler != before
+    assert signal.getsignal(signal.SIGTERM) == before
 
-    assert inside == signal.default_int_handler != before
+    with pytest.raises(RuntimeError), terminable():
+        raise RuntimeError
     assert signal.getsignal(signal.SIGTERM) == before
 
 
