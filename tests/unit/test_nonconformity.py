@@ -143,6 +143,7 @@ def test_rows_in_several_blocks_are_the_same_as_in_one(monkeypatch, numbers):
 
     monkeypatch.setattr("softkin.nonconformity.BLOCK_NUMBERS", numbers)
 
+    assert max(len(rows.take(block)) for block in rows.blocks()) == min(7, max(1, numbers // 4))  # of four classes
     np.testing.assert_array_equal(joint(rows), expected[0])
     np.testing.assert_array_equal(joint.terms(rows, classes), expected[1])
     assert np.isinf(expected[0][4]).all()
