@@ -20,7 +20,8 @@ from softkin import bundle as bundles
 from softkin.chunks import rows_together
 from softkin.errors import DataError, InvalidInputError
 from softkin.manifest import Manifest
-from softkin.scorer import LOGITS, Network
+from softkin.scorer import Network
+from softkin_training.answers import Answers, answers_to
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.columns import columns_of
 from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
@@ -48,8 +49,6 @@ NO_CLASSES = (
     "; a single number a row stands for the second of two classes: name by --output what has a column for each class, "
     "or, of a model that predicts numbers, give the vectors of a hidden layer without labels to fit --embeddings"
 )
-JUDGED_ROWS = 1000
-"""Rows of the bank that the classifier's accuracy is measured on: it tells whether they are what it was trained on."""
 LIBRARIES = ("softkin", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
 
 
@@ -63,20 +62,10 @@ class Fitted:
     """Rows of x_train left out because their content came before."""
     repeated_share: float
     """Their share of x_train."""
-    accuracy: float | None
-    """Share of the calibration rows that the classifier puts in their class; None for bare vectors."""
-    bank_accuracy: float | None
-    """The same of the bank's rows."""
-    bank_fares_worse: bool
-    """Whether that is lower than on new rows, by more than chance explains: rows or labels are then not those that the
-    classifier was trained on."""
-    largest_class: float
-    """Share of the largest class among the calibration rows: the accuracy of whoever always names that."""
+    answers: Answers | None
+    """What the classifier makes of the rows; None for bare vectors."""
     deviations: tuple[float, float] | None
     """See `uneven_deviations`; None where rows themselves are not compared."""
-    reordered: tuple[tuple[int, ...], float] | None = None
-    """The label that most calibration rows of each column have, where that is another order of the classes, and the
-    accuracy in it."""
 
 
 def fit_onnx(
@@ -255,45 +244,17 @@ def _fit(
         train_x=seen,
         replace=True,
     )
-    accuracy = bank_accuracy = reordered = None
-    worse = False
+    answers = None
     if exposed.num_classes:
-        network = Network(path / bundles.MODEL)
-        predicted = network.run(calibration_rows.x)[LOGITS].argmax(axis=1)
-        accuracy = float((predicted == calibration_rows.y).mean())
-        n = min(len(bank_rows), JUDGED_ROWS)
-        judged = bank_rows.take(np.linspace(0, len(bank_rows) - 1, n).astype(np.int64))
-        bank_accuracy = float((network.run(judged.x)[LOGITS].argmax(axis=1) == judged.y).mean())
-        # Three standard errors of the difference of two shares, where these are largest.
-        worse = accuracy - bank_accuracy > 1.5 * np.sqrt(1 / n + 1 / len(calibration_rows))
-        reordered = _other_order(predicted, calibration_rows.y, exposed.num_classes)
+        answers = answers_to(Network(path / bundles.MODEL), bank_rows, calibration_rows)
     return Fitted(
         manifest=manifest,
         exposed=exposed,
         repeated_rows=len(rows) - len(distinct),
         repeated_share=1 - len(distinct) / len(rows),
-        accuracy=accuracy,
-        bank_accuracy=bank_accuracy,
-        bank_fares_worse=worse,
-        largest_class=float(np.bincount(calibration_rows.y).max() / len(calibration_rows)),
+        answers=answers,
         deviations=uneven_deviations(rows.x) if any(layer.is_input for layer in exposed.layers) else None,
-        reordered=reordered,
     )
-
-
-def _other_order(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int
-) -> tuple[tuple[int, ...], float] | None:
-    """The label of more than half of the rows of each column, where these are all the classes in another order."""
-    order = []
-    for column in range(num_classes):
-        counts = np.bincount(labels[predicted == column], minlength=num_classes)
-        if 2 * counts.max() <= counts.sum():
-            return None
-        order.append(int(counts.argmax()))
-    if order == list(range(num_classes)) or len(set(order)) < num_classes:
-        return None
-    return tuple(order), float((np.array(order)[predicted] == labels).mean())
 
 
 def _seen(rows: Rows, config: FitConfig, calibration: str | Path | None, share: float) -> NDArray[np.generic]:

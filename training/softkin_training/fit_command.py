@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from softkin.errors import InvalidInputError, listed
 from softkin.nonconformity import PARTS
 from softkin_training.arguments import folder, names
+
+if TYPE_CHECKING:
+    from softkin_training.answers import Answers
 
 SHAKY_TEMPERATURE = 1e-5
 """Rounding of a cosine distance, 1e-7, changes a logit by 1 % where the temperature is lower."""
@@ -176,27 +180,12 @@ def fit(arguments: argparse.Namespace) -> None:
     if m.parts:
         print(f"score:       {m.nonconformity}: {', '.join(m.parts)}")
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
-    accuracy = "" if fitted.accuracy is None else f"; the classifier's accuracy on them is {fitted.accuracy:.1%}"
+    answers = fitted.answers
+    accuracy = "" if answers is None else f"; the classifier's accuracy on them is {answers.accuracy:.1%}"
     aside = ", less the half that the joint form sets aside" if m.parts else ""
     print(f"calibration: {m.calibration_size} rows {source}{aside}{accuracy}")
-    if fitted.reordered:
-        order, reached = fitted.reordered
-        moved = [f"column {column} has label {label}" for column, label in enumerate(order) if column != label]
-        others = ", ..." if len(moved) > MOVED_SHOWN else ""
-        print(
-            f"             labels and columns differ in their order: {', '.join(moved[:MOVED_SHOWN])}{others};\n"
-            f"             give labels and class_names in that of the columns, where it is {reached:.1%}"
-        )
-    elif fitted.accuracy is not None and fitted.accuracy <= fitted.largest_class < 1:
-        print(
-            f"             always naming the largest class would reach {fitted.largest_class:.1%}: are labels the index"
-            "\n             of the model's column, and rows scaled as in its training? Where not, outliers are missed"
-        )
-    if fitted.bank_fares_worse:
-        print(
-            f"             on the bank's rows it is only {fitted.bank_accuracy:.1%}: are x_train and y_train what the "
-            "classifier\n             was trained on, and prepared as there? Where not, outliers are missed"
-        )
+    if answers is not None:
+        _print_doubts(answers)
     if not a.calibration:
         print("             the promise holds if the model was not trained on these rows; else give --calibration FILE")
     for used in m.layers:
@@ -220,3 +209,25 @@ def fit(arguments: argparse.Namespace) -> None:
         f"next:        softkin-train evaluate {shlex.quote(str(a.out / 'bundle'))} --inliers FILE --outliers NAME=FILE "
         f"{rows}--out DIR\n             compares this score with {others} on rows of yours: one of them may find more"
     )
+
+
+def _print_doubts(answers: Answers) -> None:
+    """Whether rows and labels are those of the classifier, where its answers leave a doubt."""
+    if answers.reordered:
+        order, reached = answers.reordered
+        moved = [f"column {column} has label {label}" for column, label in enumerate(order) if column != label]
+        others = ", ..." if len(moved) > MOVED_SHOWN else ""
+        print(
+            f"             labels and columns differ in their order: {', '.join(moved[:MOVED_SHOWN])}{others};\n"
+            f"             give labels and class_names in that of the columns, where it is {reached:.1%}"
+        )
+    elif answers.accuracy <= answers.largest_class < 1:
+        print(
+            f"             always naming the largest class would reach {answers.largest_class:.1%}: are labels the "
+            "index\n             of the model's column, and rows scaled as in its training? Where not, outliers are missed"
+        )
+    if answers.bank_fares_worse:
+        print(
+            f"             on the bank's rows it is only {answers.bank_accuracy:.1%}: are x_train and y_train what the "
+            "classifier\n             was trained on, and prepared as there? Where not, outliers are missed"
+        )
