@@ -224,7 +224,8 @@ def _print_doubts(answers: Answers) -> None:
     elif answers.accuracy <= answers.largest_class < 1:
         print(
             f"             always naming the largest class would reach {answers.largest_class:.1%}: are labels the "
-            "index\n             of the model's column, and rows scaled as in its training? Where not, outliers are missed"
+            "index\n             of the model's column, and rows scaled as in its training? Where not, outliers are "
+            "missed"
         )
     if answers.bank_fares_worse:
         print(
