@@ -32,6 +32,8 @@ ort.set_default_logger_severity(3)
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 SPIN_MICROSECONDS = 200
 """Longer than most nodes take; endless spinning loses half the speed where other processes want the cores."""
+LARGE_BYTES = 8 << 20
+"""What a processor finds without looking up, in small pages too: fewer weights gain nothing by large ones."""
 
 
 def start_session(
@@ -85,8 +87,10 @@ def start_session(
         # It gains nothing there, as casts stand around every convolution, and at a Transpose before a MatMul it ends
         # the process without a word (onnxruntime 1.24 to 1.31, x86).
         disabled.append("NchwcTransformer")
-    return_freed_memory()  # what an earlier session left, this one would take, and it would not be told from the rest
-    before = resident_blocks()
+    large = _weight_bytes(model) >= LARGE_BYTES
+    if large:
+        return_freed_memory()  # or what an earlier session left, this one would take, and it could not be told
+        before = resident_blocks()
     try:
         # By itself, onnxruntime would leave the thread that starts a session with denormals flushed.
         with denormals_as_zero():
@@ -97,9 +101,18 @@ def start_session(
         what = f"model {model}" if isinstance(model, Path) else f"model and bank of {external_folder}"
         raise BundleError(f"onnxruntime cannot load the {what}: {e}") from e
     return_freed_memory()  # copies of the weights that the session has packed
-    use_large_pages(resident_blocks() - before)
+    if large:
+        use_large_pages(resident_blocks() - before)
     # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
     return session, "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+
+
+def _weight_bytes(model: Path | onnx.ModelProto) -> int:
+    """About how much memory a session takes for the weights of a model, its external data included."""
+    if isinstance(model, Path):
+        return model.stat().st_size if model.exists() else 0
+    lengths = (e.value for t in model.graph.initializer for e in t.external_data if e.key == "length")
+    return model.ByteSize() + sum(map(int, lengths))
 
 
 def _computes_in_half(model: Path | onnx.ModelProto) -> bool:
