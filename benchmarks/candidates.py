@@ -7,6 +7,7 @@ function of `[B, D]` queries. Each imports its libraries itself, so that a worke
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def matmul(*, bank: str, labels: str, temperature: float, large_pages: bool = Fa
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     if not large_pages:
-        softkin.session.use_large_pages = lambda blocks: None
+        softkin.session.in_large_pages = lambda expected_bytes: nullcontext()
     session, _ = softkin.session.start_session(model, Target("cpu"))
     del z, graph, model
     return lambda x: session.run(None, {"x": x})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,3 +52,8 @@ class GraphBuilder:
             tensor.external_data.add(key=key, value=value)
         self.initializers.append(tensor)
         return tensor.name
+
+
+def constant_bytes(graph: onnx.GraphProto) -> int:
+    """Memory that the initializers of a graph take, wherever they lie."""
+    return sum(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in graph.initializer)

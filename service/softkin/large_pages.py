@@ -10,6 +10,7 @@ import errno
 import mmap
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +22,8 @@ _ALLOWED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 _LATER, _NOW = 14, 25
 """`MADV_HUGEPAGE`, which the kernel heeds some time or other, and `MADV_COLLAPSE`, which it has from 6.1 on."""
+LEAST_BYTES = 8 << 20
+"""What a processor finds without looking up, in small pages too: less memory gains nothing by large ones."""
 _PRESENT = np.uint64(1 << 63)
 """The bit of a page in `/proc/self/pagemap` that says whether it is in memory."""
 
@@ -32,6 +35,21 @@ def large_page() -> int:
         return 0 if "[never]" in _ALLOWED.read_text() else int(_SIZE.read_text())
     except (OSError, ValueError):
         return 0
+
+
+@contextmanager
+def in_large_pages(expected_bytes: int) -> Iterator[None]:
+    """Move what comes into memory while the block runs, and stays, into large pages, if that is `LEAST_BYTES` or more.
+
+    Args:
+        expected_bytes: how much will come, about: to look takes some milliseconds.
+    """
+    if expected_bytes < LEAST_BYTES:
+        yield
+        return
+    before = resident_blocks()
+    yield
+    use_large_pages(resident_blocks() - before)
 
 
 def resident_blocks() -> set[int]:

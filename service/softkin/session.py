@@ -19,7 +19,8 @@ from softkin.denormals import can_flush, denormals_as_zero
 from softkin.device import Target, available_threads
 from softkin.errors import BundleError, CancelledError, DeviceError, InvalidInputError
 from softkin.freed_memory import return_freed_memory
-from softkin.large_pages import resident_blocks, use_large_pages
+from softkin.graph_builder import constant_bytes
+from softkin.large_pages import in_large_pages
 
 # onnxruntime's official builds send usage data to their maker unless told not to before the first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -32,8 +33,6 @@ ort.set_default_logger_severity(3)
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 SPIN_MICROSECONDS = 200
 """Longer than most nodes take; endless spinning loses half the speed where other processes want the cores."""
-LARGE_BYTES = 8 << 20
-"""What a processor finds without looking up, in small pages too: fewer weights gain nothing by large ones."""
 
 
 def start_session(
@@ -87,32 +86,26 @@ def start_session(
         # It gains nothing there, as casts stand around every convolution, and at a Transpose before a MatMul it ends
         # the process without a word (onnxruntime 1.24 to 1.31, x86).
         disabled.append("NchwcTransformer")
-    large = _weight_bytes(model) >= LARGE_BYTES
-    if large:
-        return_freed_memory()  # or what an earlier session left, this one would take, and it could not be told
-        before = resident_blocks()
-    try:
-        # By itself, onnxruntime would leave the thread that starts a session with denormals flushed.
-        with denormals_as_zero():
-            session = ort.InferenceSession(
-                source, options, providers=providers, disabled_optimizers=disabled, enable_fallback=0
-            )
-    except Exception as e:
-        what = f"model {model}" if isinstance(model, Path) else f"model and bank of {external_folder}"
-        raise BundleError(f"onnxruntime cannot load the {what}: {e}") from e
-    return_freed_memory()  # copies of the weights that the session has packed
-    if large:
-        use_large_pages(resident_blocks() - before)
+    return_freed_memory()  # or what an earlier session left, this one would take, and it could not be told
+    with in_large_pages(_weight_bytes(model)):
+        try:
+            # By itself, onnxruntime would leave the thread that starts a session with denormals flushed.
+            with denormals_as_zero():
+                session = ort.InferenceSession(
+                    source, options, providers=providers, disabled_optimizers=disabled, enable_fallback=0
+                )
+        except Exception as e:
+            what = f"model {model}" if isinstance(model, Path) else f"model and bank of {external_folder}"
+            raise BundleError(f"onnxruntime cannot load the {what}: {e}") from e
+        return_freed_memory()  # copies of the weights that the session has packed
     # The only call that tells the truth: construction succeeds silently on the CPU when CUDA is broken.
     return session, "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
 
 
 def _weight_bytes(model: Path | onnx.ModelProto) -> int:
-    """About how much memory a session takes for the weights of a model, its external data included."""
     if isinstance(model, Path):
-        return model.stat().st_size if model.exists() else 0
-    lengths = (e.value for t in model.graph.initializer for e in t.external_data if e.key == "length")
-    return model.ByteSize() + sum(map(int, lengths))
+        return model.stat().st_size if model.is_file() else 0
+    return constant_bytes(model.graph)
 
 
 def _computes_in_half(model: Path | onnx.ModelProto) -> bool:

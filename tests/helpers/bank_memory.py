@@ -23,7 +23,7 @@ def resident_by_stage(folder):
     return stages
 
 
-def in_large_pages(folder):
+def bank_in_large_pages(folder):
     """How many bytes a scorer that has just started holds in large pages."""
     bank, before = open_bank(folder / BANK), large_bytes()
     scorer = Scorer(folder / MODEL, bank, folder / BANK, device="cpu", threads=1)

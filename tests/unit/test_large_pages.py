@@ -10,10 +10,10 @@ import platform
 import numpy as np
 import pytest
 
-from bank_memory import in_large_pages, large_bytes
+from bank_memory import bank_in_large_pages, large_bytes
 from banks import BANK, write_bank
 from softkin import large_pages
-from softkin.large_pages import large_page, resident_blocks, use_large_pages
+from softkin.large_pages import LEAST_BYTES, in_large_pages, large_page, resident_blocks, use_large_pages
 from workers import in_own_process
 
 MOVES = large_page() > 0 and tuple(map(int, platform.release().split(".")[:2])) >= (6, 1)
@@ -78,12 +78,26 @@ def test_blocks_are_moved_and_hold_what_they_held():
     assert large_bytes() - before >= rows.nbytes
 
 
+def test_only_what_comes_meanwhile_is_moved_and_only_where_it_is_much(monkeypatch):
+    """A program that scores in process may hold tens of gigabytes, and small models gain nothing."""
+    there, moved = {1, 2}, []
+    monkeypatch.setattr(large_pages, "resident_blocks", lambda: set(there))
+    monkeypatch.setattr(large_pages, "use_large_pages", moved.append)
+
+    for new, expected in ((3, LEAST_BYTES), (4, LEAST_BYTES - 1)):
+        with in_large_pages(expected):
+            there.add(new)
+            there.discard(1)
+
+    assert moved == [{3}]
+
+
 @moves
 def test_a_bank_lies_in_large_pages_once_its_session_has_started(tmp_path):
     """But for the ends of what onnxruntime has in one piece."""
     write_bank(tmp_path, 400_000, 128, 10, "float32")
 
-    found = in_own_process(in_large_pages, tmp_path)
+    found = in_own_process(bank_in_large_pages, tmp_path)
 
     assert found > 0.7 * (tmp_path / BANK).stat().st_size
 

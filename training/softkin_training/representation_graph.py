@@ -5,7 +5,6 @@ Exactly what `export.py` does for torch models, where both do it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from softkin.errors import InvalidInputError
-from softkin.graph_builder import GraphBuilder
+from softkin.graph_builder import GraphBuilder, constant_bytes
 from softkin.mass import Metric
 from softkin.scorer_graph import representation_output
 from softkin_training.columns import STANDARDIZED, Columns
@@ -34,7 +33,7 @@ def refuse_too_large(graph: onnx.GraphProto) -> None:
     Raises:
         InvalidInputError: names both sizes.
     """
-    size = sum(_bytes_of(t) for t in graph.initializer)
+    size = constant_bytes(graph)
     if size > LARGEST_MODEL_BYTES:
         raise InvalidInputError(
             "onnx",
@@ -42,14 +41,6 @@ def refuse_too_large(graph: onnx.GraphProto) -> None:
             f"{LARGEST_MODEL_BYTES / 2**30:.2f} GiB; convert them to float16, take a smaller model, or give the "
             "vectors that it makes to fit --embeddings",
         )
-
-
-def _bytes_of(tensor: onnx.TensorProto) -> int:
-    outside = {e.key: e.value for e in tensor.external_data}
-    if not outside:
-        return len(tensor.raw_data)
-    whole = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(outside.get("length", whole))
 
 
 def after_columns(columns: Columns | None, reducer: str) -> str:
