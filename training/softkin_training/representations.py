@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.chunks import SLICE_ROWS
+from softkin.chunks import rows_together
 from softkin.errors import DataError, listed
 from softkin.scorer import LOGITS, Network
 from softkin.scorer_graph import representation_output
@@ -20,7 +21,7 @@ from softkin_training.scratch import written_to
 def extract(
     network: Network, rows: Rows, layers: Sequence[str], num_classes: int, folder: Path
 ) -> dict[str, NDArray[np.float32]]:
-    """What the network makes of rows, `SLICE_ROWS` at a time.
+    """What the network makes of rows, as many at a time as it takes.
 
     Args:
         network: with an output `representation.<layer>` for each layer.
@@ -44,8 +45,9 @@ def extract(
     widths: dict[str, int] = {}
     with written_to(folder, "representations"), ExitStack() as stack:
         files = {layer: stack.enter_context(path.open("wb")) for layer, path in paths.items()}
-        for start in range(0, len(rows), SLICE_ROWS):
-            outputs = network.run(rows.read(slice(start, start + SLICE_ROWS)))
+        step = rows_together(math.prod(rows.row_shape))
+        for start in range(0, len(rows), step):
+            outputs = network.run(rows.read(slice(start, start + step)))
             if LOGITS in outputs and outputs[LOGITS].shape[1] != num_classes:
                 raise DataError(
                     f"the model has {outputs[LOGITS].shape[1]} logits, but {num_classes} class names are given"

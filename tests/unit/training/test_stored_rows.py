@@ -113,6 +113,25 @@ def test_rows_are_read_once_for_all_digests(images, tmp_path, monkeypatch):
     assert set(found[2]) < set(row_digests(x))
 
 
+def test_large_rows_go_through_a_network_few_at_a_time(images, tmp_path, monkeypatch):
+    """They are not read together either: 256 photographs may be more than there is memory."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]>'
+        "half (uint8[B, 64, 64, 3] inputs) => (float[B, 64, 64, 3] z) {z = Cast<to: int = 1>(inputs)}"
+    )
+    proto.graph.node[0].output[0] = proto.graph.output[0].name = representation_output("all")
+    onnx.save(proto, tmp_path / "model.onnx")
+    network = Network(tmp_path / "model.onnx", device="cpu")
+    reads, read = [], Rows.read
+    monkeypatch.setattr(Rows, "read", lambda rows, which: reads.append(which) or read(rows, which))
+    monkeypatch.setattr("softkin.chunks.SLICE_NUMBERS", 7 * images.x[0].size + 5)
+    reads.clear()
+
+    extract(network, images.take(np.arange(16)), ["all"], 3, tmp_path)
+
+    assert reads == [slice(0, 7), slice(7, 14), slice(14, 21)]
+
+
 def test_statistics_are_numpys(images, tmp_path):
     """Over blocks as over the whole."""
     mean, std = input_statistics(images)
