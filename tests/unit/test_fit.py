@@ -337,7 +337,7 @@ def test_unlabelled_vectors_calibrate_from_an_unlabelled_file(tmp_path):
         tmp_path / "v.npz", tmp_path, fit_config(name="v", layers=["embedding"]), calibration=tmp_path / "c.npz"
     )
 
-    assert (fitted.manifest.calibration_size, fitted.manifest.bank_size, fitted.answers) == (100, 200, None)
+    assert (fitted.manifest.calibration_size, fitted.manifest.bank_size, fitted.accuracy) == (100, 200, None)
 
 
 def test_neither_torch_nor_scikit_learn_is_imported(files):

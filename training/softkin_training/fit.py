@@ -21,10 +21,10 @@ from softkin.chunks import rows_together
 from softkin.errors import DataError, InvalidInputError
 from softkin.manifest import Manifest
 from softkin.scorer import Network
-from softkin_training.answers import Answers, answers_to
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.columns import columns_of
 from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
+from softkin_training.fit_accuracy import FitAccuracy, accuracy_on
 from softkin_training.fit_config import DEFAULT_PARTS, FitConfig
 from softkin_training.fit_rows import (
     ONE_CLASS,
@@ -62,8 +62,8 @@ class Fitted:
     """Rows of x_train left out because their content came before."""
     repeated_share: float
     """Their share of x_train."""
-    answers: Answers | None
-    """What the classifier makes of the rows; None for bare vectors."""
+    accuracy: FitAccuracy | None
+    """Of the classifier; None for bare vectors."""
     deviations: tuple[float, float] | None
     """See `uneven_deviations`; None where rows themselves are not compared."""
 
@@ -244,15 +244,15 @@ def _fit(
         train_x=seen,
         replace=True,
     )
-    answers = None
+    accuracy = None
     if exposed.num_classes:
-        answers = answers_to(Network(path / bundles.MODEL), bank_rows, calibration_rows)
+        accuracy = accuracy_on(Network(path / bundles.MODEL), bank_rows, calibration_rows)
     return Fitted(
         manifest=manifest,
         exposed=exposed,
         repeated_rows=len(rows) - len(distinct),
         repeated_share=1 - len(distinct) / len(rows),
-        answers=answers,
+        accuracy=accuracy,
         deviations=uneven_deviations(rows.x) if any(layer.is_input for layer in exposed.layers) else None,
     )
 

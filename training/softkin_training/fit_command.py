@@ -12,7 +12,7 @@ from softkin.nonconformity import PARTS
 from softkin_training.arguments import folder, names
 
 if TYPE_CHECKING:
-    from softkin_training.answers import Answers
+    from softkin_training.fit_accuracy import FitAccuracy
 
 SHAKY_TEMPERATURE = 1e-5
 """Rounding of a cosine distance, 1e-7, changes a logit by 1 % where the temperature is lower."""
@@ -180,12 +180,12 @@ def fit(arguments: argparse.Namespace) -> None:
     if m.parts:
         print(f"score:       {m.nonconformity}: {', '.join(m.parts)}")
     source = f"from {a.calibration}" if a.calibration else f"({a.calibration_share:g} of x_train)"
-    answers = fitted.answers
-    accuracy = "" if answers is None else f"; the classifier's accuracy on them is {answers.accuracy:.1%}"
+    found = fitted.accuracy
+    accuracy = "" if found is None else f"; the classifier's accuracy on them is {found.calibration:.1%}"
     aside = ", less the half that the joint form sets aside" if m.parts else ""
     print(f"calibration: {m.calibration_size} rows {source}{aside}{accuracy}")
-    if answers is not None:
-        _print_doubts(answers)
+    if found is not None:
+        _print_doubts(found)
     if not a.calibration:
         print("             the promise holds if the model was not trained on these rows; else give --calibration FILE")
     for used in m.layers:
@@ -211,24 +211,24 @@ def fit(arguments: argparse.Namespace) -> None:
     )
 
 
-def _print_doubts(answers: Answers) -> None:
-    """Whether rows and labels are those of the classifier, where its answers leave a doubt."""
-    if answers.reordered:
-        order, reached = answers.reordered
+def _print_doubts(accuracy: FitAccuracy) -> None:
+    """Whether rows and labels are those of the classifier, where its accuracy leaves a doubt."""
+    if accuracy.reordered:
+        order, reached = accuracy.reordered
         moved = [f"column {column} has label {label}" for column, label in enumerate(order) if column != label]
         others = ", ..." if len(moved) > MOVED_SHOWN else ""
         print(
             f"             labels and columns differ in their order: {', '.join(moved[:MOVED_SHOWN])}{others};\n"
             f"             give labels and class_names in that of the columns, where it is {reached:.1%}"
         )
-    elif answers.accuracy <= answers.largest_class < 1:
+    elif accuracy.calibration <= accuracy.largest_class < 1:
         print(
-            f"             always naming the largest class would reach {answers.largest_class:.1%}: are labels the "
+            f"             always naming the largest class would reach {accuracy.largest_class:.1%}: are labels the "
             "index\n             of the model's column, and rows scaled as in its training? Where not, outliers are "
             "missed"
         )
-    if answers.bank_fares_worse:
+    if accuracy.bank_fares_worse:
         print(
-            f"             on the bank's rows it is only {answers.bank_accuracy:.1%}: are x_train and y_train what the "
+            f"             on the bank's rows it is only {accuracy.bank:.1%}: are x_train and y_train what the "
             "classifier\n             was trained on, and prepared as there? Where not, outliers are missed"
         )

@@ -15,12 +15,12 @@ JUDGED_ROWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class FitAccuracy:
     """How often the classifier is right, and how else it could be."""
 
-    accuracy: float
+    calibration: float
     """Share of the calibration rows that it puts in their class."""
-    bank_accuracy: float
+    bank: float
     """The same of the bank's rows."""
     bank_fares_worse: bool
     """Whether that is lower than on new rows, by more than chance explains: rows or labels are then not those that the
@@ -32,19 +32,19 @@ class Answers:
     accuracy in it."""
 
 
-def answers_to(network: Network, bank: Rows, calibration: Rows) -> Answers:
-    """Ask a classifier about rows of the bank and all that calibrate."""
-    logits = network.run(calibration.x)[LOGITS]
-    predicted, right = logits.argmax(axis=1), calibration.y
-    accuracy = float((predicted == right).mean())
-    n = min(len(bank), JUDGED_ROWS)
-    judged = bank.take(np.linspace(0, len(bank) - 1, n).astype(np.int64))
-    bank_accuracy = float((network.run(judged.x)[LOGITS].argmax(axis=1) == judged.y).mean())
-    return Answers(
-        accuracy=accuracy,
-        bank_accuracy=bank_accuracy,
+def accuracy_on(network: Network, bank_rows: Rows, calibration_rows: Rows) -> FitAccuracy:
+    """How often a classifier is right on rows of the bank and on all that calibrate."""
+    logits = network.run(calibration_rows.x)[LOGITS]
+    predicted, right = logits.argmax(axis=1), calibration_rows.y
+    calibration = float((predicted == right).mean())
+    n = min(len(bank_rows), JUDGED_ROWS)
+    judged = bank_rows.take(np.linspace(0, len(bank_rows) - 1, n).astype(np.int64))
+    bank = float((network.run(judged.x)[LOGITS].argmax(axis=1) == judged.y).mean())
+    return FitAccuracy(
+        calibration=calibration,
+        bank=bank,
         # Three standard errors of the difference of two shares, where these are largest.
-        bank_fares_worse=bool(accuracy - bank_accuracy > 1.5 * np.sqrt(1 / n + 1 / len(calibration))),
+        bank_fares_worse=bool(calibration - bank > 1.5 * np.sqrt(1 / n + 1 / len(calibration_rows))),
         largest_class=float(np.bincount(right).max() / len(right)),
         reordered=_other_order(predicted, right, logits.shape[1]),
     )
