@@ -113,6 +113,7 @@ class Scorer:
         if self.device != target.kind:
             refuse_fallback(target)
             self._session, self.device = start("cpu")  # the graph for CUDA would be slow here
+        self._none_nearest = self._numbers_of_nearest(0)
         # Asked of the session: in the file, constants may be listed among the inputs, and before the real one.
         self.input_name: str = self._session.get_inputs()[0].name
 
@@ -155,20 +156,23 @@ class Scorer:
         others: Sequence[str] = (),
     ) -> tuple[Outputs, list[NDArray[Any]]]:
         names = [MASSES, *self._own]
-        fixed = {name: np.array([min(k, n) if n else k], np.int64) for n, name in self._k_inputs.items()}
         found = run_slices(
             self._session,
             [*names, *others],
             self.input_name,
             x,
             self.device,
-            fixed=fixed,
+            fixed=self._numbers_of_nearest(k) if k else self._none_nearest,
             cancellation=cancellation,
             slice_rows=self._slice_rows,
         )
         own = dict(zip(self._own, found[1:], strict=False))
         outputs = Outputs(masses=found[0], logits=own.get(LOGITS), boundary=own.get(BOUNDARY))
         return outputs, found[len(names) :]
+
+    def _numbers_of_nearest(self, k: int) -> dict[str, NDArray[np.int64]]:
+        """What the graph's inputs for numbers of nearest rows get, so that each layer finds k."""
+        return {name: np.array([min(k, n) if n else k], np.int64) for n, name in self._k_inputs.items()}
 
 
 class Network:
