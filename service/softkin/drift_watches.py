@@ -31,6 +31,9 @@ class DriftWatches:
         level: chance of a false alarm that each watch may take, ever.
         folder: where states are kept, made if missing; nothing is kept when None.
         save_seconds: between two saves while `watching`.
+
+    Attributes:
+        unsaved: watches whose state could not be written at the last attempt.
     """
 
     def __init__(self, *, level: float = DEFAULT_LEVEL, folder: Path | None = None, save_seconds: float = 10.0) -> None:
@@ -39,6 +42,7 @@ class DriftWatches:
         self._save_seconds = save_seconds
         self._watches: dict[str, tuple[Path | None, DriftWatch]] = {}
         self._saving = threading.Lock()
+        self.unsaved = 0
         self._due: SimpleQueue[DriftWatch | None] = SimpleQueue()
         self._ranking = False
 
@@ -115,8 +119,7 @@ class DriftWatches:
     def save(self) -> None:
         """Write every watch's state, each whole or not at all; a failure is logged and tried again next time."""
         with self._saving:
-            for file, watch in self._watches.values():
-                _save(file, watch)
+            self.unsaved = sum(not _save(file, watch) for file, watch in self._watches.values())
 
     def _rank(self) -> None:
         while (watch := self._due.get()) is not None:
@@ -142,14 +145,17 @@ def _in_thread(name: str, work: Callable[[], None], *, stop: Callable[[], object
         thread.join()
 
 
-def _save(file: Path | None, watch: DriftWatch) -> None:
+def _save(file: Path | None, watch: DriftWatch) -> bool:
+    """Whether nothing is left to write."""
     if file is None:
-        return
+        return True
     try:
         with written_whole(file) as temporary:
             temporary.write_bytes(save(watch.state()))
     except Exception as e:  # whatever it is: it must end neither the thread that saves nor an unload
         log.error(log_line("drift_state_not_saved", file=file, error=str(e) or repr(e)))
+        return False
+    return True
 
 
 def _restore(watch: DriftWatch, file: Path) -> None:

@@ -245,6 +245,15 @@ class Metrics:
         )
         gauge.set_function(expires)
 
+    def drift_saving_watched(self, unsaved: Callable[[], float]) -> None:
+        """Show how many drift states could not be written, asked at every scrape; only where states are kept."""
+        gauge = Gauge(
+            "softkin_unsaved_drift_states",
+            "Drift states that could not be written at the last attempt.",
+            registry=self.registry,
+        )
+        gauge.set_function(unsaved)
+
     def drift_watched(self, name: str, version: str, report: Callable[[], DriftReport]) -> None:
         """Show the drift watch of a detector; `report` is asked at every scrape."""
         self._drift.watch((name, version), report)

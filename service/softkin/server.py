@@ -72,6 +72,8 @@ class Server:
         self._watches = DriftWatches(
             level=settings.drift_level, folder=settings.drift_state, save_seconds=settings.drift_save_seconds
         )
+        if settings.drift_state is not None:
+            metrics.drift_saving_watched(lambda: self._watches.unsaved)
         threads = settings.max_pending_requests + settings.max_streams + SPARE_THREADS
         self._threads = CallThreads(threads, "rpc", beside=settings.workers + OTHER_THREADS)
         self._threads.start_all()

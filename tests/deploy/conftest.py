@@ -58,7 +58,7 @@ def served(tiny: Any, tmp_path: Path) -> Iterator[Served]:
     detectors.add(Detector.load(tiny.path, device="cpu", threads=1))
     ports = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "admin_port": 0}
     options = {"device": "cpu", "threads": 1, "bundle_root": tmp_path, "shadow_share": 1}
-    settings = ServerSettings(**ports, **options, **ca.issue("server"))
+    settings = ServerSettings(**ports, **options, **ca.issue("server"), drift_state=tmp_path / "drift")
     server = Server(settings, detectors, Metrics(collectors, version="0"))
     server.start()
     admin = AdminClient(f"127.0.0.1:{server.admin_port}", tls_ca=ca.file)

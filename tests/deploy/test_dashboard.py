@@ -27,7 +27,7 @@ OUTSIDE_THE_SCHEMA = {"/annotations/list/builtIn", "/templating/list/definition"
 ONLY_AFTER_AN_EVENT = {"Firing alerts"}
 # What Grafana puts in the place of its variables; the windows fit a scrape each second.
 VARIABLES = {"$__rate_interval": "5s", "$__range": "1m", "$job": "softkin", "$instance": ".*", "$detector": ".*"}
-COMPARISON = re.compile(r"(?:[<>]|==) (\d[\d.]*(?: \* \d+)?)(?! \*)\b")
+COMPARISON = re.compile(r"(?:[<>]=?|==) (\d[\d.]*(?: \* \d+)?)(?! \*)\b")
 UNITS = {"short", "s", "bytes", "percentunit", "reqps", "rowsps"}
 
 

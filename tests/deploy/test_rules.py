@@ -15,6 +15,7 @@ UP = 'up{job="softkin",instance="a:9090"}'
 INFO = f'softkin_detector_info{{{DETECTOR},digest="f00d",device="cpu"}}'
 ALPHA = f"softkin_alpha{{{DETECTOR}}}"
 DRIFT_ALARM = f"softkin_drift_alarm{{{DETECTOR}}}"
+UNSAVED = 'softkin_unsaved_drift_states{job="softkin",instance="a:9090"}'
 FALLBACK = 'softkin_device_fallback{job="softkin",instance="a:9090"}'
 EXPIRY = 'softkin_tls_certificate_expiry_seconds{job="softkin",instance="a:9090"}'
 FAILED_RELOADS = 'softkin_reloads_total{job="softkin",instance="a:9090",result="failed"}'
@@ -35,6 +36,7 @@ HEALTHY = {
     ALPHA: "0.05x600",
     FALLBACK: "0x600",
     DRIFT_ALARM: "0x600",
+    UNSAVED: "0x600",
     EXPIRY: f"{30 * DAY}x600",
     FAILED_RELOADS: "0x600",
     LOADED: "0x600",
@@ -82,6 +84,9 @@ CASES = {
         [],
     ),
     "the drift watch alarms": ({DRIFT_ALARM: "0x10 1x590"}, 15, ["SoftkinDrift"]),
+    "no drift state is written": ({UNSAVED: "0x10 1x590"}, 25, ["SoftkinDriftUnsaved"]),
+    "the disk is full for five minutes": ({UNSAVED: "0x10 1x5 0x585"}, 40, []),
+    "no drift state is kept": ({UNSAVED: ""}, 40, []),
     "15% flagged at alpha 5%": ({OUTLIERS: "0+150x600", INLIERS: "0+850x600"}, 90, ["SoftkinFlagRateAboveAlpha"]),
     "7% flagged at alpha 5%": ({OUTLIERS: "0+70x600", INLIERS: "0+930x600"}, 500, []),
     "15% flagged of few rows": ({OUTLIERS: "0+1x600", INLIERS: "0+6x600"}, 500, []),

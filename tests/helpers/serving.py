@@ -48,12 +48,16 @@ class Process:
                 return line
         raise AssertionError(f"no {text!r} in the log: {''.join(self.log)}")
 
+    def metric(self, name: str) -> float | None:
+        """What /metrics says of a metric without labels; None where it is not there."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20) as answer:
+            found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
+        return float(found[1]) if found else None
+
     def wait_for_pending_rows(self, n: int) -> None:
         """Scraping again and again needs no sleep: every scrape is a round trip."""
-        while True:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20) as answer:
-                if f"softkin_pending_rows {n:.1f}" in answer.read().decode():
-                    return
+        while self.metric("softkin_pending_rows") != n:
+            pass
 
     def finish(self) -> tuple[int, str]:
         """Exit status and the rest of the log."""

@@ -45,6 +45,34 @@ def test_after_a_save_that_failed_comes_the_next(tmp_path, monkeypatch, caplog, 
     assert load_file(file)["counters"][0] == 3
 
 
+def test_states_that_could_not_be_written_are_counted_until_they_are(tmp_path, monkeypatch):
+    """One of two; and one that is watched no longer is nobody's loss."""
+    one, other = StandIn(version="1"), StandIn(version="2")
+    watches = DriftWatches(folder=tmp_path)
+    watches.add(one)
+    watches.add(other)
+    seen, written_whole, full = [], drift_watches.written_whole, {"-1-", "-2-"}
+
+    def no_room(file):
+        if any(part in file.name for part in full):
+            raise OSError(28, "No space left on device")
+        return written_whole(file)
+
+    monkeypatch.setattr(drift_watches, "written_whole", no_room)
+    for still_full in ({"-1-", "-2-"}, {"-2-"}, {"-2-"}, set()):
+        full.clear()
+        full.update(still_full)
+        watches.save()
+        seen.append(watches.unsaved)
+    full.add("-2-")
+    watches.save()
+    watches.remove(other.digest)
+    watches.save()
+
+    assert seen == [2, 1, 1, 0]
+    assert watches.unsaved == 0
+
+
 def test_without_a_folder_an_unload_complains_of_no_save(caplog):
     """There is none to fail: an error in the log of every such server would hide those that matter."""
     detector, watches = StandIn(), DriftWatches()
@@ -54,6 +82,7 @@ def test_without_a_folder_an_unload_complains_of_no_save(caplog):
     watches.remove(detector.digest)
 
     assert caplog.records == []
+    assert watches.unsaved == 0
 
 
 def test_a_fault_while_rows_are_ranked_ends_no_thread(monkeypatch, caplog):
