@@ -65,8 +65,8 @@ def rows_for_alpha(alpha: float, form: Form) -> int:
     """The fewest calibration rows that can give a p-value of alpha after the joint form has set its part aside."""
     needed = conformal.rows_needed(max(alpha, 1e-9))  # of less, no bank of rows comes near
     if form != "joint":
-        return max(1, needed)
-    rows = max(math.floor(needed / (1 - REFERENCE_SHARE)) - 2, FEWEST_REFERENCES)
+        return needed
+    rows = math.floor(needed / (1 - REFERENCE_SHARE)) - 2  # just below: from 0 a tiny alpha would count for hours
     while rows - reference_size(rows) < needed or reference_size(rows) < FEWEST_REFERENCES:
         rows += 1
     return rows

@@ -215,7 +215,7 @@ def test_a_refusal_names_file_key_value_and_what_is_allowed(recipe_file, overrid
     assert [word for word in [str(recipe_file), *words] if word not in message] == []
 
 
-@pytest.mark.parametrize("alpha", [0.9, 0.5, 0.3, 0.1, 0.05, 0.01])
+@pytest.mark.parametrize("alpha", [0.9, 0.5, 0.3, 0.1, 0.05, 0.01, 1e-9])
 @pytest.mark.parametrize("form", ["density", "joint"])
 def test_the_rows_that_alpha_needs_are_those_that_building_needs(alpha, form):
     """One row fewer leaves too few for a p-value of alpha, or for the scale of the joint form's parts."""

@@ -1,0 +1,46 @@
+"""The file that training goes on from: what is said where it cannot be written, or is of other processes."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from small_runs import SMALL, run
+from softkin.errors import InvalidInputError, RecipeError
+from softkin_training import checkpoint
+from softkin_training.config import load_recipe
+from softkin_training.data import load_dataset
+
+pytestmark = pytest.mark.training
+ONE_EPOCH = ("training.epochs=1", "training.probe_rows=0", "training.batch_size=256")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """The embedded digits."""
+    return load_dataset(load_recipe("digits", SMALL))
+
+
+def test_a_full_disk_under_the_first_checkpoint_says_that_there_is_none(dataset, tmp_path):
+    """Nobody looks for one that was kept; the history, a small file, was written before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # files cannot grow past it, as on a full disk
+    try:
+        with pytest.raises(
+            InvalidInputError, match=r"cannot write .*checkpoint\.pt \(.+\), there is none yet; make room"
+        ):
+            run(dataset, tmp_path, *ONE_EPOCH)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_another_number_of_processes_than_wrote_the_checkpoint_is_refused(dataset, tmp_path, monkeypatch):
+    """Each goes on with a random state of its own, and of the others there is none."""
+    run(dataset, tmp_path, *ONE_EPOCH)
+    monkeypatch.setattr(checkpoint, "num_processes", lambda: 2)
+
+    with pytest.raises(RecipeError, match=r"checkpoint\.pt: 1 processes wrote it and these are 2; start as many, or"):
+        run(dataset, tmp_path, *ONE_EPOCH, resume=True)
