@@ -7,7 +7,7 @@ joint       several parts put on one scale, and the length of the vector that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -156,8 +156,7 @@ class Nonconformity:
         if self.form != "joint":
             return self.part(self.form, outputs)
         squares_BC = np.zeros((len(outputs), outputs.masses.shape[2]))
-        for part in self.parts:
-            scores = self.part(part, outputs)
+        for part, scores in self._scores_of_parts(outputs):
             surprise = self._surprise(part, scores[:, :1] if part == "energy" else scores)  # which no class changes
             squares_BC += surprise * surprise
         # A row that one part finds very strange outweighs one that several find a little strange, as a sum would not.
@@ -184,13 +183,23 @@ class Nonconformity:
 
     def _terms_of_finite(self, outputs: Outputs, classes_B: NDArray[np.int32]) -> list[Floats]:
         if self.form == "joint":
-            return [self._surprise(p, outlier_score(self.part(p, outputs), classes_B)) for p in self.parts]
+            return [self._surprise(p, outlier_score(a, classes_B)) for p, a in self._scores_of_parts(outputs)]
         terms = []
         for i in range(len(self.layer_weights)):
             layer = replace(self, layer_weights=self.layer_weights[i : i + 1])
             of_layer = Outputs(masses=outputs.masses[:, i : i + 1], logits=outputs.logits)
             terms.append(outlier_score(layer.part(self.form, of_layer), classes_B))
         return terms
+
+    def _scores_of_parts(self, outputs: Outputs) -> Iterator[tuple[Part, Floats]]:
+        """All parts, as `part` gives them; what two of them rest on is computed once."""
+        plain: dict[str, Floats] = {}
+        for part in self.parts:
+            base = CLASS_PARTS.get(part, part)
+            name = base.removesuffix("_tail")  # a tail is of the same scores
+            if name not in plain:
+                plain[name] = self.part(base, outputs)
+            yield part, self._in_class_units(part, plain[name])
 
     def _surprise(self, part: Part, scores: Floats) -> Floats:
         surprise = self._lines[part](scores)
@@ -203,8 +212,7 @@ class Nonconformity:
     def part(self, part: Part, outputs: Outputs) -> Floats:
         """`[B, C]`: one part on its own scale."""
         if part in CLASS_PARTS:
-            center, scale = self.references[CENTER.format(part)], self.references[SCALE.format(part)]
-            return (self.part(CLASS_PARTS[part], outputs) - center) / scale
+            return self._in_class_units(part, self.part(CLASS_PARTS[part], outputs))
         m, layer_weights = outputs.masses, self.layer_weights
         hidden = slice(None, max(1, m.shape[1] - 1))
         match part:
@@ -226,6 +234,12 @@ class Nonconformity:
                 return np.broadcast_to(mass.energy(outputs.logits)[:, None], (len(m), m.shape[2]))
             case _:
                 raise AssertionError(f"no such part: {part}")
+
+    def _in_class_units(self, part: Part, a_BC: Floats) -> Floats:
+        """A class part from the part that it rests on; any other part as it is."""
+        if part not in CLASS_PARTS:
+            return a_BC
+        return (a_BC - self.references[CENTER.format(part)]) / self.references[SCALE.format(part)]
 
     def part_score(self, part: Part, outputs: Outputs) -> Floats:
         """`[B]`: one part at the predicted class."""
