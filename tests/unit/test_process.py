@@ -57,6 +57,42 @@ def test_what_stops_it_needs_no_further_thread(monkeypatch):
     assert stopped == [True]
 
 
+@pytest.mark.parametrize(
+    ("abandoned", "pending", "changing", "ends"),
+    [
+        (0, 0, False, ("returns", 0)),
+        (2, 0, False, ("returns", 1)),
+        (0, 3, False, ("exits", 1)),
+        (2, 3, False, ("exits", 1)),
+        (0, 0, True, ("exits", 0)),
+        (2, 0, True, ("exits", 1)),
+    ],
+)
+def test_the_status_tells_whether_somebody_went_unanswered(monkeypatch, abandoned, pending, changing, ends):
+    """And what still computes or loads, which nobody can stop, does not hold the process up."""
+
+    class Exited(BaseException):
+        pass
+
+    def exit_now(status):
+        raise Exited(status)
+
+    monkeypatch.setattr("os._exit", exit_now)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+    server = SimpleNamespace(
+        stop=lambda: None, pending_requests=pending, abandoned_requests=abandoned, changing=changing
+    )
+    signals: SimpleQueue[int] = SimpleQueue()
+    signals.put(signal.SIGTERM)
+
+    try:
+        found = "returns", _drain(server, ServerSettings(), signals)
+    except Exited as e:
+        found = "exits", e.args[0]
+
+    assert found == ends
+
+
 def test_a_sandbox_that_refuses_another_scheduling_keeps_no_server_from_starting(monkeypatch):
     """It is about speed alone."""
     asked = []

@@ -58,6 +58,7 @@ def test_several_labels_may_stand_on_one_version():
     assert registry.labels_of(one) == ("canary", "stable")
     assert registry.labels_of(two) == ("shadow",)
     assert registry.labels_of(StandIn(version="1")) == ()
+    assert registry.labels_of(StandIn("gone")) == ()
     assert registry.labelled("standin", "shadow") is two
     assert registry.labelled("standin", "other") is registry.labelled("other", "shadow") is None
 
@@ -308,6 +309,19 @@ def test_detectors_and_labels_are_told_in_their_order_however_they_came():
         with pytest.raises(NotFoundError) as e:
             registry.get(**asked)
         assert str(e.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda r: r.set_label("gone", "1", "stable"), lambda r: r.remove("gone", "1")], ids=["label", "unload"]
+)
+def test_of_a_name_that_is_not_there_nothing_is_changed(change):
+    """It may have been unloaded by somebody else a moment ago."""
+    registry = registry_of(StandIn())
+
+    with pytest.raises(NotFoundError, match=r"^no detector 'gone' version '1'; loaded: standin version 1$"):
+        change(registry)
+
+    assert versions(registry) == [("standin", "1")]
 
 
 def test_whoever_must_agree_is_asked_about_another_default_alone_and_before_it_serves():
