@@ -69,7 +69,7 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
             return pb.LoadDetectorResponse(detector=self._info(self._counted(path, labels, context)))
 
     def _counted(self, path: Path, labels: list[str], context: grpc.ServicerContext) -> ScoringDetector:
-        """The detector of a bundle, counted as a reload, also where it fails; what was refused earlier is none."""
+        """The detector of a bundle, counted as a reload and logged where it fails; what was refused earlier is none."""
         result = "failed"
         try:
             detector = self._known(path, labels)
@@ -79,10 +79,12 @@ class AdminServicer(pb_grpc.DetectorAdminServiceServicer):
             detector = self._load(path, labels, context)
             result = "loaded"
             return detector
-        except BundleError as e:
-            if path.is_dir():
-                raise
-            raise BundleError(f"{e}; a path is relative to the bundle root, {self._root}") from None
+        except Exception as e:
+            # The caller is told; an alert on what is counted asks somebody else, who has the log.
+            log.error(log_line("reload_failed", path=path, error=e))
+            if isinstance(e, BundleError) and not path.is_dir():
+                raise BundleError(f"{e}; a path is relative to the bundle root, {self._root}") from None
+            raise
         finally:
             self._metrics.reloaded(result)
 

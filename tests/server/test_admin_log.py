@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
+
+from softkin.errors import SoftkinError
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,12 @@ def test_a_load_says_who_had_a_label_before(operated, admin, caplog):
         admin.load("v3", ["stable"])
 
     assert "event=labelled detector=standin version=3 label=stable previous=1" in caplog.text
+
+
+def test_a_load_that_fails_leaves_a_line(operated, admin, caplog):
+    """Whoever is woken by the alert on failed loads did not make the call, and has the log alone."""
+    with caplog.at_level(logging.INFO), pytest.raises(SoftkinError, match="nowhere"):
+        admin.load("nowhere")
+
+    [line] = [m for record in caplog.records if (m := record.getMessage()).startswith("event=reload_failed ")]
+    assert re.match(r"event=reload_failed path=\S+/nowhere error=\".+nowhere", line), line
