@@ -37,7 +37,7 @@ def read_tokens(path: Path) -> tuple[str, ...]:
             line and does not show it.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except OSError as e:
         raise InvalidInputError("token_file", f"{path}: cannot be read ({e.strerror}); check path and rights") from None
     except UnicodeDecodeError:

@@ -24,6 +24,10 @@ class OutputError(Exception):
         self.reason = "" if isinstance(error, BrokenPipeError) else f"cannot write the output ({error.strerror})"
 
 
+WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says where the reader has left, and where a file can grow no further."""
+
+
 @contextmanager
 def flushed() -> Iterator[None]:
     """Write what is left in the buffer at the end, where a failure can still be told; `?` for what cannot be shown.
@@ -38,7 +42,7 @@ def flushed() -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.EPIPE, errno.ENOSPC) and not _takes_more():
+        if e.errno in WRITE_ERRORS and not _takes_more():
             raise OutputError(e) from e
         raise
     finally:

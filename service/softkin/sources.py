@@ -70,7 +70,7 @@ def read_config(path: Path, settings: type[BaseSettings]) -> dict[str, Any]:
         InvalidInputError: the file cannot be read, is no TOML, or has a key that is no option.
     """
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as e:
         raise InvalidInputError(CONFIG, f"{path}: cannot be read ({e.strerror}); check path and rights") from None
     except ValueError as e:  # not UTF-8, or not TOML

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 
@@ -31,6 +32,7 @@ except OSError as e:
         ("/dev/full", False, 0, "output: cannot write the output (No space left on device)"),
         ("/dev/null", True, errno.ENOSPC, "other: of another file"),
         ("/dev/null", True, errno.EPIPE, "other: of another file"),
+        ("/dev/null", True, errno.EFBIG, "other: of another file"),
         ("/dev/full", True, errno.ENOENT, "other: of another file"),
     ],
 )
@@ -47,6 +49,24 @@ def test_only_its_own_failures_are_told_as_such(place, other, number, told, unbu
         )
 
     assert done.stderr.decode().strip() == told
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_file_that_may_grow_no_further_is_told_of_in_a_line(tmp_path, unbuffered):
+    """By `ulimit -f` or a quota, in the middle of what is printed."""
+    program = PROGRAM.format(other=False, number=0).replace('"a line"', '"a line" * 10_000')
+    with (tmp_path / "out").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+            timeout=60,
+            check=True,
+        )
+
+    assert done.stderr.decode() == "output: cannot write the output (File too large)\n"
 
 
 CLOSED = """

@@ -82,6 +82,11 @@ def test_a_file_that_is_wrong_is_refused_with_its_name(file, text, message):
     assert str(e.value).startswith(f"config: {path}: {message}")
 
 
+def test_the_mark_that_some_editors_write_first_is_read_over(file):
+    """It is none of the text, and cannot be seen."""
+    assert from_flags(namespace("b", "--config", str(file(b"\xef\xbb\xbfport = 1234\n")))).port == 1234
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     """A server that came up with defaults instead would be the wrong server."""
     with pytest.raises(InvalidInputError, match=r"config: .*none.toml: cannot be read \(No such file"):
