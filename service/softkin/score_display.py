@@ -120,7 +120,10 @@ def print_table(scores: Scores, classes: Sequence[str], *, flagged_only: bool = 
         headers.append(f"nearest training rows ({spelled(scores.neighbors.layers[-1])})")
     cells = (_cells(scores, i, classes) for i in shown)
     console = Console(emoji=False)
-    if len(shown) > LONGEST_TABLE:
+    # Where there is no room for the longest words, a table would fold within them, down to a letter a line.
+    longest = [P_VALUE_WIDTH if h == "p-value" else max(map(len, h.partition(" (")[0].split())) for h in headers]
+    fewest_columns = 1 + sum(3 + width for width in longest)
+    if len(shown) > LONGEST_TABLE or console.width < fewest_columns:
         names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
         widths = [len(str(len(scores))), len(OUTLIER), max(map(len, names)), P_VALUE_WIDTH, P_VALUE_WIDTH]
         if scores.parts is not None:

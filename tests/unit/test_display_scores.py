@@ -101,6 +101,18 @@ def test_plain_columns_stand_under_their_heads(capsys, monkeypatch):
     assert lines[6] == "0    inlier   a                 0.5        0.06"
 
 
+@pytest.mark.parametrize(("columns", "lines"), [("80", True), ("78", True), ("77", False), ("40", False), ("1", False)])
+def test_a_terminal_too_narrow_for_a_table_gets_plain_columns(capsys, monkeypatch, columns, lines):
+    """The terminal breaks their lines, but no word is taken apart letter by letter."""
+    monkeypatch.setenv("COLUMNS", columns)
+
+    score_display.print_table(three_rows(), ["a", "b", "laced ankle boot"])
+
+    out = capsys.readouterr().out
+    assert ("┃" in out) == lines
+    assert all(word in out for word in ("row", "verdict", "predicted", "class", "credibility", "strangest", "nearest"))
+
+
 def test_a_table_of_flagged_rows_keeps_their_numbers_and_counts_all(capsys):
     """The second of three."""
     score_display.print_table(three_rows(), ["a", "b", "c"], flagged_only=True)
