@@ -238,21 +238,16 @@ class Metrics:
 
     def certificate_watched(self, expires: Callable[[], float]) -> None:
         """Show when the TLS certificate expires, asked at every scrape; without TLS there is no such metric."""
-        gauge = Gauge(
-            "softkin_tls_certificate_expiry_seconds",
-            "Unix time at which the TLS certificate expires.",
-            registry=self.registry,
-        )
-        gauge.set_function(expires)
+        name = "softkin_tls_certificate_expiry_seconds"
+        self._watched(name, "Unix time at which the TLS certificate expires.", expires)
 
     def drift_saving_watched(self, unsaved: Callable[[], float]) -> None:
         """Show how many drift states could not be written, asked at every scrape; only where states are kept."""
-        gauge = Gauge(
-            "softkin_unsaved_drift_states",
-            "Drift states that could not be written at the last attempt.",
-            registry=self.registry,
-        )
-        gauge.set_function(unsaved)
+        name = "softkin_unsaved_drift_states"
+        self._watched(name, "Drift states that could not be written at the last attempt.", unsaved)
+
+    def _watched(self, name: str, text: str, value: Callable[[], float]) -> None:
+        Gauge(name, text, registry=self.registry).set_function(value)
 
     def drift_watched(self, name: str, version: str, report: Callable[[], DriftReport]) -> None:
         """Show the drift watch of a detector; `report` is asked at every scrape."""
