@@ -126,7 +126,7 @@ class DriftWatches:
             try:
                 watch.catch_up()
             except Exception as e:  # memory may be short; without this thread the device would wait
-                log.error(log_line("drift_rows_lost", error=str(e) or repr(e)))
+                log.error(log_line("drift_rows_lost", error=e))
 
     def _save_until(self, ended: threading.Event) -> None:
         while not ended.wait(self._save_seconds):
@@ -153,7 +153,7 @@ def _save(file: Path | None, watch: DriftWatch) -> bool:
         with written_whole(file) as temporary:
             temporary.write_bytes(save(watch.state()))
     except Exception as e:  # whatever it is: it must end neither the thread that saves nor an unload
-        log.error(log_line("drift_state_not_saved", file=file, error=str(e) or repr(e)))
+        log.error(log_line("drift_state_not_saved", file=file, error=e))
         return False
     return True
 

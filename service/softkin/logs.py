@@ -16,8 +16,12 @@ class LogLine(str):
 
 
 def log_line(event: str, **fields: object) -> LogLine:
-    """One log line of key=value pairs; values with blanks, or with what would end the line, are quoted."""
-    pairs = {"event": event, **fields}
+    """One log line of key=value pairs; values with blanks, or with what would end the line, are quoted.
+
+    Of an exception that says nothing, as MemoryError, the line has the name.
+    """
+    named = {k: repr(v) if isinstance(v, Exception) and not str(v) else v for k, v in fields.items()}
+    pairs = {"event": event, **named}
     line = LogLine(" ".join(f"{k}={_quoted(str(v))}" for k, v in pairs.items()))
     line.fields = pairs
     return line

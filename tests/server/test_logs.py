@@ -122,6 +122,15 @@ def test_paths_and_errors_are_text_in_json(lines):
     assert (line["event"], line["file"], line["error"]) == ("kept", "/etc/tokens", "no token")
 
 
+def test_an_error_without_words_has_its_name(lines):
+    """As text and in JSON: nothing after the equals sign would tell nobody what went wrong."""
+    log.error(log_line("reload_failed", error=MemoryError()))
+
+    [line] = lines()
+    assert line["error"] == "MemoryError()"
+    assert log_line("reload_failed", error=MemoryError()) == "event=reload_failed error=MemoryError()"
+
+
 def test_no_value_begins_a_line_of_its_own():
     """A path may hold any character; a log line is one line."""
     assert log_line("reload_failed", path="a\nevent=serving", error="b\tc") == (
