@@ -12,6 +12,10 @@ from contextlib import contextmanager
 STDOUT, STDERR = 1, 2
 
 
+WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says where the reader has left, and where a file can grow no further."""
+
+
 class OutputError(Exception):
     """Standard output cannot be written.
 
@@ -22,10 +26,6 @@ class OutputError(Exception):
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
         self.reason = "" if isinstance(error, BrokenPipeError) else f"cannot write the output ({error.strerror})"
-
-
-WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What the system says where the reader has left, and where a file can grow no further."""
 
 
 @contextmanager

@@ -120,10 +120,7 @@ def print_table(scores: Scores, classes: Sequence[str], *, flagged_only: bool = 
         headers.append(f"nearest training rows ({spelled(scores.neighbors.layers[-1])})")
     cells = (_cells(scores, i, classes) for i in shown)
     console = Console(emoji=False)
-    # Where there is no room for the longest words, a table would fold within them, down to a letter a line.
-    longest = [P_VALUE_WIDTH if h == "p-value" else max(map(len, h.partition(" (")[0].split())) for h in headers]
-    fewest_columns = 1 + sum(3 + width for width in longest)
-    if len(shown) > LONGEST_TABLE or console.width < fewest_columns:
+    if len(shown) > LONGEST_TABLE or console.width < _narrowest_table(headers):
         names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
         widths = [len(str(len(scores))), len(OUTLIER), max(map(len, names)), P_VALUE_WIDTH, P_VALUE_WIDTH]
         if scores.parts is not None:
@@ -145,6 +142,13 @@ def print_table(scores: Scores, classes: Sequence[str], *, flagged_only: bool = 
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _narrowest_table(headers: Sequence[str]) -> int:
+    """Columns of a terminal that has room for the longest words; in less they would be folded, to a letter a line."""
+    heads = (header.partition(" (")[0] for header in headers)  # a layer's name may be folded
+    words = (P_VALUE_WIDTH if head == "p-value" else max(map(len, head.split())) for head in heads)
+    return 1 + sum(word + len("│  ") for word in words)
 
 
 def _shown(scores: Scores, *, flagged_only: bool) -> Sequence[int]:
