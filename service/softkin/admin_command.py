@@ -8,15 +8,10 @@ import json
 from collections.abc import Sequence
 from functools import partial
 
-from rich.console import Console
-
 from softkin.admin_client import AdminClient
 from softkin.descriptions import DetectorInfo
-from softkin.display import escape, spelled, table
+from softkin.display import print_listing, spelled
 from softkin.registry import STABLE
-
-LONGEST_WHOLE = 20
-"""Letters of a version that is never folded; those of `softkin-train recalibrate` have 13."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -82,10 +77,8 @@ def _print(detectors: Sequence[DetectorInfo], *, as_json: bool) -> None:
         for d in detectors:
             print(json.dumps(dataclasses.asdict(d), allow_nan=False))
         return
-    listing = table("detector", "version", "labels", "digest", "device", "calibration rows")
-    # A narrow terminal folds the others first: the version is what the next command has to name.
-    listing.columns[1].no_wrap = all(len(d.version) <= LONGEST_WHOLE for d in detectors)
-    for d in detectors:
-        cells = (d.name, d.version, ", ".join(d.labels), d.digest[:12], d.device, str(d.calibration_size))
-        listing.add_row(*map(escape, cells))
-    Console(soft_wrap=True, emoji=False).print(listing, highlight=False)
+    rows = [
+        (d.name, d.version, ",".join(d.labels) or "-", d.digest[:12], d.device, str(d.calibration_size))
+        for d in detectors
+    ]
+    print_listing(("detector", "version", "labels", "digest", "device", "calibration rows"), rows)

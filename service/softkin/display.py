@@ -48,6 +48,12 @@ def print_columns(headers: Sequence[str], rows: Iterable[Sequence[str]], widths:
         print("  ".join([*map(str.ljust, row, padded), *row[len(padded) :]]).rstrip())
 
 
+def print_listing(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table without lines of cells that may be anybody's, as wide as they are: what is typed after is whole."""
+    cells = [[*map(spelled, row)] for row in rows]
+    print_columns(headers, cells, [max(map(len, column)) for column in zip(*cells, strict=True)])
+
+
 def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
     """Print what a drift watch has seen."""
     r = drift.report
@@ -83,10 +89,9 @@ def print_status(detectors: Sequence[tuple[DetectorInfo, DriftInfo]], *, as_json
         since = f"row {r.alarm_row}" if r.alarm else "no"
         labels = ",".join(d.labels) or "-"
         cells = (d.name, d.version, labels, d.digest[:12], d.device, str(r.rows), flagged, f"{r.alpha:g}", since)
-        rows.append([*map(spelled, cells)])
-    headers = ("detector", "version", "labels", "digest", "device", "rows", "flagged", "alpha", "drift")
+        rows.append(cells)
     if not as_json:
-        print_columns(headers, rows, [max((len(row[i]) for row in rows), default=0) for i in range(len(headers) - 1)])
+        print_listing(("detector", "version", "labels", "digest", "device", "rows", "flagged", "alpha", "drift"), rows)
 
 
 def _drift_dict(drift: DriftInfo) -> dict[str, Any]:

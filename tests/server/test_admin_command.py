@@ -65,39 +65,37 @@ def test_without_an_action_there_is_nothing_to_do(command, capsys):
     assert "the following arguments are required: ACTION" in capsys.readouterr().err
 
 
-def test_the_command_lists_what_is_loaded(command, monkeypatch):
-    """As a table for people, and as JSON for programs."""
-    monkeypatch.setenv("COLUMNS", "100")
+def test_the_command_lists_what_is_loaded(command):
+    """As columns for people, and as JSON for programs."""
     command("load", "v2", "--label", "canary")
+    command("load", "v3")
 
     _, table, _ = command("list")
     _, lines, _ = command("list", "--json")
 
     listed = [json.loads(line) for line in lines.splitlines()]
-    assert [(d["version"], d["labels"]) for d in listed] == [("1", ["stable"]), ("2", ["canary"])]
-    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in table.splitlines()]
-    first, second = (d["digest"][:12] for d in listed)
-    assert [row for row in cells if row] == [
+    assert [(d["version"], d["labels"]) for d in listed] == [("1", ["stable"]), ("2", ["canary"]), ("3", [])]
+    first, second, third = (d["digest"][:12] for d in listed)
+    assert [re.split("  +", line) for line in table.splitlines()] == [
         ["detector", "version", "labels", "digest", "device", "calibration rows"],
         ["standin", "1", "stable", first, "cpu", "99"],
         ["standin", "2", "canary", second, "cpu", "99"],
+        ["standin", "3", "-", third, "cpu", "99"],
     ]
 
 
-@pytest.mark.parametrize(("columns", "version"), [("80", "1-r1-644ea420"), ("60", "1-r1-644ea420"), ("80", "1." * 50)])
+@pytest.mark.parametrize("columns", ["80", "40"])
+@pytest.mark.parametrize("version", ["1-r1-644ea420", "1." * 50])
 def test_a_version_is_listed_whole(command, monkeypatch, columns, version):
-    """It is typed after `label` and `unload`; only one that leaves no room for others is folded."""
+    """It is typed after `label` and `unload`, so no terminal is too narrow for it."""
     monkeypatch.setenv("COLUMNS", columns)
     real = AdminClient.detectors
     monkeypatch.setattr(AdminClient, "detectors", lambda c: [dataclasses.replace(d, version=version) for d in real(c)])
 
     _, listed, _ = command("list")
 
-    body = listed.split("┡")[1].splitlines()[1:-1]
-    folded = [line.split("│")[2].strip() for line in body]
-    assert "".join(folded) == version
-    assert (folded[0] == version) == (len(version) < 20)
-    assert len({len(line) for line in body}) == 1
+    (line,) = listed.splitlines()[1:]
+    assert line.split()[1] == version
 
 
 def test_what_a_server_says_moves_no_cursor(command, monkeypatch):
@@ -109,7 +107,7 @@ def test_what_a_server_says_moves_no_cursor(command, monkeypatch):
     _, out, _ = command("list")
 
     assert "a\\x1b[2Jb" in out
-    assert "[red], :dog:" in out
+    assert "[red],:dog:" in out
 
 
 def test_connection_options_may_come_last(operated, capsys):
