@@ -256,6 +256,14 @@ class ServerSettings(BaseSettings):
             raise ValueError(e.message.partition("; ")[2]) from None
         return value
 
+    @field_validator("host", "admin_host")
+    @classmethod
+    def _check_host(cls, value: str) -> str:
+        before, colon, _ = value.rpartition(":")
+        if value.startswith("[") or (colon and ":" not in before):
+            raise ValueError("it is a name or address alone: no brackets, and the port in an option of its own")
+        return value
+
     @field_validator("bundle_root")
     @classmethod
     def _check_bundle_root(cls, value: Path | None) -> Path | None:

@@ -78,6 +78,8 @@ def read_config(path: Path, settings: type[BaseSettings]) -> dict[str, Any]:
     known = sorted(settings.model_fields.keys() - {CONFIG})
     for key in values:
         if key not in known:
+            if isinstance(values[key], dict) and not values[key].keys().isdisjoint(known):
+                raise InvalidInputError(CONFIG, f"{path}: options stand in no table; take out the line [{key}]")
             nearest = _nearest(key, known)
             raise InvalidInputError(
                 CONFIG, f"{path}: unknown key {key!r}; did you mean {nearest!r}? softkin serve --help lists all"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,22 @@ def test_an_empty_flag_is_refused(option):
     """It is a variable of a script that was not set; as a path it would mean the current directory."""
     with pytest.raises(InvalidInputError, match=rf"^{option}: got ''; it is empty"):
         parse("b", option, "")
+
+
+@pytest.mark.parametrize("option", ["--host", "--admin-host"])
+@pytest.mark.parametrize("host", ["[::1]", "[::1]:50051", "localhost:50051", "127.0.0.1:0", "softkin.example:"])
+def test_a_host_is_no_target(option, host):
+    """Clients take both in one; the system would say of it only that there is no such name."""
+    with pytest.raises(
+        InvalidInputError, match=rf"^{option}: got '{re.escape(host)}'; it is a name or address alone: "
+    ):
+        parse("b", option, host)
+
+
+@pytest.mark.parametrize("host", ["::1", "::", "fe80::1%eth0", "::ffff:10.0.0.7"])
+def test_an_ipv6_address_is_a_host(host):
+    """As it stands, without brackets."""
+    assert parse("b", "--host", host).host == host
 
 
 def test_a_host_of_blanks_is_refused():

@@ -67,6 +67,8 @@ def test_the_file_may_be_named_by_the_environment_and_hold_the_bundles(monkeypat
         ("Port = 1", "unknown key 'Port'; did you mean 'port'?"),
         ("Q = 1", "unknown key 'Q'; did you mean '"),  # like none of them
         ("[tls]\ncert = 'a'", "unknown key 'tls'; did you mean 'tls_"),
+        ("[softkin.serve]\nport = 1", "unknown key 'softkin'; did you mean '"),
+        ("[serve]\nport = 1", "options stand in no table; take out the line [serve]"),
         ("config = 'other.toml'", "unknown key 'config'; did you mean"),
         ("port = ", "not a TOML file (Invalid value (at end of document))"),
         (b"host = '\xff'", "not a TOML file ('utf-8' codec"),
