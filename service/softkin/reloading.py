@@ -83,7 +83,7 @@ class Reloader:
         """Load every path, for the start of a server.
 
         Args:
-            wanted: asked before every path.
+            wanted: asked before every path, and after the last.
 
         Returns:
             False if `wanted` said no.
@@ -98,7 +98,7 @@ class Reloader:
                 self._held[path] = Loaded.of(self._loader.add(path))
             except ConflictError as e:
                 raise ConflictError(f"{path}: {e}") from None
-        return True
+        return wanted()
 
     def start(self) -> None:
         """Begin to serve requests, those included that have been made already."""
