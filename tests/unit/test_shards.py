@@ -103,9 +103,11 @@ class StandIn:
         self.target, self.threads = target, threads
         self.device = "cuda" if target.index == 1 else "cpu"  # the others came down to the CPU
         self.fails = self.finished = False
+        self.thread = None
 
     def run(self, barrier, cancellation):
         """Nothing, and not before the other shards run."""
+        self.thread = threading.current_thread()
         barrier.wait(10)
         if self.fails:
             raise DeviceError("broken")
@@ -133,6 +135,18 @@ def test_every_shard_has_the_device_that_is_named_for_it(monkeypatch):
     assert [(s.target.kind, s.target.index) for s in shards] == [("cpu", 0), ("cuda", 1), ("cuda", 0)]
     assert [s.threads for s in shards] == [3, 3, 3]
     assert sharded.device == "cpu,cuda,cpu"
+
+
+def test_a_single_device_runs_in_the_thread_that_asks(monkeypatch):
+    """It needs no thread of its own; those of several devices are named, for whoever looks at the process."""
+    single, [alone] = stood_in(monkeypatch, "cpu")
+    double, both = stood_in(monkeypatch, "cpu,cpu")
+
+    single.run(threading.Barrier(1))
+    double.run(threading.Barrier(2))
+
+    assert alone.thread is threading.current_thread()
+    assert sorted(s.thread.name for s in both) == ["shard_0", "shard_1"]
 
 
 @pytest.mark.parametrize("failing", [[], [0], [1], [0, 1]], ids=str)
