@@ -90,6 +90,9 @@ class Metrics:
             self._batch_seconds,
         ):
             registry.register(histogram)
+        self.ready = Gauge(
+            "softkin_ready", "1 while every bundle is loaded and the server is not stopping.", registry=registry
+        )
         self.pending_rows = Gauge("softkin_pending_rows", "Rows waiting or being scored.", registry=registry)
         self.pending_bytes = Gauge("softkin_pending_bytes", "Bytes of their inputs.", registry=registry)
         self.pending_requests = Gauge("softkin_pending_requests", "Requests waiting or scored.", registry=registry)

@@ -213,12 +213,14 @@ class Server:
             self._loader.note_fallback()
             self._path.ready = True
         self._health.set(READY, health_pb2.HealthCheckResponse.SERVING)
+        self._metrics.ready.set(1)
         self.reloader.start()
         return True
 
     def stop(self) -> None:
         """Report NOT_SERVING, wait the drain delay, refuse new calls, finish those in flight, close the ports."""
         self._health.enter_graceful_shutdown()
+        self._metrics.ready.set(0)
         self._loader.close()
         self.reloader.close()
         self._hurry.wait(self._settings.drain_delay_seconds)

@@ -12,6 +12,7 @@ DETECTOR = 'job="softkin",instance="a:9090",detector="d",version="1"'
 ANSWERED = 'softkin_request_rows_count{job="softkin",instance="a:9090"}'
 REJECTED = 'softkin_rejected_total{job="softkin",instance="a:9090",reason="%s"}'
 UP = 'up{job="softkin",instance="a:9090"}'
+READY = 'softkin_ready{job="softkin",instance="a:9090"}'
 INFO = f'softkin_detector_info{{{DETECTOR},digest="f00d",device="cpu"}}'
 ALPHA = f"softkin_alpha{{{DETECTOR}}}"
 DRIFT_ALARM = f"softkin_drift_alarm{{{DETECTOR}}}"
@@ -32,6 +33,7 @@ DAY = 86400  # the clock of a test begins at 0
 # 1,000 rows in 20 requests a minute, flagged at alpha, no errors.
 HEALTHY = {
     UP: "1x600",
+    READY: "1x600",
     INFO: "1x600",
     ALPHA: "0.05x600",
     FALLBACK: "0x600",
@@ -56,11 +58,13 @@ HEALTHY = {
 # What differs from a healthy server, after how many minutes, what fires.
 CASES = {
     "healthy": ({}, 500, []),
-    "the process is gone": ({UP: "1x10 0x590", INFO: "1x10 stale"}, 13, ["SoftkinDown"]),
-    "no target at all": ({UP: "", INFO: ""}, 5, ["SoftkinDown"]),
+    "the process is gone": ({UP: "1x10 0x590", READY: "1x10 stale", INFO: "1x10 stale"}, 13, ["SoftkinDown"]),
+    "no target at all": ({UP: "", READY: "", INFO: ""}, 5, ["SoftkinDown"]),
     "one missed scrape": ({UP: "1x10 0 1x589"}, 20, []),
-    "loading for five minutes": ({INFO: "_x5 1x595"}, 20, []),
-    "loading for ever": ({INFO: ""}, 15, ["SoftkinNotReady"]),
+    "loading for five minutes": ({READY: "0x5 1x595", INFO: "_x5 1x595"}, 20, []),
+    "loading for ever": ({READY: "0x600", INFO: ""}, 15, ["SoftkinNotReady"]),
+    "loading the second bundle for ever": ({READY: "0x600"}, 15, ["SoftkinNotReady"]),
+    "a reload that leaves nothing loaded": ({INFO: "1x10 stale"}, 25, ["SoftkinNotReady"]),
     "one request in twenty fails inside": ({REJECTED % "internal": "0+1x600"}, 20, ["SoftkinErrors"]),
     "the device fails": ({REJECTED % "unavailable": "0+19x600"}, 20, ["SoftkinErrors"]),
     "a single internal error": ({REJECTED % "internal": "0x10 1x590"}, 15, []),

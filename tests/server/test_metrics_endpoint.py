@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import urllib.error
 import urllib.request
 
@@ -147,6 +148,26 @@ def test_gauges_say_what_is_loaded(start):
     assert value("softkin_bank_rows", **labels) == 7
     assert value("softkin_rows_total", verdict="outlier", **labels) == 0
     assert value("softkin_build_info", version="0") == 1
+
+
+def test_ready_is_1_from_the_last_bundle_until_the_server_stops(start, loading, root):
+    """While the second bundle hangs, the first one's series look as if all were well, and callers are refused."""
+    bundles = [root / "v2", root / "v3"]
+    running = start(ready=False, load=loading, bundles=bundles, drain_delay_seconds=600)
+    seen = []
+
+    def wanted():
+        seen.append((len(running.series("softkin_detector_info")), running.sample("softkin_ready")))
+        return True
+
+    assert running.server.make_ready(wanted)
+    assert seen[:2] == [(0, 0), (1, 0)]
+    assert running.sample("softkin_ready") == 1
+    stopping = threading.Thread(target=running.server.stop)
+    stopping.start()
+    running.until(lambda: scrape(running)[1]("softkin_ready") == 0)
+    running.server.stop_now()
+    stopping.join(timeout=20)
 
 
 @pytest.mark.parametrize(
