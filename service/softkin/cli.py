@@ -205,8 +205,10 @@ def _detector_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     _target_arguments(parser, timeout="to find the detector; scoring takes as long as there are rows")
-    parser.add_argument("file", metavar="FILE.npz", help="arrays by name; pickled objects are refused")
-    parser.add_argument("--key", default="x_test", metavar="NAME", help="array to score (default: x_test)")
+    parser.add_argument(
+        "file", metavar="FILE", help="arrays by name (.npz), or one (.npy); pickled objects are refused"
+    )
+    parser.add_argument("--key", metavar="NAME", help="array of an .npz file to score (default: x_test)")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N rows only")
     parser.add_argument("--alpha", type=float, metavar="A", help="rate to accept (default: the server's)")
     parser.add_argument(

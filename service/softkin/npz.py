@@ -1,4 +1,4 @@
-"""Arrays of .npz files that other people wrote: no pickle, and whatever is wrong with a file told in one way."""
+"""Arrays of .npz and .npy files that other people wrote: no pickle, and faults of a file told in one way."""
 
 from __future__ import annotations
 
@@ -28,12 +28,28 @@ def open_npz(path: str | Path, remedy: str) -> Iterator[NpzFile]:
     Raises:
         DataError: it cannot be read, or is not an .npz file of plain arrays; also where that shows only in an array.
     """
-    try:
+    with (
+        _faults_told(path, "an .npz file of plain arrays", remedy),
         # Not np.load, which reads an .npy whole, takes any text for a pickle, and explains how to load that.
-        with Path(path).open("rb") as raw, NpzFile(raw, allow_pickle=False) as file:
-            yield file
+        Path(path).open("rb") as raw,
+        NpzFile(raw, allow_pickle=False) as file,
+    ):
+        yield file
+
+
+def read_npy(path: str | Path, remedy: str) -> NDArray[Any]:
+    """The array of an .npy file; arguments and errors as for `open_npz`."""
+    with _faults_told(path, "an .npy file of a plain array", remedy), Path(path).open("rb") as raw:
+        array: NDArray[Any] = np.lib.format.read_array(raw, allow_pickle=False)
+        return array
+
+
+@contextmanager
+def _faults_told(path: str | Path, expected: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, not an .npz file of plain arrays; {remedy}") from None
+        raise DataError(f"{path}: is a folder, not {expected}; {remedy}") from None
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({reason_of(e)}); check path and rights") from None
     except MemoryError as e:
@@ -41,7 +57,7 @@ def open_npz(path: str | Path, remedy: str) -> Iterator[NpzFile]:
     # Old headers NumPy parses as Python.
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as e:
         reason = str(e) or "it ends too soon"
-        raise DataError(f"{path}: not an .npz file of plain arrays ({reason}); {remedy}") from None
+        raise DataError(f"{path}: not {expected} ({reason}); {remedy}") from None
 
 
 def array_of(file: NpzFile, key: str) -> NDArray[Any]:

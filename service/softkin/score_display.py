@@ -18,9 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from softkin.display import print_columns, spelled, table
 from softkin.errors import DataError
 from softkin.nonconformity import PART_MEANINGS
-from softkin.npz import array_of, open_npz
+from softkin.npz import array_of, open_npz, read_npy
 from softkin.scores import ErrorBudget, Scores
 
+DEFAULT_KEY = "x_test"
+"""The array of an .npz file that is scored when none is named."""
 STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
 LONGEST_TABLE = 1000
@@ -31,19 +33,33 @@ P_VALUE_WIDTH = len("1.234e-05")
 """Letters of the longest p-value in four digits."""
 
 
-def read_array(path: str, key: str) -> NDArray[np.generic]:
-    """Read one array of an .npz file.
+def read_array(path: str, key: str | None) -> NDArray[np.generic]:
+    """Read an .npy file, or one array of an .npz file.
+
+    Args:
+        path: the file; one whose name does not end in .npy is taken for an .npz file.
+        key: which array of an .npz file; `DEFAULT_KEY` if None.
 
     Raises:
-        DataError: no such file or array, not an .npz file, or a pickled or zero-dimensional array.
+        DataError: no such file or array, neither kind of file, a pickled or zero-dimensional array, or a key for a
+            file of one array.
     """
-    with open_npz(path, "write one with numpy.savez(FILE, x_test=ROWS), or choose another array with --key") as file:
-        if key not in file:
-            there = spelled(", ".join(file)) or "none"
-            raise DataError(f"{path}: has no array {key!r}; it has: {there}; choose with --key")
-        array: NDArray[np.generic] = array_of(file, key)
+    if path.endswith(".npy"):
+        if key is not None:
+            raise DataError(f"{path}: an .npy file has one array, and no --key {key!r}; leave --key out")
+        array: NDArray[np.generic] = read_npy(path, "write one with numpy.save(FILE, ROWS)")
+        name = "its array"
+    else:
+        key = DEFAULT_KEY if key is None else key
+        remedy = f"write one with numpy.savez(FILE, {DEFAULT_KEY}=ROWS), or choose another array with --key"
+        with open_npz(path, remedy) as file:
+            if key not in file:
+                there = spelled(", ".join(file)) or "none"
+                raise DataError(f"{path}: has no array {key!r}; it has: {there}; choose with --key")
+            array = array_of(file, key)
+        name = f"array {key!r}"
     if array.ndim == 0:
-        raise DataError(f"{path}: array {key!r} is a single value; the first axis must be rows")
+        raise DataError(f"{path}: {name} is a single value; the first axis must be rows")
     return array
 
 

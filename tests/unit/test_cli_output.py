@@ -212,6 +212,48 @@ def test_a_file_that_is_no_npz_is_refused_with_the_remedy(tmp_path, content, mes
     assert str(e.value).endswith("; write one with numpy.savez(FILE, x_test=ROWS), or choose another array with --key")
 
 
+@pytest.mark.parametrize("array", [np.arange(6.0).reshape(3, 2), np.asfortranarray(np.eye(2, dtype="u1"))])
+def test_an_npy_file_is_one_array(tmp_path, array):
+    """So what `numpy.save` wrote needs no name."""
+    np.save(tmp_path / "x.npy", array)
+
+    read = score_display.read_array(str(tmp_path / "x.npy"), None)
+
+    assert read.dtype == array.dtype
+    np.testing.assert_array_equal(read, array)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (whole(), r"not an .npy file of a plain array \(the magic string is not correct"),
+        (b"", "not an .npy file of a plain array"),
+        (npy(np.zeros(9))[:-1], "not an .npy file of a plain array"),
+        (npy(np.array([{}], object)), "not an .npy file of a plain array"),
+    ],
+    ids=["npz", "empty", "cut short", "pickled"],
+)
+def test_a_file_that_is_no_npy_is_refused_with_the_remedy(tmp_path, content, message):
+    """As an .npz file is."""
+    path = tmp_path / "x.npy"
+    path.write_bytes(content)
+
+    with pytest.raises(DataError, match=message) as e:
+        score_display.read_array(str(path), None)
+
+    assert str(e.value).endswith("; write one with numpy.save(FILE, ROWS)")
+
+
+def test_what_an_npy_file_cannot_be_asked_for_is_refused(tmp_path):
+    """A name, and rows of a single value."""
+    np.save(tmp_path / "x.npy", 1.0)
+
+    with pytest.raises(DataError, match=r"x\.npy: an \.npy file has one array, and no --key 'a'; leave --key out$"):
+        score_display.read_array(str(tmp_path / "x.npy"), "a")
+    with pytest.raises(DataError, match=r"x\.npy: its array is a single value; the first axis must be rows$"):
+        score_display.read_array(str(tmp_path / "x.npy"), None)
+
+
 def test_an_array_larger_than_memory_is_refused_with_words(tmp_path):
     """And with another remedy than to write the file anew."""
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,)}"
@@ -249,7 +291,7 @@ def test_names_of_arrays_do_not_write_to_the_terminal(tmp_path):
     np.savez(tmp_path / "odd.npz", **{"a\n\x1b[31m": [1]})
 
     with pytest.raises(DataError) as e:
-        score_display.read_array(str(tmp_path / "odd.npz"), "x_test")
+        score_display.read_array(str(tmp_path / "odd.npz"), None)
     assert r"it has: a\n\x1b[31m; choose with --key" in str(e.value)
 
 
