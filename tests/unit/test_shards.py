@@ -104,6 +104,7 @@ class StandIn:
         self.device = "cuda" if target.index == 1 else "cpu"  # the others came down to the CPU
         self.fails = self.finished = False
         self.thread = None
+        self.outputs = Outputs(masses=np.zeros((1, 1, 1), np.float32), logits=None)
 
     def run(self, barrier, cancellation):
         """Nothing, and not before the other shards run."""
@@ -113,7 +114,7 @@ class StandIn:
             raise DeviceError("broken")
         time.sleep(0.05)
         self.finished = True
-        return Outputs(masses=np.zeros((1, 1, 1), np.float32), logits=None)
+        return self.outputs
 
 
 def stood_in(monkeypatch, device, threads=None):
@@ -138,13 +139,14 @@ def test_every_shard_has_the_device_that_is_named_for_it(monkeypatch):
 
 
 def test_a_single_device_runs_in_the_thread_that_asks(monkeypatch):
-    """It needs no thread of its own; those of several devices are named, for whoever looks at the process."""
+    """It needs no thread of its own, nor a copy; threads of several are named, for whoever looks at the process."""
     single, [alone] = stood_in(monkeypatch, "cpu")
     double, both = stood_in(monkeypatch, "cpu,cpu")
 
-    single.run(threading.Barrier(1))
+    found = single.run(threading.Barrier(1))
     double.run(threading.Barrier(2))
 
+    assert found is alone.outputs
     assert alone.thread is threading.current_thread()
     assert sorted(s.thread.name for s in both) == ["shard_0", "shard_1"]
 
