@@ -15,7 +15,7 @@ import resealed
 import standin_bundles
 from softkin.bundle import BANK, CALIBRATION, GOLDEN, MODEL
 from softkin.detector import Detector
-from softkin.errors import PreconditionError
+from softkin.errors import DeviceError, PreconditionError
 
 
 def _truncated(path):
@@ -213,6 +213,24 @@ def test_a_bundle_that_is_overwritten_while_it_is_read_changes_nothing(start, tm
     running.server.reloader.reload()
 
     assert running.score(rows(1), detector="other").budget.version == "2"
+
+
+@pytest.mark.parametrize(("error", "traceback"), [(DeviceError("no memory"), False), (RuntimeError("no"), True)])
+def test_the_log_names_the_path_that_failed_and_a_fault_by_its_traceback(
+    start, tmp_path, loading, caplog, error, traceback
+):
+    """Of many paths; where the error itself says what to do, a traceback would only bury it."""
+    path = tmp_path / "bundle"
+    standin_bundles.write(path, "1")
+    running = start(load=loading, bundles=(path,))
+    standin_bundles.write(path, "2")
+    loading.failures = [error]
+
+    running.server.reloader.reload()
+
+    [record] = [r for r in caplog.records if "event=reload_failed" in r.getMessage()]
+    assert f"path={path} error=" in record.getMessage()
+    assert bool(record.exc_info) == traceback
 
 
 @pytest.mark.parametrize("file", [BANK, MODEL, CALIBRATION, GOLDEN])
