@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
+import subprocess
+import sys
 import threading
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -106,3 +109,37 @@ def test_a_sandbox_that_refuses_another_scheduling_keeps_no_server_from_starting
     prepare()
 
     assert len(asked) == hasattr(os, "SCHED_BATCH")
+
+
+ALLOCATING = """
+import ctypes, threading
+from softkin.process import prepare
+prepare()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+together = threading.Barrier(16)
+
+def allocate():
+    together.wait()
+    libc.malloc(5000)
+    together.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(16)]
+for t in threads:
+    t.start()
+for t in threads:
+    t.join()
+out = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, out)
+libc.fclose(out)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have one heap anyway")
+def test_many_threads_share_two_heaps():
+    """With a heap each, a server of hundreds of threads fills memory with what none of them uses."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # whose threads would have heaps before
+
+    found = subprocess.run([sys.executable, "-c", ALLOCATING], capture_output=True, text=True, check=True, env=env)
+
+    assert found.stdout.count("<heap nr=") == 2
