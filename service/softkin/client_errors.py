@@ -34,9 +34,12 @@ _NO_SUCH_NAME = "; give HOST:PORT, with a name that this machine can resolve"
 _UNREACHED = {
     "Hostname Verification": _OTHER_NAME,
     "is not in peer certificate": _OTHER_NAME,
+    "certificate has expired": "; renew the server's certificate, or set this machine's clock",
+    "certificate is not yet valid": "; give the server one that is valid by now, or set this machine's clock",
     "CERTIFICATE_VERIFY_FAILED": "; give the authority that signed the server's certificate (tls_ca)",
     "WRONG_VERSION_NUMBER": "; it speaks plaintext: leave tls_ca out, or start it with --tls-cert and --tls-key",
-    "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate",
+    "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate: "
+    "one that has not expired, of an authority in its tls_client_ca",
     "backend unhealthy": "; none of the servers there is ready: they start, or they stop",
     "errors resolving": _NO_SUCH_NAME,
     "DNS resolution failed": _NO_SUCH_NAME,

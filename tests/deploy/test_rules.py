@@ -156,6 +156,33 @@ def test_alerts_fire_when_they_should_and_no_other_does(program, root, tmp_path,
     promtool(program, "test", "rules", tmp_path / "case.yml")
 
 
+@pytest.mark.parametrize(
+    ("expiry", "said"), [(6 * DAY + 1200, "expires in 6d 0h 0m 0s"), (600, "has expired: new connections fail")]
+)
+def test_the_certificate_is_said_to_expire_or_to_have_expired(program, root, tmp_path, alerts, expiry, said):
+    """Not that it expires in less than no time."""
+    annotations = alerts["SoftkinCertificateExpires"]["annotations"]
+    description = f"The certificate of a:9090 {said}. Renewed files are used without a restart."
+    labels = {"severity": "warning", "job": "softkin", "instance": "a:9090"}
+    expected = {"exp_labels": labels, "exp_annotations": {**annotations, "description": description}}
+    test = {
+        "rule_files": [str(root / "deploy/prometheus/rules.yml")],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": EXPIRY, "values": f"{expiry}x30"}],
+                "alert_rule_test": [
+                    {"eval_time": "20m", "alertname": "SoftkinCertificateExpires", "exp_alerts": [expected]}
+                ],
+            }
+        ],
+    }
+    (tmp_path / "case.yml").write_text(yaml.safe_dump(test))
+
+    promtool(program, "test", "rules", tmp_path / "case.yml")
+
+
 def test_every_alert_is_shown_to_fire(alerts):
     """An alert without a case above could be one that never fires."""
     assert {name for _, _, expected in CASES.values() for name in expected} == set(alerts)
