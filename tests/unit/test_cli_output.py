@@ -183,7 +183,8 @@ def with_header(text):
         (b"", "not an .npz file"),
         (damaged(), "not an .npz file"),
         (encrypted(), "not an .npz file of plain arrays .*password required"),
-        (cut_short(), r"not an .npz file of plain arrays \(it ends too soon\)"),
+        # Newer Pythons compare the sizes before they read.
+        (cut_short(), r"not an .npz file of plain arrays \((it ends too soon|Overlapped entries.*)\)"),
         (with_header("{'descr': '<f8', 'shape': (9"), "not an .npz file of plain arrays"),
         (archive("x_test", "text"), "'x_test' is no array"),
         (archive("x_test.npy", "text"), "'x_test' is no array"),
