@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
 
-from softkin.process import _drain, prepare
+from softkin.process import _drain, prepare, settle
 from softkin.settings import ServerSettings
 
 
@@ -109,6 +111,28 @@ def test_a_sandbox_that_refuses_another_scheduling_keeps_no_server_from_starting
     prepare()
 
     assert len(asked) == hasattr(os, "SCHED_BATCH")
+
+
+def test_what_stays_is_out_of_the_collectors_sight_and_garbage_is_not_kept_with_it():
+    """A full collection would look through all modules again and again, while callers wait."""
+
+    class Cycle:
+        pass
+
+    garbage = Cycle()
+    garbage.itself = garbage
+    gone = weakref.ref(garbage)
+    gc.disable()
+    del garbage
+    before = gc.get_freeze_count()
+    try:
+        settle()
+
+        assert gone() is None
+        assert gc.get_freeze_count() - before > 1000
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 ALLOCATING = """
