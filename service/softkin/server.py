@@ -191,7 +191,7 @@ class Server:
         """Load every bundle and warm every detector up, then report SERVING.
 
         Args:
-            wanted: asked before every bundle.
+            wanted: asked before every bundle, and after the last.
 
         Returns:
             False if `wanted` said no: the server is not ready then.

@@ -10,6 +10,7 @@ import sys
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -30,10 +31,14 @@ class Serving:
         self.log = []
         self.watchdog = threading.Timer(120, self.popen.kill)
         self.watchdog.start()
+
+    def until_ready(self):
+        """Read the log until it serves; returns itself."""
         line = self.read_until("event=serving")
         self.port, self.metrics_port, self.admin_port = (
             int(re.search(rf"\b{name}=(\d+)", line)[1]) for name in ("port", "metrics_port", "admin_port")
         )
+        return self
 
     def read_until(self, text):
         """The next log line that has the text."""
@@ -51,8 +56,16 @@ class Serving:
     def stop(self):
         """SIGTERM; returns the exit status."""
         self.popen.send_signal(signal.SIGTERM)
+        return self.ended()
+
+    def ended(self):
+        """The exit status, once the log has ended."""
         self.log.extend(self.popen.stderr)
         return self.popen.wait(timeout=60)
+
+    def events(self, *names):
+        """Those of these events that the log holds, in order."""
+        return [e for e in re.findall(r"event=(\w+)", "".join(self.log)) if e in names]
 
     def client(self):
         """A client of the scores."""
@@ -65,7 +78,7 @@ class Serving:
 
 
 @pytest.fixture
-def serving():
+def starting():
     """Starts `softkin serve`; none is left behind."""
     started = []
 
@@ -80,6 +93,12 @@ def serving():
         s.popen.stderr.close()
         s.watchdog.cancel()
         s.watchdog.join()
+
+
+@pytest.fixture
+def serving(starting):
+    """Starts `softkin serve`, and waits until it does."""
+    return lambda *arguments: starting(*arguments).until_ready()
 
 
 @pytest.fixture
@@ -227,42 +246,50 @@ def test_labels_survive_a_reload(serving, tiny, tmp_path, path):
     assert server.stop() == 0
 
 
-def test_a_hang_up_while_the_server_starts_waits_for_readiness(tiny, path, serving):
-    """It must neither end the process, as it does without a handler, nor count as a signal to stop."""
-    flags = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--device", "cpu", "--threads", "1"]
-    fifo = resealed.copy(tiny.path, path.with_name("slow"), name="slow")
-    text = (fifo / MANIFEST).read_text()
-    hold(fifo)
-    command = [sys.executable, "-m", "softkin.cli", "serve", str(path), str(fifo), *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    watchdog = threading.Timer(60, process.kill)
-    watchdog.start()
-    lines = []
+@pytest.fixture
+def slow(tiny, path):
+    """The path of a second bundle whose manifest comes only when `tell` writes it."""
+    found = resealed.copy(tiny.path, path.with_name("slow"), name="slow")
+    text = (found / MANIFEST).read_text()
+    hold(found)
 
-    def until(event):
-        for line in process.stderr:
-            lines.append(line)
-            if event in line:
-                return
-        raise AssertionError("".join(lines))
-
-    until("event=loaded")
-    process.send_signal(signal.SIGHUP)
-    for read in ("event=loaded", "event=reloaded"):
-        with (fifo / MANIFEST).open("w") as pipe:  # opens when somebody reads
+    @contextmanager
+    def tell():
+        with (found / MANIFEST).open("w") as pipe:  # once a reader is there
+            yield
             pipe.write(text)
-        until(read)
-    process.send_signal(signal.SIGTERM)
-    lines.extend(process.stderr)
-    status = process.wait(timeout=30)
-    process.stderr.close()
-    watchdog.cancel()
-    watchdog.join()
 
-    events = [e for e in re.findall(r"event=(\w+)", "".join(lines)) if e in ("loaded", "reloading", "reloaded")]
-    assert events == ["loaded", "loaded", "reloading", "reloaded"]
-    assert "unchanged=2" in "".join(lines)
+    return found, tell
+
+
+def test_a_hang_up_while_the_server_starts_waits_for_readiness(path, slow, starting):
+    """It must neither end the process, as it does without a handler, nor count as a signal to stop."""
+    second, tell = slow
+    server = starting(path, second)
+    server.read_until("event=loaded")
+    server.popen.send_signal(signal.SIGHUP)
+    for read in ("event=loaded", "event=reloaded"):
+        with tell():
+            pass
+        server.read_until(read)
+
+    status = server.stop()
+
+    assert server.events("loaded", "reloading", "reloaded") == ["loaded", "loaded", "reloading", "reloaded"]
+    assert "unchanged=2" in "".join(server.log)
     assert status == 0
+
+
+def test_sigterm_while_the_last_bundle_is_read_ends_the_start_with_it(path, slow, starting):
+    """It is not broken off, as a second signal would do, but nothing is served, not even for a moment."""
+    second, tell = slow
+    server = starting(path, second)
+    server.read_until("event=loaded")
+    with tell():
+        server.popen.send_signal(signal.SIGTERM)
+
+    assert server.ended() == 0
+    assert server.events("loaded", "serving", "stopped") == ["loaded", "loaded", "stopped"]
 
 
 def test_a_hang_up_before_any_bundle_is_read_is_left_aside(path, tmp_path):
