@@ -40,6 +40,7 @@ _UNREACHED = {
     "WRONG_VERSION_NUMBER": "; it speaks plaintext: leave tls_ca out, or start it with --tls-cert and --tls-key",
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate: "
     "one that has not expired, of an authority in its tls_client_ca",
+    "Endpoint closing": "; what listens there does not answer: see whether that server hangs",
     "backend unhealthy": "; none of the servers there is ready: they start, or they stop",
     "errors resolving": _NO_SUCH_NAME,
     "DNS resolution failed": _NO_SUCH_NAME,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -190,3 +193,25 @@ def test_every_link_into_the_page_and_out_of_it_leads_somewhere(root):
             checked += 1
 
     assert checked > 5
+
+
+def test_the_command_that_says_whether_a_bundle_is_whole_does(root, tiny, tmp_path):
+    """One byte of the bank, under a manifest that says nothing of it."""
+    page = (root / "docs/reload.md").read_text()
+    (script,) = re.findall(r'^    python -c "(from softkin.bundle .*)"$', page, re.MULTILINE)
+    path = tmp_path / "bundles/current"
+    shutil.copytree(tiny.path, path)
+    statuses, said = [], ""
+
+    for change in (0, 1):
+        content = bytearray((path / "bank.safetensors").read_bytes())
+        content[-1] ^= change
+        (path / "bank.safetensors").write_bytes(content)
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        statuses.append(done.returncode)
+        said = done.stderr
+
+    assert statuses == [0, 1]
+    assert "bundles/current/bank.safetensors: its sha256 is not the manifest's" in said.splitlines()[-1]

@@ -85,3 +85,10 @@ def test_a_server_that_is_not_reached_comes_with_the_remedy(details, remedy):
 
     assert message.startswith(f"a:1: {details}; give ")
     assert message.endswith(remedy)
+
+
+def test_a_server_that_hangs_is_said_to():
+    """It is stopped (SIGSTOP), or has no memory: the kernel accepts the connection, and nobody answers."""
+    details = "connections to all backends failing; last error: UNAVAILABLE: Handshake read failed (Endpoint closing)"
+
+    assert str(failed(Code.UNAVAILABLE, details)).endswith("; see whether that server hangs")
