@@ -91,4 +91,6 @@ def test_a_server_that_hangs_is_said_to():
     """It is stopped (SIGSTOP), or has no memory: the kernel accepts the connection, and nobody answers."""
     details = "connections to all backends failing; last error: UNAVAILABLE: Handshake read failed (Endpoint closing)"
 
-    assert str(failed(Code.UNAVAILABLE, details)).endswith("; what listens there does not answer: see whether that server hangs")
+    error = failed(Code.UNAVAILABLE, details)
+
+    assert str(error).endswith("; what listens there does not answer: see whether that server hangs")
