@@ -1,0 +1,64 @@
+"""How far a run is: its rates, its progress bar, and where it begins."""
+
+from __future__ import annotations
+
+import pytest
+
+from small_runs import SMALL, interrupted_after, run
+from softkin_training import train as train_module
+from softkin_training.config import load_recipe
+from softkin_training.data import load_dataset
+from softkin_training.train import learning_rate_at, train
+
+pytestmark = pytest.mark.training
+
+SHORT = ("training.epochs=3", "training.batch_size=256", "training.probe_rows=0")
+RECIPE = load_recipe("digits", [*SMALL, *SHORT])
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """The embedded digits."""
+    return load_dataset(RECIPE)
+
+
+def test_rates_follow_the_steps_of_the_whole_run(dataset, tmp_path):
+    """An epoch's is that of its last step."""
+    each = len(dataset.train) // 256
+    assert each > 2
+
+    history = run(dataset, tmp_path, *SHORT).history
+
+    peak = RECIPE.training.learning_rate
+    expected = [learning_rate_at(epoch * each - 1, 3 * each, peak) for epoch in (1, 2, 3)]
+    assert [epoch["learning_rate"] for epoch in history] == expected
+
+
+def test_the_bar_of_a_resumed_run_counts_the_steps_of_all_epochs(dataset, tmp_path, monkeypatch):
+    """It begins where the run was stopped, so that it ends full."""
+    interrupted_after(1, monkeypatch, dataset, tmp_path, *SHORT)
+    bars, original = [], train_module._progress_bar
+
+    def kept(*arguments, **options):
+        bars.append(original(*arguments, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(train_module, "_progress_bar", kept)
+    run(dataset, tmp_path, *SHORT, resume=True)
+
+    [task] = bars[0].tasks
+    steps = 3 * (len(dataset.train) // 256)
+    assert (task.description, task.completed, task.total) == ("digits", steps, steps)
+    assert task.fields["note"].startswith("loss ")
+
+
+def test_an_older_run_is_overwritten_by_a_run_that_is_not_asked_to_go_on(dataset, tmp_path):
+    """Another recipe in the same folder begins at its first epoch."""
+    run(dataset, tmp_path, *SHORT)
+    other = load_recipe("digits", [*SMALL, *SHORT, "training.epochs=1"])
+
+    history = train(other, dataset, tmp_path, progress=False).history
+
+    assert [epoch["epoch"] for epoch in history] == [1]
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
+    assert len(train(other, dataset, tmp_path, resume=True, progress=False).history) == 1
