@@ -110,6 +110,7 @@ def test_a_truncated_or_missing_file_is_found(tiny_copy, file):
             lambda m: m.update(approximation={"budget": 1}), "approximation: missing field", id="approximation"
         ),
         pytest.param(lambda m: m.update(bank_size=True), "bank_size must be int, got True", id="bool is no int"),
+        pytest.param(lambda m: m.update(bank_size=301), "holds 300 rows, the manifest says bank_size 301", id="rows"),
         pytest.param(lambda m: m.update(default_alpha=1.5), "default_alpha is 1.5; must lie in", id="alpha"),
         pytest.param(lambda m: m.update(name="../x"), r"name is '\.\./x'", id="path as name"),
         pytest.param(lambda m: m.update(input_shape=[0]), "input_shape", id="shape"),
