@@ -117,9 +117,11 @@ class DriftWatches:
                 self._ranking = False
 
     def save(self) -> None:
-        """Write every watch's state, each whole or not at all; a failure is logged and tried again next time."""
+        """Write every watch's state, each whole or not at all; failures, and their end, are logged."""
         with self._saving:
-            self.unsaved = sum(not _save(file, watch) for file, watch in self._watches.values())
+            before, self.unsaved = self.unsaved, sum(not _save(file, watch) for file, watch in self._watches.values())
+        if before and not self.unsaved:
+            log.info(log_line("drift_state_saved", folder=self._folder))
 
     def _rank(self) -> None:
         while (watch := self._due.get()) is not None:

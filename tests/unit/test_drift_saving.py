@@ -45,8 +45,8 @@ def test_after_a_save_that_failed_comes_the_next(tmp_path, monkeypatch, caplog, 
     assert load_file(file)["counters"][0] == 3
 
 
-def test_states_that_could_not_be_written_are_counted_until_they_are(tmp_path, monkeypatch):
-    """One of two; and one that is watched no longer is nobody's loss."""
+def test_states_that_could_not_be_written_are_counted_until_they_are(tmp_path, monkeypatch, caplog):
+    """One of two; and one that is watched no longer is nobody's loss. The log says once when all are written again."""
     one, other = StandIn(version="1"), StandIn(version="2")
     watches = DriftWatches(folder=tmp_path)
     watches.add(one)
@@ -59,17 +59,20 @@ def test_states_that_could_not_be_written_are_counted_until_they_are(tmp_path, m
         return written_whole(file)
 
     monkeypatch.setattr(drift_watches, "written_whole", no_room)
-    for still_full in ({"-1-", "-2-"}, {"-2-"}, {"-2-"}, set()):
+    caplog.set_level(logging.INFO, "softkin.server")
+    for still_full in ({"-1-", "-2-"}, {"-2-"}, {"-2-"}, set(), set()):
         full.clear()
         full.update(still_full)
+        caplog.clear()
         watches.save()
-        seen.append(watches.unsaved)
+        seen.append((watches.unsaved, [message.split()[0] for message in caplog.messages]))
     full.add("-2-")
     watches.save()
     watches.remove(other.digest)
     watches.save()
 
-    assert seen == [2, 1, 1, 0]
+    one_failed = ["event=drift_state_not_saved"]
+    assert seen == [(2, one_failed * 2), (1, one_failed), (1, one_failed), (0, ["event=drift_state_saved"]), (0, [])]
     assert watches.unsaved == 0
 
 
