@@ -325,13 +325,18 @@ def _admin(options: argparse.Namespace) -> int:
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle directory")
+    parser.add_argument("--verify", action="store_true", help="read every file; exit 1 if one is not the manifest's")
     parser.add_argument("--json", action="store_true", help="the manifest and its digest as JSON")
 
 
 def _inspect(options: argparse.Namespace) -> int:
     from softkin import bundle, display
 
-    display.print_manifest(bundle.read_manifest(options.bundle), bundle.digest(options.bundle), as_json=options.json)
+    if options.verify:
+        manifest, digest = bundle.verify_files(options.bundle)
+    else:
+        manifest, digest = bundle.read_manifest(options.bundle), bundle.digest(options.bundle)
+    display.print_manifest(manifest, digest, as_json=options.json, verified=options.verify)
     return 0
 
 
@@ -366,7 +371,7 @@ COMMANDS = {
     ),
     "drift": Command("Show what a server's drift watch has seen.", _drift_arguments, _drift, DETECTOR_OPTIONS),
     "admin": Command("Load, unload and label detectors of a running server.", _admin_arguments, _admin, ADMIN_OPTIONS),
-    "inspect": Command("Show a bundle's manifest; loading verifies its files.", _inspect_arguments, _inspect),
+    "inspect": Command("Show a bundle's manifest; --verify proves its files, too.", _inspect_arguments, _inspect),
     "export-onnx": Command(
         "Write a bundle's whole detector as one ONNX model, for any runtime.", _export_arguments, _export
     ),

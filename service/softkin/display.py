@@ -136,8 +136,8 @@ def describe_class_p_values(m: Manifest) -> list[str]:
     return [f"{what} rest on the {number} labelled calibration rows; p-values and verdicts ask for no label"]
 
 
-def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
-    """Print what a bundle is."""
+def print_manifest(manifest: Manifest, digest: str, *, as_json: bool, verified: bool = False) -> None:
+    """Print what a bundle is, and whether its files have been read and found to be the manifest's."""
     if as_json:
         print(json.dumps({"digest": digest, **dataclasses.asdict(manifest)}, indent=1, sort_keys=True))
         return
@@ -158,7 +158,8 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool) -> None:
         "certificate": f"at alpha {c.alpha:g} the false-alarm rate is at most {c.false_alarm_bound:.4g}, at confidence "
         f"{c.confidence:g}; the smallest rate that can be certified is {c.smallest_certified:.4g}",
         "bank": describe_bank(m),
-        "size": f"{sum(f.size for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files",
+        "size": f"{sum(f.size for f in m.files.values()) / 1e6:.1f} MB in {len(m.files)} files"
+        + (", every one whole" if verified else ""),
     }
     if not resting:
         del said["class p-values"]

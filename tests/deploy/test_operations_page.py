@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -198,20 +199,28 @@ def test_every_link_into_the_page_and_out_of_it_leads_somewhere(root):
 def test_the_command_that_says_whether_a_bundle_is_whole_does(root, tiny, tmp_path):
     """One byte of the bank, under a manifest that says nothing of it."""
     page = (root / "docs/reload.md").read_text()
-    (script,) = re.findall(r'^    python -c "(from softkin.bundle .*)"$', page, re.MULTILINE)
+    (command,) = re.findall(r"^    softkin (inspect .* --verify)$", page, re.MULTILINE)
     path = tmp_path / "bundles/current"
     shutil.copytree(tiny.path, path)
-    statuses, said = [], ""
+    found = []
 
     for change in (0, 1):
         content = bytearray((path / "bank.safetensors").read_bytes())
         content[-1] ^= change
         (path / "bank.safetensors").write_bytes(content)
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-m", "softkin", *command.split()],
+            cwd=tmp_path,
+            env=os.environ | {"COLUMNS": "160"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
-        statuses.append(done.returncode)
-        said = done.stderr
+        found.append(done)
 
-    assert statuses == [0, 1]
-    assert "bundles/current/bank.safetensors: its sha256 is not the manifest's" in said.splitlines()[-1]
+    whole, damaged = found
+    assert (whole.returncode, damaged.returncode, damaged.stdout) == (0, 1, "")
+    assert re.search(r"size .* MB in \d files, every one whole", whole.stdout)
+    [error] = damaged.stderr.splitlines()
+    assert error.startswith("softkin: error: bundles/current/bank.safetensors: its sha256 is not the manifest's")

@@ -90,7 +90,7 @@ FLAGS = {
     "status": ["--json", *CONNECTION],
     "drift": ["--detector", "--detector-version", "--json", "--label", *CONNECTION],
     "admin": CONNECTION,
-    "inspect": ["--json"],
+    "inspect": ["--json", "--verify"],
     "export-onnx": ["--force"],
     "healthcheck": CONNECTION,
 }
