@@ -17,6 +17,7 @@ from softkin_training.data import HELD_OUT_SETS
 from softkin_training.interruption import AGAIN
 from softkin_training.report_files import write_texts
 from softkin_training.report_markdown import plain
+from softkin_training.report_tables import number
 
 OWN = "softkin"
 """Name of a bundle's own score in its report; every other score there is the same for all detect variants."""
@@ -76,16 +77,20 @@ def markdown(table: dict[str, Any]) -> str:
         cells = []
         for m in measures:
             text = _cell(row[m]) if m in row else ""
-            cells.append(f"**{text}**" if m in row and row[m]["mean"] == best.get(m) else text)
+            cells.append(f"**{text}**" if m in row and number(row[m]["mean"]) == best.get(m) else text)
         lines.append(f"| {plain(row['score'])} | {plain(row['train'])} | " + " | ".join(cells) + " |")
     lines += ["", f"Paired differences to {plain(table['baseline'])} are in ablation.json.", ""]
     return "\n".join(lines)
 
 
-def measures_of(table: dict[str, Any]) -> tuple[list[str], dict[str, float]]:
-    """The measures that a table has, and the best mean of each; false alarms have none, for neither end is best."""
+def measures_of(table: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """The measures that a table has, and the best mean of each as it is shown, for digits that are not decide nothing.
+
+    False alarms have none: neither end is best.
+    """
     measures = [m for m in MEASURES if any(m in row for row in table["rows"])]
-    return measures, {m: max(r[m]["mean"] for r in table["rows"] if m in r) for m in measures if m != "false_alarms"}
+    judged = [m for m in measures if m != "false_alarms"]
+    return measures, {m: number(max(r[m]["mean"] for r in table["rows"] if m in r)) for m in judged}
 
 
 def values_by_seed(cells: Sequence[Cell]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
@@ -145,4 +150,4 @@ def _difference(paired: dict[str, Any]) -> str:
 
 
 def _cell(value: dict[str, Any]) -> str:
-    return f"{value['mean']:.4f} +- {value['sd']:.4f}"
+    return f"{number(value['mean'])} +- {number(value['sd'])}"

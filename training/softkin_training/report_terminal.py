@@ -49,8 +49,8 @@ def print_ablation(table: dict[str, Any]) -> None:
     measures, best = measures_of(table)
     rows = []
     for row in table["rows"]:
-        means = [row[m]["mean"] if m in row else None for m in measures]
-        cells = [tables.Cell(tables.number(x), x == best.get(m)) for m, x in zip(measures, means, strict=True)]
+        means = {m: tables.number(row[m]["mean"] if m in row else None) for m in measures}
+        cells = [tables.Cell(text, text == best.get(m)) for m, text in means.items()]
         rows.append([tables.Cell(row["score"]), tables.Cell(row["train"]), *cells])
     _print_table(console, "Means over seeds", ["score", "network"], [m.replace("_", " ") for m in measures], rows)
 
