@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from small_runs import SMALL, interrupted_after, run
 from softkin_training import train as train_module
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
-from softkin_training.train import learning_rate_at, train
+from softkin_training.train import accuracy, learning_rate_at, train
 
 pytestmark = pytest.mark.training
 
@@ -62,3 +63,31 @@ def test_an_older_run_is_overwritten_by_a_run_that_is_not_asked_to_go_on(dataset
     assert [epoch["epoch"] for epoch in history] == [1]
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
     assert len(train(other, dataset, tmp_path, resume=True, progress=False).history) == 1
+
+
+def test_checkpoints_are_written_as_often_as_the_recipe_says(dataset, tmp_path, monkeypatch):
+    """After every epoch they would take longer than a short one; the last epoch always has one."""
+    rarely = (*SHORT, "training.checkpoint_every_epochs=2")
+
+    interrupted_after(1, monkeypatch, dataset, tmp_path, *rarely)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+    interrupted_after(2, monkeypatch, dataset, tmp_path, *rarely)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 2
+
+    run(dataset, tmp_path, *rarely)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 3
+
+
+def test_the_losses_of_an_epoch_are_means_over_all_rows(dataset, tmp_path):
+    """Every one is trained on: against one pass over them, of weights that hardly move."""
+    still = (*SHORT, "training.epochs=1", "training.learning_rate=1e-12", "model.dropout=0")
+
+    trained = run(dataset, tmp_path, *still)
+
+    [epoch] = trained.history
+    rows = dataset.train
+    with torch.inference_mode():
+        ce = torch.nn.functional.cross_entropy(trained.model(torch.from_numpy(rows.x)), torch.from_numpy(rows.y))
+    assert epoch["ce"] == pytest.approx(float(ce), rel=1e-5)
+    assert epoch["train_accuracy"] == pytest.approx(accuracy(trained.model, rows), abs=0.002)
