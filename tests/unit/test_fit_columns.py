@@ -149,6 +149,8 @@ def test_columns_of_one_size_go_without_a_remark(fitted):
 
     assert "deviations" not in fitted(x, y)[1]
     assert columns_of(1e6 * x, None) is None
+    padded = np.hstack([x, np.zeros((600, 9))])  # most columns are constant, as at the edge of flattened images
+    assert columns_of(padded, None) is None
 
 
 def test_the_remark_tells_the_deviations_that_are_farthest_apart():
