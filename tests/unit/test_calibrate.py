@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from softkin.bank import pack
 from softkin.nonconformity import Nonconformity, Outputs, fit_references
-from softkin_training.calibrate import calibration_of
+from softkin_training.calibrate import calibration_of, stored
 
 ROWS, CLASSES = 40, 3
 LAYERS = ("early", "late")
@@ -76,3 +77,17 @@ def test_the_joint_form_keeps_references_in_the_place_of_layers(outputs, true_cl
 
     assert calibration.layer_terms == {}
     assert calibration.references.keys() == references.keys()
+
+
+def test_the_rows_of_a_stored_bank_are_in_its_file_alone(tmp_path):
+    """The session maps them from there: in memory as well, a large bank would be held twice."""
+    z, ids = np.random.default_rng(2).normal(size=(100, 4)).astype(np.float32), np.arange(100)
+    metrics, temperatures = {"a": "squared_euclidean"}, {"a": 1.0}
+    bank = pack({"a": z}, ids % 2, ids, num_classes=2, metrics=metrics, temperatures=temperatures)
+
+    found, file = stored(bank, tmp_path)
+
+    rows = found.layers["a"].rows
+    assert isinstance(rows, np.memmap)
+    assert rows.filename == file
+    np.testing.assert_array_equal(rows, bank.layers["a"].rows)
