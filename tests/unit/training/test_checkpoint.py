@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 
 import pytest
+import torch
 
-from small_runs import SMALL, run
+from small_runs import SMALL, interrupted_after, run
 from softkin.errors import InvalidInputError, RecipeError
 from softkin_training import checkpoint
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
+from softkin_training.train import load_checkpoint
 
 pytestmark = pytest.mark.training
 ONE_EPOCH = ("training.epochs=1", "training.probe_rows=0", "training.batch_size=256")
@@ -44,3 +46,22 @@ def test_another_number_of_processes_than_wrote_the_checkpoint_is_refused(datase
 
     with pytest.raises(RecipeError, match=r"checkpoint\.pt: 1 processes wrote it and these are 2; start as many, or"):
         run(dataset, tmp_path, *ONE_EPOCH, resume=True)
+
+
+def test_the_steps_after_training_need_a_finished_run(dataset, tmp_path, monkeypatch):
+    """They are told how far it is; from a finished one they get its weights, and the caller keeps his random state."""
+    settings = ("training.epochs=2", *ONE_EPOCH[1:])
+    recipe = load_recipe("digits", [*SMALL, *settings])
+    with pytest.raises(InvalidInputError, match=r"^out: .*checkpoint\.pt does not exist; run the train step first$"):
+        load_checkpoint(recipe, dataset, tmp_path)
+    interrupted_after(1, monkeypatch, dataset, tmp_path, *settings)
+    with pytest.raises(RecipeError, match=r"checkpoint\.pt holds 1 of 2 epochs; finish it with --resume$"):
+        load_checkpoint(recipe, dataset, tmp_path)
+    trained = run(dataset, tmp_path, *settings).model.state_dict()
+    before = torch.get_rng_state()
+
+    loaded = load_checkpoint(recipe, dataset, str(tmp_path))
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not loaded.training
+    assert all(torch.equal(value, trained[name]) for name, value in loaded.state_dict().items())
