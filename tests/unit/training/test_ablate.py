@@ -162,7 +162,7 @@ def test_figures_are_means_deviations_and_paired_differences_over_seeds():
         ("[train]\n[detect.b]", r"\[train\] must hold at least one table of recipe keys"),
         ("[train.a]\n[train]\nb = 1\n[detect.b]", r"\[train\] must hold at least one table of recipe keys"),
         ("[train.a]", r"\[detect\] must hold at least one table of recipe keys"),
-        ("[train.a]\nloss.weight = 1.0\n[detect.b]", 'train.a: quote the key: "loss.KEY" = VALUE'),
+        ("[train.z]\nname='z'\n[train.a]\nloss.weight = 1.0\n[detect.b]", 'train.a: quote the key: "loss.KEY" = VALUE'),
         ("[train.a]\n[detect.b]\n[held_out]\nx = [1.5]", "held_out.x must be a list of class numbers"),
         ("[train.a]\n[detect.b]\n[held_out]\nx = []", "held_out.x must be a list of class numbers"),
         ("[train.a]\n[detect.b]\n[held_out]\nx = [true]", "held_out.x must be a list of class numbers"),
