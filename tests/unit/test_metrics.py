@@ -38,6 +38,7 @@ CONTRACT = {
     "softkin_pending_requests": ("gauge", set()),
     "softkin_pending_rows": ("gauge", set()),
     "softkin_queued_rows": ("gauge", set()),
+    "softkin_ready": ("gauge", set()),
     "softkin_rejected": ("counter", {"reason"}),
     "softkin_reloads": ("counter", {"result"}),
     "softkin_request_rows": ("histogram", set()),
