@@ -64,6 +64,11 @@ CASES = {
     "loading for five minutes": ({READY: "0x5 1x595", INFO: "_x5 1x595"}, 20, []),
     "loading for ever": ({READY: "0x600", INFO: ""}, 15, ["SoftkinNotReady"]),
     "loading the second bundle for ever": ({READY: "0x600"}, 15, ["SoftkinNotReady"]),
+    "loading for ever, and restarted every six minutes": (
+        {READY: "0x4 stale _x1 " * 20, INFO: "", UP: "1x4 0x1 " * 20},
+        25,
+        ["SoftkinNotReady"],
+    ),
     "a reload that leaves nothing loaded": ({INFO: "1x10 stale"}, 25, ["SoftkinNotReady"]),
     "one request in twenty fails inside": ({REJECTED % "internal": "0+1x600"}, 20, ["SoftkinErrors"]),
     "the device fails": ({REJECTED % "unavailable": "0+19x600"}, 20, ["SoftkinErrors"]),
