@@ -30,6 +30,7 @@ _OWN_WORDS: dict[grpc.StatusCode, type[SoftkinError]] = {
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 _OTHER_NAME = "; give the name that is in the server's certificate (tls_server_name)"
+_NO_ANSWER = "; what listens there does not answer: see whether that server hangs"
 _NO_SUCH_NAME = "; give HOST:PORT, with a name that this machine can resolve"
 _UNREACHED = {
     "Hostname Verification": _OTHER_NAME,
@@ -40,7 +41,8 @@ _UNREACHED = {
     "WRONG_VERSION_NUMBER": "; it speaks plaintext: leave tls_ca out, or start it with --tls-cert and --tls-key",
     "Socket closed": "; if the server speaks TLS, give tls_ca, and tls_cert and tls_key if it asks for a certificate: "
     "one that has not expired, of an authority in its tls_client_ca",
-    "Endpoint closing": "; what listens there does not answer: see whether that server hangs",
+    "Endpoint closing": _NO_ANSWER,
+    "before receiving SETTINGS": _NO_ANSWER,
     "backend unhealthy": "; none of the servers there is ready: they start, or they stop",
     "errors resolving": _NO_SUCH_NAME,
     "DNS resolution failed": _NO_SUCH_NAME,
