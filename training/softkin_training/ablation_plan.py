@@ -69,8 +69,10 @@ def load_plan(path: str | Path | None = None) -> Plan:
     held_out = raw.get("held_out", {})
     if not isinstance(held_out, dict):
         raise RecipeError(f"{source}: held_out is {held_out!r}; it must be a table of names and lists of class numbers")
+    if FAR in held_out:
+        raise RecipeError(f"{source}: held_out.{FAR}: with that name nothing is held out; choose another")
     for name, classes in held_out.items():
-        if name == FAR or not isinstance(classes, list) or not classes or not all(map(_is_class, classes)):
+        if not isinstance(classes, list) or not classes or not all(map(_is_class, classes)):
             raise RecipeError(f"{source}: held_out.{name} must be a list of class numbers, got {classes!r}")
     families = {FAR: (), **{name: tuple(classes) for name, classes in held_out.items()}}
     return Plan(train=raw["train"], detect=raw["detect"], families=families)

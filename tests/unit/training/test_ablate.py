@@ -163,7 +163,12 @@ def test_figures_are_means_deviations_and_paired_differences_over_seeds():
         ("[train.a]\n[train]\nb = 1\n[detect.b]", r"\[train\] must hold at least one table of recipe keys"),
         ("[train.a]", r"\[detect\] must hold at least one table of recipe keys"),
         ("[train.z]\nname='z'\n[train.a]\nloss.weight = 1.0\n[detect.b]", 'train.a: quote the key: "loss.KEY" = VALUE'),
-        ("[train.a]\n[detect.b]\n[held_out]\nx = [1.5]", "held_out.x must be a list of class numbers"),
+        ("[train.a]\n[detect.b]\n[held_out]\nw = [1]\nx = [1, 1.5]", "held_out.x must be a list of class numbers"),
+        ("[train.a]\n[detect.b]\n[held_out]\nx = 3", "held_out.x must be a list of class numbers, got 3"),
+        (
+            "[train.a]\n[detect.b]\n[held_out]\n'all classes' = [8]",
+            "all classes: with that name nothing is held out; choose",
+        ),
         ("[train.a]\n[detect.b]\n[held_out]\nx = []", "held_out.x must be a list of class numbers"),
         ("[train.a]\n[detect.b]\n[held_out]\nx = [true]", "held_out.x must be a list of class numbers"),
         ("held_out = 5\n[train.a]\n[detect.b]", "held_out is 5; it must be a table"),
