@@ -65,6 +65,10 @@ def test_the_figures_are_those_of_the_report(report, printed):
     wanted = [(s.mean_auroc, s.false_alarms and s.false_alarms.value, s.mean_caught) for s in plain.scores.values()]
     assert [row[1:] for row in cells(lines)] == [list(map(tables.number, row)) for row in wanted]
     assert "* Mind the gap." in lines
+    heads = [line.strip("┃").split("┃") for line in lines if line.startswith("┃")]
+    assert [" ".join(" ".join(words).split()) for words in zip(*heads, strict=True)] == [
+        *("score", "mean AUROC", "false alarms", "mean caught")
+    ]
     text = " ".join(" ".join(lines).split())
     assert f"Promised: at alpha = {plain.alpha:g} at most {plain.alpha:g} of inliers are flagged" in text
 

@@ -1,7 +1,8 @@
-"""How far a run is: its rates, its progress bar, and where it begins."""
+"""How far a run is, and what it tells: rates, the progress bar, losses, where it begins and what it leaves behind."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ from small_runs import SMALL, interrupted_after, run
 from softkin_training import train as train_module
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
+from softkin_training.losses import soft_nearest_neighbor_loss
+from softkin_training.rows import Rows
 from softkin_training.train import accuracy, learning_rate_at, train
 
 pytestmark = pytest.mark.training
@@ -91,3 +94,31 @@ def test_the_losses_of_an_epoch_are_means_over_all_rows(dataset, tmp_path):
         ce = torch.nn.functional.cross_entropy(trained.model(torch.from_numpy(rows.x)), torch.from_numpy(rows.y))
     assert epoch["ce"] == pytest.approx(float(ce), rel=1e-5)
     assert epoch["train_accuracy"] == pytest.approx(accuracy(trained.model, rows), abs=0.002)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "squared_euclidean"])
+def test_the_loss_of_a_layer_is_taken_in_the_metric_of_the_recipe(dataset, tmp_path, metric):
+    """And at its temperature: against the loss of all rows in one batch, of weights that hardly move."""
+    still = ("training.epochs=1", "training.batch_size=5000", "training.learning_rate=1e-12", "model.dropout=0")
+    loss = (f"loss.metric={metric}", "loss.temperature=fixed", "loss.fixed_temperature=0.7", "loss.max_side=0")
+
+    trained = run(dataset, tmp_path, *still, *loss, "training.probe_rows=0")
+
+    rows = dataset.train
+    with torch.inference_mode():
+        _, hidden = trained.model.forward_with_hidden(torch.from_numpy(rows.x))
+    for layer, value in trained.history[0]["snnl"].items():
+        z = hidden[layer].flatten(1)
+        expected = soft_nearest_neighbor_loss(z, torch.from_numpy(rows.y), temperature=0.7, metric=metric)
+        assert value == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 9])
+def test_accuracy_is_the_share_of_rows_whose_largest_logit_is_their_label(batch_size):
+    """However they are dealt into batches."""
+    model = torch.nn.Linear(3, 3, bias=False)
+    model.weight.data = torch.eye(3)
+    rows = Rows(np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]], np.array([0, 1, 2, 1, 1]), np.arange(5))
+
+    assert accuracy(model, rows, batch_size=batch_size) == 0.8
+    assert not model.training
