@@ -13,6 +13,7 @@ from softkin import DataError, Detector
 from softkin.bundle import USED_ROWS, read_bundle
 from softkin.certificate import certify
 from softkin.nonconformity import Nonconformity
+from softkin.precision import reduce_precision
 from softkin.scorer import Network
 from softkin_training import bank_temperature
 from softkin_training.bank_temperature import neighbor_distance
@@ -45,6 +46,20 @@ def test_calibration_scores_are_those_of_the_serving_detector(tiny, tmp_path, fo
         np.abs(stored[np.minimum(positions, len(stored) - 1)] - found) <= 1e-5 * np.maximum(np.abs(found), 1)
     )
     assert matched.sum() >= len(stored)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_rows_in_fewer_bits_are_read_as_they_were_rounded(tiny, tmp_path, precision):
+    """With what stands beside them: by it they are shown, compared and exported."""
+    expected = reduce_precision(read_bundle(tiny.path).bank, precision)
+
+    found = read_bundle(rebuild(tiny, tmp_path / "b", precision=precision)).bank
+
+    for name, layer in found.layers.items():
+        assert layer.rows.dtype == precision
+        for part in (slice(None), slice(3, 9)):
+            np.testing.assert_array_equal(layer.representations(part), expected.layers[name].representations(part))
+            np.testing.assert_array_equal(layer.row_offsets(part), expected.layers[name].row_offsets(part))
 
 
 def test_auto_takes_the_fewest_bits_within_the_budget(tiny, tmp_path):

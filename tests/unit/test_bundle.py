@@ -203,7 +203,7 @@ def _straddle(tensors):
 
 
 def _unsorted(tensors):
-    tensors["outlier_scores"] = tensors["outlier_scores"][::-1].copy()
+    tensors["outlier_scores"][[7, 8]] = tensors["outlier_scores"][[8, 7]]
 
 
 def _put(name, value):
@@ -224,6 +224,7 @@ def _swap_classes(tensors):
         pytest.param(bundles.BANK, lambda t: t.pop("ids"), "has no array 'ids'", id="missing array"),
         pytest.param(bundles.CALIBRATION, _unsorted, "'outlier_scores' must be sorted ascending", id="unsorted"),
         pytest.param(bundles.CALIBRATION, lambda t: t.pop("references.density"), "references.density", id="reference"),
+        pytest.param(bundles.CALIBRATION, lambda t: t.update(true_class_scores=np.zeros(0)), "not empty", id="none"),
         pytest.param(bundles.CALIBRATION, _swap_classes, "not the manifest's predicted_class_rows", id="class sizes"),
         pytest.param(bundles.CALIBRATION, _put("predicted_classes", 3), r"must hold classes in \[0, 3\)", id="class"),
         pytest.param(bundles.CALIBRATION, _put("true_classes", -1), "'true_classes' must hold", id="negative"),
