@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health, health_pb2
@@ -100,6 +101,8 @@ class Server:
         )
         self._saving = ExitStack()
         self._health = WatchedHealth(self._threads.unwrapped_places)
+        self._is_ready = partial(self._health.serving, READY)
+        metrics.ready.set_function(self._is_ready)
         self._grpc = self._grpc_server(services)
         self._admin: AdminListener | None = None
         if settings.admin_port is not None:
@@ -213,14 +216,12 @@ class Server:
             self._loader.note_fallback()
             self._path.ready = True
         self._health.set(READY, health_pb2.HealthCheckResponse.SERVING)
-        self._metrics.ready.set(1)
         self.reloader.start()
         return True
 
     def stop(self) -> None:
         """Report NOT_SERVING, wait the drain delay, refuse new calls, finish those in flight, close the ports."""
         self._health.enter_graceful_shutdown()
-        self._metrics.ready.set(0)
         self._loader.close()
         self.reloader.close()
         self._hurry.wait(self._settings.drain_delay_seconds)
@@ -263,13 +264,8 @@ class Server:
         from softkin.inference import grpc_service_pb2_grpc
         from softkin.oip import InferenceServicer
 
-        request = health_pb2.HealthCheckRequest(service=READY)
-
-        def serving() -> bool:
-            return bool(self._health.Check(request, None).status == health_pb2.HealthCheckResponse.SERVING)
-
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(self._settings, self._registry, self._path, serving), server
+            InferenceServicer(self._settings, self._registry, self._path, self._is_ready), server
         )
 
     def _closing(self, seconds: float) -> Callable[[float], bool]:

@@ -82,6 +82,10 @@ class WatchedHealth(health.HealthServicer):  # type: ignore[misc]  # it ships no
         if self._ending:
             watch(None)
 
+    def serving(self, service: str) -> bool:
+        """Whether it says that a service serves."""
+        return bool(self._server_status.get(service) == health_pb2.HealthCheckResponse.SERVING)
+
     def add_to(self, server: grpc.Server) -> None:
         """Serve it there.
 
