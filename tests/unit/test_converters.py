@@ -244,6 +244,7 @@ def test_every_data_type_of_the_contract_has_a_dtype():
         ({"dtype": 99}, "x.dtype", "got 99 (unknown); allowed"),
         ({"shape": [1] * 9}, "x.shape", "got 9 axes; at most 8"),
         ({"shape": [-1, -6]}, "x.shape", "got [-1, -6]; no axis may be negative"),
+        ({"shape": [6, -1]}, "x.shape", "got [6, -1]; no axis may be negative"),
         ({"shape": [7]}, "x.data", "has 24 bytes, but shape [7] of float32 takes 28"),
         ({"shape": []}, "x.data", "has 24 bytes, but shape [] of float32 takes 4"),
         ({"shape": [6 + 2**62]}, "x.data", "takes 18446744073709551640"),
