@@ -65,3 +65,42 @@ def test_the_steps_after_training_need_a_finished_run(dataset, tmp_path, monkeyp
     assert torch.equal(torch.get_rng_state(), before)
     assert not loaded.training
     assert all(torch.equal(value, trained[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("override", "decides"),
+    [
+        ("seed=5", True),
+        ("data.calibration_rows=77", True),
+        ("model.dense=9", True),
+        ("loss.weight=0.5", True),
+        ("augmentation.horizontal_flip=0.25", True),
+        ("training.batch_size=77", True),
+        ("name=other", False),
+        ("data.path=moved.npz", False),
+        ("data.outliers.more=o.npz", False),
+        ("training.cuda_graph=false", False),
+        ("detector.max_dim=9", False),
+    ],
+)
+def test_a_run_goes_on_under_whatever_does_not_decide_its_weights(override, decides):
+    """Files may move, for rows are told by their contents; the detector is made later."""
+    before, after = (
+        checkpoint.deciding(load_recipe("mnist", ["data.path=x.npz", *more]).to_dict()) for more in ([], [override])
+    )
+
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert changed == ({override.partition("=")[0]} if decides else set())
+
+
+def test_a_checkpoint_whose_recipe_has_a_key_that_is_gone_is_another_recipes(dataset, tmp_path):
+    """Nobody knows what it did; the message names it."""
+    run(dataset, tmp_path, *ONE_EPOCH)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["recipe"]["training"]["gone"] = 3
+    torch.save(state, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(
+        RecipeError, match=r"checkpoint\.pt is another recipe's: training\.gone: 3 -> None; undo that, or"
+    ):
+        run(dataset, tmp_path, *ONE_EPOCH, resume=True)
