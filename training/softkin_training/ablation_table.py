@@ -122,7 +122,7 @@ def values_by_seed(cells: Sequence[Cell]) -> dict[tuple[str, str], dict[str, dic
 def _accuracy(cells: Sequence[Cell], variants: Sequence[str]) -> dict[str, Any]:
     found: dict[str, dict[int, float]] = {v: {} for v in variants}
     for cell in cells:
-        if cell.family == FAR and cell.report["accuracy"] is not None:
+        if cell.family == FAR:
             found[cell.train][cell.seed] = cell.report["accuracy"]
     table: dict[str, Any] = {}
     for variant, by_seed in found.items():

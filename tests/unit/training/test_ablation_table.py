@@ -113,9 +113,9 @@ def test_near_figures_are_means_over_families_then_seeds_and_false_alarms_are_of
 
 def test_differences_are_paired_by_seed_with_a_test_from_three_seeds_on():
     """Seeds that only one of both has are left out; a score that the first variant lacks is compared with nothing."""
-    plain = [cell("plain", seed, {"softkin": [0.5 + seed / 100]}, accuracy=0.5) for seed in range(4)]
+    plain = [cell("plain", seed, {"softkin": [0.5 + seed / 100, 0.5, seed / 16]}, accuracy=0.5) for seed in range(4)]
     other = [
-        cell("other", seed, {"softkin": [auroc], "vim": [0.9]}, accuracy=0.5 + auroc)
+        cell("other", seed, {"softkin": [auroc, 0.5, seed / 16], "vim": [0.9]}, accuracy=0.5 + auroc)
         for seed, auroc in ((1, 0.41), (2, 0.44), (3, 0.43))
     ]
 
@@ -127,7 +127,7 @@ def test_differences_are_paired_by_seed_with_a_test_from_three_seeds_on():
     # Differences -.10, -.08, -.10: t = -14 on 2 degrees of freedom.
     expected = {"difference": pytest.approx(-0.28 / 3), "p": pytest.approx(0.0050632, rel=1e-4)}
     assert second["paired"]["far_auroc"] == expected
-    assert second["paired"]["far_caught"] == {"difference": 0.0, "p": None}
+    assert second["paired"]["false_alarms"] == {"difference": 0.0, "p": None}
     assert table["accuracy"]["other"]["paired"]["difference"] == pytest.approx(0.42667, rel=1e-4)
     two = summarise([*plain, *other[:2]])["rows"][1]["paired"]["far_auroc"]
     assert two == {"difference": pytest.approx(-0.09), "p": None}
