@@ -126,6 +126,14 @@ def test_one_number_for_a_whole_batch_is_no_layer():
         exposed(proto, layers=["total"])
 
 
+def test_each_layer_must_hold_numbers():
+    """Whatever stands before it."""
+    fires = [node("Greater", ["hidden", "zero"], ["fires"])]
+
+    with pytest.raises(InvalidInputError, match="layers: 'fires' holds bool where numbers are needed"):
+        exposed(classifier(fires, initializers=[tensor(0.0, "zero")]), layers=["hidden", "fires"])
+
+
 def test_an_output_that_a_batch_has_but_once_is_refused_as_the_output():
     """For one row it looks like any other."""
     mean = node("ReduceMean", ["scores", "axis"], ["mean"], keepdims=1)

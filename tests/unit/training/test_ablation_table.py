@@ -7,7 +7,7 @@ import json
 import pytest
 
 from softkin_training.ablation_plan import FAR, Cell
-from softkin_training.ablation_table import summarise, write_table
+from softkin_training.ablation_table import markdown, summarise, write_table
 from softkin_training.data import HELD_OUT_SETS
 
 pytestmark = pytest.mark.training
@@ -129,5 +129,6 @@ def test_differences_are_paired_by_seed_with_a_test_from_three_seeds_on():
     assert second["paired"]["far_auroc"] == expected
     assert second["paired"]["false_alarms"] == {"difference": 0.0, "p": None}
     assert table["accuracy"]["other"]["paired"]["difference"] == pytest.approx(0.42667, rel=1e-4)
+    assert "| other | 0.9267 +- 0.0153 | +0.4267 (p = 0.00043) |" in markdown(table)
     two = summarise([*plain, *other[:2]])["rows"][1]["paired"]["far_auroc"]
     assert two == {"difference": pytest.approx(-0.09), "p": None}
