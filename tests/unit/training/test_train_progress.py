@@ -56,16 +56,29 @@ def test_the_bar_of_a_resumed_run_counts_the_steps_of_all_epochs(dataset, tmp_pa
     assert task.fields["note"].startswith("loss ")
 
 
+def test_a_bar_that_is_shown_is_written(capsys, monkeypatch):
+    """Where there is no terminal, as it stands at the end."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with train_module._progress_bar("digits", 3, shown=True) as bar:
+        bar.update(bar.add_task("digits", total=3, note="loss 0.5"), advance=3)
+
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("digits ━━━━")
+    assert "3/3 0:00:00 loss 0.5" in line
+
+
 def test_an_older_run_is_overwritten_by_a_run_that_is_not_asked_to_go_on(dataset, tmp_path):
-    """Another recipe in the same folder begins at its first epoch."""
-    run(dataset, tmp_path, *SHORT)
+    """Another recipe in the same folder begins at its first epoch; the folder and those above it are made."""
+    out = tmp_path / "of" / "mine"
+    run(dataset, out, *SHORT)
     other = load_recipe("digits", [*SMALL, *SHORT, "training.epochs=1"])
 
-    history = train(other, dataset, tmp_path, progress=False).history
+    history = train(other, dataset, out, progress=False).history
 
     assert [epoch["epoch"] for epoch in history] == [1]
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
-    assert len(train(other, dataset, tmp_path, resume=True, progress=False).history) == 1
+    assert len((out / "history.jsonl").read_text().splitlines()) == 1
+    assert len(train(other, dataset, out, resume=True, progress=False).history) == 1
 
 
 def test_checkpoints_are_written_as_often_as_the_recipe_says(dataset, tmp_path, monkeypatch):
