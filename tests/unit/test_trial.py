@@ -44,6 +44,13 @@ def test_two_runs_differ_where_a_value_is_off_by_more_than_a_share_of_the_larges
     assert difference_of(a, b, 1e-4) == message
 
 
+def test_the_tensor_that_differs_is_told_whichever_it_is():
+    """The first of them."""
+    expected = {name: np.ones(2) for name in "abc"}
+
+    assert difference_of({**expected, "b": 3 * np.ones(2), "c": np.zeros(2)}, expected, 1e-4).startswith("'b' differs")
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -59,6 +66,7 @@ def test_two_runs_differ_where_a_value_is_off_by_more_than_a_share_of_the_larges
         (RuntimeError("/onnxruntime_src/core/a_b.h:91 size was odd"), "size was odd"),
         (EOFError(), "EOFError"),
         (FileNotFoundError(2, "No such file or directory", "x.onnx"), "No such file or directory"),
+        (OSError("short read"), "short read"),
     ],
 )
 def test_of_an_error_the_first_line_is_told(error, line):
