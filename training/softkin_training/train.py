@@ -323,8 +323,8 @@ def _progress_bar(name: str, steps: int, *, shown: bool) -> Progress:
 def _refuse_unwritable(out_dir: Path) -> None:
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with written_whole(out_dir / ".writable") as temporary:
-            temporary.touch()
+        with written_whole(out_dir / ".writable"):
+            pass
         (out_dir / ".writable").unlink()
     except OSError as e:
         raise InvalidInputError("out_dir", f"cannot write to {out_dir} ({e.strerror}); choose another folder") from None

@@ -78,6 +78,7 @@ def test_an_older_run_is_overwritten_by_a_run_that_is_not_asked_to_go_on(dataset
 
     assert [epoch["epoch"] for epoch in history] == [1]
     assert len((out / "history.jsonl").read_text().splitlines()) == 1
+    assert not list(out.glob(".*"))  # by which it was tried whether the folder can be written
     assert len(train(other, dataset, out, resume=True, progress=False).history) == 1
 
 
