@@ -313,13 +313,13 @@ def test_the_number_of_neighbours_is_bounded(fields, field):
             decode_score_request(request, LIMITS)
 
 
-@pytest.mark.parametrize(("rows", "fits"), [(4, True), (5, False)])
-def test_the_number_of_rows_is_bounded(rows, fits):
-    """Up to and including max_rows."""
-    request = pb.ScoreRequest(inputs=array_to_tensor(np.zeros((rows, 1))))
+@pytest.mark.parametrize(("shape", "fits"), [((4, 1), True), ((5, 1), False), ((5,), False), ((), True)])
+def test_the_number_of_rows_is_bounded(shape, fits):
+    """Up to and including max_rows; that a number is no array of rows, the detector says."""
+    request = pb.ScoreRequest(inputs=array_to_tensor(np.zeros(shape)))
 
     if fits:
-        assert len(decode_score_request(request, LIMITS).inputs) == rows
+        assert decode_score_request(request, LIMITS).inputs.shape == shape
     else:
         with pytest.raises(InvalidInputError, match=r"inputs.shape: got 5 rows; .* max_rows = 4"):
             decode_score_request(request, LIMITS)
