@@ -299,6 +299,7 @@ def test_a_version_that_cannot_come_back_is_replaced_by_the_next_bundle_that_loa
     assert e.value.code() is grpc.StatusCode.UNAVAILABLE
     assert shown == []
     assert events == ["not_restored", "unloaded"]
+    assert "event=not_restored detector=standin version=1 reason=" in caplog.text
     assert running.score(rows(1), detector="standin").budget.version == following
 
 
