@@ -290,6 +290,7 @@ def page(judged):
         "Found: 3 of 10 inliers flagged, <strong>30%</strong> (95% interval 25% to 34%). Chance of so many or more, "
         "if they are like the calibration rows: 0.0123.",
         "<h1>Detection report: tiny 1</h1>",
+        "500 inliers, 2 outlier sets, 300 calibration rows.",
         "<h3>Mean over all 2 outlier sets</h3>",
         "<h3>one (10 rows)</h3>",
         "<h3>two (10 rows, near)</h3>",
