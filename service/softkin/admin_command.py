@@ -10,7 +10,7 @@ from functools import partial
 
 from softkin.admin_client import AdminClient
 from softkin.descriptions import DetectorInfo
-from softkin.display import print_listing, spelled
+from softkin.display import print_detectors, spelled
 from softkin.registry import STABLE
 
 
@@ -77,8 +77,4 @@ def _print(detectors: Sequence[DetectorInfo], *, as_json: bool) -> None:
         for d in detectors:
             print(json.dumps(dataclasses.asdict(d), allow_nan=False))
         return
-    rows = [
-        (d.name, d.version, ",".join(d.labels) or "-", d.digest[:12], d.device, str(d.calibration_size))
-        for d in detectors
-    ]
-    print_listing(("detector", "version", "labels", "digest", "device", "calibration rows"), rows)
+    print_detectors(["calibration rows"], [(d, [str(d.calibration_size)]) for d in detectors])

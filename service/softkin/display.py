@@ -48,10 +48,17 @@ def print_columns(headers: Sequence[str], rows: Iterable[Sequence[str]], widths:
         print("  ".join([*map(str.ljust, row, padded), *row[len(padded) :]]).rstrip())
 
 
-def print_listing(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table without lines of cells that may be anybody's, as wide as they are: what is typed after is whole."""
+def print_detectors(more: Sequence[str], detectors: Iterable[tuple[DetectorInfo, Sequence[str]]]) -> None:
+    """Print versions in a line each, as wide as they are: a name that is typed after must be whole.
+
+    Args:
+        more: headers of further columns.
+        detectors: each with its cells there.
+    """
+    rows = [(d.name, d.version, ",".join(d.labels) or "-", d.digest[:12], d.device, *own) for d, own in detectors]
     cells = [[*map(spelled, row)] for row in rows]
-    print_columns(headers, cells, [max(map(len, column)) for column in zip(*cells, strict=True)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print_columns(("detector", "version", "labels", "digest", "device", *more), cells, widths)
 
 
 def print_drift(drift: DriftInfo, *, as_json: bool) -> None:
@@ -86,12 +93,9 @@ def print_status(detectors: Sequence[tuple[DetectorInfo, DriftInfo]], *, as_json
         if as_json:
             print(json.dumps({**dataclasses.asdict(d), "drift": _drift_dict(drift)}, allow_nan=False))
         flagged = f"{r.flag_rate:.2%}" if r.window_rows else "-"
-        since = f"row {r.alarm_row}" if r.alarm else "no"
-        labels = ",".join(d.labels) or "-"
-        cells = (d.name, d.version, labels, d.digest[:12], d.device, str(r.rows), flagged, f"{r.alpha:g}", since)
-        rows.append(cells)
+        rows.append((d, (str(r.rows), flagged, f"{r.alpha:g}", f"row {r.alarm_row}" if r.alarm else "no")))
     if not as_json:
-        print_listing(("detector", "version", "labels", "digest", "device", "rows", "flagged", "alpha", "drift"), rows)
+        print_detectors(("rows", "flagged", "alpha", "drift"), rows)
 
 
 def _drift_dict(drift: DriftInfo) -> dict[str, Any]:
