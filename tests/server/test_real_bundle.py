@@ -189,6 +189,24 @@ def test_healthcheck_and_inspect_answer(served, tiny):
     assert described["certificate"]["alpha"] == described["default_alpha"] == 0.05
 
 
+def test_inspect_proves_the_files_where_it_is_asked_to(tiny_copy, monkeypatch):
+    """The manifest of a damaged copy is that of a whole one."""
+    monkeypatch.setenv("COLUMNS", "160")
+    command = "inspect", str(tiny_copy), "--verify"
+    whole = run(*command)
+    content = bytearray((tiny_copy / "bank.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tiny_copy / "bank.safetensors").write_bytes(content)
+
+    damaged = run(*command)
+
+    assert whole.returncode == 0
+    assert re.search(r"size .* MB in \d files, every one whole", whole.stdout)
+    assert (damaged.returncode, damaged.stdout) == (1, "")
+    assert damaged.stderr.startswith(f"softkin: error: {tiny_copy}/bank.safetensors: its sha256 is not the manifest's")
+    assert "whole" not in run(*command[:2]).stdout
+
+
 def test_a_damaged_bundle_is_not_served(tiny_copy):
     """Exit status 1 and one line that names the file."""
     (tiny_copy / "bank.safetensors").write_bytes(b"\0" * 100)
