@@ -96,6 +96,15 @@ def test_growing_without_labels_keeps_class_p_values(tiny, tmp_path):
     assert len(calibration(tmp_path / "b")) == 380
 
 
+def test_a_single_labelled_row_is_enough_for_class_p_values(tiny, tmp_path):
+    """The first that joins rows without labels: with it alone they are 1/2 or 1."""
+    recalibrate(tiny.path, tmp_path / "a", inliers(tiny, 40, seed=12).x)
+    recalibrate(tmp_path / "a", tmp_path / "b", inliers(tiny, 1, seed=13), grow=True)
+
+    assert said(tmp_path / "b") == {"labelled_rows": 1}
+    assert set(load(tmp_path / "b").score(tiny.inliers).class_p_values.ravel()) == {0.5, 1.0}
+
+
 def test_labels_or_none_are_two_versions(tiny, tmp_path):
     """They give other class p-values, even where all labels are 0."""
     rows = inliers(tiny, 40, seed=8)
