@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from softkin.folds import FOLD, plan_folds
@@ -21,6 +21,7 @@ def folded(labels, num_classes, mass_T):
 
 
 @given(st.lists(st.integers(0, 5), max_size=3 * FOLD * FOLD), st.integers(6, 9))
+@example([0] * (FOLD * FOLD + 1) + [1] * (FOLD + 1) + [2] * FOLD + [3], 6)
 @settings(deadline=None)
 def test_every_tile_counts_once_for_its_class(labels, num_classes):
     """In any order, also for classes of one tile, of none, and of more than two steps take."""
