@@ -154,12 +154,13 @@ def test_the_log_says_what_runs_where(serve):
 
 
 def test_process_metrics_are_exposed_and_created_series_are_not(serve):
-    """Memory and CPU beside the service's own metrics."""
+    """Memory, the interpreter and its garbage beside the service's own metrics."""
     process = serve()
     process.stub.Score(REQUEST, timeout=30)
 
     with urllib.request.urlopen(f"http://127.0.0.1:{process.metrics_port}/metrics", timeout=20) as answer:
         text = answer.read().decode()
 
-    assert "process_resident_memory_bytes" in text
+    for name in ("process_resident_memory_bytes", "python_info", "python_gc_collections_total"):
+        assert f"\n{name}" in text
     assert "_created" not in text
