@@ -104,7 +104,7 @@ def adaptive_calibration_error(confidence_B: Floats, correct_B: NDArray[np.bool_
     """
     n = len(confidence_B)
     at_B = np.searchsorted(np.sort(confidence_B), confidence_B, side="left") * bins // n
-    gap = np.bincount(at_B, correct_B.astype(np.float64) - confidence_B, bins)
+    gap = np.bincount(at_B, correct_B.astype(np.float64) - confidence_B)
     return float(np.abs(gap).sum() / n)
 
 

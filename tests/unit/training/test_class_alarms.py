@@ -48,12 +48,21 @@ def test_the_worst_three_are_named():
     [
         [(50, 1000), (2, 20)],
         [(0, 1000), (0, 0)],
+        [(5, 100), (5, 100), (0, 0)],
         [(300, 1000), (9, 30)],
         [(55, 1000), (60, 1000)],
         [(0, 1000), (4, 100)],
         [(12, 100), (0, 1000), (0, 1000), (0, 1000), (0, 1000)],
     ],
-    ids=["luck", "none of a class", "all have drifted alike", "alike", "no more than asked for", "one of five"],
+    ids=[
+        "luck",
+        "none of a class",
+        "none of the last of three",
+        "all have drifted alike",
+        "alike",
+        "no more than asked for",
+        "one of five",
+    ],
 )
 def test_what_luck_or_a_drift_of_all_explains_is_no_remark(counts):
     """A class is compared with all inliers where more of these are flagged than alpha, and else with alpha.
