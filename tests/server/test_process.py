@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving import SCRIPT
 from softkin.bundle import MANIFEST
 from softkin.converters import array_to_tensor
 from softkin.v1 import outlier_pb2 as pb
@@ -125,6 +126,25 @@ def test_a_second_signal_ends_a_start_that_hangs(tmp_path):
 
     assert popen.returncode == 1
     assert log.endswith("softkin: error: stopped by a second signal before the start was over\n")
+
+
+def test_garbage_is_collected_without_what_stays_until_the_end():
+    """Else a full collection holds every caller up, to look through all modules once more."""
+    code = (
+        "import atexit, gc, runpy, sys\n"
+        "atexit.register(lambda: print('frozen', gc.get_freeze_count(), file=sys.stderr))\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as popen:
+        watchdog = threading.Timer(60, popen.kill)
+        watchdog.start()
+        next(line for line in popen.stderr if "event=serving" in line)
+        popen.send_signal(signal.SIGTERM)
+        log = popen.stderr.read()
+        watchdog.cancel()
+        watchdog.join()
+
+    assert int(re.search(r"frozen (\d+)", log)[1]) > 10_000
 
 
 def test_a_second_signal_cuts_the_drain_delay_short(serve):

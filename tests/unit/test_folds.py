@@ -45,6 +45,14 @@ def test_where_the_last_step_gives_all_classes_nothing_is_gathered_again(labels,
         assert [len(groups) for groups in folds.steps[-1]] == [max(labels) + 1]
 
 
+@pytest.mark.parametrize(("tiles", "gathers"), [([9, 9, 9], 1), ([5, 9, 17], 1), ([2, 2, 2, 2, 17], 2)])
+def test_classes_of_like_sizes_are_summed_by_one_operator(tiles, gathers):
+    """Each costs some time, however little it has to do; unlike sizes have one each."""
+    [step] = plan_folds(np.repeat(np.arange(len(tiles)), tiles), len(tiles)).steps
+
+    assert len(step) == gathers
+
+
 @pytest.mark.parametrize(
     "tiles",
     [np.full(1000, 5), np.r_[np.full(900, 1), np.full(90, 4), np.full(9, 40), 2000], np.r_[np.full(5000, 2), 30_000]],
