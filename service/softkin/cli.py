@@ -232,7 +232,9 @@ def _score(options: argparse.Namespace) -> int:
 
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"--limit: got {options.limit}; must be 1 or more")
-    x = score_display.read_array(options.file, options.key)[: options.limit]
+    x = score_display.read_array(options.file, options.key)
+    names = score_display.read_names(options.file, len(x))
+    x = x[: options.limit]
     with _client(options) as client:
         classes = client.detector_info().classes
         answers = _answers(
@@ -246,7 +248,7 @@ def _score(options: argparse.Namespace) -> int:
         )
         scores = join(list(score_display.progress(answers, len(x))))
     show = score_display.print_json if options.json else score_display.print_table
-    show(scores, classes, flagged_only=options.flagged)
+    show(scores, classes, names=names, flagged_only=options.flagged)
     return 0
 
 

@@ -23,6 +23,8 @@ from softkin.scores import ErrorBudget, Scores
 
 DEFAULT_KEY = "x_test"
 """The array of an .npz file that is scored when none is named."""
+NAMES_KEY = "names"
+"""The array of an .npz file that names rows, where it is a text for each."""
 STEP_ROWS = 256
 """Rows sent at a time: small enough for a bar to move."""
 LONGEST_TABLE = 1000
@@ -63,6 +65,19 @@ def read_array(path: str, key: str | None) -> NDArray[np.generic]:
     return array
 
 
+def read_names(path: str, rows: int) -> list[str] | None:
+    """What an .npz file calls its rows: `NAMES_KEY`, where that holds as many texts; None where it does not.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if path.endswith(".npy"):
+        return None
+    with open_npz(path, "write one with numpy.savez") as file:
+        found = array_of(file, NAMES_KEY) if NAMES_KEY in file else np.zeros(0)
+    return [str(name) for name in found] if found.dtype.kind == "U" and found.shape == (rows,) else None
+
+
 def in_steps(x: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
     """The rows of an array, some at a time; an array without rows as it is, for the server to refuse."""
     if len(x) == 0:
@@ -91,11 +106,14 @@ def progress(answers: Iterable[Scores], rows: int) -> Iterator[Scores]:
             yield scores
 
 
-def print_json(scores: Scores, classes: Sequence[str], *, flagged_only: bool = False) -> None:
+def print_json(
+    scores: Scores, classes: Sequence[str], *, names: Sequence[str] | None = None, flagged_only: bool = False
+) -> None:
     """Print one JSON object per row, then one with the error budget; values that are not finite become null."""
     for i in _shown(scores, flagged_only=flagged_only):
         row: dict[str, Any] = {
             "row": i,
+            **({} if names is None else {"name": names[i]}),
             "is_outlier": bool(scores.is_outlier[i]),
             "p_value": float(scores.p_value[i]),
             "outlier_score": _finite(scores.outlier_score[i]),
@@ -126,19 +144,30 @@ def print_json(scores: Scores, classes: Sequence[str], *, flagged_only: bool = F
     print(json.dumps({"budget": summary}, allow_nan=False))
 
 
-def print_table(scores: Scores, classes: Sequence[str], *, flagged_only: bool = False) -> None:
-    """Print a table of rows and a line that puts the share flagged, of all rows, beside the false-alarm rate."""
+def print_table(
+    scores: Scores, classes: Sequence[str], *, names: Sequence[str] | None = None, flagged_only: bool = False
+) -> None:
+    """Print a table of rows and a line that puts the share flagged, of all rows, beside the false-alarm rate.
+
+    Args:
+        scores: of all rows.
+        classes: what they are called.
+        names: what rows are called, in the place of their numbers.
+        flagged_only: leave the other rows out.
+    """
     shown = _shown(scores, flagged_only=flagged_only)
     headers = ["row", "verdict", "predicted class", "p-value", "credibility"]
     if scores.parts is not None:
         headers.append("strangest in")
     if scores.neighbors is not None:
         headers.append(f"nearest training rows ({spelled(scores.neighbors.layers[-1])})")
-    cells = (_cells(scores, i, classes) for i in shown)
+    called = range(len(scores)) if names is None else [spelled(name) for name in names]
+    cells = ([str(called[i]), *_cells(scores, i, classes)] for i in shown)
     console = Console(emoji=False)
     if len(shown) > LONGEST_TABLE or console.width < _narrowest_table(headers):
-        names = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
-        widths = [len(str(len(scores))), len(OUTLIER), max(map(len, names)), P_VALUE_WIDTH, P_VALUE_WIDTH]
+        predicted = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
+        longest = max((len(str(called[i])) for i in shown), default=0)
+        widths = [longest, len(OUTLIER), max(map(len, predicted)), P_VALUE_WIDTH, P_VALUE_WIDTH]
         if scores.parts is not None:
             widths.append(max(len(_respect(scores, name)) for name in scores.parts.names))
         print_columns(headers, cells, widths)
@@ -147,7 +176,7 @@ def print_table(scores: Scores, classes: Sequence[str], *, flagged_only: bool = 
         rows.columns[headers.index("credibility")].no_wrap = True  # or 80 columns would fold its last letter
         for row in cells:
             verdict = f"[red]{row[1]}[/red]" if row[1] == OUTLIER else row[1]
-            rows.add_row(row[0], verdict, *map(markup.escape, row[2:]))
+            rows.add_row(markup.escape(row[0]), verdict, *map(markup.escape, row[2:]))
         console.print(rows)
     for line in _reasons(scores):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -173,7 +202,6 @@ def _shown(scores: Scores, *, flagged_only: bool) -> Sequence[int]:
 
 def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:
     cells = [
-        str(i),
         OUTLIER if scores.is_outlier[i] else "inlier",
         spelled(_class_name(classes, int(scores.predicted_class[i]))),
         f"{scores.p_value[i]:.4g}",

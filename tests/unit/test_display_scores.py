@@ -43,6 +43,46 @@ def three_rows():
     )
 
 
+def test_rows_that_have_names_are_called_by_them(capsys, monkeypatch):
+    """In the place of numbers in a table, with and without lines; beside them in JSON. No name is taken for markup."""
+    names = ["no 1", "b/[red]\n.png", "c"]
+
+    score_display.print_table(three_rows(), ["a", "b", "c"], names=names, flagged_only=True)
+    assert r"│ b/[red]\n.png │ outlier │" in capsys.readouterr().out
+    monkeypatch.setattr(score_display, "LONGEST_TABLE", 2)
+    score_display.print_table(three_rows(), ["a", "b", "c"], names=names)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:24].rstrip() for line in lines[:4]] == [
+        "row            verdict",
+        "no 1           inlier",
+        r"b/[red]\n.png  outlier",
+        "c              inlier",
+    ]
+    score_display.print_json(three_rows(), ["a", "b", "c"], names=names, flagged_only=True)
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (row["row"], row["name"]) == (1, "b/[red]\n.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "b", "c"], None),  # of something else: columns, classes
+        ([1, 2], None),
+        ([["a", "b"], ["c", "d"]], None),
+    ],
+)
+def test_an_array_names_rows_where_it_has_a_text_for_each(tmp_path, names, found):
+    """Any other array of that name is left alone, as it was."""
+    np.savez(tmp_path / "x.npz", x_test=np.zeros((2, 3)), names=names)
+    np.savez(tmp_path / "none.npz", x_test=np.zeros((2, 3)))
+    np.save(tmp_path / "x.npy", np.zeros((2, 3)))
+
+    assert score_display.read_names(str(tmp_path / "x.npz"), 2) == found
+    assert score_display.read_names(str(tmp_path / "none.npz"), 2) is None
+    assert score_display.read_names(str(tmp_path / "x.npy"), 2) is None
+
+
 def test_json_has_every_figure_of_every_row(capsys):
     """By its name, evidence layer by layer; an infinite score is no number there. The last line counts."""
     scores = three_rows()
