@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from softkin.descriptions import DetectorInfo, DriftInfo
-from softkin.manifest import CLASS_P_VALUES, Manifest
+from softkin.manifest import CLASS_P_VALUES, INPUT_COLUMNS, Manifest
 
+COLUMNS_SHOWN = 20
+"""Columns of a table that a line of `inspect` names."""
 CLASSES_SHOWN = 100
 """Classes of a bundle that are named; of more, their names would push all other facts out of sight."""
 DRIFTED = (
@@ -140,6 +142,15 @@ def describe_class_p_values(m: Manifest) -> list[str]:
     return [f"{what} rest on the {number} labelled calibration rows; p-values and verdicts ask for no label"]
 
 
+def _describe_columns(m: Manifest) -> str:
+    """Which columns of a table a row is made of, in their order; empty where rows came from no table."""
+    names = m.provenance.get(INPUT_COLUMNS)
+    if not isinstance(names, list):
+        return ""
+    shown = ", ".join(spelled(str(name)) for name in names[:COLUMNS_SHOWN])
+    return f": {shown}" + ("" if len(names) <= COLUMNS_SHOWN else ", ... (all: --json)")
+
+
 def print_manifest(manifest: Manifest, digest: str, *, as_json: bool, verified: bool = False) -> None:
     """Print what a bundle is, and whether its files have been read and found to be the manifest's."""
     if as_json:
@@ -152,7 +163,7 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool, verified: 
         "detector": f"{m.name} {m.version}",
         "digest": digest,
         "created": m.created,
-        "input": f"{m.input_dtype} [rows, {', '.join(map(str, m.input_shape))}]",
+        "input": f"{m.input_dtype} [rows, {', '.join(map(str, m.input_shape))}]{_describe_columns(m)}",
         "classes": f"{len(m.classes)}: {', '.join(shown)}" + ("" if shown == m.classes else ", ... (all: --json)"),
         "nonconformity": f"joint of {', '.join(m.parts)}" if m.parts else m.nonconformity,
         "default alpha": f"{m.default_alpha:g}",

@@ -38,7 +38,18 @@ ADMIN_OPTIONS = CONNECTION_OPTIONS | {
 """Argument of what changes a server -> option, or what stands for it in the usage."""
 SERVICE_COMMANDS = ("serve", "score", "status", "drift", "admin", "inspect", "export-onnx", "healthcheck")
 """Commands of `softkin`."""
-TRAINING_COMMANDS = ("run", "train", "export", "build", "evaluate", "fit", "recalibrate", "ablate", "entanglement")
+TRAINING_COMMANDS = (
+    "run",
+    "train",
+    "export",
+    "build",
+    "evaluate",
+    "fit",
+    "recalibrate",
+    "rows",
+    "ablate",
+    "entanglement",
+)
 """Commands of `softkin-train`. Both stand here so that each program knows the other's without importing it."""
 
 

@@ -17,6 +17,7 @@ from softkin_training.evaluate_command import add_evaluate_arguments, evaluate_f
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import AGAIN, INTERRUPTED, terminable
 from softkin_training.recalibrate_command import add_recalibrate_arguments, recalibrate_from_file
+from softkin_training.rows_command import add_rows_arguments, write_rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
     try:
         with terminable():
             if "out" in arguments:
-                refuse_unwritable(arguments.out)
+                refuse_unwritable(arguments.out.parent if command is write_rows else arguments.out)
             command(arguments)
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("softkin"):
@@ -62,7 +63,9 @@ def _run_command(arguments: argparse.Namespace) -> int:
 
 def _extra(command: Callable[[argparse.Namespace], None], package: str) -> str:
     """The smallest extra that brings what the command lacks."""
-    if command not in (fit, recalibrate_from_file, evaluate_files) or package.startswith("sklearn"):  # which condenses
+    if command not in (fit, recalibrate_from_file, evaluate_files, write_rows) or package.startswith(
+        "sklearn"
+    ):  # which condenses
         return "training"
     return "evaluation" if command is evaluate_files or package.startswith("PIL") else "service"
 
@@ -121,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     add_fit_arguments(add("fit", fit, "a bundle without training, from an ONNX classifier or from vectors: DIR/bundle"))
     text = "a new version of a bundle from new calibration rows, without retraining"
     add_recalibrate_arguments(add("recalibrate", recalibrate_from_file, text))
+    text = "new rows of a table or a folder of images as a bundle's detector takes them: an .npz for `softkin score`"
+    add_rows_arguments(add("rows", write_rows, text))
 
     sub = add("ablate", _ablate, "train, build and evaluate every variant of a plan: DIR/ablation.md; resumable")
     sub.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a built-in recipe")

@@ -25,10 +25,12 @@ from softkin.manifest import INPUT_DTYPES
 from softkin_training.config import Recipe
 from softkin_training.data_config import DataConfig
 from softkin_training.digits import made_outliers, read_digits
+from softkin_training.image_reader import ImageReader
 from softkin_training.npz import read_npz
 from softkin_training.rows import Rows
 from softkin_training.sources import Source, read_source
 from softkin_training.split import first_of_each
+from softkin_training.table_rows import TableRows, is_table
 
 Array = NDArray[Any]
 
@@ -52,6 +54,8 @@ class Dataset:
     class_names: tuple[str, ...]
     duplicates_dropped: int = 0
     """Training rows left out because the same content stands elsewhere in train, calibration or test."""
+    input_columns: tuple[str, ...] = ()
+    """Of a table: the columns that its rows are made of, in their order."""
 
 
 def load_dataset(recipe: Recipe) -> Dataset:
@@ -74,7 +78,7 @@ def load_dataset(recipe: Recipe) -> Dataset:
         if name in dataset.outliers:
             raise RecipeError(f"data.outliers.{name}: this source makes a set of that name itself; choose another name")
         try:
-            dataset.outliers[name] = _read_outliers(path, data)
+            dataset.outliers[name] = _read_outliers(path, data, dataset)
         except DataError as e:
             raise DataError(f"data.outliers.{name}: {e}") from None
     if not dataset.outliers:
@@ -124,7 +128,8 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
         outliers[held_out] = unknown.read(slice(None, None, step))
     test, calibration = (Rows(part.x, part.y, part.ids) for part in (test, calibration))
     names = tuple(source.class_names[c] for c in chosen)
-    return Dataset(train, calibration, test, outliers, names, len(everything) - len(rows))
+    dropped = len(everything) - len(rows)
+    return Dataset(train, calibration, test, outliers, names, dropped, source.input_columns)
 
 
 def _known(rows: Rows, chosen: Sequence[int], names: Sequence[str], source: str) -> tuple[Rows, Rows]:
@@ -152,11 +157,15 @@ def _split(rows: Rows, sizes: dict[str, int], rng: np.random.Generator, beside: 
     return [rows.take(part) for part in np.split(order, np.cumsum(list(sizes.values())))]
 
 
-def _read_outliers(path: str, data: DataConfig) -> Array:
+def _read_outliers(path: str, data: DataConfig, dataset: Dataset) -> Array:
     if os.path.isdir(path):
         from softkin_training.image_folder import read_unlabelled
 
         return read_unlabelled(Path(path), data)
+    if is_table(Path(path)):
+        reader = ImageReader(data.image_mode, data.image_size)
+        table = TableRows(Path(path), data.label_column)
+        return table.inputs(dataset.input_columns, reader, dataset.train.dtype.name)
     return read_npz(path, ("x_test",))["x_test"]
 
 

@@ -59,7 +59,7 @@ class DataConfig(Section):
     test_rows: Annotated[int, Field(ge=0)] = 0
     """Rows held out for testing where the source brings no test split."""
     outliers: dict[str, str] = {}
-    """Name -> npz whose x_test, or folder whose images, are outliers; for evaluation only."""
+    """Name -> npz whose x_test, table whose rows, or folder whose images are outliers; for evaluation only."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

@@ -25,7 +25,8 @@ def add_evaluate_arguments(sub: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="npz with x_test, and y_test if known; or a folder of images, whose folders may be called like classes",
+        help="npz with x_test, and y_test if known; a table (.csv, .parquet); or a folder of images, whose folders may "
+        "be called like classes",
     )
     sub.add_argument(
         "--outliers",
@@ -34,7 +35,7 @@ def add_evaluate_arguments(sub: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="NAME=FILE",
-        help="npz files with x_test, or folders of images, that should be flagged; may be repeated",
+        help="npz files with x_test, tables, or folders of images, that should be flagged; may be repeated",
     )
     sub.add_argument(
         "--calibration",

@@ -1,9 +1,10 @@
-"""New rows for a finished bundle, to evaluate or recalibrate it: an npz file, or a folder of images. Needs no torch."""
+"""New rows for a finished bundle: an npz file, a table, or a folder of images. Needs no torch."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +12,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softkin.errors import DataError
-from softkin.manifest import Manifest
+from softkin.manifest import INPUT_COLUMNS, Manifest
 from softkin_training.fit_rows import ONE_CLASS, checked_rows, read_test_rows
 from softkin_training.image_folder import SUFFIXES, images_below
 from softkin_training.image_reader import ImageReader, Mode
 from softkin_training.npz import checked_labels, read_npz
+from softkin_training.table_rows import TableRows, is_table
 
 Array = NDArray[Any]
 
 
 def read_inputs(path: Path, manifest: Manifest) -> Array:
-    """`[n, ...]` `x_test` of an npz file, or all images below a folder as the detector takes them.
+    """`[n, ...]` `x_test` of an npz file, or rows of a table or all images below a folder as the detector takes them.
 
     Args:
         path: file or folder.
-        manifest: of the bundle; images are resized where its recipe resized the training images.
+        manifest: of the bundle; images are resized where its recipe resized the training images, and of a table the
+            columns are taken that its training rows were made of.
 
     Raises:
-        DataError: unreadable, no images, or images that the detector does not take.
+        DataError: unreadable, no images, or rows that the detector does not take.
     """
-    return (
-        _read_images(path, images_below(path), manifest)
-        if os.path.isdir(path)
-        else read_npz(path, ("x_test",))["x_test"]
-    )
+    if os.path.isdir(path):
+        return _read_images(path, images_below(path), manifest)
+    if is_table(path):
+        return read_columns(open_table(path, manifest), manifest)
+    return read_npz(path, ("x_test",))["x_test"]
+
+
+def open_table(path: Path, manifest: Manifest) -> TableRows:
+    """A table whose labels, if it has any, stand where those of the training rows stood.
+
+    Raises:
+        DataError: as `TableRows` does.
+    """
+    return TableRows(path, _recipe_data(manifest).get("label_column", "label"))
+
+
+def read_columns(table: TableRows, manifest: Manifest, columns: Sequence[str] = ()) -> Array:
+    """`[n, ...]` rows of a table as the detector takes them.
+
+    Args:
+        table: see `open_table`.
+        manifest: of the bundle.
+        columns: instead of those that the bundle names.
+
+    Raises:
+        DataError: as `TableRows.inputs` does.
+    """
+    columns = columns or manifest.provenance.get(INPUT_COLUMNS) or _recipe_data(manifest).get("input_columns", ())
+    return table.inputs(columns, _image_reader(manifest), manifest.input_dtype)
 
 
 def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int64] | None]:
     """The same with labels, where they are known.
 
-    Those of an npz file are its `y_test`, of images the folders directly below `path`, where all are called like
-    classes, in whichever spelling of Unicode. None where the detector knows a single class, whatever labels the file
-    has.
+    Those of an npz file are its `y_test`, of a table the column that labelled the training rows, of images the folders
+    directly below `path`, where all are called like classes, in whichever spelling of Unicode. None where the detector
+    knows a single class, whatever labels the file has.
 
     Raises:
         DataError: as `read_inputs` does, labels are none of the classes, or a folder is called like two classes.
@@ -52,6 +79,9 @@ def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int
         images = images_below(path)
         x = _read_images(path, images, manifest)
         return x, _labels_by_folder(path, images, classes)
+    if is_table(path):
+        table = open_table(path, manifest)
+        return read_columns(table, manifest), None if classes == (ONE_CLASS,) else table.labels(classes)
     if classes == (ONE_CLASS,):
         return read_inputs(path, manifest), None
     arrays = read_npz(path, ("x_test",), optional=("y_test",))
@@ -65,6 +95,9 @@ def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.
         DataError: as `read_labelled` does, rows are none or not finite, or a folder labels some of its images only.
     """
     classes = manifest.classes
+    if is_table(path) and not os.path.isdir(path):
+        x, y = read_labelled(path, manifest)
+        return checked_rows(x, "the table", path), np.zeros(len(x), np.int64) if classes == (ONE_CLASS,) else y
     if not os.path.isdir(path):
         if classes == (ONE_CLASS,):
             return read_test_rows(path, classes)
@@ -124,7 +157,6 @@ def _labels_by_folder(path: Path, images: list[Path], classes: tuple[str, ...]) 
 def _read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
     if not images:
         raise DataError(f"{folder}: holds no images; they must end in {', '.join(sorted(SUFFIXES))}")
-    mode: Mode = "L" if len(m.input_shape) == 2 else "RGB"
     if m.input_dtype != "uint8" or len(m.input_shape) < 2 or m.input_shape[2:] not in ((), (3,)):
         takes = ", ".join(["rows", *map(str, m.input_shape)])
         raise DataError(
@@ -132,10 +164,9 @@ def _read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
             f"and this detector takes {m.input_dtype} [{takes}]; give an .npz with x_test"
         )
     height, width = m.input_shape[:2]
-    resized = m.provenance.get("recipe", {}).get("data", {}).get("image_size")
     found = []
     for path in images:
-        image = ImageReader(mode, [height, width] if resized else []).read(path, str(path))
+        image = _image_reader(m).read(path, str(path))
         if image.shape[:2] != (height, width):
             raise DataError(
                 f"{path}: is {image.shape[0]} x {image.shape[1]} pixels, and this detector takes {height} x {width}, "
@@ -143,3 +174,15 @@ def _read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
             )
         found.append(image)
     return np.stack(found)
+
+
+def _recipe_data(m: Manifest) -> dict[str, Any]:
+    """The section [data] of the recipe; empty where the bundle comes from none."""
+    found: dict[str, Any] = m.provenance.get("recipe", {}).get("data", {})
+    return found
+
+
+def _image_reader(m: Manifest) -> ImageReader:
+    """One that resizes where the recipe did."""
+    mode: Mode = "L" if len(m.input_shape) == 2 else "RGB"
+    return ImageReader(mode, list(m.input_shape[:2]) if _recipe_data(m).get("image_size") else [])

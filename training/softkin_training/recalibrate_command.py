@@ -21,8 +21,8 @@ def add_recalibrate_arguments(sub: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="npz with x_test, and y_test if known, or a folder of images, whose folders may be called like classes: a "
-        "plain sample of inliers, unseen by the network, none picked by verdict",
+        help="npz with x_test, and y_test if known; a table (.csv, .parquet); or a folder of images, whose folders may "
+        "be called like classes: a plain sample of inliers, unseen by the network, none picked by verdict",
     )
     sub.add_argument("--out", required=True, type=folder, metavar="BUNDLE", help="bundle directory to write")
     sub.add_argument("--grow", action="store_true", help="add the rows to the bundle's own instead of replacing those")
@@ -47,6 +47,7 @@ def recalibrate_from_file(arguments: argparse.Namespace) -> None:
     from softkin_training.new_rows import read_calibrating, why_unlabelled
     from softkin_training.recalibrate import recalibrate
     from softkin_training.rows import Rows
+    from softkin_training.table_rows import is_table
 
     for line in tidy(arguments.out):
         print(line, file=sys.stderr)
@@ -62,7 +63,7 @@ def recalibrate_from_file(arguments: argparse.Namespace) -> None:
             grow=arguments.grow,
             version=arguments.version,
             alpha=arguments.alpha,
-            name=f"{arguments.data}{'' if os.path.isdir(arguments.data) else ': x_test'}",
+            name=f"{arguments.data}{'' if os.path.isdir(arguments.data) or is_table(arguments.data) else ': x_test'}",
         )
     c = m.certificate
     print(

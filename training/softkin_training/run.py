@@ -18,7 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from softkin.errors import InvalidInputError, RecipeError
-from softkin.manifest import Manifest
+from softkin.manifest import INPUT_COLUMNS, Manifest
 from softkin.unfinished_files import written_whole
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.checkpoint import deciding
@@ -139,6 +139,7 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
             "recipe": recipe.to_dict(),
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
             "fingerprints": {"train": train_fingerprint},
+            **({INPUT_COLUMNS: list(dataset.input_columns)} if dataset.input_columns else {}),
         },
     )
     try:

@@ -21,6 +21,8 @@ class Source:
     """None: the source has no test split of its own, so `data.test_rows` of its rows are set aside."""
     class_names: tuple[str, ...]
     """What labels index."""
+    input_columns: tuple[str, ...] = ()
+    """Of a table: the columns that its rows are made of, in their order."""
 
 
 def read_source(data: DataConfig) -> Source:

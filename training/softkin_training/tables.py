@@ -55,7 +55,7 @@ def read_table(data: DataConfig) -> Source:
         DataError: nothing of the name can be had, or its rows are unfit.
     """
     library = optional_package("datasets", "datasets", f"data.source = {data.source!r}")
-    loaded = _load(library, data)
+    loaded = load_tables(library, data)
     train, test = loaded["train"], loaded.get("test")
     inputs = data.input_columns or [c for c in train.column_names if c != data.label_column]
     if missing := [c for c in (*inputs, data.label_column) if c not in train.column_names]:  # of all splits the same
@@ -74,7 +74,7 @@ def read_table(data: DataConfig) -> Source:
             f"data.input_columns: {data.path} has a column {numbered[0]!r}, row numbers as pandas writes them, which "
             f"tell nothing of new rows; name the inputs: {remedy}"
         )
-    values, names = _classes(train, data)
+    values, names = label_values(train, data)
     reader = ImageReader(data.image_mode, data.image_size)
 
     def rows(table: Any, split: str, first_id: int) -> Rows:
@@ -88,16 +88,19 @@ def read_table(data: DataConfig) -> Source:
 
         files = [Path(f["filename"]) for f in table.cache_files]
         settings = {"split": split, "columns": inputs, "mode": data.image_mode, "size": data.image_size}
-        y = _labels(table, values, data.label_column, name)
+        y = label_codes(table, values, data.label_column, name)
         return rows_of(cached_rows(files, settings, parts), y, first_id)
 
     stored = rows(train, "train", 0)
     return Source(
-        train=stored, test=None if test is None else rows(test, "test", len(stored)), class_names=tuple(names)
+        train=stored,
+        test=None if test is None else rows(test, "test", len(stored)),
+        class_names=tuple(names),
+        input_columns=tuple(inputs),
     )
 
 
-def _load(library: Any, data: DataConfig) -> dict[str, Any]:
+def load_tables(library: Any, data: DataConfig) -> dict[str, Any]:
     """Tables by split, `train` and perhaps `test`, from the library's cache or put there; whole or not at all."""
     on_disk = {"keep_in_memory": False}  # whatever HF_DATASETS_IN_MEMORY_MAX_SIZE says: the cache goes by files
     try:
@@ -233,8 +236,12 @@ def _files(pattern: str) -> list[str]:
     return [str(Path(f).absolute()) for f in found]
 
 
-def _classes(table: Any, data: DataConfig) -> tuple[list[Any], list[str]]:
-    """Values of the label column in the order of their labels, and what they are called."""
+def label_values(table: Any, data: DataConfig) -> tuple[list[Any], list[str]]:
+    """Values of the label column in the order of their labels, and what they are called.
+
+    Raises:
+        DataError: they are of a kind that no labels have, or one is empty.
+    """
     feature = table.features[data.label_column]
     if names := getattr(feature, "names", None):
         return list(range(len(names))), list(names)
@@ -261,7 +268,12 @@ def _classes(table: Any, data: DataConfig) -> tuple[list[Any], list[str]]:
     return values, names
 
 
-def _labels(table: Any, values: list[Any], label_column: str, name: str) -> NDArray[np.int64]:
+def label_codes(table: Any, values: list[Any], label_column: str, name: str) -> NDArray[np.int64]:
+    """`[n]` indices of `values` that the rows' labels are; `name` is what an error calls the table.
+
+    Raises:
+        DataError: a row has no label, or one that is no value.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 

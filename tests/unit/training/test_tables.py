@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -18,11 +17,9 @@ from PIL import Image
 
 import fake_hub
 from fake_hub import hub
-from softkin import Detector
 from softkin.errors import DataError, RecipeError
-from softkin_training.cli import main
 from softkin_training.config import load_recipe
-from softkin_training.data import SHUFFLED, load_dataset
+from softkin_training.data import load_dataset
 
 pytestmark = pytest.mark.training
 
@@ -380,21 +377,3 @@ def test_a_quiet_command_shows_no_bar_of_any_library(tmp_path):
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.slow
-def test_a_table_goes_all_the_way(tmp_path):
-    """CSV in, a bundle that scores its rows out."""
-    path = write(tmp_path / "train.csv", numbers(400))
-    recipe(tmp_path, path, "data.test_rows=20")
-    settings = ["data.source=csv", f"data.path={path}", "data.test_rows=40"]
-    arguments = [a for s in settings for a in ("--set", s)]
-
-    assert main(["run", str(tmp_path / "table.toml"), "--out", str(tmp_path / "out"), "--quiet", *arguments]) == 0
-
-    detector = Detector.load(tmp_path / "out" / "bundle")
-    assert detector.manifest.classes == ("low", "mid", "top")
-    x = np.stack([numbers(60, seed=3)[k] for k in "abc"], axis=1)
-    assert detector.score(x).is_outlier.mean() < 0.25
-    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
-    assert list(report["scores"]["softkin"]["outliers"]) == [SHUFFLED]
