@@ -65,6 +65,18 @@ def test_columns_in_another_order_than_labels_are_named(tmp_path, capsys, labels
     assert NAMED not in as_it_is
 
 
+def test_one_order_of_all_labels_is_one_remark(tmp_path, capsys):
+    """In the wrong order rows that the classifier knows well fare worst, and nothing else need be wrong with them."""
+
+    def in_that_order(x, y):
+        return np.concatenate([x + i / 1000 for i in range(20)]), np.tile((y + 1) % 3, 20)
+
+    text = calibrated(tmp_path, capsys, [1, 2, 0], noise=0.4, trained=in_that_order)
+
+    assert NAMED in text
+    assert "on the bank's rows" not in text
+
+
 @pytest.mark.parametrize(("labels", "noise"), [([0, 1, 1], 0.0), ([0, 2, 1], 0.6)], ids=["no order", "no majority"])
 def test_nothing_is_named_that_the_rows_do_not_show(tmp_path, capsys, labels, noise):
     """Two columns of one label are no order, and half of a column's rows no ground to move it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -12,13 +14,34 @@ from softkin.errors import DataError
 from softkin_training.cli import main
 from softkin_training.fit import _probe
 from softkin_training.fit_rows import checked_rows, class_names
-from softkin_training.npz import checked_labels
+from softkin_training.npz import checked_labels, read_npz
 from softkin_training.trial import BATCH
 
 
 def labels(y, n=3):
     """Checked, of three rows and two classes."""
     return checked_labels({"x_train": np.zeros((n, 2)), "y_train": np.asarray(y)}, "train", 2, "f.npz")
+
+
+@pytest.mark.parametrize(
+    ("key", "objects", "remedy"),
+    [
+        ("x_train", np.zeros((2, 2), object), "x_train.astype(float)"),
+        ("y_train", np.array([0, 1], object), "numpy.array(y_train.tolist())"),
+        ("class_names", np.array(["a", "b"], object), "numpy.array(class_names.tolist())"),
+    ],
+)
+def test_an_array_of_python_objects_is_named_with_what_makes_a_plain_one_of_it(tmp_path, key, objects, remedy):
+    """A column of pandas is one without looking so; and of three arrays only one may be to blame."""
+    plain = {"x_train": np.zeros((2, 2)), "y_train": np.array([0, 1]), "class_names": np.array(["a", "b"])}
+    np.savez(tmp_path / "f.npz", **{**plain, key: objects})
+
+    message = f"({key} holds Python objects, as columns of pandas do: store {remedy})"
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_npz(tmp_path / "f.npz", ("x_train", "y_train"), optional=("class_names",))
+    np.savez(tmp_path / "f.npz", **{**plain, key: eval(remedy, {"numpy": np, key: objects})})
+    found = read_npz(tmp_path / "f.npz", ("x_train", "y_train"), optional=("class_names",))[key]
+    assert found.dtype.kind == plain[key].dtype.kind
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64"])

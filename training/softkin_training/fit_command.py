@@ -227,7 +227,7 @@ def _print_doubts(accuracy: FitAccuracy) -> None:
             "index\n             of the model's column, and rows scaled as in its training? Where not, outliers are "
             "missed"
         )
-    if accuracy.bank_fares_worse:
+    if accuracy.bank_fares_worse and not accuracy.reordered:  # in their order the bank's rows may fare as well
         print(
             f"             on the bank's rows it is only {accuracy.bank:.1%}: are x_train and y_train what the "
             "classifier\n             was trained on, and prepared as there? Where not, outliers are missed"

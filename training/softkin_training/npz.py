@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from softkin.errors import DataError, listed
@@ -30,8 +31,19 @@ def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()
     with open_npz(path, remedy) as file:
         if missing := [k for k in keys if k not in file]:
             raise DataError(f"{path}: lacks {listed(missing)}; it holds {listed(sorted(file))}; {remedy}")
-        found = {k: array_of(file, k) for k in [*keys, *(k for k in optional if k in file)]}
+        found = {k: _plain(file, k) for k in [*keys, *(k for k in optional if k in file)]}
     return {k: a.astype(a.dtype.newbyteorder("="), copy=False) for k, a in found.items()}
+
+
+def _plain(file: NpzFile, key: str) -> Array:
+    """One array of an open file; a fault of it names the array."""
+    try:
+        return array_of(file, key)
+    except ValueError as e:
+        if "Object arrays" not in str(e):  # as NumPy has it, whose advice is to allow pickle
+            raise
+        made = f"{key}.astype(float)" if key.startswith("x_") else f"numpy.array({key}.tolist())"
+        raise ValueError(f"{key} holds Python objects, as columns of pandas do: store {made}") from None
 
 
 def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, path: str | Path) -> NDArray[np.int64]:
