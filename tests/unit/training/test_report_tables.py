@@ -87,6 +87,16 @@ def test_a_column_without_any_figure_has_no_best(report):
     assert best(tables.flagged(dataclasses.replace(report, scores=bare)), "mean caught") == []
 
 
+def test_the_better_of_two_scores_is_marked(report):
+    """Two are enough to compare, and one is not: it is no best."""
+    own, other, *_ = report.scores.items()
+
+    for scores, marked in (([own, other], [1]), ([own], [])):
+        found = dataclasses.replace(report, scores=dict(scores))
+        assert best(tables.separation(found), "mean AUROC") == marked
+        assert best(tables.flagged(found), "caught two") == marked
+
+
 def test_one_set_shows_the_interval_of_its_share_caught_and_several_their_mean(report):
     """Low end first."""
     for sets, expected in (
