@@ -62,6 +62,25 @@ def test_what_stops_it_needs_no_further_thread(monkeypatch):
     assert stopped == [True]
 
 
+def test_what_a_second_signal_abandons_is_counted_before_the_status_is_given():
+    """The drain that it cuts short takes a moment to end, and says only then what it has lost."""
+    cut_short, moment = threading.Event(), threading.Event()
+
+    def stop():
+        assert cut_short.wait(20)
+        moment.wait(0.05)
+        server.abandoned_requests = 2
+
+    server = SimpleNamespace(
+        stop=stop, stop_now=cut_short.set, pending_requests=0, abandoned_requests=0, changing=False
+    )
+    signals: SimpleQueue[int] = SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signals.put(number)
+
+    assert _drain(server, ServerSettings(), signals) == 1
+
+
 @pytest.mark.parametrize(
     ("abandoned", "pending", "changing", "ends"),
     [
