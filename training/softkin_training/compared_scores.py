@@ -286,7 +286,10 @@ def _readable_head(subject: Subject, notes: list[str]) -> _ReadableHead | None:
     if not subject.detector.has_logits:
         return None
     head, golden = subject.head, subject.golden
-    if head is None or golden is None or golden.features is None or golden.features.ndim != 2:
+    if golden is None:
+        notes.append("ViM, fDBD, ReAct and SCALE are left out: the bundle has no probe rows; build it again.")
+        return None
+    if head is None or golden.features is None or golden.features.ndim != 2:
         notes.append(
             "ViM, fDBD, ReAct and SCALE are left out: the network does not end in a linear layer that could be read."
         )

@@ -91,6 +91,21 @@ def test_a_network_whose_head_cannot_be_read_is_told(tiny, tmp_path):
     assert any("ViM, fDBD, ReAct and SCALE are left out" in note for note in found.notes)
 
 
+def test_a_bundle_without_probe_rows_keeps_what_needs_none(tiny):
+    """Its network ends in a linear layer, so that cannot be the reason told."""
+    loaded = bundles.read_bundle(tiny.path)
+    none = dataclasses.replace(
+        loaded.golden, inputs=loaded.golden.inputs[:0], outlier_scores=loaded.golden.outlier_scores[:0]
+    )
+
+    scores, notes = compared_scores(Subject(dataclasses.replace(loaded, golden=none)), None, None, 0)
+
+    assert not {"vim", "fdbd", "react", "scale"} & scores.keys()
+    assert {"mahalanobis", "energy", "max_logit"} <= scores.keys()
+    assert any("left out: the bundle has no probe rows" in note for note in notes)
+    assert not any("linear layer" in note for note in notes)
+
+
 def test_a_euclidean_bank_of_one_layer_gives_vim_as_published(tiny, tmp_path):
     """Such a bank holds the features themselves. Scores that need several layers are left out, not repeated."""
     model = onnx.load_from_string(tiny.model)
