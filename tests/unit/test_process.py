@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from softkin.process import _drain, prepare, settle
+from softkin.process import _drain, _signals, prepare, settle
 from softkin.settings import ServerSettings
 
 
@@ -115,6 +115,20 @@ def test_the_status_tells_whether_somebody_went_unanswered(monkeypatch, abandone
         found = "exits", e.args[0]
 
     assert found == ends
+
+
+def test_signals_mean_afterwards_what_they_meant_before():
+    """To whoever calls it in a program of their own. Meanwhile SIGHUP ends nothing, though there is no server yet."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+
+    with _signals() as signals:
+        for number in reversed(numbers):
+            os.kill(os.getpid(), number)
+        found = [signals.get(timeout=20) for _ in range(2)]
+
+    assert found == [signal.SIGINT, signal.SIGTERM]
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_sandbox_that_refuses_another_scheduling_keeps_no_server_from_starting(monkeypatch):
