@@ -10,10 +10,11 @@ from onnx import TensorProto, helper
 from foreign_models import tensor
 from softkin import Detector
 from softkin.bundle import read_manifest
-from softkin.errors import InvalidInputError
+from softkin.cli import main as softkin
+from softkin.errors import DataError, InvalidInputError
 from softkin_training.cli import main
 from softkin_training.columns import Columns, columns_of
-from softkin_training.fit_rows import column_deviations, uneven_deviations
+from softkin_training.fit_rows import column_deviations, column_names, uneven_deviations
 from softkin_training.rows import Rows
 from softkin_training.split import split
 
@@ -195,3 +196,41 @@ def test_what_varies_by_rounding_does_not_vary():
     assert columns_of(np.zeros((4, 2)), True).center.tolist() == [0, 0]
     assert columns_of(np.zeros((0, 2)), True) is None
     assert columns_of(np.zeros((4, 2)), True).deviation.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "source", [["--embeddings", "d.npz"], ["--onnx", "m.onnx", "--layers", "x", "--data", "d.npz"]]
+)
+def test_columns_have_the_names_of_the_file(tmp_path, monkeypatch, capsys, source):
+    """Where it has any: then new rows are found by name in tables, as those of a recipe are."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(model(), "m.onnx")
+    names = ["income", "age", "a", "b", "c", "share, of all"]
+    x, y = table(300)
+    x = x.astype(np.float32)
+    np.savez("d.npz", x_train=x, y_train=y, column_names=names)
+
+    assert main(["fit", *source, "--out", "."]) == 0
+
+    assert read_manifest("bundle").provenance["input_columns"] == names
+    capsys.readouterr()
+    assert softkin(["inspect", "bundle"]) == 0
+    assert "income, age, a" in capsys.readouterr().out
+    np.savez("d.npz", x_train=x, y_train=y)
+    assert main(["fit", *source, "--out", "."]) == 0
+    assert "input_columns" not in read_manifest("bundle").provenance
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "message"),
+    [
+        (["a"], (4, 2), r"f\.npz: column_names has 1 names for rows \[rows, 2\]; there must be one for each column"),
+        (["a", "b"], (4, 2, 2), r"2 names for rows \[rows, 2, 2\]"),
+        (["a", ""] * 2, (4, 4), "column_names has 'a' twice; every column needs a name of its own"),
+        (["a", "\ud800"], (4, 2), r"column_names has '\\ud800', which UTF-8 cannot spell"),
+    ],
+)
+def test_names_that_tell_no_columns_apart_are_refused(names, shape, message):
+    """Before anything is built."""
+    with pytest.raises(DataError, match=message):
+        column_names({"x_train": np.zeros(shape), "column_names": np.array(names)}, "f.npz")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from softkin import bundle as bundles
 from softkin.chunks import rows_together
 from softkin.errors import DataError, InvalidInputError
-from softkin.manifest import Manifest
+from softkin.manifest import INPUT_COLUMNS, Manifest
 from softkin.scorer import Network
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.columns import columns_of
@@ -30,6 +30,7 @@ from softkin_training.fit_rows import (
     ONE_CLASS,
     checked_rows,
     class_names,
+    column_names,
     read_calibration,
     refuse_empty_classes,
     uneven_deviations,
@@ -84,7 +85,7 @@ def fit_onnx(
     Args:
         model: ONNX file; `config.layers` names tensors or nodes of it.
         data: npz with `x_train` as the model takes it and `y_train`, the index of the model's output column; and
-            `class_names`, if they are known.
+            `class_names`, if they are known; and of a table `column_names`, so that new rows are found by them.
         out: directory, made if missing.
         config: what to build.
         calibration: npz with `x_test`, `y_test` that calibrate: rows the model was not trained on.
@@ -99,10 +100,10 @@ def fit_onnx(
         BundleError: the bundle cannot be written.
     """
     proto = read_model(model)
-    arrays = read_npz(data, ("x_train", "y_train"), optional=("class_names",))
+    arrays = read_npz(data, ("x_train", "y_train"), optional=("class_names", "column_names"))
     x = checked_rows(arrays["x_train"], "x_train", data)
     rows = Rows.of(x)
-    names = class_names(arrays)
+    names, input_columns = class_names(arrays), column_names(arrays, data)
     compared = any(i.name in config.layers for i in real_inputs(proto.graph))
     if config.standardize and not compared:
         raise InvalidInputError(
@@ -138,7 +139,7 @@ def fit_onnx(
         "output_kind": exposed.output_kind,
         "changes": list(exposed.changes),
     }
-    return _fit(exposed, rows.labelled(y), names, data, out, config, source, calibration, share)
+    return _fit(exposed, rows.labelled(y), names, input_columns, data, out, config, source, calibration, share)
 
 
 def fit_embeddings(
@@ -153,7 +154,7 @@ def fit_embeddings(
 
     Args:
         data: npz with `x_train` `[N, D]`, `y_train` where there are labels, and `class_names` if they are known;
-            without `y_train` all vectors are of one class.
+            without `y_train` all vectors are of one class; `column_names` as for `fit_onnx`.
         out: as for `fit_onnx`.
         config: what to build; its only layer is `EMBEDDING`.
         calibration: npz with `x_test`, and `y_test` where there are labels: vectors of rows that whatever made the
@@ -165,12 +166,12 @@ def fit_embeddings(
         DataError: rows or labels are unfit.
         BundleError: the bundle cannot be written.
     """
-    arrays = read_npz(data, ("x_train",), optional=("y_train", "class_names"))
+    arrays = read_npz(data, ("x_train",), optional=("y_train", "class_names", "column_names"))
     x = checked_rows(arrays["x_train"], "x_train", data)
     if x.ndim != 2:
         raise DataError(f"{data}: x_train has shape {list(x.shape)}; vectors must be [rows, numbers]: reshape them")
     rows = Rows.of(x)
-    names = class_names(arrays)
+    names, input_columns = class_names(arrays), column_names(arrays, data)
     if "y_train" in arrays:
         names = names or _numbered(_count_classes(arrays["y_train"]))
         rows = rows.labelled(checked_labels(arrays, "train", len(names), data))
@@ -186,13 +187,14 @@ def fit_embeddings(
     config = _with_parts(config, exposed)
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}
-    return _fit(exposed, rows, names, data, out, config, source, calibration, calibration_share)
+    return _fit(exposed, rows, names, input_columns, data, out, config, source, calibration, calibration_share)
 
 
 def _fit(
     exposed: Exposed,
     rows: Rows,
     classes: tuple[str, ...],
+    input_columns: tuple[str, ...],
     data: str | Path,
     out: str | Path,
     config: FitConfig,
@@ -232,6 +234,7 @@ def _fit(
             "fit": {**source, "config": config.model_dump(mode="json"), "calibration": held_out},
             "libraries": _versions(),
             "fingerprints": {"train": fingerprint(seen)},
+            **({INPUT_COLUMNS: list(input_columns)} if input_columns else {}),
         },
     )
     path = Path(out) / BUNDLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,26 @@ def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
     names = names_of(arrays.get("class_names", np.array([])))
     if odd := [n for n in names if not is_unicode(n)]:
         raise DataError(f"class_names has {odd[0]!r}, which UTF-8 cannot spell; rename it")
+    return names
+
+
+def column_names(arrays: dict[str, Array], data: str | Path) -> tuple[str, ...]:
+    """What the columns of `x_train` are called, by `column_names`; empty if a file does not say.
+
+    Raises:
+        DataError: they are not one name for each column, a name comes twice, or is not of Unicode.
+    """
+    if "column_names" not in arrays:
+        return ()
+    names, x = names_of(arrays["column_names"]), arrays["x_train"]
+    if x.ndim != 2 or len(names) != x.shape[1]:
+        raise DataError(
+            f"{data}: column_names has {len(names)} names for rows {axes_of(x)}; there must be one for each column"
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{data}: column_names has {twice[0]!r} twice; every column needs a name of its own")
+    if odd := [n for n in names if not is_unicode(n)]:
+        raise DataError(f"{data}: column_names has {odd[0]!r}, which UTF-8 cannot spell; rename it")
     return names
 
 

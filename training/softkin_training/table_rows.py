@@ -65,8 +65,7 @@ class TableRows:
         if not columns and len(there) > 1:
             raise DataError(
                 f"{self._path}: has the columns {listed(there)}, and nothing says which of them a row is made of, in "
-                "which order, because training rows came from no table; `softkin-train rows --columns` makes an .npz "
-                "of those that it is given"
+                "which order; `softkin-train rows --columns` makes an .npz of those that it is given"
             )
         if missing := [c for c in columns if c not in table.column_names]:
             raise DataError(
