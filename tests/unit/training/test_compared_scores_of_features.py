@@ -91,19 +91,31 @@ def test_a_network_whose_head_cannot_be_read_is_told(tiny, tmp_path):
     assert any("ViM, fDBD, ReAct and SCALE are left out" in note for note in found.notes)
 
 
-def test_a_bundle_without_probe_rows_keeps_what_needs_none(tiny):
-    """Its network ends in a linear layer, so that cannot be the reason told."""
-    loaded = bundles.read_bundle(tiny.path)
-    none = dataclasses.replace(
-        loaded.golden, inputs=loaded.golden.inputs[:0], outlier_scores=loaded.golden.outlier_scores[:0]
-    )
+@pytest.mark.parametrize("rows", [0, 1])
+def test_fewer_than_two_probe_rows_do_not_show_that_a_network_has_no_energy(tiny, rows):
+    """One has the same energy as itself."""
+    scores, notes = compared_scores(Subject(with_probe_rows(tiny, rows)), None, None, 0)
 
-    scores, notes = compared_scores(Subject(dataclasses.replace(loaded, golden=none)), None, None, 0)
+    assert {"mahalanobis", "energy", "max_logit"} <= scores.keys()
+    assert not any("Energy" in note for note in notes)
+
+
+def test_a_bundle_without_probe_rows_is_not_said_to_lack_a_linear_layer(tiny):
+    """Its network ends in one."""
+    scores, notes = compared_scores(Subject(with_probe_rows(tiny, 0)), None, None, 0)
 
     assert not {"vim", "fdbd", "react", "scale"} & scores.keys()
-    assert {"mahalanobis", "energy", "max_logit"} <= scores.keys()
     assert any("left out: the bundle has no probe rows" in note for note in notes)
     assert not any("linear layer" in note for note in notes)
+
+
+def with_probe_rows(tiny, rows):
+    """The bundle with so many of its probe rows."""
+    loaded = bundles.read_bundle(tiny.path)
+    golden = dataclasses.replace(
+        loaded.golden, inputs=loaded.golden.inputs[:rows], outlier_scores=loaded.golden.outlier_scores[:rows]
+    )
+    return dataclasses.replace(loaded, golden=golden)
 
 
 def test_a_euclidean_bank_of_one_layer_gives_vim_as_published(tiny, tmp_path):
