@@ -222,6 +222,7 @@ def test_a_single_class_has_no_decision_boundary(tiny, tmp_path):
 
     scores, _ = compared_scores(subject, subject.run(calibration.x), None, 0)
     assert "fdbd" not in scores
+    assert [name for name in scores if name.startswith("joint")] == ["joint_energy_density"]  # which compares none
     clip = np.quantile(calibration.x[~scores["react"].calibrates], 0.9)
     expected = -np.minimum(tiny.outliers, clip) @ weight[:, 0]
     np.testing.assert_allclose(scores["react"].score(subject.run(tiny.outliers)), expected, rtol=1e-4, atol=1e-4)
