@@ -41,6 +41,8 @@ __all__ = ["Report", "evaluate", "markdown", "write_report"]
 
 Floats = NDArray[np.float64]
 OWN = "softkin"
+UNLIKE = 1e-4
+"""Largest chance that inliers are said to be unlike the calibration rows although they are not."""
 
 
 def evaluate(
@@ -128,7 +130,9 @@ def evaluate(
         else accuracy_by_bin(own[INLIERS].credibility, own[INLIERS].predicted_class == labels, CREDIBILITY_BINS),
         corruptions=corruption_report(subject, inliers, labels, alpha=alpha, rows=corruption_rows, seed=seed),
         notes=(
+            *_of_another_source(reports[OWN]),
             *_used_before(loaded, inliers),
+            *_outliers_used_before(loaded, inliers, outliers),
             *_behind_credibility(m),
             *uneven_classes(own_p[INLIERS] <= alpha, own[INLIERS].predicted_class, m.classes, alpha),
             *notes,
@@ -188,6 +192,33 @@ def _used_before(loaded: Bundle, inliers: NDArray[np.generic]) -> list[str]:
     return [
         f"{again} of the inliers have content that the bundle was trained, built or calibrated with: false alarms, "
         "accuracy and all that builds on them look better than they are. Leave those rows out."
+    ]
+
+
+def _of_another_source(own: ScoreReport) -> list[str]:
+    """Where scores of inliers and calibration rows differ by more than chance, the promise is about other rows."""
+    uniformity = own.uniformity
+    if uniformity is None or uniformity.p_value is None or uniformity.p_value >= UNLIKE:
+        return []
+    return [
+        "These inliers are not like the calibration rows: the chance that their scores differ so much by luck is "
+        f"{uniformity.p_value:.2g}. The promise is of rows like the calibration rows. Are both prepared alike, and "
+        "neither picked nor repeated? If so, recalibrate on rows like those to come."
+    ]
+
+
+def _outliers_used_before(
+    loaded: Bundle, inliers: NDArray[np.generic], outliers: Mapping[str, NDArray[np.generic]]
+) -> list[str]:
+    used = np.concatenate([loaded.used_rows.seen, loaded.used_rows.calibration])
+    known = np.concatenate([used, digests64(inliers)])
+    again = {name: int(among(digests64(x), known).sum()) for name, x in outliers.items()}
+    return [
+        f"{count} of the {len(outliers[name])} outliers {name!r} have content that is among the inliers, or that the "
+        "bundle was trained, built or calibrated with: the detector looks worse against them than it is. Leave those "
+        "rows out."
+        for name, count in again.items()
+        if count
     ]
 
 
