@@ -217,6 +217,17 @@ def test_the_end_waits_for_calls_without_an_account_too_and_takes_no_more(thread
         threads.submit(call)
 
 
+def test_threads_beside_those_of_calls_only_try_whether_there_is_room():
+    """Whoever needs them later starts his own: these have ended when the start is over, and calls are run."""
+    threads = CallThreads(2, "beside", beside=3)
+    threads.start_all()
+
+    assert not [t for t in threading.enumerate() if t.name.startswith("beside-beside")]
+    assert len(alive("beside")) == 2
+    assert all(submit(threads, str).ended.wait(30) for _ in range(4))
+    threads.shutdown()
+
+
 def test_threads_that_were_never_started_are_shut_down_like_others():
     """Those of the admin port are started last: a server that fails before would end with an error of its threads."""
     threads = CallThreads(2, "never")

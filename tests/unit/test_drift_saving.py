@@ -80,12 +80,24 @@ def test_without_a_folder_an_unload_complains_of_no_save(caplog):
     """There is none to fail: an error in the log of every such server would hide those that matter."""
     detector, watches = StandIn(), DriftWatches()
     watches.add(detector)
+    assert watches.unsaved == 0
 
     watches.save()
     watches.remove(detector.digest)
 
     assert caplog.records == []
     assert watches.unsaved == 0
+
+
+def test_where_no_thread_ranks_rows_whoever_brings_them_does(monkeypatch):
+    """Before it watches, say: nobody would ever rank them, and more and more would wait."""
+    detector, watches, ranked = StandIn(), DriftWatches(), []
+    watch = watches.add(detector)
+    monkeypatch.setattr(drift.DriftWatch, "catch_up", lambda ready: ranked.append(ready))
+
+    watches.observe(detector.score(np.ones((RANKED_TOGETHER, 2, 3), np.float32)))
+
+    assert ranked == [watch]
 
 
 def test_a_fault_while_rows_are_ranked_ends_no_thread(monkeypatch, caplog):

@@ -95,7 +95,7 @@ def test_rows_belong_to_the_detector_that_scored_them(tmp_path):
     with watches.watching():
         for n, d in enumerate(detectors, start=1):
             watches.observe(d.score(rows(n)))
-        watches.add(detectors[2])  # which is watched already, and goes on
+        assert watches.add(detectors[2]).report().rows == 3  # which is watched already, and goes on
 
     assert [watches.report(d, 0.05).rows for d in detectors] == [1, 2, 3]
     assert {watches.report(d, 0.05).level for d in detectors} == {0.25}
