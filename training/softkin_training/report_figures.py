@@ -44,7 +44,7 @@ def score_histogram(report: Report, name: str, picture_name: str) -> str:
     with picture(picture_name, f"outlier scores of inliers and of {name}") as p:
         highest = 0.0
         for i, (label, counts) in enumerate((("inliers", h.inliers), (name, h.outliers[name]))):
-            total = max(1, sum(counts))
+            total = sum(counts)
             shares = [c / total for c in counts]
             highest = max(highest, *shares)
             p.axes.stairs(shares, h.edges, fill=True, color=SERIES[i], alpha=0.25)
@@ -59,7 +59,7 @@ def score_histogram(report: Report, name: str, picture_name: str) -> str:
 def p_value_histogram(report: Report, picture_name: str) -> str:
     """P-values of inliers: flat, if they are like the calibration rows."""
     counts = report.p_values.inlier_histogram
-    bins, total = len(counts), max(1, sum(counts))
+    bins, total = len(counts), sum(counts)
     with picture(picture_name, "histogram of the inliers' p-values") as p:
         edges = [i / bins for i in range(bins + 1)]
         p.axes.stairs([c / total for c in counts], edges, fill=True, color=SERIES[0], alpha=0.4)
@@ -125,7 +125,7 @@ def corruption(report: Report, kind: str, picture_name: str) -> str:
 def _diagram(bins: Sequence[Bin], picture_name: str, what: str, *, diagonal: bool) -> str:
     with picture(picture_name, f"accuracy by {what}") as p:
         filled = [(b.mean, b.accuracy) for b in bins if b.mean is not None and b.accuracy is not None]
-        total = max(1, sum(b.rows for b in bins))
+        total = sum(b.rows for b in bins)
         edges = [bins[0].low, *(b.high for b in bins)]
         p.axes.stairs([b.accuracy or 0.0 for b in bins], edges, fill=True, color=SERIES[0], alpha=0.3)
         p.axes.plot(*zip(*filled, strict=True), "o", color=SERIES[0], label="accuracy")
