@@ -164,9 +164,9 @@ def print_table(
     called = range(len(scores)) if names is None else [spelled(name) for name in names]
     cells = ([str(called[i]), *_cells(scores, i, classes)] for i in shown)
     console = Console(emoji=False)
-    if len(shown) > LONGEST_TABLE or console.width < _narrowest_table(headers):
+    longest = max((len(str(called[i])) for i in shown), default=0)
+    if len(shown) > LONGEST_TABLE or console.width < _narrowest_table(headers, longest):
         predicted = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
-        longest = max((len(str(called[i])) for i in shown), default=0)
         widths = [longest, len(OUTLIER), max(map(len, predicted)), P_VALUE_WIDTH, P_VALUE_WIDTH]
         if scores.parts is not None:
             widths.append(max(len(_respect(scores, name)) for name in scores.parts.names))
@@ -189,10 +189,16 @@ def print_table(
     )
 
 
-def _narrowest_table(headers: Sequence[str]) -> int:
-    """Columns of a terminal that has room for the longest words; in less they would be folded, to a letter a line."""
+def _narrowest_table(headers: Sequence[str], longest: int) -> int:
+    """Columns of a terminal that has room for the longest words; in less they would be folded, to a letter a line.
+
+    Args:
+        headers: of the table.
+        longest: letters of what a row is called, which is one word: it may be a path to copy.
+    """
     heads = (header.partition(" (")[0] for header in headers)  # a layer's name may be folded
-    words = (P_VALUE_WIDTH if head == "p-value" else max(map(len, head.split())) for head in heads)
+    least = {"row": longest, "p-value": P_VALUE_WIDTH}
+    words = (max(least.get(head, 0), *map(len, head.split())) for head in heads)
     return 1 + sum(word + len("│  ") for word in words)
 
 

@@ -63,6 +63,17 @@ def test_rows_that_have_names_are_called_by_them(capsys, monkeypatch):
     assert (row["row"], row["name"]) == (1, "b/[red]\n.png")
 
 
+def test_a_name_that_has_no_room_is_not_folded(capsys, monkeypatch):
+    """It may be a path to copy; by their numbers the same rows have lines in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    scores, long = dataclasses.replace(three_rows(), neighbors=None), "far/below/some/folder/scan 17.png"
+
+    score_display.print_table(scores, ["a", "b", "c"])
+    assert capsys.readouterr().out.startswith("\u250f")
+    score_display.print_table(scores, ["a", "b", "c"], names=["x", "y", long])
+    assert capsys.readouterr().out.splitlines()[3].startswith(f"{long}  inlier")
+
+
 @pytest.mark.parametrize(
     ("names", "found"),
     [
