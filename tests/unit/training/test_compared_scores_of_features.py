@@ -170,6 +170,20 @@ def test_scores_of_features_are_those_of_what_the_last_layer_reads(tiny, tmp_pat
     assert not any("SCALE" in note for note in notes)
 
 
+def test_scale_is_left_out_where_features_are_hardly_negative(tiny, tmp_path):
+    """As those of a GELU: it takes what a ReLU has passed."""
+    model = onnx.load_from_string(tiny.model)
+    model.graph.node[0].input[0] = "h"
+    model.graph.node.insert(0, helper.make_node("LeakyRelu", ["inputs"], ["h"], alpha=0.001))
+    path = tmp_path / "bundle"
+    build(path, model.SerializeToString(), tiny.spec, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+
+    scores, notes = compared_scores(Subject(bundles.read_bundle(path)), None, None, 0)
+
+    assert "scale" not in scores
+    assert any("SCALE is left out: it takes features that a ReLU has passed" in note for note in notes)
+
+
 @pytest.mark.parametrize("all_of_them", [False, True])
 def test_rows_on_which_the_network_overflows_are_not_fitted_to(tiny, all_of_them):
     """One would make ReAct's limit and fDBD's mean infinite; without any other neither can be fitted."""
