@@ -11,6 +11,7 @@ import weakref
 import pytest
 
 from softkin.call_threads import UNWRAPPED_AT_START, CallThreads, arriving
+from softkin.errors import SoftkinError
 
 
 class Account:
@@ -215,6 +216,29 @@ def test_the_end_waits_for_calls_without_an_account_too_and_takes_no_more(thread
     assert len(ran) == 2 * UNWRAPPED_AT_START
     with pytest.raises(RuntimeError, match="after shutdown"):
         threads.submit(call)
+
+
+@pytest.mark.parametrize("room", range(2 + 1 + UNWRAPPED_AT_START))
+def test_a_start_for_which_there_is_no_room_leaves_no_thread(monkeypatch, room):
+    """Not even while somebody still holds the object, as an error that is kept does."""
+    started, begin = [], threading.Thread.start
+
+    def start(thread):
+        if len(started) == room:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        begin(thread)
+
+    threads = CallThreads(2, "crowded", beside=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(SoftkinError, match="cannot start 3 threads"):
+            threads.start_all()
+
+    for thread in started:
+        thread.join(30)
+    assert len(started) == room
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_threads_beside_those_of_calls_only_try_whether_there_is_room():
