@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from softkin import RecipeError
-from softkin_training.ablate import ablate
+from softkin_training.ablate import _recipes, ablate
 from softkin_training.ablation_plan import FAR, Plan, load_plan
 from softkin_training.cli import main
 
@@ -76,4 +77,25 @@ def test_a_family_without_two_classes_left_is_refused_before_anything_is_trained
 
         with pytest.raises(RecipeError, match=rf"held_out\.too many leaves {10 - len(held_out)} of the 10 classes"):
             ablate("digits", plan, tmp_path / "out", overrides=["data.known_classes=[]"], seeds=(0,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_of_two_classes_learns_them():
+    """The fewest that a classifier tells apart."""
+    plan = dataclasses.replace(PLAN, families={"two left": tuple(range(1, 9))})
+
+    ((family, variant, seed, recipes),) = _recipes("digits", plan, ["data.known_classes=[]"], (5,))
+
+    assert (family, variant, seed, list(recipes)) == ("two left", "plain", 5, ["density"])
+    assert (list(recipes["density"].data.known_classes), recipes["density"].seed) == ([0, 9], 5)
+
+
+def test_classes_of_a_file_are_counted_by_their_names(tmp_path: Path):
+    """Before anything is trained; the first of two that there are not is named."""
+    np.savez(tmp_path / "three.npz", class_names=np.array(["a", "b", "c"]))
+    of_file = [f"data.path={tmp_path / 'three.npz'}", "data.source=npz", "data.known_classes=[]", "data.test_rows=0"]
+    plan = dataclasses.replace(PLAN, families={"c": (2,), "more": (2, 4, 3)})
+
+    with pytest.raises(RecipeError, match=r"held_out\.more has class 4; the data have 0 to 2"):
+        ablate("digits", plan, tmp_path / "out", overrides=of_file, seeds=(0,))
     assert not (tmp_path / "out").exists()
