@@ -162,6 +162,13 @@ UNFIT_MODELS = {
         "model, have it compute them (a mask of padding from the ids), or give the vectors that it makes to fit "
         "--embeddings",
     ),
+    "an input a column": (
+        classifier(
+            [node("Add", ["y", "y"], ["z"])], inputs=[*inputs("x", axes=[None, 1]), *inputs("y", axes=[None, 1])]
+        ),
+        "onnx: the model has 2 inputs, ['x', 'y']; a detector takes one array: convert the pipeline with one input of "
+        "all columns, categories as numbers",
+    ),
     "no input": (
         classifier(start=[node("Neg", ["w1"], ["hidden"])], outputs=["hidden"], inputs=inputs("w1", axes=[6, WIDTH])),
         "onnx: the model has no input; a detector takes one array: export it with its rows free",

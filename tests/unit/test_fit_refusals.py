@@ -214,7 +214,7 @@ DATA = {
     ),
     "not finite": (
         changed(x_train=with_nan),
-        "d.npz: x_train has 1 rows with NaN or infinity, the first is row 7; remove them",
+        "d.npz: x_train has 1 rows with NaN or infinity, the first is row 7; remove them, or fill missing values in",
     ),
     "a class without rows": (
         changed(y_train=Y % 3),

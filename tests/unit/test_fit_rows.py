@@ -84,6 +84,10 @@ def test_labels_that_are_none_are_refused(y, message):
             r"has shape \[3, 0\]; it must be \[rows, numbers, \.\.\.\], with a row at least$",
         ),
         (np.zeros((3, 2), np.float16), r"is float16; it must be one of uint8, .*: convert it$"),
+        (
+            np.array([["a", "b"]]),
+            r"is <U1; it must be one of uint8, .*: give the vectors that an encoder makes of text$",
+        ),
     ],
 )
 def test_rows_that_no_detector_takes_are_refused(x, message):
@@ -97,7 +101,7 @@ def test_rows_that_are_not_finite_are_counted_and_the_first_is_named():
     x = np.zeros((5, 2))
     x[[1, 3], 1] = np.nan, np.inf
 
-    with pytest.raises(DataError, match="x_test has 2 rows with NaN or infinity, the first is row 1; remove them"):
+    with pytest.raises(DataError, match="x_test has 2 rows with NaN or infinity, the first is row 1; remove them, or"):
         checked_rows(x, "x_test", "f.npz")
 
 

@@ -82,7 +82,8 @@ def checked_rows(x: Array, key: str, path: str | Path) -> Array:
         DataError: of a dtype or shape that no detector takes, or not finite; names file, array and row.
     """
     if x.dtype.name not in INPUT_DTYPES:
-        raise DataError(f"{path}: {key} is {x.dtype}; it must be one of {', '.join(INPUT_DTYPES)}: convert it")
+        remedy = "give the vectors that an encoder makes of text" if x.dtype.kind in "SU" else "convert it"
+        raise DataError(f"{path}: {key} is {x.dtype}; it must be one of {', '.join(INPUT_DTYPES)}: {remedy}")
     if x.ndim < 2 or not x.size:
         remedy = f": {key}.reshape(1, -1) is one row, {key}.reshape(-1, 1) a row a number" if x.ndim == 1 else ""
         raise DataError(
@@ -91,7 +92,8 @@ def checked_rows(x: Array, key: str, path: str | Path) -> Array:
     bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
     if len(bad):
         raise DataError(
-            f"{path}: {key} has {len(bad)} rows with NaN or infinity, the first is row {bad[0]}; remove them"
+            f"{path}: {key} has {len(bad)} rows with NaN or infinity, the first is row {bad[0]}; remove them, or fill "
+            "missing values in"
         )
     return x
 

@@ -123,11 +123,15 @@ def the_input(proto: onnx.ModelProto, probe: Array) -> onnx.ValueInfoProto:
             "onnx", "the model has no input; a detector takes one array: export it with its rows free"
         )
     if len(inputs) != 1:
+        remedy = (
+            "fix the others as constants of the model, have it compute them (a mask of padding from the ids), or give "
+            "the vectors that it makes to fit --embeddings"
+        )
+        if all(_is_column(i) for i in inputs):
+            remedy = "convert the pipeline with one input of all columns, categories as numbers"
         raise InvalidInputError(
             "onnx",
-            f"the model has {len(inputs)} inputs, {[i.name for i in inputs]}; a detector takes one array: fix the "
-            "others as constants of the model, have it compute them (a mask of padding from the ids), or give the "
-            "vectors that it makes to fit --embeddings",
+            f"the model has {len(inputs)} inputs, {[i.name for i in inputs]}; a detector takes one array: {remedy}",
         )
     (value,) = inputs
     tensor = value.type.tensor_type
@@ -201,6 +205,12 @@ def adapt(proto: onnx.ModelProto, tensors: Sequence[str], probe: Array) -> Adapt
         "it is quantised dynamically: quantise it statically, or give it as it was before" if quantised else _REMEDY
     )
     raise InvalidInputError("onnx", f"{done}the model cannot take batches of any size: {reasons[0]}; {remedy}")
+
+
+def _is_column(value: onnx.ValueInfoProto) -> bool:
+    """Whether an input takes one number or word a row, as pipelines of scikit-learn have one for each column."""
+    axes = value.type.tensor_type.shape.dim
+    return len(axes) == 2 and axes[1].dim_value == 1
 
 
 def _modern(proto: onnx.ModelProto, tensors: Sequence[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
