@@ -172,6 +172,17 @@ def test_json_has_the_means_of_each_group(report):
         {"all": 0.145, "near": 0.16, "far": 0.13}
     )
     assert report.scores["softkin"].mean("auroc", ["one", "one", "two"]) == pytest.approx(0.14)
+    means = {name: score["means"]["far"]["auroc"] for name, score in report.to_dict()["scores"].items()}
+    assert means == {name: score.outliers["one"].auroc for name, score in report.scores.items()}
+
+
+@pytest.mark.parametrize("near", [(), ("one", "two")], ids=["none", "all"])
+def test_sets_of_one_kind_are_no_groups(report, near):
+    """The other would be a mean over nothing."""
+    found = dataclasses.replace(report, near=near)
+
+    assert found.groups == {"all": ("one", "two")}
+    assert found.to_dict()["scores"]["softkin"]["means"].keys() == {"all"}
 
 
 def test_the_promise_is_held_against_what_came_of_it(report):
