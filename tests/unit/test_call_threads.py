@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,38 @@ def test_where_no_further_thread_can_be_started_calls_wait_for_those_that_are_th
     held.set()
 
     assert all(ran.acquire(timeout=30) for _ in range(20))
+
+
+def test_where_no_further_thread_can_be_started_who_holds_one_makes_room(threads, monkeypatch):
+    """The caller that has been silent for longest loses its own: else four of them would keep everybody out."""
+
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    def silent(caller):
+        with threads.unwrapped_places.hold(caller):
+            begun.release()
+            caller.ended.wait(30)
+
+    begun, ran = threading.Semaphore(0), threading.Event()
+    callers = [SimpleNamespace(ended=threading.Event()) for _ in range(UNWRAPPED_AT_START)]
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    monkeypatch.setattr("softkin.places.PATIENCE_SECONDS", 1000)
+    for caller in callers:
+        caller.cancel = caller.ended.set
+        threads.submit(silent, caller)
+        assert begun.acquire(timeout=30)
+    monkeypatch.setattr("softkin.places.PATIENCE_SECONDS", 0)
+
+    for _ in range(1 + UNWRAPPED_AT_START):  # Python's pool may believe for a call that a thread is idle
+        threads.submit(ran.set)
+        if ran.wait(5):
+            break
+
+    found = ran.is_set(), [caller.ended.is_set() for caller in callers]
+    for caller in callers:
+        caller.cancel()
+    assert found == (True, [True, False, False, False])
 
 
 def test_an_account_is_ended_after_its_call_whatever_becomes_of_that(threads, caplog):
@@ -281,11 +314,13 @@ def test_a_process_ends_after_the_calls_that_run_and_with_threads_that_wait():
     code = (
         "import time; from softkin.call_threads import UNWRAPPED_AT_START, CallThreads, arriving\n"
         "class Account:\n    def end(self): print('ended', flush=True)\n"
-        "threads = CallThreads(3, 'test'); threads.start_all(); arriving.account = Account()\n"
-        "threads.submit(time.sleep, 0.3); print('exit', flush=True)"
+        "ports = {seconds: CallThreads(3, 'test') for seconds in (0.3, 0.6, 0.9)}\n"
+        "for seconds, threads in ports.items():\n"
+        "    threads.start_all(); arriving.account = Account(); threads.submit(time.sleep, seconds)\n"
+        "print('exit', flush=True)"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
 
-    assert done.stdout.split() == ["exit", "ended"]
+    assert done.stdout.split() == ["exit", "ended", "ended", "ended"]
     assert not done.stderr
