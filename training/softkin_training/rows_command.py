@@ -72,8 +72,11 @@ def write_rows(arguments: argparse.Namespace) -> None:
         x = read_inputs(data, manifest)
         found = [str(path.relative_to(data)) for path in images_below(data)]
     elif is_table(data):
+        columns = [name for name in names(arguments.columns) if name]
+        if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
+            raise InvalidInputError("--columns", f"names {twice[0]!r} twice; must name each column once")
         table = open_table(data, manifest)
-        x = read_columns(table, manifest, [c for c in names(arguments.columns) if c])
+        x = read_columns(table, manifest, columns)
         if arguments.name_column is not None:
             found = table.texts(arguments.name_column)
     else:

@@ -75,6 +75,7 @@ def test_columns_may_be_named_for_a_detector_that_knows_none(tmp_path, rows, tab
     assert "nothing says which" in rows("--data", table)[1]
     assert rows("--data", table, "--columns", r"wide\, at the top,height")[0] == 0
     assert read_array(str(tmp_path / "new.npz"), None).tolist() == [[2.5, 1.5]]
+    assert "--columns: names 'height' twice" in rows("--data", table, "--columns", "height,height", "--force")[1]
 
 
 def test_what_the_detector_would_refuse_is_not_written(tmp_path, rows, table):
