@@ -268,7 +268,7 @@ def test_a_folder_that_cannot_be_locked_is_refused_as_such(tmp_path, monkeypatch
 def test_what_a_killed_server_left_half_written_goes(tmp_path):
     """The next holder of the folder removes it, and nothing else."""
     kept = {".lock", "other.txt", ".hidden", "toy-1-0123456789abcdef.safetensors"}
-    for name in {*kept, ".toy-1-0123456789abcdef.safetensors.4711"}:
+    for name in {*kept, ".toy-1-0123456789abcdef.safetensors.4711", ".toy-2-0123456789abcdef.safetensors.4711"}:
         (tmp_path / name).touch()
 
     with DriftWatches(folder=tmp_path).watching():
