@@ -158,6 +158,18 @@ def test_many_repeated_rows_are_remarked_upon(tmp_path, capsys, repeats, remarke
     assert ("where they go on to repeat, false alarms may exceed alpha\n" in text) == remarked
 
 
+def test_repeated_rows_of_another_label_are_counted(tmp_path, capsys):
+    """One of two labels is wrong; each copy is compared with the row that stays."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 4)), np.arange(300) % 3
+    again, other = np.array([3, 3, 7, 9]), np.array([0, 1, 2, 0])  # 3 and 9 are of class 0, 7 of class 1
+    np.savez(tmp_path / "x.npz", x_train=np.concatenate([x, x[again]]), y_train=np.concatenate([y, other]))
+
+    assert main(["fit", "--embeddings", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out")]) == 0
+
+    assert "; 4 repeated rows left out, 2 of another label than the first\n" in capsys.readouterr().out
+
+
 def test_of_rows_that_a_layer_does_not_take_the_first_is_named(tmp_path, capsys):
     """Numbers that float64 holds and float32 does not: who is to remove the rows has to find them."""
     rng = np.random.default_rng(0)

@@ -39,7 +39,7 @@ from softkin_training.foreign import read_model
 from softkin_training.network_head import find_head
 from softkin_training.npz import checked_labels, read_npz
 from softkin_training.onnx_graphs import real_inputs
-from softkin_training.row_contents import fingerprint
+from softkin_training.row_contents import fingerprint, originals
 from softkin_training.rows import Rows
 from softkin_training.split import choose_bank_rows, first_of_each, split
 from softkin_training.trial import BATCH
@@ -63,6 +63,8 @@ class Fitted:
     """Rows of x_train left out because their content came before."""
     repeated_share: float
     """Their share of x_train."""
+    contradicting_rows: int
+    """Those among them whose label is not that of the row that stays."""
     accuracy: FitAccuracy | None
     """Of the classifier; None for bare vectors."""
     deviations: tuple[float, float] | None
@@ -255,6 +257,7 @@ def _fit(
         exposed=exposed,
         repeated_rows=len(rows) - len(distinct),
         repeated_share=1 - len(distinct) / len(rows),
+        contradicting_rows=0 if distinct is rows else int((rows.y != rows.y[originals(rows)]).sum()),
         accuracy=accuracy,
         deviations=uneven_deviations(rows.x) if any(layer.is_input for layer in exposed.layers) else None,
     )

@@ -165,6 +165,7 @@ def fit(arguments: argparse.Namespace) -> None:
         )
     print(f"classes:     {spelled(', '.join(m.classes[:10]))}{', ...' if len(m.classes) > 10 else ''}")
     left_out = f"; {fitted.repeated_rows} repeated rows left out" if fitted.repeated_rows else ""
+    left_out += f", {fitted.contradicting_rows} of another label than the first" if fitted.contradicting_rows else ""
     print(f"bank:        {describe_bank(m)}{left_out}")
     if fitted.repeated_share > m.default_alpha:
         print(
