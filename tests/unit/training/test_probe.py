@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from html import escape
 
 import numpy as np
@@ -196,7 +197,7 @@ def test_tensorboard_gets_each_number_once(tmp_path):
     """Those of before, too, where a run goes on; which epoch it is, and how long it took, are no figures of it."""
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     epochs = [{"epoch": n, "ce": n / 8, "snnl": {"a": n / 4}, "b": None, "seconds": 2.0} for n in (1, 2, 3)]
-    for before in (0, 1):
+    for before in (0, 2):
         recorder = Recorder(tmp_path)
         recorder.start(epochs[:before])
         for n in range(before + 1, 4):
@@ -207,6 +208,32 @@ def test_tensorboard_gets_each_number_once(tmp_path):
 
     found = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert found == {"ce": [(1, 0.125), (2, 0.25), (3, 0.375)], "snnl/a": [(1, 0.25), (2, 0.5), (3, 0.75)]}
+
+
+def test_tensorboard_shows_each_epoch_while_the_run_goes_on(tmp_path):
+    """Its writer would keep them for two minutes."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recorder = Recorder(tmp_path)
+    recorder.start([])
+    recorder.add([{"epoch": 1, "ce": 0.5}])
+
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    recorder.close()
+
+    assert [(e.step, e.value) for e in events.Scalars("ce")] == [(1, 0.5)]
+
+
+def test_a_recorder_that_is_closed_leaves_no_thread(tmp_path):
+    """An ablation has one after the other, in one process."""
+    pytest.importorskip("tensorboard")
+    before = set(threading.enumerate())
+    recorder = Recorder(tmp_path)
+    recorder.start([])
+
+    recorder.close()
+
+    assert set(threading.enumerate()) <= before
 
 
 def test_without_tensorboard_the_history_is_still_written(tmp_path, monkeypatch):
