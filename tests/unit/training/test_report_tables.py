@@ -93,7 +93,8 @@ def test_the_better_of_two_scores_is_marked(report):
 
     for scores, marked in (([own, other], [1]), ([own], [])):
         found = dataclasses.replace(report, scores=dict(scores))
-        assert best(tables.separation(found), "mean AUROC") == marked
+        for head in ("AUROC one", "AUROC two", "mean AUROC"):
+            assert best(tables.separation(found), head) == marked, head
         assert best(tables.flagged(found), "caught two") == marked
 
 
