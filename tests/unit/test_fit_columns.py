@@ -14,7 +14,7 @@ from softkin.cli import main as softkin
 from softkin.errors import DataError, InvalidInputError
 from softkin_training.cli import main
 from softkin_training.columns import Columns, columns_of
-from softkin_training.fit_rows import column_deviations, column_names, uneven_deviations
+from softkin_training.fit_rows import column_deviations, column_means, column_names, uneven_deviations
 from softkin_training.rows import Rows
 from softkin_training.split import split
 
@@ -196,6 +196,15 @@ def test_what_varies_by_rounding_does_not_vary():
     assert columns_of(np.zeros((4, 2)), True).center.tolist() == [0, 0]
     assert columns_of(np.zeros((0, 2)), True) is None
     assert columns_of(np.zeros((4, 2)), True).deviation.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("columns", [1, 8, 9, 21])
+def test_however_many_columns_there_are_each_is_measured_once(columns):
+    """Also of fewer rows than columns."""
+    x = np.random.default_rng(0).normal(loc=np.arange(columns), size=(5, columns))
+
+    np.testing.assert_allclose(column_deviations(x), x.std(axis=0))
+    np.testing.assert_allclose(column_means(x), x.mean(axis=0))
 
 
 @pytest.mark.parametrize(
