@@ -78,3 +78,11 @@ def test_a_row_for_which_there_is_just_room_travels_alone(spare, fits):
     else:
         with pytest.raises(InvalidInputError, match=f"one row has 400 bytes, .* max_message_bytes = {limit}"):
             split(x, head(), limits)
+
+
+@pytest.mark.parametrize("asked", [0, 1, 1000, 2**32 - 1, 2**32, 10**30])
+def test_more_neighbors_than_can_be_asked_for_are_asked_for_as_the_most_that_can(asked):
+    """For the server to refuse, with its own limit."""
+    request = Requests("d", "", "").head(None, None, None, None, asked)
+
+    assert request.num_neighbors == min(asked, 0xFFFFFFFF)
