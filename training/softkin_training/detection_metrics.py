@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, betabinom, ks_2samp, kstest, rankdata
+from scipy.stats import beta, ks_2samp, kstest, rankdata
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -105,26 +105,6 @@ def uniformity(p_values: Floats, scores: Floats, calibration: Floats | None) -> 
         p_value_known=float(known.pvalue),
         p_value=None if two is None else float(two.pvalue),
     )
-
-
-def chance_of_false_alarms(count: int, rows: int, k: int, n: int) -> float:
-    """Chance that at least `count` of `rows` inliers get one of the k smallest p-values, by luck alone.
-
-    Exact for continuous scores of exchangeable rows: the share that a calibration set of n rows flags is
-    Beta(k, n + 1 - k) (Vovk 2012), so the count is beta-binomial. It accounts for the luck of both samples; a small
-    value says that these inliers are not like the calibration rows.
-
-    Args:
-        count: inliers flagged.
-        rows: inliers in all.
-        k: how many of the n + 1 possible p-values are flagged; see `softkin.conformal.rank`.
-        n: calibration rows.
-    """
-    if count <= 0 or k > n:
-        return 1.0
-    if k == 0:
-        return 0.0
-    return float(min(1.0, betabinom.pmf(np.arange(count, rows + 1), rows, k, n + 1 - k).sum()))
 
 
 def _counts(positives: Floats, negatives: Floats) -> tuple[Counts, Counts]:

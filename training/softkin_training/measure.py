@@ -15,13 +15,13 @@ from softkin_training.detection_metrics import (
     aupr_in,
     aupr_out,
     auroc,
-    chance_of_false_alarms,
     fpr95,
     fpr95_id,
     rate,
     roc,
     uniformity,
 )
+from softkin_training.flag_chance import chance_of_false_alarms
 from softkin_training.report import Detection, Histogram, PValues, ScoreReport
 
 Floats = NDArray[np.float64]

@@ -11,6 +11,8 @@ from softkin_training.arguments import folder
 
 MOST_FLAGGED = 0.5
 """Of new inliers, without a question whether they are such: more than most drift brings about."""
+UNLIKE = 1e-4
+"""Largest chance that rows are said not to go with the bundle's own although they are like them."""
 
 
 def add_recalibrate_arguments(sub: argparse.ArgumentParser) -> None:
@@ -41,8 +43,10 @@ def recalibrate_from_file(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin.bundle import read_manifest
+    from softkin.conformal import rank
     from softkin.display import describe_class_p_values
     from softkin_training.elapsed import elapsed
+    from softkin_training.flag_chance import chance_of_false_alarms
     from softkin_training.leftovers import tidy
     from softkin_training.new_rows import read_calibrating, why_unlabelled
     from softkin_training.recalibrate import recalibrate
@@ -71,8 +75,16 @@ def recalibrate_from_file(arguments: argparse.Namespace) -> None:
         f"false alarms are at most {c.false_alarm_bound:.4g} at confidence {c.confidence:g}"
     )
     made = m.provenance["recalibrated"]
-    accuracy = "" if made["accuracy"] is None else f"; the classifier's accuracy on them is {made['accuracy']:.1%}"
+    whose = "accuracy of the nearest class" if "embeddings" in m.provenance.get("fit", {}) else "classifier's accuracy"
+    accuracy = "" if made["accuracy"] is None else f"; the {whose} on them is {made['accuracy']:.1%}"
     print(f"{manifest.version} flags {made['flagged_before']:.1%} of these rows at alpha {c.alpha:g}{accuracy}")
+    n = manifest.calibration_size
+    chance = chance_of_false_alarms(round(made["flagged_before"] * len(x)), len(x), rank(c.alpha, n), n)
+    if arguments.grow and chance < UNLIKE:
+        print(
+            f"the chance that so many are by luck is {chance:.2g}: --grow is for more of the same inliers, and of a "
+            "mixture alpha is the rate of neither kind;\nleave it out to recalibrate on these alone"
+        )
     if made["flagged_before"] > MOST_FLAGGED:
         print("are they inliers, and prepared as the detector takes them? Where not, the new version misses outliers")
     if y is not None and made["accuracy"] is not None and made["accuracy"] <= np.bincount(y).max() / len(y) < 1:

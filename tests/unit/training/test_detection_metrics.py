@@ -12,13 +12,13 @@ from softkin_training.detection_metrics import (
     aupr_in,
     aupr_out,
     auroc,
-    chance_of_false_alarms,
     fpr95,
     fpr95_id,
     rate,
     roc,
     uniformity,
 )
+from softkin_training.flag_chance import chance_of_false_alarms
 
 pytestmark = pytest.mark.training
 
