@@ -265,7 +265,8 @@ def test_answers_that_are_taken_at_once_are_no_copies(make):
 
     assert a.scores is b.scores
     assert (c.scores is d.scores, len(c.scores)) == (True, 3)
-    assert_same(d.own(), StandIn().score(rows(2, 6), alpha=0.05))
+    for share, (n, offset) in zip((a, b, c, d), ((2, 0), (3, 2), (1, 5), (2, 6)), strict=True):
+        assert_same(share.own(), StandIn().score(rows(n, offset), alpha=0.05))
 
 
 def test_a_request_in_slices_keeps_none_of_them_once_it_is_answered(make):

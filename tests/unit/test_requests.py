@@ -86,3 +86,12 @@ def test_more_neighbors_than_can_be_asked_for_are_asked_for_as_the_most_that_can
     request = Requests("d", "", "").head(None, None, None, None, asked)
 
     assert request.num_neighbors == min(asked, 0xFFFFFFFF)
+
+
+def test_all_requests_are_to_the_version_that_is_named():
+    """Also those for what it is and for what its drift watch has seen: of several detectors, or versions of one."""
+    requests = Requests("d", "3", "stable")
+
+    made = [requests.head(None, None, None, None, 0), requests.description(), requests.drift()]
+
+    assert [(r.detector, r.version, r.label) for r in made] == [("d", "3", "stable")] * 3
