@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt
+# Not compiled: Python does it for the modules that are imported, once, and of torch, the largest, few are.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL := $(BIN)/python $(PIP_INSTALL) -c deploy/constraints.txt
 STAMP := $(VENV)/.installed
 PROTO_VENV := .venv-proto
 SERVICE_VENV := .venv-service
@@ -95,20 +97,20 @@ $(SERVICE_VENV)/.installed: VERSIONS := deploy/constraints.txt
 $(OLDEST_VENV)/.installed: VERSIONS := deploy/oldest.txt
 $(SERVICE_VENV)/.installed $(OLDEST_VENV)/.installed: pyproject.toml deploy/constraints.txt deploy/oldest.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VERSIONS) --group test -e '.[tracing]'
+	$(@D)/bin/python $(PIP_INSTALL) "pip>=25.1"
+	$(@D)/bin/python $(PIP_INSTALL) -c $(VERSIONS) --group test -e '.[tracing]'
 	@touch $@
 
 # A client's machine, as tritonclient needs it: an older protobuf, and no server, whose messages it defines too.
 $(TRITON_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TRITON_VENV)
-	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group triton -e '.[client]'
+	$(TRITON_VENV)/bin/python $(PIP_INSTALL) "pip>=25.1"
+	$(TRITON_VENV)/bin/python $(PIP_INSTALL) --group triton -e '.[client]'
 	@touch $@
 
 # The generator is pinned in the dependency group `proto` and lives apart: it brings an older protobuf than the rest.
 $(PROTO_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(PROTO_VENV)
-	$(PROTO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(PROTO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group proto
+	$(PROTO_VENV)/bin/python $(PIP_INSTALL) "pip>=25.1"
+	$(PROTO_VENV)/bin/python $(PIP_INSTALL) --group proto
 	@touch $@
