@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 import numpy as np
 import pytest
@@ -139,3 +140,26 @@ def test_an_ablation_is_not_told_of_an_option_that_it_lacks(tmp_path):
     goes_on = pytest.raises(InvalidInputError, match=r"^out_dir: .*; make room, then run it again: what is done stays$")
     with files_of_at_most(100), goes_on:
         ablate("digits", plan, tmp_path, overrides=quick, seeds=(0,), say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("short write"), "short write"),
+    ],
+    ids=["of the system", "of a library"],
+)
+def test_a_write_that_fails_in_a_cell_names_its_folder(tmp_path, monkeypatch, error, reason):
+    """Such an error knows no file, and one of a library no number."""
+    plan = Plan(train={"plain": {}}, detect={"density": {}}, families={FAR: ()})
+
+    def fail(recipe):
+        raise error
+
+    monkeypatch.setattr("softkin_training.ablate.load_dataset", fail)
+
+    cell = re.escape(str(tmp_path / "all-classes" / "plain" / "seed0"))
+    message = rf"^out: cannot write {cell} \({reason}\); make room, then run it again"
+    with pytest.raises(InvalidInputError, match=message):
+        ablate("digits", plan, tmp_path, seeds=(0,), say=lambda line: None)
