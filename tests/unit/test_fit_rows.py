@@ -13,7 +13,7 @@ from softkin.chunks import SLICE_NUMBERS
 from softkin.errors import DataError
 from softkin_training.cli import main
 from softkin_training.fit import _probe
-from softkin_training.fit_rows import checked_rows, class_names
+from softkin_training.fit_rows import checked_rows, class_names, read_test_rows
 from softkin_training.npz import checked_labels, read_npz
 from softkin_training.trial import BATCH
 
@@ -168,6 +168,23 @@ def test_repeated_rows_of_another_label_are_counted(tmp_path, capsys):
     assert main(["fit", "--embeddings", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out")]) == 0
 
     assert "; 4 repeated rows left out, 2 of another label than the first\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [(["a", "b", "c"], False), (["a", "b"], False), (["x", "y", "z"], False), (["b", "c"], True), (["b", "a"], True)],
+)
+def test_calibration_labels_in_another_order_of_the_classes_are_refused(tmp_path, names, refused):
+    """A file that lacks a class, numbered by itself, shifts all that come after; names that say nothing are let be."""
+    np.savez(tmp_path / "c.npz", x_test=np.zeros((2, 2)), y_test=np.array([0, 1]), class_names=names)
+
+    if not refused:
+        assert read_test_rows(tmp_path / "c.npz", ("a", "b", "c"))[1].tolist() == [0, 1]
+        return
+    with pytest.raises(
+        DataError, match=r"c\.npz: class_names has 'b' at 0, the classes of the training rows at 1; num"
+    ):
+        read_test_rows(tmp_path / "c.npz", ("a", "b", "c"))
 
 
 def test_of_rows_that_a_layer_does_not_take_the_first_is_named(tmp_path, capsys):

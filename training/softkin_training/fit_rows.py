@@ -56,18 +56,30 @@ def read_test_rows(path: str | Path, classes: tuple[str, ...]) -> tuple[Array, N
     """`x_test` and `y_test` of a file; no labels are needed, nor read, where the only class is `ONE_CLASS`.
 
     Args:
-        path: npz.
+        path: npz; its `class_names`, where it has any, must be in the order of `classes`.
         classes: names of the classes.
 
     Raises:
-        DataError: unreadable, rows that are none or not finite, or labels that are none of `classes`.
+        DataError: unreadable, rows that are none or not finite, or labels that are none of `classes` or in another
+            order.
     """
     if classes == (ONE_CLASS,):
         x = checked_rows(read_npz(path, ("x_test",))["x_test"], "x_test", path)
         return x, np.zeros(len(x), np.int64)
-    arrays = read_npz(path, ("x_test", "y_test"))
+    arrays = read_npz(path, ("x_test", "y_test"), optional=("class_names",))
+    _refuse_other_order(class_names(arrays), classes, path)
     y = checked_labels(arrays, "test", len(classes), path)
     return checked_rows(arrays["x_test"], "x_test", path), y
+
+
+def _refuse_other_order(names: tuple[str, ...], classes: tuple[str, ...], path: str | Path) -> None:
+    """Refuse labels that count a class otherwise, as numpy.unique does in a file that lacks some of the classes."""
+    for i, name in enumerate(names):
+        if name in classes and classes[i : i + 1] != (name,):
+            raise DataError(
+                f"{path}: class_names has {name!r} at {i}, the classes of the training rows at {classes.index(name)}; "
+                "number y_test in their order, and give all of their class_names or none"
+            )
 
 
 def axes_of(x: Array) -> str:
