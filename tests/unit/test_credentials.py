@@ -104,3 +104,18 @@ def test_a_renewal_is_logged_once_with_the_new_date(files, tmp_path, caplog):
     [line] = caplog.messages
     date = datetime.fromtimestamp(expires[0], UTC)
     assert line == f"event=certificate_renewed expires={date.isoformat()}"
+
+
+def test_a_file_that_is_damaged_before_anybody_connects_is_named_once(files, caplog):
+    """The certificate that was read at the start stays in force; when the file is itself again, there is no news."""
+    caplog.set_level(logging.INFO)
+    certificate, key = ServerCertificate(files["tls_cert"], files["tls_key"]), files["tls_key"].read_bytes()
+    files["tls_key"].write_bytes(b"")
+
+    found = [certificate.expires() for _ in range(3)]
+    files["tls_key"].write_bytes(key)
+    expires = {datetime.fromtimestamp(at, UTC).isoformat() for at in (*found, certificate.expires())}
+
+    [date], [start, kept] = expires, caplog.messages
+    assert start == f"event=certificate file={files['tls_cert']} expires={date}"
+    assert kept.startswith(f'event=certificate_kept expires={date} reason="tls_key: {files["tls_key"]}: not a PEM file')
