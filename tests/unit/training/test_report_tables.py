@@ -297,7 +297,8 @@ def judged(report):
     """The report with three false alarms in ten rows, which is hardly luck."""
     own = dataclasses.replace(report.scores["softkin"], false_alarms=share(0.3), title="<own>", source="<bundle>")
     p_values = dataclasses.replace(report.p_values, chance_of_false_alarms=0.01234)
-    return dataclasses.replace(report, scores=report.scores | {"softkin": own}, p_values=p_values, accuracy=0.875)
+    scores, notes = report.scores | {"softkin": own}, ("One.", "<Two>.")
+    return dataclasses.replace(report, scores=scores, p_values=p_values, accuracy=0.875, notes=notes)
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,8 @@ def page(judged):
         "if they are like the calibration rows: 0.0123.",
         "<h1>Detection report: tiny 1</h1>",
         "500 inliers, 2 outlier sets, 300 calibration rows.",
+        '<p class="warning">One.</p>',
+        '<p class="warning">&lt;Two&gt;.</p>',
         "<h3>Mean over all 2 outlier sets</h3>",
         "<h3>one (10 rows)</h3>",
         "<h3>two (10 rows, near)</h3>",
@@ -342,6 +345,25 @@ def test_the_page_marks_the_bundles_own_row_and_the_best_of_each_column(page, ju
     assert f'<th scope="row">{highest.title}</th><td class="best">0.' in page
     assert page.count("Mean over") == page.count("Mean over all")
     assert f'<p class="note">On {judged.classifier.rows} labelled inliers.</p>' in page
+
+
+def test_the_page_has_every_picture_over_its_caption(page):
+    """Two for each outlier set, and one for each kind of corruption."""
+    found = re.findall(r'<figure><svg[^>]* aria-label="([^"]*)">.*?<figcaption>(.*?)</figcaption>', page, re.DOTALL)
+
+    curves = "ROC curves, false-positive rate on a logarithmic scale; dotted: alpha = 0.05"
+    assert found == [
+        ("ROC curves against one", curves),
+        ("outlier scores of inliers and of one", "Outlier scores of this bundle"),
+        ("ROC curves against two", curves),
+        ("outlier scores of inliers and of two", "Outlier scores of this bundle"),
+        ("histogram of the inliers&#x27; p-values", "P-values of inliers"),
+        ("share of rows flagged at every alpha", "Share flagged at every alpha, both scales logarithmic"),
+        ("accuracy by probability of the predicted class", "Reliability: accuracy by probability"),
+        ("accuracy by credibility", "Credibility: accuracy by credibility (Papernot &amp; McDaniel 2018)"),
+        ("inliers flagged by severity of noise", "standard deviation"),
+        ("inliers flagged by severity of blur", "&lt;b&gt;"),
+    ]
 
 
 @pytest.mark.parametrize(("chance", "warned"), [(0.0099, True), (0.0101, False)])
