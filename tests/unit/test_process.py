@@ -38,6 +38,19 @@ def test_a_fault_while_it_stops_does_not_keep_the_process_waiting():
     assert ended == [0]
 
 
+def test_it_serves_until_it_is_told_to_stop_however_long_that_takes(monkeypatch):
+    """Signals are polled, and most polls find none."""
+    monkeypatch.setattr("softkin.process.SIGNAL_POLL_SECONDS", 0.001)
+    server = SimpleNamespace(stop=lambda: None, pending_requests=0, abandoned_requests=0, changing=False)
+    signals: SimpleQueue[int] = SimpleQueue()
+    told = threading.Timer(0.1, signals.put, (signal.SIGTERM,))
+
+    told.start()
+
+    assert _drain(server, ServerSettings(), signals) == 0
+    told.join()
+
+
 def test_what_stops_it_needs_no_further_thread(monkeypatch):
     """Under `ulimit -u` there may be none by then, and whoever is not answered yet would be lost."""
 
