@@ -366,6 +366,15 @@ def test_the_page_has_every_picture_over_its_caption(page):
     ]
 
 
+def test_the_page_ends_with_where_its_scores_and_figures_come_from(page, judged):
+    """Of each score, and which bundle was evaluated when."""
+    end = page[page.index("<h3>Where the scores come from</h3>") :]
+
+    assert len(re.findall("<dt>.+?</dt><dd>.+?</dd>", end)) == len(judged.scores)
+    assert f"<footer>Made {judged.created} by softkin-train evaluate from the bundle with digest" in end
+    assert f"<code>{judged.digest}</code>" in end
+
+
 @pytest.mark.parametrize(("chance", "warned"), [(0.0099, True), (0.0101, False)])
 def test_one_chance_in_a_hundred_is_what_luck_is_given(judged, chance, warned):
     """Below it the page says that it is none."""
