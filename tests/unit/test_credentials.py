@@ -7,6 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 import pytest
+import trustme
 
 from authority import Authority
 from softkin.credentials import ServerCertificate
@@ -73,12 +74,56 @@ def test_a_start_with_a_damaged_certificate_says_which_file_it_is(files, option,
         ServerCertificate(files["tls_cert"], files["tls_key"], files["tls_client_ca"])
 
 
+def test_a_damaged_certificate_is_found_anywhere_in_a_chain(files):
+    """The date of each is needed: a scrape of the metrics would fail on it."""
+    pem = files["tls_cert"].read_bytes()
+    name = base64.b64decode(pem.split(b"-----")[2]).index(b"\x0c\x06server") + 2
+    files["tls_cert"].write_bytes(pem + damaged(pem, name, 0xFF))
+
+    with pytest.raises(InvalidInputError, match=f"tls_cert: {files['tls_cert']}: has a certificate that is damaged"):
+        ServerCertificate(files["tls_cert"], files["tls_key"])
+
+
 def test_a_chain_that_begins_with_its_authority_is_refused_with_what_comes_first(files):
     """The certificate itself is there, and the key is its own: only the order is wrong."""
     files["tls_cert"].write_bytes(files["tls_client_ca"].read_bytes() + files["tls_cert"].read_bytes())
 
     with pytest.raises(InvalidInputError, match=r"is not the key of the first .*; put that of CN=server,.* first$"):
         ServerCertificate(files["tls_cert"], files["tls_key"])
+
+
+def test_a_key_of_none_in_the_chain_is_refused_without_a_word_on_its_order(files, tmp_path):
+    """To put another certificate first would not help."""
+    other = Authority(tmp_path, "other").issue("other")["tls_key"]
+    files["tls_cert"].write_bytes(files["tls_cert"].read_bytes() + files["tls_client_ca"].read_bytes())
+
+    with pytest.raises(InvalidInputError, match=r"is not the key of the first .*; give the two that were issued tog"):
+        ServerCertificate(files["tls_cert"], other)
+
+
+@pytest.mark.parametrize(
+    ("dates", "message"),
+    [
+        ({"expired": True}, "CN=link.* expired on 2020-01-01"),
+        ({"early": True}, "CN=link.* not valid before 2120"),
+    ],
+)
+def test_every_certificate_of_a_chain_must_be_valid_now(files, tmp_path, dates, message):
+    """Clients check each on the way to the authority."""
+    link = Authority(tmp_path, "other").issue("link", **dates)["tls_cert"]
+    files["tls_cert"].write_bytes(files["tls_cert"].read_bytes() + link.read_bytes())
+
+    with pytest.raises(InvalidInputError, match=message):
+        ServerCertificate(files["tls_cert"], files["tls_key"])
+
+
+def test_a_chain_lasts_until_the_first_of_it_expires(files):
+    """Whichever that is: the date is what an alert goes by."""
+    date = datetime(2100, 1, 1, tzinfo=UTC)
+    link = trustme.CA().issue_cert("link", not_after=date).cert_chain_pems[0].bytes()
+    files["tls_cert"].write_bytes(files["tls_cert"].read_bytes() + link)
+
+    assert ServerCertificate(files["tls_cert"], files["tls_key"]).expires() == date.timestamp()
 
 
 def test_an_authority_that_has_expired_may_stay_beside_its_successor_alone(files, tmp_path):
