@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 import trustme
+from cryptography import x509
 
 from authority import Authority
 from softkin.credentials import ServerCertificate
@@ -82,6 +83,26 @@ def test_a_damaged_certificate_is_found_anywhere_in_a_chain(files):
 
     with pytest.raises(InvalidInputError, match=f"tls_cert: {files['tls_cert']}: has a certificate that is damaged"):
         ServerCertificate(files["tls_cert"], files["tls_key"])
+
+
+@pytest.mark.skipif(
+    not hasattr(x509.Certificate, "public_key_algorithm_oid"), reason="older versions of cryptography cannot tell"
+)
+def test_a_key_for_rsa_pss_alone_is_refused(tmp_path):
+    """gRPC would say of it no more than that it has no port."""
+    leaf = trustme.CA().issue_cert("localhost", key_type=trustme.KeyType.RSA)
+    der = bytearray(base64.b64decode(leaf.cert_chain_pems[0].bytes().split(b"-----")[2]))
+    any_rsa = bytes.fromhex("300d06092a864886f70d0101010500")  # an algorithm, with no parameters
+    at = der.index(any_rsa)
+    for outer in (0, 4, at - 4):  # the certificate, what of it is signed, its key: each two bytes shorter
+        der[outer + 2 : outer + 4] = (int.from_bytes(der[outer + 2 : outer + 4], "big") - 2).to_bytes(2, "big")
+    for_pss = bytes(der).replace(any_rsa, bytes.fromhex("300b06092a864886f70d01010a"))
+    cert, key = tmp_path / "server.crt", tmp_path / "server.key"
+    cert.write_bytes(b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(for_pss) + b"-----END CERTIFICATE-----\n")
+    key.write_bytes(leaf.private_key_pem.bytes())
+
+    with pytest.raises(InvalidInputError, match=r"gRPC knows no such key as that of .*; use RSA, or ECDSA"):
+        ServerCertificate(cert, key)
 
 
 def test_a_chain_that_begins_with_its_authority_is_refused_with_what_comes_first(files):
