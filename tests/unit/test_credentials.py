@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 import pytest
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from authority import Authority
 from softkin.credentials import ServerCertificate
@@ -103,6 +105,22 @@ def test_a_key_for_rsa_pss_alone_is_refused(tmp_path):
 
     with pytest.raises(InvalidInputError, match=r"gRPC knows no such key as that of .*; use RSA, or ECDSA"):
         ServerCertificate(cert, key)
+
+
+def test_a_key_for_ed25519_is_taken_with_a_warning(tmp_path, caplog):
+    """gRPC's server knows it, and many of its clients do not."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    begins, ends = (datetime(year, 1, 1, tzinfo=UTC) for year in (2020, 2100))
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, begins, ends)
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (tmp_path / "server.crt").write_bytes(builder.sign(key, None).public_bytes(pem))
+    (tmp_path / "server.key").write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+
+    ServerCertificate(tmp_path / "server.crt", tmp_path / "server.key")
+
+    [line] = caplog.messages
+    assert line.startswith(f"event=certificate_rare file={tmp_path / 'server.crt'} remedy=")
 
 
 def test_a_chain_that_begins_with_its_authority_is_refused_with_what_comes_first(files):
