@@ -281,5 +281,7 @@ def test_without_labels_logits_or_images_the_page_has_fewer_parts(report):
 
     assert (found.faults, found.open) == ([], [])
     assert "The classifier" not in found.text
+    assert ("a", "href", "#classifier") not in found.attributes
+    assert ("a", "href", "#corrupted") in found.attributes
     assert "Inliers were not corrupted: rows are no images." in found.text
     assert "mean near" not in found.text
