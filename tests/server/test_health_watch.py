@@ -192,6 +192,24 @@ def test_after_its_end_a_watch_is_told_nothing_more(start):
     assert [response and response.status for response in told] == [Status.SERVING, None]
 
 
+def test_statuses_are_sent_by_one_thread_in_their_order_though_one_cannot_be_sent():
+    """Two threads could tell a watcher the older status last."""
+    submitted, sent = [], []
+
+    def send(response):
+        sent.append(response)
+        if len(sent) == 1:
+            raise RuntimeError("cannot be sent")
+
+    watch = _Watch(send, submitted.append)
+    for response in ("first", "second", None):
+        watch(response)
+    [send_waiting] = submitted
+    send_waiting()
+
+    assert sent == ["first", "second", None]
+
+
 def test_the_threads_that_send_end_with_the_server(start):
     """A process may have one server after another."""
     before = threading.enumerate()

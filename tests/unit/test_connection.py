@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from softkin import Client
+from softkin import AsyncClient, Client
 from softkin.errors import SoftkinError
 
 
@@ -37,6 +38,18 @@ def test_a_client_is_closed_by_leaving_its_block():
 
     with pytest.raises(SoftkinError, match="the client is closed; make another one"):
         client.detector_info()
+
+
+def test_an_asynchronous_client_is_closed_by_leaving_its_block_too():
+    """In the same words."""
+
+    async def use():
+        async with AsyncClient("127.0.0.1:1") as client:
+            pass
+        await client.detector_info()
+
+    with pytest.raises(SoftkinError, match="the client is closed; make another one"):
+        asyncio.run(use())
 
 
 def test_an_error_that_is_not_about_a_closed_client_comes_out():
