@@ -67,19 +67,23 @@ def read_test_rows(path: str | Path, classes: tuple[str, ...]) -> tuple[Array, N
         x = checked_rows(read_npz(path, ("x_test",))["x_test"], "x_test", path)
         return x, np.zeros(len(x), np.int64)
     arrays = read_npz(path, ("x_test", "y_test"), optional=("class_names",))
-    _refuse_other_order(class_names(arrays), classes, path)
-    y = checked_labels(arrays, "test", len(classes), path)
-    return checked_rows(arrays["x_test"], "x_test", path), y
+    return checked_rows(arrays["x_test"], "x_test", path), labels_of(arrays, classes, path)
 
 
-def _refuse_other_order(names: tuple[str, ...], classes: tuple[str, ...], path: str | Path) -> None:
-    """Refuse labels that count a class otherwise, as numpy.unique does in a file that lacks some of the classes."""
-    for i, name in enumerate(names):
+def labels_of(arrays: dict[str, Array], classes: tuple[str, ...], path: str | Path) -> NDArray[np.int64]:
+    """`[n]` labels `y_test` of a file.
+
+    Raises:
+        DataError: one is none of `classes`, or `class_names` says that they count a class otherwise, as numpy.unique
+            does in a file that lacks some of them.
+    """
+    for i, name in enumerate(class_names(arrays)):
         if name in classes and classes[i : i + 1] != (name,):
             raise DataError(
                 f"{path}: class_names has {name!r} at {i}, the classes of the training rows at {classes.index(name)}; "
                 "number y_test in their order, and give all of their class_names or none"
             )
+    return checked_labels(arrays, "test", len(classes), path)
 
 
 def axes_of(x: Array) -> str:

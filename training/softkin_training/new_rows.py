@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError
 from softkin.manifest import INPUT_COLUMNS, Manifest
-from softkin_training.fit_rows import ONE_CLASS, checked_rows, read_test_rows
+from softkin_training.fit_rows import ONE_CLASS, checked_rows, labels_of, read_test_rows
 from softkin_training.image_folder import SUFFIXES, images_below
 from softkin_training.image_reader import ImageReader, Mode
-from softkin_training.npz import checked_labels, read_npz
+from softkin_training.npz import read_npz
 from softkin_training.table_rows import TableRows, is_table
 
 Array = NDArray[Any]
@@ -84,8 +84,8 @@ def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int
         return read_columns(table, manifest), None if classes == (ONE_CLASS,) else table.labels(classes)
     if classes == (ONE_CLASS,):
         return read_inputs(path, manifest), None
-    arrays = read_npz(path, ("x_test",), optional=("y_test",))
-    return arrays["x_test"], checked_labels(arrays, "test", len(classes), path) if "y_test" in arrays else None
+    arrays = read_npz(path, ("x_test",), optional=("y_test", "class_names"))
+    return arrays["x_test"], labels_of(arrays, classes, path) if "y_test" in arrays else None
 
 
 def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int64] | None]:
@@ -101,9 +101,8 @@ def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.
     if not os.path.isdir(path):
         if classes == (ONE_CLASS,):
             return read_test_rows(path, classes)
-        arrays = read_npz(path, ("x_test",), optional=("y_test",))
-        y = checked_labels(arrays, "test", len(classes), path) if "y_test" in arrays else None
-        return checked_rows(arrays["x_test"], "x_test", path), y
+        x, y = read_labelled(path, manifest)
+        return checked_rows(x, "x_test", path), y
     x, y = read_labelled(path, manifest)
     if y is None and (
         some := sorted({name for name in _folders(path, images_below(path)) if name in _composed(classes)})

@@ -169,3 +169,19 @@ def test_a_folder_that_is_called_like_no_class_is_named(tmp_path):
     assert why_unlabelled(tmp_path / "b", m) == ""
     assert why_unlabelled(tmp_path / "rows.npz", m) == ""
     assert why_unlabelled(tmp_path / "a", takes((2, 3, 3), classes=("all",))) == ""
+
+
+@pytest.mark.parametrize("read", [read_labelled, read_calibrating])
+def test_labels_that_count_the_classes_in_another_order_are_refused(tmp_path, read):
+    """As those of a file that numbers the classes it happens to hold; in their order, or without names, they do."""
+    m, path = takes((2,), "float32", classes=("a", "b", "c")), tmp_path / "c.npz"
+    rows = {"x_test": np.ones((2, 2), "f4"), "y_test": np.array([0, 1])}
+    for names in ({"class_names": ["a", "b", "c"]}, {}):
+        np.savez(path, **rows, **names)
+        assert read(path, m)[1].tolist() == [0, 1]
+
+    np.savez(path, **rows, class_names=["b", "c"])
+    with pytest.raises(
+        DataError, match=r"c\.npz: class_names has 'b' at 0, the classes of the training rows at 1; num"
+    ):
+        read(path, m)
