@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError
 from softkin.manifest import INPUT_COLUMNS, Manifest
-from softkin_training.fit_rows import ONE_CLASS, checked_rows, labels_of, read_test_rows
+from softkin_training.fit_rows import ONE_CLASS, checked_rows, labels_of
 from softkin_training.image_folder import SUFFIXES, images_below
 from softkin_training.image_reader import ImageReader, Mode
 from softkin_training.npz import read_npz
@@ -95,15 +95,10 @@ def read_calibrating(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.
         DataError: as `read_labelled` does, rows are none or not finite, or a folder labels some of its images only.
     """
     classes = manifest.classes
-    if is_table(path) and not os.path.isdir(path):
-        x, y = read_labelled(path, manifest)
-        return checked_rows(x, "the table", path), np.zeros(len(x), np.int64) if classes == (ONE_CLASS,) else y
-    if not os.path.isdir(path):
-        if classes == (ONE_CLASS,):
-            return read_test_rows(path, classes)
-        x, y = read_labelled(path, manifest)
-        return checked_rows(x, "x_test", path), y
     x, y = read_labelled(path, manifest)
+    if not os.path.isdir(path):
+        x = checked_rows(x, "the table" if is_table(path) else "x_test", path)
+        return x, np.zeros(len(x), np.int64) if classes == (ONE_CLASS,) else y
     if y is None and (
         some := sorted({name for name in _folders(path, images_below(path)) if name in _composed(classes)})
     ):
