@@ -74,7 +74,10 @@ def read_names(path: str, rows: int) -> list[str] | None:
     if path.endswith(".npy"):
         return None
     with open_npz(path, "write one with numpy.savez") as file:
-        found = array_of(file, NAMES_KEY) if NAMES_KEY in file else np.zeros(0)
+        try:
+            found = array_of(file, NAMES_KEY) if NAMES_KEY in file else np.zeros(0)
+        except ValueError:  # Python objects, which nobody asked for
+            return None
     return [str(name) for name in found] if found.dtype.kind == "U" and found.shape == (rows,) else None
 
 

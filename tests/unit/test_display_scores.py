@@ -81,6 +81,7 @@ def test_a_name_that_has_no_room_is_not_folded(capsys, monkeypatch):
         (["a", "b", "c"], None),  # of something else: columns, classes
         ([1, 2], None),
         ([["a", "b"], ["c", "d"]], None),
+        (np.array(["a", "b"], object), None),  # pickled
     ],
 )
 def test_an_array_names_rows_where_it_has_a_text_for_each(tmp_path, names, found):

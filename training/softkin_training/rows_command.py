@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from softkin.errors import DataError, InvalidInputError
 from softkin_training.arguments import names
@@ -88,10 +89,10 @@ def write_rows(arguments: argparse.Namespace) -> None:
     if (x.dtype.name, x.shape[1:]) != (manifest.input_dtype, manifest.input_shape):
         takes = f"{manifest.input_dtype} [rows, {', '.join(map(str, manifest.input_shape))}]"
         raise DataError(f"{data}: its rows are {x.dtype} {axes_of(x)}, and the detector takes {takes}")
-    arrays = {DEFAULT_KEY: x, **({} if found is None else {NAMES_KEY: np.array(found, str)})}
+    arrays: dict[str, Any] = {DEFAULT_KEY: x, **({} if found is None else {NAMES_KEY: np.array(found, str)})}
     try:
         with written_whole(out) as temporary, temporary.open("r+b") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
     except OSError as e:
         raise InvalidInputError(
             "--out", f"cannot write {out} ({e.strerror}); make room, or name another file"
