@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
+from small_tables import NETWORK
 from softkin import Detector
 from softkin.cli import main as softkin
 from softkin.score_display import read_array
@@ -16,25 +17,13 @@ from softkin_training.cli import main
 
 pytestmark = pytest.mark.training
 
-RECIPE = """
+RECIPE = f"""
 name = "table"
 [data]
 source = "csv"
 calibration_rows = 80
 test_rows = 40
-[model]
-kind = "mlp"
-hidden = [8]
-[training]
-epochs = 5
-batch_size = 16
-learning_rate = 1e-2
-accelerator = "cpu"
-cpu_threads = 1
-probe_rows = 0
-[detector]
-layers = ["dense1"]
-bank_rows = 200
+{NETWORK}bank_rows = 200
 """
 CLASSES = ("low", "mid", "top")
 

@@ -17,30 +17,19 @@ from PIL import Image
 
 import fake_hub
 from fake_hub import hub
+from small_tables import NETWORK
 from softkin.errors import DataError, RecipeError
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 
 pytestmark = pytest.mark.training
 
-RECIPE = """
+RECIPE = f"""
 name = "table"
 [data]
 source = "parquet"
 calibration_rows = 40
-[model]
-kind = "mlp"
-hidden = [8]
-[training]
-epochs = 5
-batch_size = 16
-learning_rate = 1e-2
-accelerator = "cpu"
-cpu_threads = 1
-probe_rows = 0
-[detector]
-layers = ["dense1"]
-bank_rows = 100
+{NETWORK}bank_rows = 100
 """
 
 
