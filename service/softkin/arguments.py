@@ -88,6 +88,36 @@ def as_rows(value: ArrayLike, field: str = "inputs") -> NDArray[np.generic]:
         raise InvalidInputError(field, f"they make no array ({e}); give one, with rows of one shape") from None
 
 
+def as_inputs(x: NDArray[np.generic], dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    """The rows, in C order, if a detector of such rows takes them.
+
+    Args:
+        x: the rows.
+        dtype: of the detector's inputs.
+        shape: of one input.
+
+    Raises:
+        InvalidInputError: wrong dtype or shape, no rows, NaN or infinity.
+    """
+    if x.dtype != dtype:
+        raise InvalidInputError(
+            "inputs",
+            f"dtype is {x.dtype}, this detector takes {dtype}; give rows of the type and scale that it was built with",
+        )
+    if x.ndim != 1 + len(shape) or x.shape[1:] != shape:
+        axes = ", ".join(["rows", *map(str, shape)])
+        single = f"; send a single row as {[1, *shape]}" if x.shape == shape else ""
+        raise InvalidInputError("inputs", f"shape is {list(x.shape)}, this detector takes [{axes}]{single}")
+    if len(x) == 0:
+        raise InvalidInputError("inputs", "there are no rows; send at least 1")
+    if x.dtype.kind == "f":
+        finite = np.isfinite(x)
+        if not finite.all():
+            row = int((~finite.reshape(len(x), -1).all(axis=1)).argmax())
+            raise InvalidInputError("inputs", f"row {row} has NaN or infinity; every value must be finite")
+    return np.ascontiguousarray(x)
+
+
 def _as_int(field: str, value: int, what: str) -> int:
     try:
         return operator.index(value)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from softkin import bundle as bundles
 from softkin import conformal, verdicts
-from softkin.arguments import as_float, as_num_neighbors, as_path, as_rows, as_seed
+from softkin.arguments import as_float, as_inputs, as_num_neighbors, as_path, as_rows, as_seed
 from softkin.bank import PADDING_LABEL, Bank
 from softkin.bundle import Bundle
 from softkin.bundle_arrays import Golden
@@ -20,7 +20,7 @@ from softkin.cancellation import Cancellation
 from softkin.certificate import DEFAULT_CONFIDENCE
 from softkin.chunks import SLICE_ROWS
 from softkin.conformal import SurpriseLines
-from softkin.errors import BundleError, InvalidInputError
+from softkin.errors import BundleError
 from softkin.manifest import Manifest
 from softkin.mass import logsumexp
 from softkin.nonconformity import Nonconformity, Outputs, outlier_score
@@ -182,25 +182,7 @@ class Detector:
         Raises:
             InvalidInputError: wrong dtype or shape, no rows, NaN or infinity.
         """
-        m = self.manifest
-        if x.dtype != m.input_dtype:
-            raise InvalidInputError(
-                "inputs",
-                f"dtype is {x.dtype}, this detector takes {m.input_dtype}; give rows of the type and scale that it was "
-                "built with",
-            )
-        if x.ndim != 1 + len(m.input_shape) or x.shape[1:] != m.input_shape:
-            axes = ", ".join(["rows", *map(str, m.input_shape)])
-            single = f"; send a single row as {[1, *m.input_shape]}" if x.shape == m.input_shape else ""
-            raise InvalidInputError("inputs", f"shape is {list(x.shape)}, this detector takes [{axes}]{single}")
-        if len(x) == 0:
-            raise InvalidInputError("inputs", "there are no rows; send at least 1")
-        if x.dtype.kind == "f":
-            finite = np.isfinite(x)
-            if not finite.all():
-                row = int((~finite.reshape(len(x), -1).all(axis=1)).argmax())
-                raise InvalidInputError("inputs", f"row {row} has NaN or infinity; every value must be finite")
-        return np.ascontiguousarray(x)
+        return as_inputs(x, self.manifest.input_dtype, self.manifest.input_shape)
 
     def score_rows(
         self, x: NDArray[np.generic], *, num_neighbors: int = 0, cancellation: Cancellation | None = None

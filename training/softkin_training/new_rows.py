@@ -34,7 +34,7 @@ def read_inputs(path: Path, manifest: Manifest) -> Array:
         DataError: unreadable, no images, or rows that the detector does not take.
     """
     if os.path.isdir(path):
-        return _read_images(path, images_below(path), manifest)
+        return read_images(path, images_below(path), manifest)
     if is_table(path):
         return read_columns(open_table(path, manifest), manifest)
     return read_npz(path, ("x_test",))["x_test"]
@@ -77,7 +77,7 @@ def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int
     classes = manifest.classes
     if os.path.isdir(path):
         images = images_below(path)
-        x = _read_images(path, images, manifest)
+        x = read_images(path, images, manifest)
         return x, _labels_by_folder(path, images, classes)
     if is_table(path):
         table = open_table(path, manifest)
@@ -148,7 +148,12 @@ def _labels_by_folder(path: Path, images: list[Path], classes: tuple[str, ...]) 
     return np.array([composed.index(name) for name in names])
 
 
-def _read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
+def read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
+    """`[n, ...]` images of a folder as the detector takes them.
+
+    Raises:
+        DataError: there are none, one cannot be read, or the detector takes no such images.
+    """
     if not images:
         raise DataError(f"{folder}: holds no images; they must end in {', '.join(sorted(SUFFIXES))}")
     if m.input_dtype != "uint8" or len(m.input_shape) < 2 or m.input_shape[2:] not in ((), (3,)):

@@ -52,12 +52,13 @@ def write_rows(arguments: argparse.Namespace) -> None:
     """
     import numpy as np
 
+    from softkin.arguments import as_inputs
     from softkin.bundle import read_manifest
     from softkin.score_display import DEFAULT_KEY, NAMES_KEY
     from softkin.unfinished_files import written_whole
-    from softkin_training.fit_rows import axes_of, checked_rows
+    from softkin_training.fit_rows import axes_of
     from softkin_training.image_folder import images_below
-    from softkin_training.new_rows import open_table, read_columns, read_inputs
+    from softkin_training.new_rows import open_table, read_columns, read_images
     from softkin_training.table_rows import is_table
 
     manifest, data, out = read_manifest(arguments.bundle), arguments.data, arguments.out
@@ -70,8 +71,9 @@ def write_rows(arguments: argparse.Namespace) -> None:
                 raise InvalidInputError(
                     f"--{option.replace('_', '-')}", f"is for tables, and {data} is a folder; leave it out"
                 )
-        x = read_inputs(data, manifest)
-        found = [str(path.relative_to(data)) for path in images_below(data)]
+        images = images_below(data)
+        x = read_images(data, images, manifest)
+        found = [str(image.relative_to(data)) for image in images]
     elif is_table(data):
         columns = [name for name in names(arguments.columns) if name]
         if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
@@ -85,10 +87,10 @@ def write_rows(arguments: argparse.Namespace) -> None:
             f"{data}: is no folder, nor a file that ends in .csv or .parquet; `softkin score` reads .npz and .npy "
             "as they are"
         )
-    x = checked_rows(x, "the table", data)
-    if (x.dtype.name, x.shape[1:]) != (manifest.input_dtype, manifest.input_shape):
-        takes = f"{manifest.input_dtype} [rows, {', '.join(map(str, manifest.input_shape))}]"
-        raise DataError(f"{data}: its rows are {x.dtype} {axes_of(x)}, and the detector takes {takes}")
+    try:
+        x = as_inputs(x, manifest.input_dtype, manifest.input_shape)
+    except InvalidInputError as e:
+        raise DataError(f"{data}: {e.message}") from None
     arrays: dict[str, Any] = {DEFAULT_KEY: x, **({} if found is None else {NAMES_KEY: np.array(found, str)})}
     try:
         with written_whole(out) as temporary, temporary.open("r+b") as file:
