@@ -28,6 +28,7 @@ from softkin_training.calibration_metrics import (
 from softkin_training.class_alarms import uneven_classes
 from softkin_training.compared_scores import Compared, compared_scores
 from softkin_training.corruption_report import corruption_report
+from softkin_training.flag_chance import UNLIKE
 from softkin_training.measure import INLIERS, ROC_RATES, histogram, key, p_value_report, score_report
 from softkin_training.report import Report, ScoreReport
 from softkin_training.report_files import write_texts
@@ -41,8 +42,6 @@ __all__ = ["Report", "evaluate", "markdown", "write_report"]
 
 Floats = NDArray[np.float64]
 OWN = "softkin"
-UNLIKE = 1e-4
-"""Largest chance that inliers are said to be unlike the calibration rows although they are not."""
 
 
 def evaluate(
@@ -131,8 +130,7 @@ def evaluate(
         corruptions=corruption_report(subject, inliers, labels, alpha=alpha, rows=corruption_rows, seed=seed),
         notes=(
             *_of_another_source(reports[OWN]),
-            *_used_before(loaded, inliers),
-            *_outliers_used_before(loaded, inliers, outliers),
+            *_used_before(loaded, inliers, outliers),
             *_behind_credibility(m),
             *uneven_classes(own_p[INLIERS] <= alpha, own[INLIERS].predicted_class, m.classes, alpha),
             *notes,
@@ -184,15 +182,25 @@ def _check_calibration(loaded: Bundle, rows: Rows, inliers: NDArray[np.generic])
     refuse_used(rows, digests64(inliers), "the inliers")
 
 
-def _used_before(loaded: Bundle, inliers: NDArray[np.generic]) -> list[str]:
-    used = np.concatenate([loaded.used_rows.seen, loaded.used_rows.calibration])
-    again = int(among(digests64(inliers), used).sum())
-    if not again:
-        return []
-    return [
-        f"{again} of the inliers have content that the bundle was trained, built or calibrated with: false alarms, "
-        "accuracy and all that builds on them look better than they are. Leave those rows out."
-    ]
+def _used_before(
+    loaded: Bundle, inliers: NDArray[np.generic], outliers: Mapping[str, NDArray[np.generic]]
+) -> list[str]:
+    used, own = np.concatenate([loaded.used_rows.seen, loaded.used_rows.calibration]), digests64(inliers)
+    notes = []
+    if again := int(among(own, used).sum()):
+        notes.append(
+            f"{again} of the inliers have content that the bundle was trained, built or calibrated with: false alarms, "
+            "accuracy and all that builds on them look better than they are. Leave those rows out."
+        )
+    known = np.concatenate([used, own])
+    for name, x in outliers.items():
+        if again := int(among(digests64(x), known).sum()):
+            notes.append(
+                f"{again} of the {len(x)} outliers {name!r} have content that is among the inliers, or that the bundle "
+                "was trained, built or calibrated with: the detector looks worse against them than it is. Leave those "
+                "rows out."
+            )
+    return notes
 
 
 def _of_another_source(own: ScoreReport) -> list[str]:
@@ -204,21 +212,6 @@ def _of_another_source(own: ScoreReport) -> list[str]:
         "These inliers are not like the calibration rows: the chance that their scores differ so much by luck is "
         f"{uniformity.p_value:.2g}. The promise is of rows like the calibration rows. Are both prepared alike, and "
         "neither picked nor repeated? If so, recalibrate on rows like those to come."
-    ]
-
-
-def _outliers_used_before(
-    loaded: Bundle, inliers: NDArray[np.generic], outliers: Mapping[str, NDArray[np.generic]]
-) -> list[str]:
-    used = np.concatenate([loaded.used_rows.seen, loaded.used_rows.calibration])
-    known = np.concatenate([used, digests64(inliers)])
-    again = {name: int(among(digests64(x), known).sum()) for name, x in outliers.items()}
-    return [
-        f"{count} of the {len(outliers[name])} outliers {name!r} have content that is among the inliers, or that the "
-        "bundle was trained, built or calibrated with: the detector looks worse against them than it is. Leave those "
-        "rows out."
-        for name, count in again.items()
-        if count
     ]
 
 

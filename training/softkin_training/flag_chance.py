@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+UNLIKE = 1e-4
+"""Chance below which rows are said to be unlike the calibration rows: they may be like them, so rarely."""
+
 
 def chance_of_false_alarms(count: int, rows: int, k: int, n: int) -> float:
     """Chance that at least `count` of `rows` inliers get one of the k smallest p-values, by luck alone.

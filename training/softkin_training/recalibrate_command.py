@@ -11,8 +11,6 @@ from softkin_training.arguments import folder
 
 MOST_FLAGGED = 0.5
 """Of new inliers, without a question whether they are such: more than most drift brings about."""
-UNLIKE = 1e-4
-"""Largest chance that rows are said not to go with the bundle's own although they are like them."""
 
 
 def add_recalibrate_arguments(sub: argparse.ArgumentParser) -> None:
@@ -46,7 +44,7 @@ def recalibrate_from_file(arguments: argparse.Namespace) -> None:
     from softkin.conformal import rank
     from softkin.display import describe_class_p_values
     from softkin_training.elapsed import elapsed
-    from softkin_training.flag_chance import chance_of_false_alarms
+    from softkin_training.flag_chance import UNLIKE, chance_of_false_alarms
     from softkin_training.leftovers import tidy
     from softkin_training.new_rows import read_calibrating, why_unlabelled
     from softkin_training.recalibrate import recalibrate
