@@ -147,8 +147,11 @@ def _describe_columns(m: Manifest) -> str:
     names = m.provenance.get(INPUT_COLUMNS)
     if not isinstance(names, list):
         return ""
-    shown = ", ".join(spelled(str(name)) for name in names[:COLUMNS_SHOWN])
-    return f": {shown}" + ("" if len(names) <= COLUMNS_SHOWN else ", ... (all: --json)")
+    return f": {_first([spelled(str(name)) for name in names], COLUMNS_SHOWN)}"
+
+
+def _first(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + ("" if len(names) <= most else ", ... (all: --json)")
 
 
 def print_manifest(manifest: Manifest, digest: str, *, as_json: bool, verified: bool = False) -> None:
@@ -157,14 +160,14 @@ def print_manifest(manifest: Manifest, digest: str, *, as_json: bool, verified: 
         print(json.dumps({"digest": digest, **dataclasses.asdict(manifest)}, indent=1, sort_keys=True))
         return
     m, resting = manifest, describe_class_p_values(manifest)
-    smallest, c, shown = 1 / (m.calibration_size + 1), m.certificate, m.classes[:CLASSES_SHOWN]
+    smallest, c = 1 / (m.calibration_size + 1), m.certificate
     facts = Table(Column(), Column(overflow="fold"), show_header=False)  # a digest cut short is of no use
     said = {
         "detector": f"{m.name} {m.version}",
         "digest": digest,
         "created": m.created,
         "input": f"{m.input_dtype} [rows, {', '.join(map(str, m.input_shape))}]{_describe_columns(m)}",
-        "classes": f"{len(m.classes)}: {', '.join(shown)}" + ("" if shown == m.classes else ", ... (all: --json)"),
+        "classes": f"{len(m.classes)}: {_first(m.classes, CLASSES_SHOWN)}",
         "nonconformity": f"joint of {', '.join(m.parts)}" if m.parts else m.nonconformity,
         "default alpha": f"{m.default_alpha:g}",
         "calibration": f"{m.calibration_size} rows, smallest p-value {smallest:.4g}; by predicted class "

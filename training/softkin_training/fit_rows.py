@@ -159,10 +159,7 @@ def class_names(arrays: dict[str, Array]) -> tuple[str, ...]:
     Raises:
         DataError: a name is not of Unicode.
     """
-    names = names_of(arrays.get("class_names", np.array([])))
-    if odd := [n for n in names if not is_unicode(n)]:
-        raise DataError(f"class_names has {odd[0]!r}, which UTF-8 cannot spell; rename it")
-    return names
+    return _of_unicode(names_of(arrays.get("class_names", np.array([]))), "class_names")
 
 
 def column_names(arrays: dict[str, Array], data: str | Path) -> tuple[str, ...]:
@@ -180,8 +177,12 @@ def column_names(arrays: dict[str, Array], data: str | Path) -> tuple[str, ...]:
         )
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{data}: column_names has {twice[0]!r} twice; every column needs a name of its own")
+    return _of_unicode(names, f"{data}: column_names")
+
+
+def _of_unicode(names: tuple[str, ...], what: str) -> tuple[str, ...]:
     if odd := [n for n in names if not is_unicode(n)]:
-        raise DataError(f"{data}: column_names has {odd[0]!r}, which UTF-8 cannot spell; rename it")
+        raise DataError(f"{what} has {odd[0]!r}, which UTF-8 cannot spell; rename it")
     return names
 
 

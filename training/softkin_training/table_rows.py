@@ -60,21 +60,22 @@ class TableRows:
             DataError: a column is missing or holds something else, or a number is none of `dtype`.
         """
         table = self._table
-        there = [c for c in table.column_names if c != self._label_column]
         columns = list(columns)
-        if not columns and len(there) > 1:
-            raise DataError(
-                f"{self._path}: has the columns {listed(there)}, and nothing says which of them a row is made of, in "
-                "which order; `softkin-train rows --columns` makes an .npz of those that it is given"
-            )
+        if not columns:
+            columns = [c for c in table.column_names if c != self._label_column]
+            if len(columns) > 1:
+                raise DataError(
+                    f"{self._path}: has the columns {listed(columns)}, and nothing says which of them a row is made "
+                    "of, in which order; `softkin-train rows --columns` makes an .npz of those that it is given"
+                )
         if missing := [c for c in columns if c not in table.column_names]:
             raise DataError(
                 f"{self._path}: has no column {missing[0]!r}; a row is made of {listed(columns)}, and there are "
                 f"{listed(table.column_names)}"
             )
-        inputs = InputColumns(table.features, columns or there, reader, str(self._path))
+        inputs = InputColumns(table.features, columns, reader, str(self._path))
         inputs.refuse_stray_text(table.data)
-        return _as_dtype(inputs.read(table.data, 0), dtype, columns or there, self._path)
+        return _as_dtype(inputs.read(table.data, 0), dtype, columns, self._path)
 
     def texts(self, column: str) -> list[str]:
         """What a column holds, as text; empty where it holds nothing.
