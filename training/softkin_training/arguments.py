@@ -27,10 +27,14 @@ def folder(text: str) -> Path:
 def refuse_unwritable(out: Path) -> None:
     """Refuse a folder for results that cannot be made or written; after the work its results would be lost.
 
+    Args:
+        out: the folder, or the file of a command that writes one: what counts is then the folder that it lies in.
+
     Raises:
         InvalidInputError: what is there of its path is no folder, or must not be written.
     """
-    there = next(p for p in (out, *out.parents) if os.path.lexists(p))
+    folder_of = out.parent if os.path.isfile(out) else out
+    there = next(p for p in (folder_of, *folder_of.parents) if os.path.lexists(p))
     reason = None
     if not os.path.isdir(there):
         reason = errno.ENOTDIR

@@ -40,7 +40,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
     try:
         with terminable():
             if "out" in arguments:
-                refuse_unwritable(arguments.out.parent if command is write_rows else arguments.out)
+                refuse_unwritable(arguments.out)
             command(arguments)
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("softkin"):
@@ -63,9 +63,8 @@ def _run_command(arguments: argparse.Namespace) -> int:
 
 def _extra(command: Callable[[argparse.Namespace], None], package: str) -> str:
     """The smallest extra that brings what the command lacks."""
-    if command not in (fit, recalibrate_from_file, evaluate_files, write_rows) or package.startswith(
-        "sklearn"
-    ):  # which condenses
+    without_torch = (fit, recalibrate_from_file, evaluate_files, write_rows)
+    if command not in without_torch or package.startswith("sklearn"):  # which condenses
         return "training"
     return "evaluation" if command is evaluate_files or package.startswith("PIL") else "service"
 
