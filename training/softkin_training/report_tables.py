@@ -84,6 +84,28 @@ def means(report: Report) -> Table:
     return _scores_table(report, title, [*aurocs, _false_alarms(report), *caught])
 
 
+def by_set(report: Report, most: int) -> Table:
+    """AUROC and outliers caught by the bundle's own score, a row for each outlier set.
+
+    Args:
+        report: what was found.
+        most: of more sets than these, only those with the lowest AUROC, the lowest first.
+    """
+    own = report.scores["softkin"]
+    names = list(report.outlier_sets)
+    title = f"{own.title}, by outlier set"
+    if len(names) > most:
+        title += f": the {most} of {len(names)} with the lowest AUROC"
+        names = sorted(names, key=lambda n: own.outliers[n].auroc)[:most]
+    rows = []
+    for name in names:
+        d = own.outliers[name]
+        marked = f"{name} (near)" if name in report.near else name
+        rows.append((marked, str(d.rows), number(d.auroc), number(d.caught.value if d.caught else None)))
+    head = ("outlier set", "rows", "AUROC", "caught")
+    return Table(title=title, head=head, rows=tuple(tuple(map(Cell, row)) for row in rows))
+
+
 def separation(report: Report) -> Table:
     """AUROC per outlier set and in the mean."""
     return _scores_table(report, "AUROC", _aurocs(report))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,12 +15,15 @@ from softkin_training.ablation_table import measures_of
 from softkin_training.report import Report
 from softkin_training.report_markdown import opening, promise
 
+SETS = 20
+"""Outlier sets that are shown by themselves at most: more would push all else off the screen."""
+
 
 def print_summary(report: Report) -> None:
-    """Print promise, notes, and what every score gives in the mean over the outlier sets.
+    """Print promise, notes, what every score gives in the mean over the outlier sets, and the bundle's own on each set.
 
-    Each outlier set by itself is in the report's files: a dozen columns fit no terminal. Names of scores and classes
-    come from other people's files, and neither move the cursor nor colour anything.
+    What the other scores give on each set is in the report's files: a dozen columns fit no terminal. Names of scores
+    and classes come from other people's files, and neither move the cursor nor colour anything.
     """
     console = Console(emoji=False)
     paragraphs = [f"{report.detector} {report.version}: {opening(report)}", promise(report)]
@@ -28,6 +31,10 @@ def print_summary(report: Report) -> None:
         console.print(Text(spelled(text)), end="\n\n")
     means = tables.means(report)
     _print_table(console, means.title, means.head[:1], means.head[1:], means.rows)
+    if len(report.outlier_sets) > 1:
+        sets = tables.by_set(report, SETS)
+        console.print()
+        _print_table(console, sets.title, sets.head[:1], sets.head[1:], sets.rows)
 
 
 def print_ablation(table: dict[str, Any]) -> None:
@@ -60,11 +67,13 @@ def _print_table(
     title: str,
     names: Sequence[str],
     numbers: Sequence[str],
-    rows: Iterable[Sequence[tables.Cell]],
+    rows: Sequence[Sequence[tables.Cell]],
 ) -> None:
     """A table of which the first columns are names, as wide as there is room, and the others numbers."""
     # As narrow as a number or a word, which leaves the room to the names: they would be folded otherwise.
-    narrow = (Column(head, width=max(map(len, [*head.split(), tables.number(1.0)]))) for head in numbers)
+    texts = [[row[i].text for row in rows] for i in range(len(names), len(names) + len(numbers))]
+    widths = [max(map(len, [*head.split(), tables.number(1.0), *of])) for head, of in zip(numbers, texts, strict=True)]
+    narrow = (Column(head, width=width) for head, width in zip(numbers, widths, strict=True))
     shown = Table(*(Column(head, overflow="fold") for head in names), *narrow, title=escape(title))
     for row in rows:
         shown.add_row(*(f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row))

@@ -27,12 +27,17 @@ def report(tiny):
 
 @pytest.fixture
 def printed(capsys, monkeypatch):
-    """Prints a report on a narrow terminal; its lines."""
+    """Prints a report on a narrow terminal; its lines, or those of one of its tables."""
     monkeypatch.setenv("COLUMNS", str(WIDTH))
 
-    def lines(report):
+    def lines(report, table=None):
         print_summary(report)
-        return capsys.readouterr().out.splitlines()
+        found = capsys.readouterr().out.splitlines()
+        if table is None:
+            return found
+        starts = [i for i, line in enumerate(found) if line.startswith("┏")]
+        ends = [i for i, line in enumerate(found) if line.startswith("└")]
+        return found[starts[table] : ends[table]]
 
     return lines
 
@@ -44,7 +49,7 @@ def cells(lines):
 
 
 def test_the_summary_fits_a_terminal_however_many_outlier_sets_there_are(report, printed):
-    """Means alone: a column for each set would leave each a few letters."""
+    """A column for each set would leave each a few letters: the scores have means, and the sets rows of their own."""
     one = next(iter(report.scores["softkin"].outliers.values()))
     many = {f"set {i}": one for i in range(9)}
     scores = {k: dataclasses.replace(s, outliers=many) for k, s in report.scores.items()}
@@ -52,25 +57,73 @@ def test_the_summary_fits_a_terminal_however_many_outlier_sets_there_are(report,
     lines = printed(dataclasses.replace(report, scores=scores, near=("set 0",)))
 
     assert max(map(len, lines)) <= WIDTH
-    assert all(len(row) == 6 and len(row[1]) == len("0.1234") for row in cells(lines))
+    at = next(i for i, line in enumerate(lines) if line.startswith("└"))
+    assert all(len(row) == 6 and len(row[1]) == len("0.1234") for row in cells(lines[:at]))
+    assert [row[0] for row in cells(lines[at:])] == ["set 0 (near)", *(f"set {i}" for i in range(1, 9))]
     assert any("Mean over 9 outlier sets" in line for line in lines)
+
+
+def heads(lines):
+    """Of a table's columns."""
+    found = [line.strip("┃").split("┃") for line in lines if line.startswith("┃")]
+    return [" ".join(" ".join(words).split()) for words in zip(*found, strict=True)]
 
 
 def test_the_figures_are_those_of_the_report(report, printed):
     """AUROC, false alarms and share caught, to four digits; the promise and the notes stand before them."""
     plain = dataclasses.replace(report, near=(), notes=("Mind the gap.",))
 
-    lines = printed(plain)
+    means, lines = printed(plain, 0), printed(plain)
 
     wanted = [(s.mean_auroc, s.false_alarms and s.false_alarms.value, s.mean_caught) for s in plain.scores.values()]
-    assert [row[1:] for row in cells(lines)] == [list(map(tables.number, row)) for row in wanted]
+    assert [row[1:] for row in cells(means)] == [list(map(tables.number, row)) for row in wanted]
     assert "* Mind the gap." in lines
-    heads = [line.strip("┃").split("┃") for line in lines if line.startswith("┃")]
-    assert [" ".join(" ".join(words).split()) for words in zip(*heads, strict=True)] == [
-        *("score", "mean AUROC", "false alarms", "mean caught")
-    ]
+    assert heads(means) == ["score", "mean AUROC", "false alarms", "mean caught"]
     text = " ".join(" ".join(lines).split())
     assert f"Promised: at alpha = {plain.alpha:g} at most {plain.alpha:g} of inliers are flagged" in text
+
+
+def with_sets(report, aurocs, **changes):
+    """A report of outlier sets of these AUROCs by the bundle's own score, which the other scores do not share."""
+    one = dataclasses.replace(next(iter(report.scores["softkin"].outliers.values())), **changes)
+    own = {name: dataclasses.replace(one, auroc=auroc) for name, auroc in aurocs.items()}
+    scores = {k: dataclasses.replace(s, outliers=dict.fromkeys(aurocs, one)) for k, s in report.scores.items()}
+    scores["softkin"] = dataclasses.replace(report.scores["softkin"], outliers=own)
+    return dataclasses.replace(report, scores=scores, near=())
+
+
+def test_each_outlier_set_has_a_row_with_what_the_own_score_gives_on_it(report, printed):
+    """As they were given: which set is hard, and of how many rows one knows so. Long numbers are not folded."""
+    one = next(iter(report.scores["softkin"].outliers.values()))
+
+    lines = printed(with_sets(report, {"b": 0.75, "a": 0.5, "[c]": 1.0}, rows=1234567), 1)
+
+    caught = tables.number(one.caught.value)
+    assert heads(lines) == ["outlier set", "rows", "AUROC", "caught"]
+    assert cells(lines) == [
+        ["b", "1234567", "0.7500", caught],
+        ["a", "1234567", "0.5000", caught],
+        ["[c]", "1234567", "1.0000", caught],
+    ]
+
+
+def test_of_many_outlier_sets_the_hardest_are_shown_and_the_title_says_so(report, printed):
+    """Hundreds of rows would push the other table off the screen."""
+    many = with_sets(report, {f"set {i}": 1 - i / 100 for i in range(50)})
+    few = with_sets(report, {f"set {i}": 1 - i / 100 for i in range(20)})
+
+    assert [row[0] for row in cells(printed(many, 1))] == [f"set {i}" for i in range(49, 29, -1)]
+    assert [row[0] for row in cells(printed(few, 1))] == [f"set {i}" for i in range(20)]
+    own = many.scores["softkin"].title
+    text = " ".join(" ".join(printed(many)).split())
+    assert f"{own}, by outlier set: the 20 of 50 with the lowest AUROC" in text
+
+
+def test_of_one_outlier_set_there_is_one_table(report, printed):
+    """That of all scores is about this set already."""
+    lines = printed(with_sets(report, {"alone": 0.75}))
+
+    assert sum(line.startswith("┏") for line in lines) == 1
 
 
 def test_names_neither_move_the_cursor_nor_colour_the_terminal(report, printed):
@@ -101,9 +154,8 @@ def test_long_names_take_no_room_from_the_figures(report, printed):
     """They go on in the next line; what looks like an emoji's name is none."""
     titled = {k: dataclasses.replace(s, title=f"{':bug: ' * 30}{k}") for k, s in report.scores.items()}
 
-    lines = printed(dataclasses.replace(report, scores=titled, near=()))
+    rows = cells(printed(dataclasses.replace(report, scores=titled, near=()), 0))
 
-    rows = cells(lines)
     assert len(rows) == len(titled)
     assert all(re.fullmatch(r"\d\.\d{4}", row[1]) for row in rows)
     assert rows[0][0].startswith(":bug: :bug:")
