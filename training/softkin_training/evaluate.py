@@ -118,6 +118,7 @@ def evaluate(
         calibration_size=m.calibration_size,
         inlier_rows=len(inliers),
         accuracy=None if labels is None else float((own[INLIERS].predicted_class == labels).mean()),
+        has_logits=subject.detector.has_logits,
         near=tuple(near),
         scores=reports,
         roc_rates=ROC_RATES,

@@ -145,6 +145,8 @@ class Report:
     calibration_size: int
     inlier_rows: int
     accuracy: float | None
+    has_logits: bool
+    """Whether a network tells the classes; False for bare vectors, which are of the class they are least strange in."""
     near: tuple[str, ...]
     """Outlier sets close to the known classes; the others are far."""
     scores: dict[str, ScoreReport]

@@ -11,6 +11,7 @@ from softkin_training import report_figures as figures
 from softkin_training import report_tables as tables
 from softkin_training.report import Report
 from softkin_training.report_glossary import GLOSSARY
+from softkin_training.report_markdown import same
 from softkin_training.report_tables import Table, number
 
 CSS = Path(__file__).with_name("report.css")
@@ -50,7 +51,7 @@ def _body(report: Report) -> Iterator[str]:
     yield f"<h1>Detection report: {escape(report.detector)} {escape(report.version)}</h1>"
     yield (
         f'<p class="muted">{report.inlier_rows} inliers, {_sets(report.outlier_sets)}, '
-        f"{report.calibration_size} calibration rows. Every score is computed on the same network, bank and rows.</p>"
+        f"{report.calibration_size} calibration rows. Every score is computed on {same(report)}.</p>"
     )
     yield from _promise(report)
     for note in report.notes:
@@ -119,11 +120,11 @@ def _body(report: Report) -> Iterator[str]:
 def _promise(report: Report) -> Iterator[str]:
     c, own = report.certificate, report.scores["softkin"].false_alarms
     assert own is not None, "a bundle is calibrated"
-    chance = report.p_values.chance_of_false_alarms
+    chance, kind = report.p_values.chance_of_false_alarms, "network" if report.has_logits else "vectors"
     yield '<div class="promise">'
     yield (
         f"<p><strong>At alpha = {report.alpha:g} at most {_percent(report.alpha)} of inliers are flagged</strong>, on "
-        f"average over calibration sets, for any network. With this one of n = {report.calibration_size} rows the rate "
+        f"average over calibration sets, for any {kind}. With this one of n = {report.calibration_size} rows the rate "
         f"is certified not to exceed <strong>{_percent(c.false_alarm_bound)}</strong>, at confidence "
         f"{_percent(c.confidence)}.</p>"
     )
@@ -153,7 +154,8 @@ def _tiles(report: Report) -> Iterator[str]:
     ]
     tiles.append(("false alarms", _percent(alarms.value), f"{_percent(report.alpha)} are accepted"))
     if report.accuracy is not None:
-        tiles.append(("accuracy", _percent(report.accuracy), "of the classifier, on inliers"))
+        of = "the classifier" if report.has_logits else "the least strange class"
+        tiles.append(("accuracy", _percent(report.accuracy), f"of {of}, on inliers"))
     yield '<dl class="tiles">'
     for name, value, note in tiles:
         yield f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
@@ -163,7 +165,7 @@ def _tiles(report: Report) -> Iterator[str]:
 def _navigation(report: Report) -> str:
     parts = {"scores": "All scores", "sets": "Outlier sets", "p-values": "P-values"}
     if report.classifier or report.credibility:
-        parts["classifier"] = "Classifier"
+        parts["classifier"] = "Classifier" if report.has_logits else "Predicted classes"
     parts |= {"corrupted": "Corrupted inliers", "glossary": "What the figures mean"}
     return "<nav>" + "".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in parts.items()) + "</nav>"
 
@@ -171,7 +173,9 @@ def _navigation(report: Report) -> str:
 def _classifier(report: Report) -> Iterator[str]:
     if not (report.classifier or report.credibility):
         return
-    yield '<h2 id="classifier">The classifier</h2>'
+    yield f'<h2 id="classifier">{"The classifier" if report.has_logits else "Predicted classes"}</h2>'
+    if not report.has_logits:
+        yield "<p>These are bare vectors: a row's class is the one as a member of which it is least strange.</p>"
     pictures = []
     if report.classifier:
         pictures.append((figures.reliability(report, "reliability"), "Reliability: accuracy by probability"))

@@ -20,8 +20,13 @@ def opening(report: Report) -> str:
     return (
         f"{report.inlier_rows} inliers, {report.calibration_size} calibration rows, alpha = {report.alpha:g}"
         + (f", accuracy {report.accuracy:.4f}" if report.accuracy is not None else "")
-        + ". Every score is computed on the same network, bank and rows; caught = share of outliers with p <= alpha."
+        + f". Every score is computed on {same(report)}; caught = share of outliers with p <= alpha."
     )
+
+
+def same(report: Report) -> str:
+    """What all scores share."""
+    return f"the same {'network' if report.has_logits else 'vectors'}, bank and rows"
 
 
 def promise(report: Report) -> str:

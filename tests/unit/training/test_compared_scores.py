@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import onnx
@@ -101,7 +102,15 @@ def test_bare_embeddings_have_no_scores_of_logits(tiny, tmp_path):
         "Bare embeddings have no logits: scores made of logits are left out."
     ]
     assert len(found.credibility) == 10
+    assert not found.has_logits
     write_report(found, tmp_path / "out")
+    page, text = ((tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    told = re.sub(r"<dl class=\"glossary\">.*?</dl>|<[^>]*>", " ", page, flags=re.DOTALL)
+    assert not re.findall("(?i).*(?:classifier|network).*", told + text)
+    assert "of the least strange class, on inliers" in told
+    assert "a row's class is the one as a member of which it is least strange" in told
+    assert "the same vectors, bank and rows" in told
+    assert "the same vectors, bank and rows" in text
 
 
 def test_of_two_classes_everything_is_compared(tiny, tmp_path):

@@ -384,7 +384,7 @@ def test_one_chance_in_a_hundred_is_what_luck_is_given(judged, chance, warned):
 
 
 def test_credibility_alone_has_its_part_of_the_page(judged):
-    """As for bundles without logits; an unknown accuracy has no tile."""
+    """As where the network overflows on every row; an unknown accuracy has no tile."""
     found = html(dataclasses.replace(judged, classifier=None, accuracy=None))
 
     assert '<a href="#classifier">Classifier</a>' in found
