@@ -33,6 +33,10 @@ FEATURES_TOLERANCE = 1e-3
 OURS = "softkin, same bank"
 COMPARING: frozenset[Part] = frozenset({"posterior", "posterior_hidden"})
 """Parts that compare classes, so that there must be two of them."""
+OF_LOGITS: frozenset[Part] = frozenset({"energy", "boundary_distance"})
+"""Parts made of logits, or of the layer that makes them."""
+SAME_IN_ONE_LAYER: frozenset[Part] = frozenset({"density", "density_last"})
+"""Parts that a single layer makes one: a fusion of both would count it twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +69,14 @@ def compared_scores(
         Scores by short name, and what is left out and why.
     """
     notes: list[str] = []
-    reference = _reference_rows(calibration, seed, notes)
+    joints = _possible_joints(subject)
+    fitted = ["joint scores"] * bool(joints) + ["ReAct and fDBD"] * subject.detector.has_logits
+    reference = _reference_rows(calibration, seed, ", ".join(fitted), notes)
     head = _readable_head(subject, notes)
     fitting = _fitting(calibration, reference)
     fdbd = _fdbd(head, fitting)
     energy = _has_energy(subject, notes)
-    scores = _parts(subject) | _joints(subject, calibration, reference, fdbd, energy)
+    scores = _parts(subject) | _joints(subject, joints, calibration, reference, fdbd, energy)
     if subject.neighbors:
         scores |= _neighbors(subject, calibration, true_classes) | _fitted(subject, head, notes)
     else:
@@ -108,20 +114,35 @@ def _has_energy(subject: Subject, notes: list[str]) -> bool:
     return False
 
 
-def _reference_rows(calibration: Pass | None, seed: int, notes: list[str]) -> NDArray[np.bool_] | None:
-    """Which calibration rows some scores are fitted to, so that the others calibrate them."""
+def _possible_joints(subject: Subject) -> list[tuple[Part, ...]]:
+    """The fusions whose parts this bundle has, each once, and that are not its own."""
+
+    def possible(parts: tuple[Part, ...]) -> bool:
+        twice = len(subject.layers) == 1 and set(parts) >= SAME_IN_ONE_LAYER
+        no_logits = not subject.detector.has_logits and bool(OF_LOGITS & set(parts))
+        no_classes = _one_class(subject) and bool(COMPARING & set(parts))
+        own = set(parts) == set(subject.detector.manifest.parts)
+        return not (twice or no_logits or no_classes or own)
+
+    return [parts for parts in JOINTS if possible(parts)]
+
+
+def _reference_rows(calibration: Pass | None, seed: int, fitted: str, notes: list[str]) -> NDArray[np.bool_] | None:
+    """Which calibration rows the scores `fitted` are fitted to, so that the others calibrate them."""
     if calibration is None:
+        left_out = f", and {fitted}, which are fitted to such rows, are left out" if fitted else ""
         notes.append(
-            "Joint scores need calibration rows to put their parts on one scale, ReAct and fDBD to be fitted to, and "
-            "every score but the bundle's own needs them for false alarms and caught: all that is left out. Give the "
+            f"Without calibration rows no score but the bundle's own has false alarms and caught{left_out}. Give the "
             "rows with --calibration FILE."
         )
+        return None
+    if not fitted:
         return None
     rows = len(calibration.outputs)
     reference = np.zeros(rows, bool)
     reference[np.random.default_rng(seed).permutation(rows)[: reference_size(rows)]] = True
     if reference.sum() < FEWEST_REFERENCES:
-        notes.append(f"{rows} calibration rows are too few for joint scores, ReAct and fDBD, which need 3: left out.")
+        notes.append(f"{rows} calibration rows are too few for {fitted}, which need 3: left out.")
         return None
     return reference
 
@@ -148,7 +169,12 @@ def _parts(subject: Subject) -> dict[str, Compared]:
 
 
 def _joints(
-    subject: Subject, calibration: Pass | None, reference: NDArray[np.bool_] | None, fdbd: FDBD | None, energy: bool
+    subject: Subject,
+    joints: list[tuple[Part, ...]],
+    calibration: Pass | None,
+    reference: NDArray[np.bool_] | None,
+    fdbd: FDBD | None,
+    energy: bool,
 ) -> dict[str, Compared]:
     if calibration is None or reference is None:
         return {}
@@ -160,11 +186,8 @@ def _joints(
         return replace(p.outputs, boundary=fdbd.of_classes(p.features).astype(np.float32))
 
     plain, found = subject.nonconformity(), {}
-    for parts in JOINTS:
-        no_energy = "energy" in parts and not energy
-        no_boundary = "boundary_distance" in parts and fdbd is None
-        no_classes = _one_class(subject) and bool(COMPARING & set(parts))
-        if no_energy or no_boundary or no_classes or set(parts) == set(subject.detector.manifest.parts):
+    for parts in joints:
+        if ("energy" in parts and not energy) or ("boundary_distance" in parts and fdbd is None):
             continue
         at_reference = outputs(calibration).take(reference)
         joint = subject.nonconformity(parts, fit_references(plain, parts, at_reference))

@@ -192,8 +192,8 @@ def test_without_calibration_rows_what_is_fitted_to_them_is_left_out_and_told(ti
 
     assert not {"joint_energy_density", "joint_class_density_boundary_distance", "react", "fdbd"} & scores.keys()
     assert {"vim", "mahalanobis", "dknn", "energy"} <= scores.keys()
-    [note] = [note for note in notes if "Joint scores need calibration rows" in note]
-    assert "ReAct and fDBD" in note
+    [note] = [note for note in notes if "Without calibration rows" in note]
+    assert "joint scores, ReAct and fDBD, which are fitted to such rows, are left out" in note
     assert note.endswith("Give the rows with --calibration FILE.")
 
 
@@ -206,6 +206,35 @@ def test_the_fewest_calibration_rows_for_a_joint_score_are_those_that_are_told(t
 
     assert ({"joint_energy_density", "react"} <= scores.keys()) == enough
     assert any("2 calibration rows are too few" in note and "need 3" in note for note in notes) == (not enough)
+
+
+@pytest.mark.parametrize(("layers", "compared"), [(1, False), (2, True)])
+def test_no_fusion_counts_a_part_twice(tiny, tmp_path, layers, compared):
+    """In a single layer density and density of the last layer are one; two layers have both."""
+    kept = dataclasses.replace(tiny.spec, layers=tiny.spec.layers[-layers:], nonconformity="density", parts=())
+    build(tmp_path / "one", tiny.model, kept, bank_rows=tiny.bank, calibration_rows=tiny.calibration)
+    subject = Subject(bundles.read_bundle(tmp_path / "one"))
+
+    scores, _ = compared_scores(subject, subject.run(tiny.calibration.x), None, 0)
+
+    assert ("joint_posterior_density_density_last" in scores) is compared
+    assert {"joint_energy_density", "joint_class_density_boundary_distance"} <= scores.keys()
+
+
+def test_bare_vectors_of_one_layer_miss_no_fusion_without_calibration_rows(tmp_path):
+    """There is none to be had, so neither their absence nor too few rows are a reason to tell."""
+    x = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", x_train=x, y_train=np.arange(300) % 2)
+    fit_embeddings(tmp_path / "v.npz", tmp_path, FitConfig(name="v", layers=[EMBEDDING]))
+    subject = Subject(bundles.read_bundle(tmp_path / "bundle"))
+
+    without, few = (compared_scores(subject, rows, None, 0) for rows in (None, subject.run(x[:2])))
+
+    assert not any("joint" in name for name in {**without[0], **few[0]})
+    of_logits = "Bare embeddings have no logits: scores made of logits are left out."
+    told = "Without calibration rows no score but the bundle's own has false alarms and caught. "
+    assert without[1] == [told + "Give the rows with --calibration FILE.", of_logits]
+    assert few[1] == [of_logits]
 
 
 def test_parts_are_told_by_their_names_and_are_what_their_names_say(tiny):
