@@ -10,6 +10,8 @@ PROTO_VENV := .venv-proto
 SERVICE_VENV := .venv-service
 OLDEST_VENV := .venv-oldest
 TRITON_VENV := .venv-triton
+# Where Python is told to keep no bytecode, every process of every test would compile torch anew, for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo test test-service test-oldest chaos bench guarantees paper check protos prometheus chromium environments clean
