@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError, InvalidInputError, RecipeError, listed
+from softkin.errors import DataError, InvalidInputError, RecipeError, SoftkinError, listed
 from softkin.unfinished_files import written_whole
 from softkin_training.ablation_plan import FAR, Cell, Plan
 from softkin_training.checkpoint import AFRESH
@@ -30,6 +31,7 @@ from softkin_training.evaluate import evaluate
 from softkin_training.history import GO_ON
 from softkin_training.interruption import AGAIN
 from softkin_training.launch import refuse_torchrun
+from softkin_training.models import Classifier
 from softkin_training.npz import read_npz
 from softkin_training.run import BUNDLE, EXPORTED_KEYS, MODEL, build_step, export_step
 from softkin_training.sources import read_source
@@ -69,6 +71,7 @@ def ablate(
             class held out is none or too few are left, two names mean one folder, or torchrun has started this; before
             anything is trained. Or a variant was trained otherwise before.
         InvalidInputError: `out` cannot be written.
+        SoftkinError: a cell failed, which the message names; what is done stays.
     """
     refuse_torchrun("ablate")
     for table, names in {"train": [*plan.train], "detect": [*plan.detect], "held_out": [*plan.families]}.items():
@@ -79,18 +82,14 @@ def ablate(
         folder = out / folder_of(family) / folder_of(train_name) / f"seed{seed}"
         missing = {n: r for n, r in recipes.items() if not _done(folder / folder_of(n), r, rows)}
         if missing:
-            say(f"[{number} of {len(wanted)}] {family}, {train_name}, seed {seed}: {', '.join(missing)}")
-            try:
-                _run(recipes, missing, folder, rows)
-            except OSError as e:
-                where, reason = e.filename or folder, e.strerror or e
-                if not Path(where).is_relative_to(out):  # of the data, for example: no other folder would help
-                    raise
-                raise InvalidInputError(
-                    "out", f"cannot write {where} ({reason}); make room, then {AGAIN}; or choose another folder"
-                ) from None
-            except InvalidInputError as e:  # of the training, which goes on by itself
-                raise InvalidInputError(e.field, e.message.replace(GO_ON, f"make room, then {AGAIN}")) from None
+            cell = f"{family}, {train_name}, seed {seed}"
+            say(f"[{number} of {len(wanted)}] {cell}: {', '.join(missing)}")
+            first = next(iter(recipes.values()))
+            with _named(cell, out):
+                dataset, network = _trained(first, folder)
+            for name, one in missing.items():
+                with _named(f"{cell}, {name}", out):
+                    _detect(first, one, dataset, network, folder / folder_of(name), rows)
         for name in recipes:
             report = json.loads((folder / folder_of(name) / REPORT).read_text(encoding="utf-8"))
             cells.append(Cell(family=family, train=train_name, detect=name, seed=seed, report=report))
@@ -176,13 +175,30 @@ def _num_classes(recipe: Recipe) -> int:
     return len(read_source(recipe.data).class_names)
 
 
-def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: Path, rows: int) -> None:
-    """Train once, then build and evaluate each missing detect variant.
+@contextmanager
+def _named(cell: str, out: Path) -> Iterator[None]:
+    """What fails within tells which cell it was, and how to go on: the training speaks of going on by itself."""
 
-    The first of all says what is exported, whichever are missing: the seed of a layer's projection is its place there.
-    A variant of another metric or width has an export of its own.
-    """
-    first = next(iter(recipes.values()))
+    def told(text: str) -> str:
+        text = text.replace(GO_ON, f"make room, then {AGAIN}")
+        return f"{cell}: {text}" + ("" if AGAIN in text else f"; then {AGAIN}")
+
+    try:
+        yield
+    except InvalidInputError as e:
+        raise InvalidInputError(e.field, told(e.message)) from None
+    except SoftkinError as e:
+        raise type(e)(told(str(e))) from None
+    except Exception as e:
+        if isinstance(e, OSError) and Path(e.filename or out).is_relative_to(out):
+            text = f"cannot write {e.filename or out} ({e.strerror or e}); make room, then {AGAIN}"
+            raise InvalidInputError("out", f"{cell}: {text}; or choose another folder") from None
+        e.add_note(f"{cell}; {AGAIN}")  # a fault of ours, or of the data, for example: no other folder would help
+        raise
+
+
+def _trained(first: Recipe, folder: Path) -> tuple[Dataset, Classifier]:
+    """The rows and the network of a training run, which goes on where it was, and its export for detect variants."""
     dataset = load_dataset(first)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -190,30 +206,37 @@ def _run(recipes: Mapping[str, Recipe], missing: Mapping[str, Recipe], folder: P
     except (RecipeError, DataError) as e:  # of a checkpoint that is another's, or damaged
         raise type(e)(str(e).replace(AFRESH, f"remove {folder}: it is trained anew then")) from None
     export_step(first, dataset, folder, network)
+    return dataset, network
+
+
+def _detect(first: Recipe, recipe: Recipe, dataset: Dataset, network: Classifier, out: Path, rows: int) -> None:
+    """Build and evaluate one detect variant of a network.
+
+    The first of all says what is exported, whichever are missing: the seed of a layer's projection is its place there.
+    A variant of another metric or width has an export of its own.
+    """
+    out.mkdir(exist_ok=True)
+    for old in (RECIPE, MODEL):  # the recipe comes last again: without it a cell is not done
+        (out / old).unlink(missing_ok=True)
+    if _shares_export(recipe, first):
+        shutil.copyfile(out.parent / MODEL, out / MODEL)
+    else:
+        export_step(recipe, dataset, out, network)
+    build_step(recipe, dataset, out)
     fewer = _drawn(dataset, rows)
-    for name, recipe in missing.items():
-        out = folder / folder_of(name)
-        out.mkdir(exist_ok=True)
-        for old in (RECIPE, MODEL):  # the recipe comes last again: without it a cell is not done
-            (out / old).unlink(missing_ok=True)
-        if _shares_export(recipe, first):
-            shutil.copyfile(folder / MODEL, out / MODEL)
-        else:
-            export_step(recipe, dataset, out, network)
-        build_step(recipe, dataset, out)
-        report = evaluate(
-            out / BUNDLE,
-            inliers=fewer.test.x,
-            labels=fewer.test.y,
-            outliers=fewer.outliers,
-            calibration=fewer.calibration,
-            corruption_rows=0,
-            compare=recipe is first,  # of the others, the table shows the bundle's own score alone
-        )
-        _write(out / REPORT, report.to_dict())
-        shutil.rmtree(out / BUNDLE)  # tens of megabytes in every cell, and quickly built again
-        (out / MODEL).unlink()
-        _write(out / RECIPE, recipe.to_dict() | {ROWS: rows})
+    report = evaluate(
+        out / BUNDLE,
+        inliers=fewer.test.x,
+        labels=fewer.test.y,
+        outliers=fewer.outliers,
+        calibration=fewer.calibration,
+        corruption_rows=0,
+        compare=recipe is first,  # of the others, the table shows the bundle's own score alone
+    )
+    _write(out / REPORT, report.to_dict())
+    shutil.rmtree(out / BUNDLE)  # tens of megabytes in every cell, and quickly built again
+    (out / MODEL).unlink()
+    _write(out / RECIPE, recipe.to_dict() | {ROWS: rows})
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

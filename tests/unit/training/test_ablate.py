@@ -268,7 +268,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
     """In our words, with the folder's name."""
     (tmp_path / "file").touch()
 
-    with pytest.raises(InvalidInputError, match=r"out: cannot write .*file.* choose another folder"):
+    with pytest.raises(
+        InvalidInputError, match=r"out: all classes, plain, seed 0: cannot write .*file.* another folder"
+    ):
         ablate("digits", PLAN, tmp_path / "file", overrides=QUICK, seeds=(0,), say=lambda line: None)
     with pytest.raises(InvalidInputError, match=r"out: cannot write to .*nowhere"):
         ablation_table.write_table([made_up("a", FAR, 0, 0.5)], tmp_path / "nowhere")
