@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from softkin import mass
 from softkin.errors import DataError
 from softkin.mass import Metric
+from softkin.row_names import RowNames
 
 Precision = Literal["float32", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -101,6 +102,8 @@ class Bank:
     weights: NDArray[np.float32]
     """`[1, N]` or `[L, N]`, like `ids`: row weights; 0 for padding."""
     num_classes: int
+    names: RowNames | None = None
+    """What examples are called, where that is known."""
 
     @property
     def size(self) -> int:

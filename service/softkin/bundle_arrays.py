@@ -15,6 +15,7 @@ from softkin.errors import BundleError
 from softkin.manifest import Layer, Manifest
 from softkin.mass import Metric
 from softkin.nonconformity import CENTER, CLASS_PARTS, SCALE
+from softkin.row_names import RowNames
 from softkin.tensor_file import TensorFile
 
 Tensors = dict[str, NDArray[np.generic]]
@@ -53,6 +54,8 @@ def bank_tensors(bank: Bank) -> Tensors:
         for key, array in {"offsets": layer.offsets, "scales": layer.scales}.items():
             if array is not None:
                 tensors[f"{key}.{name}"] = array
+    if bank.names is not None:
+        tensors |= {f"names.{key}": array for key, array in vars(bank.names).items()}
     return contiguous(tensors)
 
 
@@ -96,7 +99,19 @@ def read_bank(file: Path, m: Manifest) -> Bank:
         ids=tensors.take("ids", np.int64, (copies, n)),
         weights=weights,
         num_classes=len(m.classes),
+        names=_read_names(tensors) if "names.ids" in tensors else None,
     )
+
+
+def _read_names(tensors: TensorFile) -> RowNames:
+    try:
+        return RowNames(
+            ids=tensors.take("names.ids", np.int64, (None,)),
+            ends=tensors.take("names.ends", np.int64, (None,)),
+            letters=tensors.take("names.letters", np.uint8, (None,)),
+        )
+    except ValueError as e:
+        raise BundleError(f"{tensors.file}: names of training rows: {e}; build the bundle again") from None
 
 
 def _read_layer(tensors: TensorFile, layer: Layer, precision: str, n: int) -> LayerBank:

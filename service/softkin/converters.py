@@ -217,6 +217,7 @@ def share_to_proto(share: Share) -> pb.ScoreResponse:
                 labels=array_to_tensor(n.labels),
                 distances=array_to_tensor(n.distances),
                 shares=array_to_tensor(n.shares),
+                names=n.names,
             )
         )
     if parts is not None:
@@ -269,6 +270,7 @@ def _neighbors(n: pb.Neighbors) -> Neighbors:
         labels=_owned(n.labels, "neighbors.labels", np.int32),
         distances=_owned(n.distances, "neighbors.distances", np.float32),
         shares=_owned(n.shares, "neighbors.shares", np.float32),
+        names=dict(n.names),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Detector:
         threads: as for `load`.
         scorer: of the bundle's model and bank, shared with whoever made it; `device` and `threads` do not count then.
             None: one of its own.
+        row_names: as for `load`.
 
     Attributes:
         manifest: what the detector is.
@@ -56,14 +58,21 @@ class Detector:
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: str = "auto", threads: int | None = None, scorer: Scorer | None = None
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        scorer: Scorer | None = None,
+        row_names: bool = True,
     ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.digest = bundle.digest
         self.smallest_p_value = conformal.smallest_p_value(self.manifest.calibration_size)
         self.calibration_scores = bundle.calibration.outlier_scores
         self._calibration = bundle.calibration
-        self._bank: Bank = bundle.bank.without_rows()
+        bank = bundle.bank.without_rows()
+        self._bank: Bank = bank if row_names else replace(bank, names=None)
         self._scorer = scorer or ShardedScorer(
             bundle.path / bundles.MODEL, bundle.bank, bundle.path / bundles.BANK, device=device, threads=threads
         )
@@ -91,7 +100,14 @@ class Detector:
         self._prove(bundle)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None) -> Detector:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        row_names: bool = True,
+    ) -> Detector:
         """Read a bundle, verify it, start its session and check it against its golden rows.
 
         Args:
@@ -99,6 +115,7 @@ class Detector:
             device: `cuda` or `cuda:N` refuses to run anywhere else; `auto` takes CUDA where it really works, else the
                 CPU; several with commas between hold a shard of the bank each.
             threads: compute threads on the CPU, for each shard; the cores this process may use when None.
+            row_names: whether neighbours come with what they are called, where the bundle has it.
 
         Raises:
             InvalidInputError: no such device, more shards than the bank has tiles, or what is no path.
@@ -106,7 +123,7 @@ class Detector:
             DeviceError: `cuda` was asked for and is not there.
         """
         bundle = bundles.read_bundle(as_path("path", path))
-        found = cls(bundle, device=device, threads=threads)
+        found = cls(bundle, device=device, threads=threads, row_names=row_names)
         bundle.refuse_replaced()  # the session reads model and bank by their paths
         return found
 
@@ -284,12 +301,14 @@ class Detector:
         at = (layer_L[None, :, None], rows)
         log_weights = np.log(bank.weights[at].astype(np.float64))
         distances = temperature_L[None, :, None] * (log_weights - contributions)
+        ids = np.where(none_BL1, -1, bank.ids[at])
         return Neighbors(
             layers=tuple(bank.layers),
-            ids=np.where(none_BL1, -1, bank.ids[at]),
+            ids=ids,
             labels=np.where(none_BL1, PADDING_LABEL, bank.labels[rows]),
             distances=np.maximum(distances, 0.0).astype(np.float32),
             shares=np.minimum(np.exp(contributions - total_BL1), 1.0).astype(np.float32),
+            names={} if bank.names is None else bank.names.find(ids),
         )
 
     def _parts(self, outputs: Outputs, predicted_B: NDArray[np.int32]) -> Parts:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from softkin.descriptions import DetectorInfo, DriftInfo
-from softkin.manifest import CLASS_P_VALUES, INPUT_COLUMNS, Manifest
+from softkin.manifest import CLASS_P_VALUES, INPUT_COLUMNS, NAMED_ROWS, Manifest
 
 COLUMNS_SHOWN = 20
 """Columns of a table that a line of `inspect` names."""
@@ -117,6 +117,8 @@ def describe_bank(m: Manifest) -> str:
     stored = f"{m.bank_size} rows in {m.bank_precision}"
     if m.condensed_from:
         stored = f"{m.bank_size} prototypes of {m.condensed_from} rows in {m.bank_precision}"
+    if isinstance(named := m.provenance.get(NAMED_ROWS), int):
+        stored += f", {named} of them with a name"
     if m.approximation is None:
         return stored
     a = m.approximation

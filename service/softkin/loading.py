@@ -217,7 +217,7 @@ class Loader:
         if load is None:
             from softkin.detector import Detector
 
-            load = Detector.load
+            load = partial(Detector.load, row_names=self._settings.row_names)
         # Resolved once: a link that is moved meanwhile must not mix two bundles.
         detector = load(path.resolve(), device=self._settings.device, threads=self._settings.threads)
         self.prove(detector)

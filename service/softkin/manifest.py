@@ -25,6 +25,8 @@ CLASS_P_VALUES = "class_p_values"
 """Key of the provenance: which labelled rows class p-values rest on; absent where they are the rows of p-values too."""
 INPUT_COLUMNS = "input_columns"
 """Key of the provenance: names of the columns of a table that its rows are made of; absent where it was no table."""
+NAMED_ROWS = "named_rows"
+"""Key of the provenance: how many rows of the bank have a name that evidence gives; absent where none has."""
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
 """Names and versions of detectors."""
 NAME_RULE = f"1 to {NAME_LENGTH} letters, digits, '.', '_' or '-', the first a letter or a digit"

@@ -140,6 +140,8 @@ def scores_to_response(scores: Scores, request: pb.ModelInferRequest) -> pb.Mode
     arrays, n, parts = vars(scores), scores.neighbors, scores.parts
     if n is not None:
         response.parameters["neighbors_layers"].string_param = json.dumps(n.layers)
+        if n.names:
+            response.parameters["neighbors_names"].string_param = json.dumps(n.names)
         arrays = {**arrays, **{f"neighbors_{name}": array for name, array in vars(n).items()}}
     if parts is not None:
         response.parameters["parts_names"].string_param = json.dumps(parts.names)

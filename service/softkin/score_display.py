@@ -31,6 +31,8 @@ LONGEST_TABLE = 1000
 """A table of more rows gets no lines and colours, which would take longer than scoring."""
 OUTLIER = "outlier"
 """The verdict."""
+MOST_LIKE = "most like"
+"""Over the names of nearest training rows."""
 P_VALUE_WIDTH = len("1.234e-05")
 """Letters of the longest p-value in four digits."""
 
@@ -131,6 +133,7 @@ def print_json(
                 layer: [
                     {
                         "id": int(d),
+                        **({"name": n.names[int(d)]} if int(d) in n.names else {}),
                         "class_name": _class_name(classes, int(c)),
                         "distance": _finite(x),
                         "share": _finite(s),
@@ -162,21 +165,27 @@ def print_table(
     headers = ["row", "verdict", "predicted class", "p-value", "credibility"]
     if scores.parts is not None:
         headers.append("strangest in")
+    if named := scores.neighbors is not None and bool(scores.neighbors.names):
+        headers.append(MOST_LIKE)
     if scores.neighbors is not None:
         headers.append(f"nearest training rows ({spelled(scores.neighbors.layers[-1])})")
     called = range(len(scores)) if names is None else [spelled(name) for name in names]
     cells = ([str(called[i]), *_cells(scores, i, classes)] for i in shown)
     console = Console(emoji=False)
     longest = max((len(str(called[i])) for i in shown), default=0)
-    if len(shown) > LONGEST_TABLE or console.width < _narrowest_table(headers, longest):
+    longest_like = max((len(_most_like(scores, i)) for i in shown), default=0) if named else 0
+    if len(shown) > LONGEST_TABLE or console.width < _narrowest_table(headers, longest, longest_like):
         predicted = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
         widths = [longest, len(OUTLIER), max(map(len, predicted)), P_VALUE_WIDTH, P_VALUE_WIDTH]
         if scores.parts is not None:
             widths.append(max(len(_respect(scores, name)) for name in scores.parts.names))
+        if named:
+            widths.append(longest_like)
         print_columns(headers, cells, widths)
     elif shown:
         rows = table(*map(markup.escape, headers))
-        rows.columns[headers.index("credibility")].no_wrap = True  # or 80 columns would fold its last letter
+        for header in {"row", "credibility", MOST_LIKE} & {*headers}:  # or 80 columns would fold their last letters
+            rows.columns[headers.index(header)].no_wrap = True
         for row in cells:
             verdict = f"[red]{row[1]}[/red]" if row[1] == OUTLIER else row[1]
             rows.add_row(markup.escape(row[0]), verdict, *map(markup.escape, row[2:]))
@@ -192,15 +201,16 @@ def print_table(
     )
 
 
-def _narrowest_table(headers: Sequence[str], longest: int) -> int:
+def _narrowest_table(headers: Sequence[str], longest: int, longest_like: int) -> int:
     """Columns of a terminal that has room for the longest words; in less they would be folded, to a letter a line.
 
     Args:
         headers: of the table.
         longest: letters of what a row is called, which is one word: it may be a path to copy.
+        longest_like: likewise of the training row that it is most like.
     """
     heads = (header.partition(" (")[0] for header in headers)  # a layer's name may be folded
-    least = {"row": longest, "p-value": P_VALUE_WIDTH}
+    least = {"row": longest, "p-value": P_VALUE_WIDTH, MOST_LIKE: longest_like}
     words = (max(least.get(head, 0), *map(len, head.split())) for head in heads)
     return 1 + sum(word + len("│  ") for word in words)
 
@@ -218,6 +228,8 @@ def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:
     ]
     if (p := scores.parts) is not None:
         cells.append(_respect(scores, p.names[int(p.values[i].argmax())]) if scores.is_outlier[i] else "")
+    if scores.neighbors is not None and scores.neighbors.names:
+        cells.append(_most_like(scores, i))
     if (n := scores.neighbors) is not None and len(classes) == 1:  # its name would be the same for all
         cells.append(", ".join(str(d) for d in n.ids[i, -1] if d >= 0) or "none")
     elif n is not None:
@@ -225,6 +237,15 @@ def _cells(scores: Scores, i: int, classes: Sequence[str]) -> list[str]:
         names = [f"{name} x{count}" if count > 1 else name for name, count in counts.most_common()]
         cells.append(spelled(", ".join(names) or "none"))
     return cells
+
+
+def _most_like(scores: Scores, i: int) -> str:
+    """What the nearest training row of the last layer is called; its id where it has no name, nothing where none is."""
+    n = scores.neighbors
+    if n is None or n.ids[i, -1, 0] < 0:
+        return ""
+    nearest = int(n.ids[i, -1, 0])
+    return spelled(n.names.get(nearest, str(nearest)))
 
 
 def _respect(scores: Scores, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -31,17 +31,20 @@ class Neighbors:
     """`[B, L, K]`: distance in the layer's metric, at least 0."""
     shares: NDArray[np.float32]
     """`[B, L, K]`: the neighbour's share of the row's whole soft-nearest-neighbour mass in that layer, in [0, 1]."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """What those of `ids` are called whose name the bundle has; over the wire, where the server tells."""
 
     def take(self, rows: Rows) -> Neighbors:
         """The neighbours of some rows."""
         arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in _NEIGHBOR_ARRAYS}
-        return replace(self, **arrays)
+        there = np.unique(arrays["ids"]).tolist() if self.names else []
+        return replace(self, **arrays, names={i: self.names[i] for i in there if i in self.names})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Neighbors]) -> Neighbors:
         """Join those of consecutive rows."""
         arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _NEIGHBOR_ARRAYS}
-        return replace(parts[0], **arrays)
+        return replace(parts[0], **arrays, names={i: name for p in parts for i, name in p.names.items()})
 
 
 _NEIGHBOR_ARRAYS = ("ids", "labels", "distances", "shares")

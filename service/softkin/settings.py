@@ -125,6 +125,10 @@ class ServerSettings(BaseSettings):
         description="Requests of one stream that may be unanswered; then the server stops reading it.",
     )
     max_neighbors: int = Field(default=100, ge=0, le=10_000, description="Nearest training rows per row and layer.")
+    row_names: bool = Field(
+        default=False,
+        description="Whether callers learn what nearest training rows are called, where the bundle has their names.",
+    )
     drain_delay_seconds: float = Field(
         default=0,
         ge=0,

@@ -19,9 +19,10 @@ from softkin.bank import Bank, Precision, pack
 from softkin.bundle_arrays import Golden, UsedRows
 from softkin.certificate import certify
 from softkin.errors import DataError
-from softkin.manifest import Approximation, Layer, Manifest
+from softkin.manifest import NAMED_ROWS, Approximation, Layer, Manifest
 from softkin.mass import Metric
 from softkin.nonconformity import Form, Part
+from softkin.row_names import RowNames
 from softkin.scorer import Network, reducer_key
 from softkin_training.approximate import choose
 from softkin_training.bank_temperature import neighbor_distance, refuse_alike
@@ -29,7 +30,7 @@ from softkin_training.boundary import with_boundary
 from softkin_training.calibrate import Calibrated, calibrate, stored
 from softkin_training.representations import extract
 from softkin_training.row_contents import digests64, distinct, fingerprint, refuse_overlap, refuse_used
-from softkin_training.rows import Rows, check_labels, parts_of
+from softkin_training.rows import Naming, Rows, check_labels, parts_of
 from softkin_training.scratch import written_to
 from softkin_training.split import FEWEST_REFERENCES, reference_size, rows_for_alpha
 from softkin_training.whitening import Whitening, with_whitening
@@ -84,6 +85,7 @@ def build(
     calibration_rows: Rows,
     train_x: Rows | NDArray[np.generic] | None = None,
     outliers: Mapping[str, NDArray[np.generic]] | None = None,
+    naming: Naming | None = None,
     replace: bool = False,
 ) -> Manifest:
     """Build a bundle from an exported model.
@@ -96,6 +98,7 @@ def build(
         calibration_rows: rows that neither the network nor the bank has seen.
         train_x: rows, or raw inputs, that the network was trained on, where they are known.
         outliers: raw inputs by name; where the bank is condensed or rounded, the manifest says how AUROC changed.
+        naming: what rows of the bank are called, for evidence; None where they have no names.
         replace: put the bundle in the place of an existing one.
 
     Returns:
@@ -153,13 +156,14 @@ def build(
         among = np.unique(np.linspace(0, len(bank_rows) - 1, GOLDEN_ROWS).astype(np.int64))
         golden_inputs = bank_rows.read(among)
         golden = Golden(inputs=golden_inputs, outlier_scores=chosen.outlier_scores(golden_inputs))
-    manifest = _manifest(spec, chosen, network, bank_rows, calibration, approximation)
+    names = None if naming is None else _names(naming, chosen.bank.ids)
+    manifest = _manifest(spec, chosen, network, bank_rows, calibration, approximation, names)
     seen = [rows for rows in (train_x, bank_rows, reference) if rows is not None]
     return bundles.write_bundle(
         out,
         manifest,
         model=model,
-        bank=chosen.bank,
+        bank=dataclasses.replace(chosen.bank, names=names),
         calibration=chosen.calibration,
         golden=golden,
         used_rows=UsedRows(
@@ -169,6 +173,11 @@ def build(
         ),
         replace=replace,
     )
+
+
+def _names(naming: Naming, ids: NDArray[np.int64]) -> RowNames:
+    there = np.unique(ids[ids >= 0])  # without padding
+    return RowNames.of(there, naming(there))
 
 
 def _refuse_not_finite(z: dict[str, NDArray[np.float32]], ids: NDArray[np.int64]) -> None:
@@ -279,6 +288,7 @@ def _manifest(
     bank_rows: Rows,
     calibration: Rows,
     approximation: Approximation | None,
+    names: RowNames | None,
 ) -> Manifest:
     bank = calibrated.bank
     return Manifest(
@@ -313,6 +323,7 @@ def _manifest(
         provenance={
             **spec.provenance,
             "seed": spec.seed,
+            **({NAMED_ROWS: len(names)} if names else {}),
             "fingerprints": {
                 **spec.provenance.get("fingerprints", {}),
                 "bank": fingerprint(bank_rows),

@@ -27,7 +27,7 @@ from softkin_training.data_config import DataConfig
 from softkin_training.digits import made_outliers, read_digits
 from softkin_training.image_reader import ImageReader
 from softkin_training.npz import read_npz
-from softkin_training.rows import Rows
+from softkin_training.rows import Naming, Rows
 from softkin_training.sources import Source, read_source
 from softkin_training.split import first_of_each
 from softkin_training.table_rows import TableRows, is_table
@@ -56,6 +56,8 @@ class Dataset:
     """Training rows left out because the same content stands elsewhere in train, calibration or test."""
     input_columns: tuple[str, ...] = ()
     """Of a table: the columns that its rows are made of, in their order."""
+    naming: Naming | None = None
+    """What training rows are called, where the source says so."""
 
 
 def load_dataset(recipe: Recipe) -> Dataset:
@@ -129,7 +131,7 @@ def _split_source(source: Source, data: DataConfig, rng: np.random.Generator, he
     test, calibration = (Rows(part.x, part.y, part.ids) for part in (test, calibration))
     names = tuple(source.class_names[c] for c in chosen)
     dropped = len(everything) - len(rows)
-    return Dataset(train, calibration, test, outliers, names, dropped, source.input_columns)
+    return Dataset(train, calibration, test, outliers, names, dropped, source.input_columns, source.naming)
 
 
 def _known(rows: Rows, chosen: Sequence[int], names: Sequence[str], source: str) -> tuple[Rows, Rows]:

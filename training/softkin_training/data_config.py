@@ -18,6 +18,7 @@ DATA_KEYS: dict[str, tuple[str, ...]] = {
     "test_split": ("hub",),
     "label_column": TABLES,
     "input_columns": TABLES,
+    "name_column": TABLES,
     "image_size": IMAGES,
     "image_mode": IMAGES,
 }
@@ -47,7 +48,9 @@ class DataConfig(Section):
     label_column: str = "label"
     """Tables and hub."""
     input_columns: list[str] = []
-    """Tables and hub: columns that hold the inputs; empty = all but the labels."""
+    """Tables and hub: columns that hold the inputs; empty = all but the labels and names."""
+    name_column: str = ""
+    """Tables and hub: column that names rows, for [evidence](evidence.md): a key, a path; empty = none."""
     image_size: list[Width] = []
     """[H, W] to which images are resized; empty = as they are, and all must be of one size."""
     image_mode: Literal["RGB", "L"] = "RGB"
@@ -84,6 +87,8 @@ class DataConfig(Section):
         require(len(set(self.input_columns)) == len(self.input_columns), "input_columns", "must not repeat a column")
         leaks = self.source in TABLES and self.label_column in self.input_columns
         require(not leaks, "input_columns", f"must not hold the labels, {self.label_column!r}")
+        labels = self.source in TABLES and self.name_column == self.label_column
+        require(not labels, "name_column", f"must not be the labels, {self.label_column!r}")
         return self
 
 

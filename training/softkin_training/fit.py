@@ -37,10 +37,10 @@ from softkin_training.fit_rows import (
 )
 from softkin_training.foreign import read_model
 from softkin_training.network_head import find_head
-from softkin_training.npz import checked_labels, read_npz
+from softkin_training.npz import NAMES_TRAIN, checked_labels, naming_of, read_npz
 from softkin_training.onnx_graphs import real_inputs
 from softkin_training.row_contents import fingerprint, originals
-from softkin_training.rows import Rows
+from softkin_training.rows import Naming, Rows
 from softkin_training.split import choose_bank_rows, first_of_each, split
 from softkin_training.trial import BATCH
 
@@ -71,6 +71,18 @@ class Fitted:
     """See `uneven_deviations`; None where rows themselves are not compared."""
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What a file says of its rows, beside labels and classes."""
+
+    input_columns: tuple[str, ...]
+    naming: Naming | None
+
+    @classmethod
+    def of(cls, arrays: dict[str, NDArray[Any]], data: str | Path) -> _Told:
+        return cls(column_names(arrays, data), naming_of(arrays, data))
+
+
 def fit_onnx(
     model: str | Path,
     data: str | Path,
@@ -87,7 +99,8 @@ def fit_onnx(
     Args:
         model: ONNX file; `config.layers` names tensors or nodes of it.
         data: npz with `x_train` as the model takes it and `y_train`, the index of the model's output column; and
-            `class_names`, if they are known; and of a table `column_names`, so that new rows are found by them.
+            `class_names`, if they are known; of a table `column_names`, so that new rows are found by them; and
+            `names_train`, a text for each row, so that evidence names rows.
         out: directory, made if missing.
         config: what to build.
         calibration: npz with `x_test`, `y_test` that calibrate: rows the model was not trained on.
@@ -102,10 +115,10 @@ def fit_onnx(
         BundleError: the bundle cannot be written.
     """
     proto = read_model(model)
-    arrays = read_npz(data, ("x_train", "y_train"), optional=("class_names", "column_names"))
+    arrays = read_npz(data, ("x_train", "y_train"), optional=("class_names", "column_names", NAMES_TRAIN))
     x = checked_rows(arrays["x_train"], "x_train", data)
     rows = Rows.of(x)
-    names, input_columns = class_names(arrays), column_names(arrays, data)
+    names, told = class_names(arrays), _Told.of(arrays, data)
     compared = any(i.name in config.layers for i in real_inputs(proto.graph))
     if config.standardize and not compared:
         raise InvalidInputError(
@@ -141,7 +154,7 @@ def fit_onnx(
         "output_kind": exposed.output_kind,
         "changes": list(exposed.changes),
     }
-    return _fit(exposed, rows.labelled(y), names, input_columns, data, out, config, source, calibration, share)
+    return _fit(exposed, rows.labelled(y), names, told, data, out, config, source, calibration, share)
 
 
 def fit_embeddings(
@@ -156,7 +169,7 @@ def fit_embeddings(
 
     Args:
         data: npz with `x_train` `[N, D]`, `y_train` where there are labels, and `class_names` if they are known;
-            without `y_train` all vectors are of one class; `column_names` as for `fit_onnx`.
+            without `y_train` all vectors are of one class; `column_names` and `names_train` as for `fit_onnx`.
         out: as for `fit_onnx`.
         config: what to build; its only layer is `EMBEDDING`.
         calibration: npz with `x_test`, and `y_test` where there are labels: vectors of rows that whatever made the
@@ -168,12 +181,12 @@ def fit_embeddings(
         DataError: rows or labels are unfit.
         BundleError: the bundle cannot be written.
     """
-    arrays = read_npz(data, ("x_train",), optional=("y_train", "class_names", "column_names"))
+    arrays = read_npz(data, ("x_train",), optional=("y_train", "class_names", "column_names", NAMES_TRAIN))
     x = checked_rows(arrays["x_train"], "x_train", data)
     if x.ndim != 2:
         raise DataError(f"{data}: x_train has shape {list(x.shape)}; vectors must be [rows, numbers]: reshape them")
     rows = Rows.of(x)
-    names, input_columns = class_names(arrays), column_names(arrays, data)
+    names, told = class_names(arrays), _Told.of(arrays, data)
     if "y_train" in arrays:
         names = names or _numbered(_count_classes(arrays["y_train"]))
         rows = rows.labelled(checked_labels(arrays, "train", len(names), data))
@@ -189,14 +202,14 @@ def fit_embeddings(
     config = _with_parts(config, exposed)
     _refuse_parts(config, exposed, num_classes=len(names))
     source = {"embeddings": Path(data).name}
-    return _fit(exposed, rows, names, input_columns, data, out, config, source, calibration, calibration_share)
+    return _fit(exposed, rows, names, told, data, out, config, source, calibration, calibration_share)
 
 
 def _fit(
     exposed: Exposed,
     rows: Rows,
     classes: tuple[str, ...],
-    input_columns: tuple[str, ...],
+    told: _Told,
     data: str | Path,
     out: str | Path,
     config: FitConfig,
@@ -236,7 +249,7 @@ def _fit(
             "fit": {**source, "config": config.model_dump(mode="json"), "calibration": held_out},
             "libraries": _versions(),
             "fingerprints": {"train": fingerprint(seen)},
-            **({INPUT_COLUMNS: list(input_columns)} if input_columns else {}),
+            **({INPUT_COLUMNS: list(told.input_columns)} if told.input_columns else {}),
         },
     )
     path = Path(out) / BUNDLE
@@ -247,6 +260,7 @@ def _fit(
         bank_rows=bank_rows,
         calibration_rows=calibration_rows,
         train_x=seen,
+        naming=told.naming,
         replace=True,
     )
     accuracy = None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from softkin.errors import DataError, RecipeError, listed
 from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
+from softkin_training.name_column import NameColumn
 from softkin_training.row_cache import cached_rows, optional_package
 from softkin_training.rows import Rows
 from softkin_training.sources import Source
@@ -50,7 +51,7 @@ def read_folder(data: DataConfig) -> Source:
     root = folder / "train" if has_splits else folder
     names = _class_names(root)
     reader = ImageReader(data.image_mode, data.image_size)
-    train = _rows(root, names, reader, first_id=0)
+    train, paths = _rows(root, names, reader, first_id=0)
     test = None
     if has_splits:
         if extra := set(_class_names(folder / "test")) - set(names):
@@ -59,8 +60,9 @@ def read_folder(data: DataConfig) -> Source:
                 + listed(names)
                 + _spelled_otherwise(extra, names)
             )
-        test = _rows(folder / "test", names, reader, first_id=len(train))
-    return Source(train=train, test=test, class_names=tuple(names))
+        test, _ = _rows(folder / "test", names, reader, first_id=len(train))
+    naming = NameColumn.of(str(path.relative_to(folder)) for path in paths)
+    return Source(train=train, test=test, class_names=tuple(names), naming=naming)
 
 
 def read_unlabelled(folder: Path, data: DataConfig) -> NDArray[np.generic]:
@@ -84,7 +86,8 @@ def _spelled_otherwise(extra: Iterable[str], names: Iterable[str]) -> str:
     return ""
 
 
-def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) -> Rows:
+def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) -> tuple[Rows, list[Path]]:
+    """The images of classes, and where each lies."""
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -99,7 +102,7 @@ def _rows(root: Path, names: Sequence[str], reader: ImageReader, first_id: int) 
             yield np.stack([reader.read(path, str(path)) for path in paths[start : start + READ_AT_ONCE]])
 
     file = cached_rows(paths, {"mode": reader.mode, "size": reader.size}, images)
-    return rows_of(file, np.array(labels, np.int64), first_id)
+    return rows_of(file, np.array(labels, np.int64), first_id), paths
 
 
 def _class_names(root: Path) -> list[str]:

@@ -64,6 +64,18 @@ def read_columns(table: TableRows, manifest: Manifest, columns: Sequence[str] = 
     return table.inputs(columns, _image_reader(manifest), manifest.input_dtype)
 
 
+def read_names(table: TableRows, manifest: Manifest, column: str | None = None) -> list[str] | None:
+    """What rows of a table are called: by `column`, or by that which named the training rows, where the table has it.
+
+    Raises:
+        DataError: as `TableRows.texts` does.
+    """
+    usual = _recipe_data(manifest).get("name_column")
+    if column is None and usual in table.column_names:
+        column = usual
+    return None if column is None else table.texts(column)
+
+
 def read_labelled(path: Path, manifest: Manifest) -> tuple[Array, NDArray[np.int64] | None]:
     """The same with labels, where they are known.
 

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError, listed
 from softkin.npz import array_of, open_npz
+from softkin_training.rows import Naming
 
 Array = NDArray[Any]
+
+NAMES_TRAIN = "names_train"
+"""The array that names training rows."""
 
 
 def read_npz(path: str | Path, keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
@@ -76,12 +80,29 @@ def checked_labels(arrays: Mapping[str, Array], split: str, num_classes: int, pa
     return y.astype(np.int64)
 
 
-def names_of(class_names: Array) -> tuple[str, ...]:
-    """Class names of a file; those in bytes, as some pickled data sets bring them, are taken for UTF-8."""
-    names = class_names.reshape(-1)
+def names_of(array: Array) -> tuple[str, ...]:
+    """Names of a file; those in bytes, as some pickled data sets bring them, are taken for UTF-8."""
+    names = array.reshape(-1)
     if names.dtype.kind == "S":
         names = np.char.decode(names, "utf-8", "surrogateescape")
     return tuple(str(name) for name in names)
+
+
+def naming_of(arrays: Mapping[str, Array], path: str | Path) -> Naming | None:
+    """What the rows of `x_train` are called, by `NAMES_TRAIN`; None if a file does not say.
+
+    Raises:
+        DataError: it holds no text, or not one for each row.
+    """
+    if NAMES_TRAIN not in arrays:
+        return None
+    found, rows = arrays[NAMES_TRAIN], arrays["x_train"].shape[:1]
+    if found.dtype.kind not in "US" or found.shape != rows:
+        raise DataError(
+            f"{path}: {NAMES_TRAIN} is {found.dtype} {found.shape}; it must be a text for each row of x_train, "
+            f"{rows}: numpy.array(NAMES, str)"
+        )
+    return lambda ids: names_of(found[ids])
 
 
 def _as_integers(arrays: Mapping[str, Array], split: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ BLOCK_BYTES = 1 << 20
 
 ROWS_TOGETHER = 1 << 13
 """Rows of a bank that are worked on at a time."""
+
+Naming: TypeAlias = Callable[[NDArray[np.int64]], Sequence[str]]
+"""Gives `[n]` names for `[n]` example ids of training rows: a path, a key; empty for a row that has none."""
 
 
 class RowSource(Protocol):

@@ -31,7 +31,12 @@ def add_rows_arguments(sub: argparse.ArgumentParser) -> None:
         help=r"columns of a table, in the order of the detector's inputs (default: those it was trained on); write \, "
         "for a comma within a name",
     )
-    sub.add_argument("--name-column", metavar="NAME", help="column of a table that names rows; images go by their path")
+    sub.add_argument(
+        "--name-column",
+        metavar="NAME",
+        help="column of a table that names rows (default: that which named the training rows, if there is one); images "
+        "go by their path",
+    )
     sub.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
@@ -58,7 +63,7 @@ def write_rows(arguments: argparse.Namespace) -> None:
     from softkin.unfinished_files import written_whole
     from softkin_training.fit_rows import axes_of
     from softkin_training.image_folder import images_below
-    from softkin_training.new_rows import open_table, read_columns, read_images
+    from softkin_training.new_rows import open_table, read_columns, read_images, read_names
     from softkin_training.table_rows import is_table
 
     manifest, data, out = read_manifest(arguments.bundle), arguments.data, arguments.out
@@ -80,8 +85,7 @@ def write_rows(arguments: argparse.Namespace) -> None:
             raise InvalidInputError("--columns", f"names {twice[0]!r} twice; must name each column once")
         table = open_table(data, manifest)
         x = read_columns(table, manifest, columns)
-        if arguments.name_column is not None:
-            found = table.texts(arguments.name_column)
+        found = read_names(table, manifest, arguments.name_column)
     else:
         raise DataError(
             f"{data}: is no folder, nor a file that ends in .csv or .parquet; `softkin score` reads .npz and .npy "

@@ -155,6 +155,7 @@ def build_step(recipe: Recipe, dataset: Dataset, out: Path) -> Manifest:
         calibration_rows=dataset.calibration,
         train_x=dataset.train,
         outliers=dataset.outliers,
+        naming=dataset.naming,
         replace=True,
     )
 

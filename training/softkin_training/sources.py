@@ -8,8 +8,8 @@ import numpy as np
 
 from softkin.errors import RecipeError
 from softkin_training.data_config import DataConfig
-from softkin_training.npz import checked_labels, names_of, read_npz
-from softkin_training.rows import Rows
+from softkin_training.npz import NAMES_TRAIN, checked_labels, names_of, naming_of, read_npz
+from softkin_training.rows import Naming, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Source:
     """What labels index."""
     input_columns: tuple[str, ...] = ()
     """Of a table: the columns that its rows are made of, in their order."""
+    naming: Naming | None = None
+    """What training rows are called, where the source says so."""
 
 
 def read_source(data: DataConfig) -> Source:
@@ -51,11 +53,12 @@ def read_source(data: DataConfig) -> Source:
 
 
 def _read_npz(path: str) -> Source:
-    arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test", "class_names"))
+    arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test", "class_names"), optional=(NAMES_TRAIN,))
     names = names_of(arrays["class_names"])
     y_train, y_test = (checked_labels(arrays, split, len(names), path) for split in ("train", "test"))
     return Source(
         train=Rows(arrays["x_train"], y_train, np.arange(len(y_train))),
         test=Rows(arrays["x_test"], y_test, len(y_train) + np.arange(len(y_test))),
         class_names=names,
+        naming=naming_of(arrays, path),
     )

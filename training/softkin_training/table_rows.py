@@ -13,6 +13,7 @@ from softkin.errors import DataError, listed
 from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
 from softkin_training.input_columns import InputColumns
+from softkin_training.name_column import NameColumn
 from softkin_training.row_cache import optional_package
 from softkin_training.tables import label_codes, label_values, load_tables
 
@@ -48,6 +49,12 @@ class TableRows:
         )
         self._table = load_tables(library, self._settings)["train"]
 
+    @property
+    def column_names(self) -> list[str]:
+        """Of all columns."""
+        found: list[str] = self._table.column_names
+        return found
+
     def inputs(self, columns: Sequence[str], reader: ImageReader, dtype: str) -> Array:
         """`[n, ...]` inputs.
 
@@ -81,12 +88,12 @@ class TableRows:
         """What a column holds, as text; empty where it holds nothing.
 
         Raises:
-            DataError: there is no such column.
+            DataError: there is no such column, or it holds bytes or lists.
         """
         table = self._table
         if column not in table.column_names:
             raise DataError(f"{self._path}: has no column {column!r}; it has {listed(table.column_names)}")
-        return ["" if value is None else str(value) for value in table.data.column(column).to_pylist()]
+        return NameColumn(table.data.column(column), f"{self._path}: column {column!r}").all()
 
     def labels(self, classes: Sequence[str]) -> NDArray[np.int64] | None:
         """`[n]` indices of `classes`; None where there is no column of labels.

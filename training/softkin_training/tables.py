@@ -23,6 +23,7 @@ from softkin.errors import DataError, RecipeError, SoftkinError, listed
 from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
 from softkin_training.input_columns import InputColumns
+from softkin_training.name_column import NameColumn
 from softkin_training.row_cache import cached_rows, optional_package
 from softkin_training.rows import Rows
 from softkin_training.sources import Source
@@ -57,9 +58,11 @@ def read_table(data: DataConfig) -> Source:
     library = optional_package("datasets", "datasets", f"data.source = {data.source!r}")
     loaded = load_tables(library, data)
     train, test = loaded["train"], loaded.get("test")
-    inputs = data.input_columns or [c for c in train.column_names if c != data.label_column]
-    if missing := [c for c in (*inputs, data.label_column) if c not in train.column_names]:  # of all splits the same
-        key = "data.label_column" if missing[0] == data.label_column else "data.input_columns"
+    named = (data.name_column,) if data.name_column else ()
+    inputs = data.input_columns or [c for c in train.column_names if c not in (data.label_column, *named)]
+    if missing := [c for c in (*inputs, data.label_column, *named) if c not in train.column_names]:  # as in all splits
+        keys = {data.label_column: "data.label_column", data.name_column: "data.name_column"}
+        key = keys.get(missing[0], "data.input_columns")
         there = f"it has {listed(train.column_names)}"
         if data.source == "csv" and (mark := next((m for m in ";\t|" if m in train.column_names[0]), "")):
             there = f"its first line divides columns by {mark!r}: write it with commas, and points in numbers"
@@ -91,12 +94,15 @@ def read_table(data: DataConfig) -> Source:
         y = label_codes(table, values, data.label_column, name)
         return rows_of(cached_rows(files, settings, parts), y, first_id)
 
+    column = f"{data.path}: data.name_column {data.name_column!r}"
+    naming = NameColumn(train.data.column(data.name_column), column) if named else None
     stored = rows(train, "train", 0)
     return Source(
         train=stored,
         test=None if test is None else rows(test, "test", len(stored)),
         class_names=tuple(names),
         input_columns=tuple(inputs),
+        naming=naming,
     )
 
 
@@ -146,7 +152,7 @@ def _numbers_as_fractions(library: Any, files: Sequence[str], data: DataConfig) 
             raise DataError(_unlike(_names(data), schemas[0].names, schema.names))
     features = library.Features.from_arrow_schema(schemas[0])
     for name, feature in features.items():
-        if feature.dtype == "int64" and name != data.label_column:
+        if feature.dtype == "int64" and name not in (data.label_column, data.name_column):
             features[name] = library.Value("float64")
     return features
 

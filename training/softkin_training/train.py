@@ -6,6 +6,7 @@ weights, also across an interruption.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -85,7 +86,8 @@ def train(
     fabric = make_fabric(recipe.training)
     if not spawns(fabric):
         return launch(fabric, _train, recipe, dataset, out_dir, resume, progress)
-    launch(fabric, _train_for_checkpoint, recipe, dataset, out_dir, resume, progress)
+    sent = dataclasses.replace(dataset, naming=None)  # of no use in training, and not every kind can be sent
+    launch(fabric, _train_for_checkpoint, recipe, sent, out_dir, resume, progress)
     return _load(recipe, dataset, out_dir)
 
 

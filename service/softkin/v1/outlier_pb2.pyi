@@ -122,18 +122,27 @@ class ScoreResponse(_message.Message):
     def __init__(self, outlier_score: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ..., is_outlier: _Optional[_Iterable[bool]] = ..., predicted_class: _Optional[_Iterable[int]] = ..., credibility: _Optional[_Iterable[float]] = ..., confidence: _Optional[_Iterable[float]] = ..., class_p_values: _Optional[_Union[Tensor, _Mapping]] = ..., neighbors: _Optional[_Union[Neighbors, _Mapping]] = ..., budget: _Optional[_Union[ErrorBudget, _Mapping]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., parts: _Optional[_Union[Parts, _Mapping]] = ...) -> None: ...
 
 class Neighbors(_message.Message):
-    __slots__ = ("layers", "ids", "labels", "distances", "shares")
+    __slots__ = ("layers", "ids", "labels", "distances", "shares", "names")
+    class NamesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     DISTANCES_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedScalarFieldContainer[str]
     ids: Tensor
     labels: Tensor
     distances: Tensor
     shares: Tensor
-    def __init__(self, layers: _Optional[_Iterable[str]] = ..., ids: _Optional[_Union[Tensor, _Mapping]] = ..., labels: _Optional[_Union[Tensor, _Mapping]] = ..., distances: _Optional[_Union[Tensor, _Mapping]] = ..., shares: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    names: _containers.ScalarMap[int, str]
+    def __init__(self, layers: _Optional[_Iterable[str]] = ..., ids: _Optional[_Union[Tensor, _Mapping]] = ..., labels: _Optional[_Union[Tensor, _Mapping]] = ..., distances: _Optional[_Union[Tensor, _Mapping]] = ..., shares: _Optional[_Union[Tensor, _Mapping]] = ..., names: _Optional[_Mapping[int, str]] = ...) -> None: ...
 
 class Parts(_message.Message):
     __slots__ = ("names", "values")

@@ -32,10 +32,10 @@ def write(path, *rows, columns="a,b,label"):
     return path
 
 
-def read(path, test_path=None):
+def read(path, test_path=None, **settings):
     """What `[data]` makes of it."""
     rows = {"test_path": str(test_path), "test_rows": 0} if test_path else {"test_rows": 1}
-    return read_table(DataConfig(source="csv", path=str(path), calibration_rows=1, **rows))
+    return read_table(DataConfig(source="csv", path=str(path), calibration_rows=1, **rows, **settings))
 
 
 def test_a_fraction_far_below_makes_its_column_one_of_fractions(tmp_path):
@@ -103,3 +103,14 @@ def test_files_of_other_columns_are_refused_by_their_columns(tmp_path, first, co
         f"{tmp_path / '?.csv'}: all tables must have the columns of the first, and {told}; mend the file, nothing of "
         "it was kept"
     )
+
+
+def test_keys_stay_whole_numbers_where_others_become_fractions(tmp_path):
+    """Or the last digits of long ones would be lost."""
+    keyed = [f"{2**53 + 1 + i},{row}" for i, row in enumerate(FIRST_ROWS)]
+    path = write(tmp_path / "t.csv", *keyed, "9,0.5,7,1", columns="key,a,b,label")
+
+    found = read(path, name_column="key")
+
+    assert found.train.dtype == np.float64
+    assert found.naming(np.array([0, 10_000])) == [str(2**53 + 1), "9"]

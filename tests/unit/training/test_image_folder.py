@@ -86,6 +86,7 @@ def test_classes_are_the_folders_in_order(folder, tmp_path):
             assert files[i].parent.name == CLASSES[y]
             assert np.array_equal(x, np.asarray(Image.open(files[i])))
     assert dataset.test.ids.tolist() == list(range(120, 156))
+    assert dataset.naming(np.array([119, 0])) == ["train/red/039.png", "train/blue/000.png"]
 
 
 def test_a_folder_without_a_test_split_sets_rows_aside(folder, tmp_path):
@@ -94,6 +95,7 @@ def test_a_folder_without_a_test_split_sets_rows_aside(folder, tmp_path):
 
     ids = [i for part in (dataset.train, dataset.calibration, dataset.test) for i in part.ids.tolist()]
     assert (len(dataset.test), len(ids), len(set(ids))) == (20, 80, 80)
+    assert {name.partition("/")[0] for name in dataset.naming(dataset.train.ids)} == {"red", "blue"}
     assert dataset.class_names == ("red", "blue")
     assert len(dataset.outliers["held-out classes"]) == 40
 

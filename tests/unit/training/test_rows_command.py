@@ -56,6 +56,19 @@ def test_a_table_is_written_with_the_names_of_its_rows(tmp_path, rows, table):
     assert read_names(out, 2) is None
 
 
+def test_rows_are_named_by_the_column_that_named_the_training_rows(tmp_path, rows, table):
+    """Where the table has it; another one can be chosen, and names of whole numbers have no fraction."""
+    known = {"input_columns": ["width", "height"], "recipe": {"data": {"name_column": "plant"}}}
+    assert rows("--data", table, **known)[0] == 0
+    assert read_names(str(tmp_path / "new.npz"), 2) == ["no 1", ""]
+    table.write_text("id,key,height,width\n7,3,1,2\n,4,3,4\n")
+    assert rows("--data", table, "--force", **known)[0] == 0
+    assert read_names(str(tmp_path / "new.npz"), 2) is None
+    assert rows("--data", table, "--force", "--name-column", "id", **known)[0] == 0
+    assert read_names(str(tmp_path / "new.npz"), 2) == ["7", ""]
+    assert "has no column 'no'; it has" in rows("--data", table, "--force", "--name-column", "no", **known)[1]
+
+
 def test_images_are_called_by_their_path(tmp_path, rows):
     """Below the folder, in the order of their rows."""
     for name, value in {"b/x.png": 7, "a.png": 9}.items():

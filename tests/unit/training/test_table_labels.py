@@ -288,3 +288,26 @@ def test_a_data_set_or_a_revision_that_the_hub_does_not_have_is_refused_as_such(
     for path, line in zip((NAME, "someone/connect-four"), refused, strict=True):
         assert line.startswith(f"{path}: the hub has no such data set, or it is private (DatasetNotFoundError: ")
         assert line.endswith("check data.path, data.subset and data.revision, or log in with `hf auth login`")
+
+
+NAMES = {
+    "words": (pa.array(["b/1", None, "a"]), ["b/1", "", "a"]),
+    "views of strings": (pa.array(["b/1", None, "a"], pa.string_view()), ["b/1", "", "a"]),
+    "dictionary": (pa.array(["b/1", None, "a"]).dictionary_encode(), ["b/1", "", "a"]),
+    "whole numbers": (pa.array([2**60 + 1, 0, -3]), [str(2**60 + 1), "0", "-3"]),
+    "whole numbers with a gap": (pa.array([7.0, None, 12.0]), ["7", "", "12"]),
+    "dates": (pa.array([0, 1, None], pa.date32()), ["1970-01-01", "1970-01-02", ""]),
+}
+
+
+@pytest.mark.parametrize(("column", "names"), NAMES.values(), ids=NAMES)
+def test_rows_are_named_by_a_column_that_is_no_input(tmp_path, column, names):
+    """In the order in which they are asked for."""
+    path = write(tmp_path / "t.parquet", a=[1.0, 2.0, 3.0], label=["x", "y", "x"], key=column)
+
+    found = source(path, name_column="key")
+
+    assert found.input_columns == ("a",)
+    assert [*found.naming(np.array([2, 0, 1, 2]))] == [names[i] for i in (2, 0, 1, 2)]
+    assert source(path, name_column="key", input_columns=["a"]).naming is not None
+    assert source(path, input_columns=["a"]).naming is None

@@ -12,7 +12,7 @@ import pytest
 from small_tables import NETWORK
 from softkin import Detector
 from softkin.cli import main as softkin
-from softkin.score_display import read_array
+from softkin.score_display import read_array, read_names
 from softkin_training.cli import main
 
 pytestmark = pytest.mark.training
@@ -45,11 +45,15 @@ def test_a_table_goes_all_the_way(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("COLUMNS", "120")
     (tmp_path / "table.toml").write_text(RECIPE)
-    write(tmp_path / "train.csv", ["a", "b", "c", "label"], 400, seed=0)
+    known = write(tmp_path / "train.csv", ["a", "b", "c", "label", "id"], 400, seed=0)
     x = write(tmp_path / "new.csv", ["id", "c", "b", "label", "a"], 60, seed=3)
     write(tmp_path / "far.csv", ["b", "c", "a"], 50, seed=4, shift=30)
     bundle, new = str(tmp_path / "out" / "bundle"), str(tmp_path / "new.npz")
-    settings = [f"--set=data.path={tmp_path / 'train.csv'}", f"--set=data.outliers.far={tmp_path / 'far.csv'}"]
+    settings = [
+        "--set=data.name_column=id",
+        f"--set=data.path={tmp_path / 'train.csv'}",
+        f"--set=data.outliers.far={tmp_path / 'far.csv'}",
+    ]
 
     assert main(["run", str(tmp_path / "table.toml"), "--out", str(tmp_path / "out"), "--quiet", *settings]) == 0
 
@@ -64,6 +68,11 @@ def test_a_table_goes_all_the_way(tmp_path, monkeypatch, capsys):
 
     assert main(["rows", bundle, "--data", str(tmp_path / "new.csv"), "--out", new]) == 0
     np.testing.assert_array_equal(read_array(new, None), x)
+    assert read_names(new, 60) == [str(i) for i in range(60)]
+    nearest = detector.score(known, num_neighbors=1).neighbors
+    itself = (nearest.ids[:, -1, 0] == np.arange(400)).nonzero()[0].tolist()
+    assert len(itself) > 150  # of the 200 in the bank
+    assert all(nearest.names[i] == str(i) for i in itself)
 
     again = ["--data", str(tmp_path / "new.csv"), "--out", str(tmp_path / "again")]
     assert main(["recalibrate", bundle, *again]) == 0

@@ -179,6 +179,8 @@ def test_a_split_that_is_not_there_lists_those_that_are(tmp_path):
             ["data.label_column: ", "has no column 'kind' in train", "it has 'a', 'b', 'c', "],
         ),
         ({}, ['data.input_columns=["a", "z"]'], RecipeError, ["data.input_columns: ", "has no column 'z' in train"]),
+        ({}, ["data.name_column=z"], RecipeError, ["data.name_column: ", "has no column 'z' in train"]),
+        ({"b": [[1]] * 120}, ["data.name_column=b"], DataError, ["data.name_column 'b' is list", "a name is text"]),
         ({"b": ["x"] * 120}, [], DataError, ["column 'b' is", "string", "neither numbers nor images"]),
         ({"b": [1.0, None] * 60}, [], DataError, ["column 'b' has no value in row 1;"]),
         ({"b": [1.0] * 7 + [float("nan")] + [1.0] * 112}, [], DataError, ["NaN or infinity, first row 7;"]),
@@ -283,6 +285,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         (["data.source=npz", "data.input_columns=['a']"], r"data\.input_columns is .*'parquet' or 'csv' or 'hub'"),
         (["data.test_rows=5", "data.input_columns=['a', 'label']"], r"must not hold the labels, 'label'"),
         (["data.test_rows=5", "data.input_columns=['a', 'a']"], r"must not repeat a column"),
+        (["data.test_rows=5", "data.name_column=label"], r"data\.name_column is 'label': must not be the labels"),
+        (["data.source=npz", "data.name_column=a"], r"data\.name_column is .*'parquet' or 'csv' or 'hub'"),
     ],
 )
 def test_keys_that_contradict_the_source_are_refused(tmp_path, overrides, words):
