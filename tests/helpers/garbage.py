@@ -13,22 +13,17 @@ SETTLED, PATIENCE = 0.1, 20.0
 def frames_in_garbage(call):
     """Frames that only the garbage collector could free, after three calls.
 
-    Streams of earlier tests, whose threads end when they are scheduled, leave some too: that is waited for first. What
-    is there already is not looked through, which would take a second each time.
+    Streams of earlier tests, whose threads end when they are scheduled, leave some too: that is waited for first.
     """
 
     def three_calls():
         for _ in range(3):
             call()
 
-    gc.freeze()
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while _frames_left_by(lambda: time.sleep(SETTLED)) and time.monotonic() < deadline:
-            pass
-        return _frames_left_by(three_calls)
-    finally:
-        gc.unfreeze()
+    deadline = time.monotonic() + PATIENCE
+    while _frames_left_by(lambda: time.sleep(SETTLED)) and time.monotonic() < deadline:
+        pass
+    return _frames_left_by(three_calls)
 
 
 def _frames_left_by(work):
