@@ -16,6 +16,8 @@ from softkin_training.class_scatter import class_scatter
 from softkin_training.rows import parts_of
 
 Floats = NDArray[np.float64]
+BLOCK_NUMBERS = 1 << 20
+"""Distances of rows to classes held at once, in a few arrays of float64: thousands of classes make millions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,18 @@ class Mahalanobis:
     def score(self, z_BD: NDArray[np.floating]) -> Floats:
         """`[B]` squared Mahalanobis distance to the nearest class mean."""
         origin = self.means.mean(axis=0)  # near all of them, so that differences keep their digits
-        z, means = z_BD.astype(np.float64) - origin, self.means - origin
-        z_scaled, means_scaled = z @ self.precision, means @ self.precision  # once, and not for each class
-        best = np.full(len(z), np.inf)
-        for mean, mean_scaled in zip(means, means_scaled, strict=True):
-            best = np.minimum(best, np.einsum("bd,bd->b", z_scaled - mean_scaled, z - mean))
-        return best
+        means = self.means - origin
+        means_scaled = means @ self.precision
+        lengths = np.einsum("cd,cd->c", means_scaled, means)
+        found = np.empty(len(z_BD))
+        rows = max(1, BLOCK_NUMBERS // max(means.shape))
+        for start in range(0, len(z_BD), rows):
+            z = z_BD[start : start + rows].astype(np.float64) - origin
+            # Which mean is nearest is one product for all classes; how near, by differences, which keep their digits.
+            best = (lengths - 2.0 * (z @ means_scaled.T)).argmin(axis=1)
+            off = z - means[best]
+            found[start : start + rows] = np.einsum("bd,bd->b", off @ self.precision, off)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

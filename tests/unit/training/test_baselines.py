@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from softkin_training import baselines
+from softkin_training import baselines, fitted_baselines
 from softkin_training.fitted_baselines import Mahalanobis, ViM, default_principal_dim, summed_distances, vim_origin
 from softkin_training.network_head import FEATURES, find_head, with_features
 
@@ -162,6 +163,33 @@ def test_mahalanobis_of_single_precision_is_computed_in_double(rng):
 
     expected = Mahalanobis.fit(z.astype(np.float64), labels).score(z.astype(np.float64)[:5])
     np.testing.assert_allclose(Mahalanobis.fit(z, labels).score(z[:5]), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("numbers", [1, 100, 1000000])
+def test_mahalanobis_finds_the_nearest_of_many_classes_whatever_the_block(rng, monkeypatch, numbers):
+    """Rows that lie nearly on a mean keep the digits of their distance, though all rows lie far from the origin."""
+    monkeypatch.setattr(fitted_baselines, "BLOCK_NUMBERS", numbers)
+    labels = np.repeat(np.arange(60), 3)
+    z = 1000 + 10 * rng.normal(size=(60, 4))[labels] + rng.normal(size=(180, 4))
+    fitted = Mahalanobis.fit(z, labels)
+    x = np.concatenate([z[::7], fitted.means[::9] + 1e-3])
+
+    expected = [min((row - mean) @ fitted.precision @ (row - mean) for mean in fitted.means) for row in x]
+    np.testing.assert_allclose(fitted.score(x), expected, rtol=1e-9)
+    assert fitted.score(x[:0]).shape == (0,)
+
+
+def test_mahalanobis_holds_a_few_blocks_of_distances_and_not_all(rng):
+    """Of every row to every class they would be gigabytes for thousands of classes."""
+    fitted = Mahalanobis.fit(rng.normal(size=(3000, 8)), np.arange(3000) // 2)
+    x = rng.normal(size=(10000, 8)).astype(np.float32)
+
+    tracemalloc.start()
+    fitted.score(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 4 * 8 * fitted_baselines.BLOCK_NUMBERS < 8 * len(x) * len(fitted.means) / 2
 
 
 def test_mahalanobis_leaves_dead_directions_out(rng):
