@@ -9,7 +9,13 @@ from softkin_training import train as train_module
 from softkin_training.config import load_recipe
 from softkin_training.train import train
 
-SMALL = ["model.channels=[4, 8]", "model.dense=16", "training.epochs=4", "training.accelerator=cpu"]
+SMALL = [
+    "model.channels=[4, 8]",
+    "model.dense=16",
+    "training.epochs=4",
+    "training.accelerator=cpu",
+    "training.probe_rows=64",  # of 512 the entanglement takes two thirds of the run
+]
 
 
 def run(dataset, out_dir, *overrides, resume=False):

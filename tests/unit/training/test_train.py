@@ -41,7 +41,7 @@ def same(a, b):
 
 def test_the_digits_recipe_learns_its_digits(dataset, tmp_path):
     """The recipe that ships reaches 97 % on held-out rows of the known classes."""
-    recipe = load_recipe("digits", ["training.accelerator=cpu"])
+    recipe = load_recipe("digits", ["training.accelerator=cpu", "training.probe_rows=0"])  # it changes no weight
     result = train(recipe, dataset, tmp_path, progress=False)
 
     assert accuracy(result.model, dataset.test) >= 0.97
