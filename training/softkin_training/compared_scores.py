@@ -179,16 +179,22 @@ def _joints(
     if calibration is None or reference is None:
         return {}
 
-    def outputs(p: Pass) -> Outputs:
-        """The outputs with distances to boundaries, which bundles without that part lack."""
-        if fdbd is None or p.features is None:
-            return p.outputs
-        return replace(p.outputs, boundary=fdbd.of_classes(p.features).astype(np.float32))
+    def with_boundary(p: Pass) -> Outputs:
+        """The outputs with distances to boundaries, which bundles without that part lack.
+
+        That of the predicted class stands for all: no other is looked at, and of thousands of classes it would take
+        minutes.
+        """
+        assert fdbd is not None
+        assert p.features is not None
+        of_predicted = fdbd.of_class(p.features, p.logits.argmax(axis=1)).astype(np.float32)
+        return replace(p.outputs, boundary=np.broadcast_to(of_predicted[:, None], p.logits.shape))
 
     plain, found = subject.nonconformity(), {}
     for parts in joints:
         if ("energy" in parts and not energy) or ("boundary_distance" in parts and fdbd is None):
             continue
+        outputs = with_boundary if "boundary_distance" in parts else lambda p: p.outputs
         at_reference = outputs(calibration).take(reference)
         joint = subject.nonconformity(parts, fit_references(plain, parts, at_reference))
         found["_".join(("joint", *parts))] = Compared(

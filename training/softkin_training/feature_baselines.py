@@ -76,14 +76,17 @@ class FDBD:
     def score(self, features_BD: NDArray[np.floating]) -> Floats:
         """`[B]`."""
         gaps_BC, off_B = self._gaps(features_BD)
-        # Not picked from `of_classes`, which takes minutes where classes are thousands.
-        return np.asarray(np.einsum("bc,bc->b", gaps_BC, self._weights[gaps_BC.argmax(axis=1)]) / off_B)
+        return -self._ratio(gaps_BC, off_B, gaps_BC.argmax(axis=1))
 
-    def of_classes(self, features_BD: NDArray[np.floating]) -> Floats:
-        """`[B, C]`: the ratio with any class in the place of the predicted one, see `boundary.py`; larger = nearer."""
-        gaps_BC, off_B = self._gaps(features_BD)
-        weights_CC = self._weights
-        return np.asarray((gaps_BC * weights_CC.sum(axis=1) - gaps_BC @ weights_CC) / off_B[:, None])
+    def of_class(self, features_BD: NDArray[np.floating], classes_B: NDArray[np.integer]) -> Floats:
+        """`[B]`: the ratio with `classes_B` in the place of the predicted ones, see `boundary.py`; larger = nearer."""
+        return self._ratio(*self._gaps(features_BD), classes_B)
+
+    def _ratio(self, gaps_BC: Floats, off_B: Floats, classes_B: NDArray[np.integer]) -> Floats:
+        # Not picked from that of every class, which takes minutes where classes are thousands.
+        weights_BC = self._weights[classes_B]
+        own_B = np.take_along_axis(gaps_BC, classes_B[:, None], axis=1)[:, 0] * weights_BC.sum(axis=1)
+        return np.asarray((own_B - np.einsum("bc,bc->b", gaps_BC, weights_BC)) / off_B)
 
     @cached_property
     def _weights(self) -> Floats:

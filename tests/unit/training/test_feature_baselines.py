@@ -105,4 +105,6 @@ def test_fdbd_has_a_ratio_for_every_class_in_the_place_of_the_predicted_one(rows
         apart = [[np.linalg.norm(w[j] - w[c]) for c in range(3)] for j in range(3)]
         of_class = [[(logits[j] - logits[c]) / apart[j][c] for c in range(3) if c != j] for j in range(3)]
         expected.append([sum(distances) / 2 / off for distances in of_class])
-    np.testing.assert_allclose(FDBD(mean=mean, weight=w, bias=b).of_classes(h), expected)
+    fdbd = FDBD(mean=mean, weight=w, bias=b)
+    found = [fdbd.of_class(h, np.full(len(h), j)) for j in range(3)]
+    np.testing.assert_allclose(np.stack(found, axis=1), expected)
