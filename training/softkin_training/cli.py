@@ -41,6 +41,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         with terminable():
             if "out" in arguments:
                 refuse_unwritable(arguments.out)
+            _quieten(arguments)
             command(arguments)
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("softkin"):
@@ -163,7 +164,6 @@ def _run(arguments: argparse.Namespace) -> None:
     from softkin_training.report_terminal import print_summary
     from softkin_training.run import run
 
-    _quieten(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     _tidy(arguments.out / "bundle")
     report = run(recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet)
@@ -181,8 +181,8 @@ def _tidy(bundle: Path) -> None:
 
 
 def _quieten(arguments: argparse.Namespace) -> None:
-    """Have the libraries that read data show no bars either: they ask the environment when they are imported."""
-    if arguments.quiet:
+    """Have the libraries that read data show no bars where we show none: they ask when they are imported."""
+    if getattr(arguments, "quiet", False) or not sys.stderr.isatty():
         for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")
 
@@ -192,7 +192,6 @@ def _train(arguments: argparse.Namespace) -> None:
     from softkin_training.data import load_dataset
     from softkin_training.train import train
 
-    _quieten(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     history = train(
         recipe, load_dataset(recipe), arguments.out, resume=arguments.resume, progress=not arguments.quiet

@@ -15,32 +15,27 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from softkin import bundle as bundles
 from softkin.chunks import rows_together
 from softkin.errors import DataError, InvalidInputError
-from softkin.manifest import INPUT_COLUMNS, Manifest
+from softkin.manifest import INPUT_COLUMNS, INPUT_DTYPES, Manifest
 from softkin.scorer import Network
 from softkin_training.build import DetectorSpec, LayerSpec, build
 from softkin_training.columns import columns_of
 from softkin_training.expose import EMBEDDING, Exposed, embedding_network, expose
 from softkin_training.fit_accuracy import FitAccuracy, accuracy_on
 from softkin_training.fit_config import DEFAULT_PARTS, FitConfig
-from softkin_training.fit_rows import (
-    ONE_CLASS,
-    checked_rows,
-    class_names,
-    column_names,
-    read_calibration,
-    refuse_empty_classes,
-    uneven_deviations,
-)
+from softkin_training.fit_rows import ONE_CLASS, refuse_empty_classes, uneven_deviations
+from softkin_training.fit_source import ALL_COLUMNS, FitSource, TableColumns, read_calibration, read_fit_source
 from softkin_training.foreign import read_model
+from softkin_training.input_columns import SERVED_AS
 from softkin_training.network_head import find_head
-from softkin_training.npz import NAMES_TRAIN, checked_labels, naming_of, read_npz
+from softkin_training.npz import checked_labels
 from softkin_training.onnx_graphs import real_inputs
 from softkin_training.row_contents import fingerprint, originals
-from softkin_training.rows import Naming, Rows
+from softkin_training.rows import Rows
 from softkin_training.split import choose_bank_rows, first_of_each, split
 from softkin_training.trial import BATCH
 
@@ -71,18 +66,6 @@ class Fitted:
     """See `uneven_deviations`; None where rows themselves are not compared."""
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What a file says of its rows, beside labels and classes."""
-
-    input_columns: tuple[str, ...]
-    naming: Naming | None
-
-    @classmethod
-    def of(cls, arrays: dict[str, NDArray[Any]], data: str | Path) -> _Told:
-        return cls(column_names(arrays, data), naming_of(arrays, data))
-
-
 def fit_onnx(
     model: str | Path,
     data: str | Path,
@@ -93,6 +76,7 @@ def fit_onnx(
     calibration_share: float = 0.2,
     output: str | None = None,
     output_kind: str = "auto",
+    columns: TableColumns = ALL_COLUMNS,
 ) -> Fitted:
     """Turn an ONNX classifier into the bundle OUT/bundle; one from an earlier run stays until the new one is complete.
 
@@ -100,14 +84,16 @@ def fit_onnx(
         model: ONNX file; `config.layers` names tensors or nodes of it.
         data: npz with `x_train` as the model takes it and `y_train`, the index of the model's output column; and
             `class_names`, if they are known; of a table `column_names`, so that new rows are found by them; and
-            `names_train`, a text for each row, so that evidence names rows.
+            `names_train`, a text for each row, so that evidence names rows. Or a table, .csv or .parquet, whose labels
+            stand for the model's output columns in their order.
         out: directory, made if missing.
         config: what to build.
-        calibration: npz with `x_test`, `y_test` that calibrate: rows the model was not trained on.
+        calibration: npz with `x_test`, `y_test` that calibrate, or a table: rows the model was not trained on.
         calibration_share: without `calibration`, this part of `x_train` calibrates and does not enter the bank; the
             model must not have been trained on these rows either, or false alarms exceed alpha.
         output: see `expose`.
         output_kind: see `expose`.
+        columns: of tables.
 
     Raises:
         InvalidInputError: an option, or the model, is unfit; see `expose`.
@@ -115,10 +101,9 @@ def fit_onnx(
         BundleError: the bundle cannot be written.
     """
     proto = read_model(model)
-    arrays = read_npz(data, ("x_train", "y_train"), optional=("class_names", "column_names", NAMES_TRAIN))
-    x = checked_rows(arrays["x_train"], "x_train", data)
+    source = read_fit_source(data, columns, labels_required=True, dtype=_input_dtype(proto))
+    x, names = source.x, source.class_names
     rows = Rows.of(x)
-    names, told = class_names(arrays), _Told.of(arrays, data)
     compared = any(i.name in config.layers for i in real_inputs(proto.graph))
     if config.standardize and not compared:
         raise InvalidInputError(
@@ -127,7 +112,7 @@ def fit_onnx(
             "themselves: leave it out, or name the input",
         )
     share = calibration_share
-    columns = columns_of(_seen(rows, config, calibration, share), config.standardize) if compared else None
+    scales = columns_of(_seen(rows, config, calibration, share), config.standardize) if compared else None
     exposed = expose(
         proto,
         _probe(x),
@@ -135,7 +120,7 @@ def fit_onnx(
         metric=config.metric,
         max_dim=config.max_dim,
         max_side=config.max_side,
-        columns=columns,
+        columns=scales,
         seed=config.seed,
         num_classes=len(names) if names else None,
         output=output,
@@ -143,10 +128,10 @@ def fit_onnx(
     )
     config = _with_parts(config, exposed)
     _refuse_parts(config, exposed)
-    _refuse_labels(arrays["y_train"], exposed, data)
+    _refuse_labels(source.arrays["y_train"], exposed, data)
     names = names or _numbered(exposed.num_classes)
-    y = checked_labels(arrays, "train", len(names), data)
-    source = {
+    y = checked_labels(source.arrays, "train", len(names), data)
+    made_of = {
         "onnx": Path(model).name,
         "sha256": _sha256(Path(model)),
         "layers": {layer.name: layer.tensor for layer in exposed.layers},
@@ -154,7 +139,7 @@ def fit_onnx(
         "output_kind": exposed.output_kind,
         "changes": list(exposed.changes),
     }
-    return _fit(exposed, rows.labelled(y), names, told, data, out, config, source, calibration, share)
+    return _fit(exposed, rows.labelled(y), names, source, out, config, made_of, calibration, share)
 
 
 def fit_embeddings(
@@ -164,29 +149,31 @@ def fit_embeddings(
     *,
     calibration: str | Path | None = None,
     calibration_share: float = 0.2,
+    columns: TableColumns = ALL_COLUMNS,
 ) -> Fitted:
     """Turn vectors into the bundle OUT/bundle, which takes vectors: there is no network to run.
 
     Args:
         data: npz with `x_train` `[N, D]`, `y_train` where there are labels, and `class_names` if they are known;
-            without `y_train` all vectors are of one class; `column_names` and `names_train` as for `fit_onnx`.
+            without `y_train` all vectors are of one class; `column_names` and `names_train` as for `fit_onnx`. Or a
+            table, .csv or .parquet.
         out: as for `fit_onnx`.
         config: what to build; its only layer is `EMBEDDING`.
-        calibration: npz with `x_test`, and `y_test` where there are labels: vectors of rows that whatever made the
-            vectors was not trained on.
+        calibration: npz with `x_test`, and `y_test` where there are labels, or a table: vectors of rows that whatever
+            made the vectors was not trained on.
         calibration_share: as for `fit_onnx`.
+        columns: of tables.
 
     Raises:
         InvalidInputError: an option is unfit.
         DataError: rows or labels are unfit.
         BundleError: the bundle cannot be written.
     """
-    arrays = read_npz(data, ("x_train",), optional=("y_train", "class_names", "column_names", NAMES_TRAIN))
-    x = checked_rows(arrays["x_train"], "x_train", data)
+    source = read_fit_source(data, columns, labels_required=False, dtype=None)
+    arrays, x, names = source.arrays, source.x, source.class_names
     if x.ndim != 2:
         raise DataError(f"{data}: x_train has shape {list(x.shape)}; vectors must be [rows, numbers]: reshape them")
     rows = Rows.of(x)
-    names, told = class_names(arrays), _Told.of(arrays, data)
     if "y_train" in arrays:
         names = names or _numbered(_count_classes(arrays["y_train"]))
         rows = rows.labelled(checked_labels(arrays, "train", len(names), data))
@@ -194,35 +181,34 @@ def fit_embeddings(
         raise DataError(f"{data}: has class_names but no y_train; add the labels, or leave class_names out")
     else:
         names = (ONE_CLASS,)
-    columns = columns_of(_seen(rows, config, calibration, calibration_share), config.standardize)
-    if columns is not None and "metric" not in config.model_fields_set:  # a table, whose directions say little
+    scales = columns_of(_seen(rows, config, calibration, calibration_share), config.standardize)
+    if scales is not None and "metric" not in config.model_fields_set:  # a table, whose directions say little
         config = config.model_copy(update={"metric": "squared_euclidean"})
     metric = config.metric_of(EMBEDDING)
-    exposed = embedding_network(_probe(x), metric=metric, max_dim=config.max_dim, seed=config.seed, columns=columns)
+    exposed = embedding_network(_probe(x), metric=metric, max_dim=config.max_dim, seed=config.seed, columns=scales)
     config = _with_parts(config, exposed)
     _refuse_parts(config, exposed, num_classes=len(names))
-    source = {"embeddings": Path(data).name}
-    return _fit(exposed, rows, names, told, data, out, config, source, calibration, calibration_share)
+    made_of = {"embeddings": Path(data).name}
+    return _fit(exposed, rows, names, source, out, config, made_of, calibration, calibration_share)
 
 
 def _fit(
     exposed: Exposed,
     rows: Rows,
     classes: tuple[str, ...],
-    told: _Told,
-    data: str | Path,
+    source: FitSource,
     out: str | Path,
     config: FitConfig,
-    source: dict[str, Any],
+    made_of: dict[str, Any],
     calibration: str | Path | None,
     calibration_share: float,
 ) -> Fitted:
-    distinct = first_of_each(rows)
+    data, distinct = source.path, first_of_each(rows)
     if calibration is None:
         seen, calibration_rows = split(distinct, calibration_share, config.seed)
         held_out: dict[str, Any] = {"share": calibration_share}
     else:
-        seen, calibration_rows = distinct, read_calibration(calibration, rows, classes, data)
+        seen, calibration_rows = distinct, read_calibration(calibration, rows, classes, source)
         held_out = {"file": Path(calibration).name}
     bank_rows = choose_bank_rows(seen, config.bank_rows, config.seed)
     remedies = ["add rows", *(["lower the calibration share"] if calibration is None else [])]
@@ -246,10 +232,10 @@ def _fit(
         max_p_value_change=config.max_p_value_change,
         seed=config.seed,
         provenance={
-            "fit": {**source, "config": config.model_dump(mode="json"), "calibration": held_out},
+            "fit": {**made_of, **source.said, "config": config.model_dump(mode="json"), "calibration": held_out},
             "libraries": _versions(),
             "fingerprints": {"train": fingerprint(seen)},
-            **({INPUT_COLUMNS: list(told.input_columns)} if told.input_columns else {}),
+            **({INPUT_COLUMNS: list(source.input_columns)} if source.input_columns else {}),
         },
     )
     path = Path(out) / BUNDLE
@@ -260,7 +246,7 @@ def _fit(
         bank_rows=bank_rows,
         calibration_rows=calibration_rows,
         train_x=seen,
-        naming=told.naming,
+        naming=source.naming,
         replace=True,
     )
     accuracy = None
@@ -282,6 +268,17 @@ def _seen(rows: Rows, config: FitConfig, calibration: str | Path | None, share: 
     if calibration is not None:
         return rows.x
     return split(first_of_each(rows), share, config.seed)[0].x
+
+
+def _input_dtype(proto: onnx.ModelProto) -> str | None:
+    """What the numbers of a table become for a model; None where that is refused later, or they may be of any kind."""
+    inputs = real_inputs(proto.graph)
+    number = inputs[0].type.tensor_type.elem_type if len(inputs) == 1 else 0
+    if number not in helper.get_all_tensor_dtypes():
+        return None
+    name = helper.tensor_dtype_to_np_dtype(number).name
+    served = SERVED_AS.get(name, name)
+    return served if served in INPUT_DTYPES else None
 
 
 def _probe(x: NDArray[Any]) -> NDArray[Any]:

@@ -25,7 +25,9 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--onnx", metavar="MODEL.onnx", help="the classifier; needs --layers and --data")
     source.add_argument(
-        "--embeddings", metavar="FILE", help="npz with x_train [rows, numbers], and y_train, class_names if known"
+        "--embeddings",
+        metavar="FILE",
+        help="npz with x_train [rows, numbers], and y_train, class_names if known; or a table (.csv, .parquet)",
     )
     sub.add_argument(
         "--layers",
@@ -34,8 +36,24 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
         "name",
     )
     sub.add_argument(
-        "--data", metavar="FILE", help="npz with x_train as the model takes it, y_train, and class_names if known"
+        "--data",
+        metavar="FILE",
+        help="npz with x_train as the model takes it, y_train, and class_names if known; or a table (.csv, .parquet)",
     )
+    sub.add_argument(
+        "--columns",
+        default="",
+        metavar="NAME[,NAME...]",
+        help="of a table, in the order of the model's inputs (default: all but labels and names, as they stand); write "
+        r"\, for a comma within a name",
+    )
+    sub.add_argument(
+        "--label-column",
+        default="",
+        metavar="NAME",
+        help="of a table; its values in order are the model's output columns (default: label)",
+    )
+    sub.add_argument("--name-column", default="", metavar="NAME", help="of a table, which names rows in evidence")
     sub.add_argument(
         "--out", required=True, type=folder, metavar="DIR", help="directory for the bundle; DIR/bundle is replaced"
     )
@@ -43,8 +61,8 @@ def add_fit_arguments(sub: argparse.ArgumentParser) -> None:
     calibration.add_argument(
         "--calibration",
         metavar="FILE",
-        help="npz with x_test, y_test that calibrate; give rows the classifier was not trained on, only then false "
-        "alarms keep to alpha",
+        help="npz with x_test, y_test that calibrate, or a table; give rows the classifier was not trained on, only "
+        "then false alarms keep to alpha",
     )
     calibration.add_argument(
         "--calibration-share",
@@ -111,6 +129,7 @@ def fit(arguments: argparse.Namespace) -> None:
     from softkin_training.elapsed import elapsed
     from softkin_training.fit import BUNDLE, fit_embeddings, fit_onnx
     from softkin_training.fit_config import classifier_config, default_name, vectors_config
+    from softkin_training.fit_source import TableColumns
     from softkin_training.foreign import read_model
     from softkin_training.leftovers import tidy
     from softkin_training.onnx_graphs import last_tensors, real_inputs
@@ -136,13 +155,14 @@ def fit(arguments: argparse.Namespace) -> None:
         given["joint_parts"] = names(a.parts)
     for line in tidy(a.out / BUNDLE):
         print(line, file=sys.stderr)
-    held_out = {"calibration": a.calibration, "calibration_share": a.calibration_share}
+    columns = TableColumns(inputs=tuple(filter(None, names(a.columns))), label=a.label_column, name=a.name_column)
+    how = {"calibration": a.calibration, "calibration_share": a.calibration_share, "columns": columns}
     with elapsed("fitting"):
         if a.onnx:
             config = classifier_config(layers=names(a.layers), **given)
-            fitted = fit_onnx(a.onnx, a.data, a.out, config, output=a.output, output_kind=a.output_kind, **held_out)
+            fitted = fit_onnx(a.onnx, a.data, a.out, config, output=a.output, output_kind=a.output_kind, **how)
         else:
-            fitted = fit_embeddings(a.embeddings, a.out, vectors_config(**given), **held_out)
+            fitted = fit_embeddings(a.embeddings, a.out, vectors_config(**given), **how)
 
     m, e = fitted.manifest, fitted.exposed
     for change in e.changes:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from softkin.errors import DataError, is_unicode
 from softkin.manifest import INPUT_DTYPES
 from softkin_training.npz import checked_labels, names_of, read_npz
-from softkin_training.row_contents import digests64, refuse_repeated, refuse_used
 from softkin_training.rows import Rows
 
 Array = NDArray[Any]
@@ -26,30 +25,6 @@ COLUMNS_TOGETHER = 8
 
 ONE_CLASS = "all"
 """The class of vectors without labels."""
-
-
-def read_calibration(path: str | Path, rows: Rows, classes: tuple[str, ...], data: str | Path) -> Rows:
-    """Calibration rows from a file of their own, `x_test` and `y_test`; no labels where the only class is `ONE_CLASS`.
-
-    Args:
-        path: npz.
-        rows: the rows of `x_train`, which these must be like; ids go on after theirs.
-        classes: names of the classes.
-        data: file of `rows`, for messages.
-
-    Raises:
-        DataError: unreadable, of another dtype or shape, labels out of range, not finite, repeated, or in `rows` too.
-    """
-    x, y = read_test_rows(path, classes)
-    if x.dtype != rows.dtype or x.shape[1:] != rows.row_shape:
-        raise DataError(
-            f"{path}: x_test is {x.dtype} {axes_of(x)}, x_train of {data} is {rows.dtype} {axes_of(rows.x)}; prepare "
-            "both in the same way"
-        )
-    there, name = Rows(x, y, np.arange(len(x))), f"{path}: x_test"  # the caller counts in the file
-    refuse_used(there, digests64(rows), f"x_train of {data}", name)
-    refuse_repeated(there, name)
-    return Rows(x, y, len(rows) + np.arange(len(x)))
 
 
 def read_test_rows(path: str | Path, classes: tuple[str, ...]) -> tuple[Array, NDArray[np.int64]]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from softkin.errors import DataError
 from softkin_training.image_reader import ImageReader
 
+KEY = "data.input_columns"
+"""What names inputs in a recipe."""
 SERVED_AS = {"bool": "uint8", "int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}
 SERVED_AS |= {"float16": "float32"}
 """dtypes that a detector takes in the place of those it does not."""
@@ -25,21 +27,32 @@ class InputColumns:
         names: of the columns that are inputs.
         reader: of images.
         table: what an error calls the table.
+        option: by which inputs are named, for errors.
 
     Raises:
         DataError: a column holds neither images nor numbers, or images stand beside other columns.
     """
 
-    def __init__(self, features: Mapping[str, Any], names: Sequence[str], reader: ImageReader, table: str) -> None:
-        self._names, self._reader, self._table = list(names), reader, table
+    def __init__(
+        self, features: Mapping[str, Any], names: Sequence[str], reader: ImageReader, table: str, option: str = KEY
+    ) -> None:
+        self._names, self._reader, self._table, self._option = list(names), reader, table, option
         self._shapes: dict[str, list[int]] = {}
         self._images = [n for n in names if _is_image(features[n])]
         if self._images and len(names) > 1:
             others = [n for n in names if n != self._images[0]]
             raise DataError(
                 f"{table}: column {self._images[0]!r} holds images, so it must be the only input, and there are "
-                f"{others} too; say data.input_columns = [{self._images[0]!r}]"
+                f"{others} too; say {self._alone(self._images[0])}"
             )
+
+    def _alone(self, column: str) -> str:
+        return f"{KEY} = [{column!r}]" if self._option == KEY else f"{self._option} {column}"
+
+    @property
+    def are_images(self) -> bool:
+        """Whether rows are images."""
+        return bool(self._images)
 
     def read(self, table: Any, first_row: int) -> NDArray[np.generic]:
         """`[m, ...]` inputs of the rows of a `pyarrow` or `datasets` table, of which the first is `first_row`.
@@ -64,7 +77,7 @@ class InputColumns:
                 if part.ndim > 2:
                     raise DataError(
                         f"{self._table}: column {name!r} holds {part.ndim - 1} axes a row, so it must be the only "
-                        f"input; say data.input_columns = [{name!r}]"
+                        f"input; say {self._alone(name)}"
                     )
             x = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
         return x.astype(SERVED_AS.get(x.dtype.name, x.dtype), copy=False)
@@ -92,7 +105,7 @@ class InputColumns:
                 if numbers and stray is not None:
                     raise DataError(
                         f"{self._table}: column {name!r} is text, because row {stray[0]} has {stray[1]!r}; put a "
-                        "number there, or leave the column out by data.input_columns, which names the columns to take"
+                        f"number there, or leave the column out by {self._option}, which names the columns to take"
                     )
 
     def _read_images(self, column: Any, first_row: int) -> NDArray[np.generic]:
@@ -137,7 +150,7 @@ class InputColumns:
         ):
             raise DataError(
                 f"{self._table}: column {name!r} is {kind}, which is neither numbers nor images; leave it out by "
-                "data.input_columns, which names the columns to take"
+                f"{self._option}, which names the columns to take"
             )
         return column.to_numpy().reshape(shape)
 

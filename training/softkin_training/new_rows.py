@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from softkin.errors import DataError
 from softkin.manifest import INPUT_COLUMNS, Manifest
 from softkin_training.fit_rows import ONE_CLASS, checked_rows, labels_of
+from softkin_training.fit_source import LABELS, TABLE
 from softkin_training.image_folder import SUFFIXES, images_below
 from softkin_training.image_reader import ImageReader, Mode
 from softkin_training.npz import read_npz
@@ -46,7 +47,7 @@ def open_table(path: Path, manifest: Manifest) -> TableRows:
     Raises:
         DataError: as `TableRows` does.
     """
-    return TableRows(path, _recipe_data(manifest).get("label_column", "label"))
+    return TableRows(path, _data_of(manifest).get("label_column") or LABELS)
 
 
 def read_columns(table: TableRows, manifest: Manifest, columns: Sequence[str] = ()) -> Array:
@@ -60,7 +61,7 @@ def read_columns(table: TableRows, manifest: Manifest, columns: Sequence[str] = 
     Raises:
         DataError: as `TableRows.inputs` does.
     """
-    columns = columns or manifest.provenance.get(INPUT_COLUMNS) or _recipe_data(manifest).get("input_columns", ())
+    columns = columns or manifest.provenance.get(INPUT_COLUMNS) or _data_of(manifest).get("input_columns", ())
     return table.inputs(columns, _image_reader(manifest), manifest.input_dtype)
 
 
@@ -70,7 +71,7 @@ def read_names(table: TableRows, manifest: Manifest, column: str | None = None) 
     Raises:
         DataError: as `TableRows.texts` does.
     """
-    usual = _recipe_data(manifest).get("name_column")
+    usual = _data_of(manifest).get("name_column")
     if column is None and usual in table.column_names:
         column = usual
     return None if column is None else table.texts(column)
@@ -187,13 +188,14 @@ def read_images(folder: Path, images: list[Path], m: Manifest) -> Array:
     return np.stack(found)
 
 
-def _recipe_data(m: Manifest) -> dict[str, Any]:
-    """The section [data] of the recipe; empty where the bundle comes from none."""
-    found: dict[str, Any] = m.provenance.get("recipe", {}).get("data", {})
+def _data_of(m: Manifest) -> dict[str, Any]:
+    """The section [data] of the recipe, or what `fit` keeps of a table; empty where the bundle comes from neither."""
+    p = m.provenance
+    found: dict[str, Any] = p.get("recipe", {}).get("data", {}) or p.get("fit", {}).get(TABLE, {})
     return found
 
 
 def _image_reader(m: Manifest) -> ImageReader:
     """One that resizes where the recipe did."""
     mode: Mode = "L" if len(m.input_shape) == 2 else "RGB"
-    return ImageReader(mode, list(m.input_shape[:2]) if _recipe_data(m).get("image_size") else [])
+    return ImageReader(mode, list(m.input_shape[:2]) if _data_of(m).get("image_size") else [])

@@ -55,13 +55,14 @@ class TableRows:
         found: list[str] = self._table.column_names
         return found
 
-    def inputs(self, columns: Sequence[str], reader: ImageReader, dtype: str) -> Array:
+    def inputs(self, columns: Sequence[str], reader: ImageReader, dtype: str | None) -> Array:
         """`[n, ...]` inputs.
 
         Args:
             columns: names in their order. Empty: the only one beside the labels.
             reader: of images.
-            dtype: what numbers become; none may change by it but by rounding to fewer digits.
+            dtype: what numbers become; none may change by it but by rounding to fewer digits. None: float64 where they
+                are whole, for a file of whole numbers alone does not tell that others may come; else what they are.
 
         Raises:
             DataError: a column is missing or holds something else, or a number is none of `dtype`.
@@ -80,9 +81,12 @@ class TableRows:
                 f"{self._path}: has no column {missing[0]!r}; a row is made of {listed(columns)}, and there are "
                 f"{listed(table.column_names)}"
             )
-        inputs = InputColumns(table.features, columns, reader, str(self._path))
+        inputs = InputColumns(table.features, columns, reader, str(self._path), "--columns")
         inputs.refuse_stray_text(table.data)
-        return _as_dtype(inputs.read(table.data, 0), dtype, columns, self._path)
+        x = inputs.read(table.data, 0)
+        if dtype is None:
+            dtype = x.dtype.name if x.dtype.kind == "f" or inputs.are_images else "float64"
+        return _as_dtype(x, dtype, columns, self._path)
 
     def texts(self, column: str) -> list[str]:
         """What a column holds, as text; empty where it holds nothing.
@@ -90,10 +94,26 @@ class TableRows:
         Raises:
             DataError: there is no such column, or it holds bytes or lists.
         """
-        table = self._table
-        if column not in table.column_names:
-            raise DataError(f"{self._path}: has no column {column!r}; it has {listed(table.column_names)}")
-        return NameColumn(table.data.column(column), f"{self._path}: column {column!r}").all()
+        if column not in self.column_names:
+            raise DataError(f"{self._path}: has no column {column!r}; it has {listed(self.column_names)}")
+        return self.naming(column).all()
+
+    def naming(self, column: str) -> NameColumn:
+        """What rows are called by a column of the table.
+
+        Raises:
+            DataError: it holds bytes or lists.
+        """
+        return NameColumn(self._table.data.column(column), f"{self._path}: column {column!r}")
+
+    def label_codes(self) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """`[n]` labels of a table that has some, and what they index: their values in order, as text.
+
+        Raises:
+            DataError: they are of a kind that no labels have, or one is missing.
+        """
+        values, names = label_values(self._table, self._settings)
+        return label_codes(self._table, values, self._label_column, str(self._path)), tuple(names)
 
     def labels(self, classes: Sequence[str]) -> NDArray[np.int64] | None:
         """`[n]` indices of `classes`; None where there is no column of labels.
@@ -101,11 +121,9 @@ class TableRows:
         Raises:
             DataError: a label is none of the classes, or the name of two.
         """
-        table = self._table
-        if self._label_column not in table.column_names:
+        if self._label_column not in self.column_names:
             return None
-        values, names = label_values(table, self._settings)
-        codes = label_codes(table, values, self._label_column, str(self._path))
+        codes, names = self.label_codes()
         for code, name in enumerate(names):
             if classes.count(name) != 1 and (codes == code).any():
                 twice = f"which is the name of {classes.count(name)} classes" if name in classes else "no class"

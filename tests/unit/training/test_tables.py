@@ -19,6 +19,7 @@ import fake_hub
 from fake_hub import hub
 from small_tables import NETWORK
 from softkin.errors import DataError, RecipeError
+from softkin_training.cli import main
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 
@@ -357,16 +358,34 @@ def test_optional_packages_are_loaded_only_when_asked_for():
 
 @pytest.mark.slow
 def test_a_quiet_command_shows_no_bar_of_any_library(tmp_path):
-    """Neither ours nor those of the library that reads tables."""
+    """Neither ours nor those of the library that reads tables, though a person watches."""
     path = write(tmp_path / "train.csv", numbers())
     recipe(tmp_path, path, "data.test_rows=20")
     command = [str(Path(sys.executable).with_name("softkin-train")), "train", str(tmp_path / "table.toml"), "--quiet"]
     for override in ("data.source=csv", f"data.path={path}", "data.test_rows=20"):
         command += ["--set", override]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "cache")}
+    environment = {k: v for k, v in os.environ.items() if "PROGRESS" not in k} | {"HF_HOME": str(tmp_path / "cache")}
+    terminal, theirs = os.openpty()
 
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], env=environment, capture_output=True, text=True, timeout=300
-    )
+    with os.fdopen(terminal, "rb"), os.fdopen(theirs, "rb"):
+        done = subprocess.run([*command, "--out", str(tmp_path / "out")], env=environment, stderr=theirs, timeout=300)
+        os.set_blocking(terminal, False)
 
-    assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0
+        with pytest.raises(BlockingIOError):
+            os.read(terminal, 1)
+
+
+def test_where_nobody_watches_no_library_shows_a_bar(tmp_path, monkeypatch, capsys):
+    """In a log it would be hundreds of lines; ours are not shown there either."""
+    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(name, raising=False)
+    watched = []
+    monkeypatch.setattr("softkin_training.cli.write_rows", lambda arguments: watched.append(dict(os.environ)))
+
+    assert main(["rows", "b", "--data", "d.csv", "--out", str(tmp_path / "x.npz")]) == 0
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS")
+    assert main(["rows", "b", "--data", "d.csv", "--out", str(tmp_path / "x.npz")]) == 0
+
+    assert [environment.get("HF_DATASETS_DISABLE_PROGRESS_BARS") for environment in watched] == ["1", None]
