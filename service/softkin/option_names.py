@@ -47,6 +47,7 @@ TRAINING_COMMANDS = (
     "fit",
     "recalibrate",
     "rows",
+    "explain",
     "ablate",
     "entanglement",
 )

@@ -14,6 +14,7 @@ from softkin.errors import InvalidInputError, SoftkinError
 from softkin.option_names import SERVICE_COMMANDS, as_typed, option, refuse_command_of, unrecognized
 from softkin_training.arguments import folder, refuse_unwritable
 from softkin_training.evaluate_command import add_evaluate_arguments, evaluate_files
+from softkin_training.explain_command import add_explain_arguments, explain
 from softkin_training.fit_command import add_fit_arguments, fit
 from softkin_training.interruption import AGAIN, INTERRUPTED, terminable
 from softkin_training.recalibrate_command import add_recalibrate_arguments, recalibrate_from_file
@@ -126,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     add_recalibrate_arguments(add("recalibrate", recalibrate_from_file, text))
     text = "new rows of a table or a folder of images as a bundle's detector takes them: an .npz for `softkin score`"
     add_rows_arguments(add("rows", write_rows, text))
+    text = "which columns of flagged rows would have to be otherwise, as in which training row"
+    add_explain_arguments(add("explain", explain, text))
 
     sub = add("ablate", _ablate, "train, build and evaluate every variant of a plan: DIR/ablation.md; resumable")
     sub.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a built-in recipe")

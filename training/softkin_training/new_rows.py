@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from softkin.errors import DataError
 from softkin.manifest import INPUT_COLUMNS, Manifest
+from softkin.score_display import read_names as names_of_rows
 from softkin_training.fit_rows import ONE_CLASS, checked_rows, labels_of
 from softkin_training.fit_source import LABELS, TABLE
 from softkin_training.image_folder import SUFFIXES, images_below
@@ -39,6 +40,19 @@ def read_inputs(path: Path, manifest: Manifest) -> Array:
     if is_table(path):
         return read_columns(open_table(path, manifest), manifest)
     return read_npz(path, ("x_test",))["x_test"]
+
+
+def read_named_inputs(path: Path, manifest: Manifest) -> tuple[Array, list[str] | None]:
+    """`read_inputs` of a file, and what its rows are called, where it says so.
+
+    Raises:
+        DataError: as `read_inputs`.
+    """
+    if is_table(path):
+        table = open_table(path, manifest)
+        return read_columns(table, manifest), read_names(table, manifest)
+    x = read_inputs(path, manifest)
+    return x, None if os.path.isdir(path) else names_of_rows(str(path), len(x))
 
 
 def open_table(path: Path, manifest: Manifest) -> TableRows:
