@@ -83,3 +83,13 @@ def test_a_table_goes_all_the_way(tmp_path, monkeypatch, capsys):
     assert main(["evaluate", str(tmp_path / "again"), *sets, "--out", str(tmp_path / "report")]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["scores"]["softkin"]["outliers"]["far"]["auroc"] > 0.9
+
+    capsys.readouterr()
+    files = ["--data", str(tmp_path / "far.csv"), "--training", str(tmp_path / "train.csv")]
+    assert main(["explain", bundle, *files, "--most", "1", "--json"]) == 0
+    [said] = map(json.loads, capsys.readouterr().out.splitlines())
+    i = said["compared_with"]["id"]
+    assert said["compared_with"]["name"] == str(i)
+    assert {c["column"]: c["training_value"] for c in said["changes"]}.items() <= dict(
+        zip("abc", known[i].tolist(), strict=True)
+    ).items()
