@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +40,11 @@ def hub(files: dict[str, bytes]) -> Iterator[Hub]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def wait_for_nothing():
+    """Let no time pass where the process would sleep."""
+    time.sleep = lambda seconds: None
 
 
 class _Handler(BaseHTTPRequestHandler):

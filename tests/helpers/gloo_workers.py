@@ -1,4 +1,4 @@
-"""What processes of a gloo group do in tests; of a module, because they are spawned."""
+"""What processes of a gloo group do in tests; of a module, because they start anew."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch.multiprocessing as mp
 from snnl_reference import METRICS, batch
 from softkin_training.losses import LayeredSnnl
 from softkin_training.processes import Gathering, on_first, stacked, summed
+from softkin_training.train import _train
+from warm_processes import START
 
 MODES = {
     "minimized": {},
@@ -63,13 +65,11 @@ def _work(rank, world, store, out):
 
 def in_two_processes(folder):
     """What each of two processes found."""
-    mp.spawn(_work, args=(2, folder / "store", folder), nprocs=2)
+    mp.start_processes(_work, args=(2, folder / "store", folder), nprocs=2, start_method=START)
     return [pickle.loads(folder.joinpath(f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
 def train_in_turn(fabric, runs):
     """Trainings, each `(recipe, dataset, folder)`, in the processes of one start, which takes longer than they do."""
-    from softkin_training.train import _train  # the other workers start faster without it
-
     for recipe, dataset, folder in runs:
         _train(fabric, recipe, dataset, folder, False, False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from contextlib import suppress
+
+from warm_processes import WarmProcess
 
 DEADLINE_SECONDS = 120
 
@@ -23,20 +23,21 @@ def train_and_kill(out, overrides, *, after_epochs):
     Returns:
         Epochs that the checkpoint may hold at most.
     """
-    command = [Path(sys.executable).with_name("softkin-train"), "train", "digits", "--out", out, "--quiet"]
+    arguments = ["train", "digits", "--out", out, "--quiet"]
     for override in overrides:
-        command += ["--set", override]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        arguments += ["--set", override]
     history, deadline = out / "history.jsonl", time.monotonic() + DEADLINE_SECONDS
-    try:
-        while not (history.exists() and len(history.read_text().splitlines()) >= after_epochs):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"the run ended early: {process.stderr.read().decode()}")
-            time.sleep(0.005)
-        time.sleep(0.05)  # into the epoch
-        assert process.poll() is None, "the run was over before it could be killed: give it more epochs"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
+    with WarmProcess(arguments) as process:
+        try:
+            while not (history.exists() and len(history.read_text().splitlines()) >= after_epochs):
+                assert process.status is None, f"the run ended early: {process.finish(60)}"
+                assert time.monotonic() < deadline, "the run takes too long"
+                time.sleep(0.005)
+            time.sleep(0.05)  # into the epoch
+            assert process.status is None, "the run was over before it could be killed: give it more epochs"
+        finally:
+            with suppress(ProcessLookupError):  # it has ended, which is told above
+                os.killpg(process.pid, signal.SIGKILL)
+            process.finish(60)
+    assert process.status == -signal.SIGKILL
     return len(history.read_text().splitlines())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from softkin_training import demo as demo_module
+from warm_processes import WarmProcess
 
 
 @pytest.mark.slow
@@ -16,17 +16,12 @@ from softkin_training import demo as demo_module
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_an_interrupted_demo_ends_without_a_traceback(tmp_path, number):
     """To be told to end is no fault; the status is that of an interrupted `softkin`."""
-    command = [sys.executable, "-u", "-m", "softkin_training.demo", "--out", str(tmp_path)]
-    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert "Train, export, build" in demo.stdout.readline()
-        demo.send_signal(number)
-        _, errors = demo.communicate(timeout=60)
-    finally:
-        demo.kill()
-        demo.wait()
+    with WarmProcess(["--out", tmp_path], module="softkin_training.demo") as demo:
+        demo.read_until("Train, export, build")
+        os.kill(demo.pid, number)
+        _, errors = demo.finish(60)
 
-    assert (demo.returncode, errors) == (130, "")
+    assert (demo.status, errors) == (130, "")
 
 
 @pytest.mark.training

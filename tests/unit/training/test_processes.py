@@ -27,6 +27,7 @@ from softkin_training.launch import launch, make_fabric
 from softkin_training.processes import Failure, num_processes, on_first, rank
 from softkin_training.rows import Rows
 from softkin_training.train import load_checkpoint, train
+from warm_processes import WarmProcess, warm_spawning
 
 pytestmark = pytest.mark.training
 
@@ -67,8 +68,10 @@ def trained(dataset, tmp_path_factory):
     recipes = {name: small(2, *settings) for name, settings in {**WITHOUT_DROPOUT, "as it is": []}.items()}
     runs = [*((recipe, dataset, folder / name) for name, recipe in recipes.items()), (small(2), bad, folder / "bad")]
 
-    with pytest.raises(DataError) as e:
-        launch(make_fabric(small(2).training), train_in_turn, runs)
+    with pytest.MonkeyPatch.context() as patch:
+        warm_spawning(patch)
+        with pytest.raises(DataError) as e:
+            launch(make_fabric(small(2).training), train_in_turn, runs)
     return folder, recipes, str(e.value)
 
 
@@ -81,24 +84,22 @@ def both(tmp_path_factory):
 @pytest.mark.slow
 def test_a_command_that_is_stopped_ends_its_processes(tmp_path):
     """SIGTERM to the first one alone, as by kill: waiting for the others would last as long as training."""
-    command = [str(Path(sys.executable).with_name("softkin-train")), "train", "digits", "--out", str(tmp_path / "out")]
+    arguments = ["train", "digits", "--out", tmp_path / "out", "--quiet"]
     for override in (*SMALL, "training.epochs=100000", "training.devices=2"):
-        command += ["--set", override]
-    process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        arguments += ["--set", override]
     history, deadline = tmp_path / "out" / "history.jsonl", time.monotonic() + 120
-    try:
+    with WarmProcess(arguments) as process:
         while not (history.exists() and history.read_text()):
-            assert process.poll() is None, process.stdout.read()
+            assert process.status is None, process.finish(60)
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.terminate()
+        os.kill(process.pid, signal.SIGTERM)
 
-        printed, _ = process.communicate(timeout=60)  # ends when the last process has closed its output
-    finally:
-        process.kill()
+        printed, errors = process.finish(60)  # comes when the last process has closed its output
 
-    assert process.returncode == 130
-    assert printed.endswith("softkin-train: interrupted; run again with --resume to go on from the last checkpoint\n")
+    assert process.status == 130
+    assert errors.endswith("softkin-train: interrupted; run again with --resume to go on from the last checkpoint\n")
+    assert printed == ""
 
 
 def wait_and_clean_up(fabric, folder):

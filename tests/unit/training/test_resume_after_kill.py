@@ -11,6 +11,7 @@ from killed_training import train_and_kill
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
 from softkin_training.train import train
+from warm_processes import warm_spawning
 
 pytestmark = [pytest.mark.training, pytest.mark.slow]
 
@@ -35,8 +36,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_killed_training_resumes_to_identical_weights(tmp_path, way):
+def test_a_killed_training_resumes_to_identical_weights(tmp_path, monkeypatch, way):
     """SIGKILL in the middle of an epoch: weights, temperatures and history are those of an uninterrupted run."""
+    warm_spawning(monkeypatch)
     settings = [*SETTINGS, *WAYS[way]]
     recipe = load_recipe("digits", settings)
     dataset = load_dataset(recipe)

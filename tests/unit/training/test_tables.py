@@ -22,6 +22,7 @@ from softkin.errors import DataError, RecipeError
 from softkin_training.cli import main
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
+from warm_processes import WarmProcess
 
 pytestmark = pytest.mark.training
 
@@ -299,12 +300,12 @@ def test_keys_that_contradict_the_source_are_refused(tmp_path, overrides, words)
 @pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_said_with_the_remedy_and_nothing_stays(tmp_path):
     """No half-made state: the next try starts clean."""
-    done = train_from_hub(tmp_path, "http://127.0.0.1:9")
+    status, _, errors = train_from_hub(tmp_path, "http://127.0.0.1:9")
 
-    assert done.returncode == 1
-    assert "someone/pets: cannot be had from the hub" in done.stderr
-    assert "check the connection and run again" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert status == 1
+    assert "someone/pets: cannot be had from the hub" in errors
+    assert "check the connection and run again" in errors
+    assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()
     assert kept(tmp_path) == []
 
@@ -316,30 +317,30 @@ def test_a_download_that_breaks_off_leaves_nothing_and_the_next_try_succeeds(tmp
     write(tmp_path / "test.parquet", numbers(40, seed=1))
     with hub({name: (tmp_path / name).read_bytes() for name in ("train.parquet", "test.parquet")}) as server:
         server.breaks_off = True
-        broken = train_from_hub(tmp_path, server.url)
+        status, _, errors = train_from_hub(tmp_path, server.url)
         left = kept(tmp_path)
         server.breaks_off = False
-        whole = train_from_hub(tmp_path, server.url)
+        whole, printed, words = train_from_hub(tmp_path, server.url)
 
-    assert broken.returncode == 1
-    assert "someone/pets: cannot be had from the hub" in broken.stderr
-    assert "run again" in broken.stderr
-    assert "Traceback" not in broken.stderr
+    assert status == 1
+    assert "someone/pets: cannot be had from the hub" in errors
+    assert "run again" in errors
+    assert "Traceback" not in errors
     assert left == []
-    assert whole.returncode == 0, whole.stderr
-    assert "test accuracy" in whole.stdout
+    assert whole == 0, words
+    assert "test accuracy" in printed
 
 
 def train_from_hub(tmp_path, url):
     """The command line on someone's pets, in a process and a home of its own."""
     (tmp_path / "table.toml").write_text(RECIPE)
-    at_once = "import time; time.sleep = lambda seconds: None"  # the client waits long between its tries
-    code = f"{at_once}; import sys; from softkin_training.cli import main; sys.exit(main())"
-    arguments = ["train", str(tmp_path / "table.toml"), "--out", str(tmp_path / "out"), "--quiet"]
+    arguments = ["train", tmp_path / "table.toml", "--out", tmp_path / "out", "--quiet"]
     settings = ["--set", "data.source=hub", "--set", f"data.path={fake_hub.NAME}"]
-    environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", code, *arguments, *settings]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}
+    # The client waits long between its tries.
+    with WarmProcess([*arguments, *settings], environment=environment, before=fake_hub.wait_for_nothing) as process:
+        printed, errors = process.finish(300)
+    return process.status, printed, errors
 
 
 def kept(tmp_path):
