@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
@@ -80,7 +79,7 @@ class Picture:
         with warnings.catch_warnings():
             # The page's own fonts write the text; that Matplotlib's lack a letter of a name only blurs its measures.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            self._figure.savefig(buffer, format="svg", metadata={"Date": None})
+            self._figure.savefig(buffer, format="svg")
         self.svg = _embeddable(buffer.getvalue().decode("utf-8"), name, label)
 
 
@@ -96,7 +95,6 @@ def picture(name: str, label: str, *, lines_below: int = 2) -> Iterator[Picture]
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         # Fixed margins: a layout engine would draw everything twice to measure it.
         figure = Figure(figsize=(WIDTH, HEIGHT))
-        FigureCanvasSVG(figure)
         left, right, below, above = 0.62 / WIDTH, 0.22 / WIDTH, (0.26 + 0.15 * lines_below) / HEIGHT, 0.12 / HEIGHT
         drawn = Picture(figure, figure.add_axes((left, below, 1 - left - right, 1 - below - above)))
         drawn.axes.set_axisbelow(True)
