@@ -34,7 +34,11 @@ def boundary_weights(weight_CD: NDArray[np.floating]) -> NDArray[np.float64]:
     0 for a class with itself and between classes of equal weights, which no boundary parts.
     """
     w = weight_CD.astype(np.float64)
-    apart_CC = np.stack([np.linalg.norm(w - row, axis=1) for row in w])
+    apart_CC = np.zeros((len(w), len(w)))
+    for c, row in enumerate(w):
+        between = w[c + 1 :] - row
+        apart_CC[c, c + 1 :] = np.sqrt(np.einsum("cd,cd->c", between, between))
+    apart_CC += apart_CC.T
     return np.divide(1.0, apart_CC, out=np.zeros_like(apart_CC), where=apart_CC > 0) / (len(w) - 1)
 
 
