@@ -57,23 +57,28 @@ def test_the_order_of_the_bank_does_not_matter(tmp_path_factory, form, seed):
     assert close(found, expected, bank, query)
 
 
+@pytest.fixture
+def whole(tmp_path, form, precision, tile_rows):
+    """A bank on disk, queries, and their masses without a cut: one session for all the cuts that are tried."""
+    bank, *_, query = case(form, precision=precision, tile_rows=tile_rows)
+    return bank, query, start(tmp_path, bank, DIMS).run(query).masses
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tile_rows", [2, 23, 64, 100])
 @given(chunk=st.integers(1, 5), shards=st.integers(1, 9))
 @sharing
-def test_chunks_and_shards_do_not_matter(tmp_path_factory, form, precision, tile_rows, chunk, shards):
+def test_chunks_and_shards_do_not_matter(tmp_path, whole, tile_rows, chunk, shards):
     """Any cut of the bank merges to the same masses, in any order."""
-    bank, *_, query = case(form, precision=precision, tile_rows=tile_rows)
-    folder = tmp_path_factory.mktemp("b")
-    expected = start(folder, bank, DIMS).run(query).masses
+    bank, query, expected = whole
     shards = min(shards, bank.large_rows // LARGE_TILE_ROWS + (len(bank.labels) - bank.large_rows) // tile_rows)
 
     parts = [
         Scorer(
-            folder / "model.onnx",
+            tmp_path / "model.onnx",
             bank,
-            folder / "bank.safetensors",
+            tmp_path / "bank.safetensors",
             device="cpu",
             chunk_rows=chunk * LARGE_TILE_ROWS,
             rows=rows,
