@@ -29,7 +29,16 @@ from softkin_training.bank_temperature import neighbor_distance, refuse_alike
 from softkin_training.boundary import with_boundary
 from softkin_training.calibrate import Calibrated, calibrate, stored
 from softkin_training.representations import extract
-from softkin_training.row_contents import digests64, distinct, fingerprint, refuse_overlap, refuse_used
+from softkin_training.row_contents import (
+    BANK_IN_ORDER,
+    among,
+    digests64,
+    distinct,
+    fingerprint,
+    fingerprint_in_order,
+    refuse_overlap,
+    refuse_used,
+)
 from softkin_training.rows import Naming, Rows, check_labels, parts_of
 from softkin_training.scratch import written_to
 from softkin_training.split import FEWEST_REFERENCES, reference_size, rows_for_alpha
@@ -180,6 +189,12 @@ def _names(naming: Naming, ids: NDArray[np.int64]) -> RowNames:
     return RowNames.of(there, naming(there))
 
 
+def _by_id(rows: Rows, ids: NDArray[np.int64]) -> Rows:
+    """Those that a bank's ids name, each once."""
+    order = np.argsort(rows.ids)
+    return rows.take(order[among(rows.ids[order], ids.reshape(-1))])
+
+
 def _refuse_not_finite(z: dict[str, NDArray[np.float32]], ids: NDArray[np.int64]) -> None:
     """Refuse rows of which a layer makes NaN or infinity: they would be as near to every other row as to none."""
     for name, z_ND in z.items():
@@ -327,6 +342,7 @@ def _manifest(
             "fingerprints": {
                 **spec.provenance.get("fingerprints", {}),
                 "bank": fingerprint(bank_rows),
+                BANK_IN_ORDER: fingerprint_in_order(_by_id(bank_rows, bank.ids)),
                 "calibration": fingerprint(calibration),
             },
         },

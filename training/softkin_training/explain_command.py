@@ -111,7 +111,7 @@ def _bank_rows(path: Path, bundle: Bundle) -> tuple[NDArray[np.generic], NDArray
 
     from softkin_training.new_rows import open_table, read_columns
     from softkin_training.npz import read_npz
-    from softkin_training.row_contents import among, digests64
+    from softkin_training.row_contents import BANK_IN_ORDER, fingerprint_in_order
     from softkin_training.table_rows import is_table
 
     m = bundle.manifest
@@ -119,7 +119,7 @@ def _bank_rows(path: Path, bundle: Bundle) -> tuple[NDArray[np.generic], NDArray
     ids = np.unique(bundle.bank.ids)
     ids = ids[ids >= 0]  # without padding
     fits = x.dtype == m.input_dtype and x.shape[1:] == m.input_shape and ids[-1] < len(x)
-    if not fits or not among(digests64(x[ids]), bundle.used_rows.seen).all():
+    if not fits or fingerprint_in_order(x[ids]) != m.provenance.get("fingerprints", {}).get(BANK_IN_ORDER):
         raise DataError(
             f"{path}: is not what the bundle was made of; give the file of its training rows as it was, with the rows "
             "in their order"

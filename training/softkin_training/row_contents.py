@@ -18,6 +18,8 @@ from softkin_training.rows import Rows, sha256_of_each
 DIGEST_BYTES = hashlib.sha256().digest_size
 HASHED_TOGETHER = 1 << 16
 """Digests that are spelled at a time."""
+BANK_IN_ORDER = "bank_in_order"
+"""Key of a bundle's fingerprints: `fingerprint_in_order` of the rows of its bank by their ids."""
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -37,6 +39,11 @@ def fingerprint(x: Rows | NDArray[np.generic]) -> str:
         text = digests[firsts[start : start + HASHED_TOGETHER]].tobytes().hex("\n", DIGEST_BYTES)
         found.update(f"\n{text}".encode() if start else text.encode())
     return found.hexdigest()
+
+
+def fingerprint_in_order(x: Rows | NDArray[np.generic]) -> str:
+    """One sha256 for rows, `[n, ...]`, one after the other."""
+    return hashlib.sha256(_digests(x).tobytes()).hexdigest()
 
 
 def digests64(x: Rows | NDArray[np.generic]) -> NDArray[np.uint64]:

@@ -134,10 +134,16 @@ def test_nothing_flagged_is_said(fitted, capsys):
     assert capsys.readouterr().out == "8 rows, 0 flagged at alpha 0.05\n"
 
 
-def test_training_rows_that_are_not_the_bundles_are_refused(fitted, capsys):
+@pytest.mark.parametrize("calibration", [[], ["--calibration", "calibration.csv"]], ids=["share", "file"])
+def test_training_rows_that_are_not_the_bundles_are_refused(fitted, capsys, calibration):
     """Sorted, shortened or others: their values would be told as those of rows that they are not."""
     x, y = rows(600, 0)
-    for changed in (x[::-1], x[:300], x + 1):
+    fresh, labels = rows(200, 1)
+    write("calibration.csv", fresh, labels=labels)
+    assert main(["fit", "--embeddings", "train.csv", "--out", "out", "--columns", ",".join(COLUMNS), *calibration]) == 0
+    swapped = x.copy()
+    swapped[[0, 2]] = x[[2, 0]]
+    for changed in (x[::-1], x[:300], x + 1, swapped):
         write("other.csv", changed, labels=y)
         assert main(["explain", "out/bundle", "--data", "new.csv", "--training", "other.csv"]) == 1
         said = capsys.readouterr().err
