@@ -154,8 +154,7 @@ class _LogPercent(LogFormatter):
 
 
 def _percent(p: Picture, *, both: bool = False) -> None:
-    if not both:
-        p.axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    p.axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axis in (p.axes.xaxis, p.axes.yaxis) if both else (p.axes.xaxis,):
         axis.set_major_formatter(_LogPercent())
         axis.set_minor_formatter(_LogPercent())

@@ -111,7 +111,7 @@ def test_without_max_softmax_the_best_five_others_are_drawn(report):
 
 @pytest.mark.parametrize(("rows", "least"), [(100, 0.01), (2, 0.5), (1, 0.5), (10**6, 0.0001)])
 def test_the_axis_of_false_alarms_begins_where_rows_begin_to_tell(report, rows, least):
-    """One of them; with very many, at the least rate of the curves. Alpha is marked."""
+    """One of them; with very many, at the least rate of the curves. Alpha is marked, and both axes are in percent."""
     svg = figures.roc_curves(dataclasses.replace(report, inlier_rows=rows, alpha=0.6), NAMES[2], "roc")
 
     drawn = Drawn(svg, "x")
@@ -120,6 +120,8 @@ def test_the_axis_of_false_alarms_begins_where_rows_begin_to_tell(report, rows, 
     assert drawn.limits["y"][0] == pytest.approx(0, abs=1e-6)
     assert 1 < drawn.limits["y"][1] < 1.1
     np.testing.assert_allclose(drawn.styled(MUTED_DOTS)[:, 0], [0.6, 0.6], rtol=1e-3)
+    assert all(text.endswith("%") for text in drawn.ticks["x"])
+    assert list(drawn.ticks["y"]) == ["0%", "20%", "40%", "60%", "80%", "100%"]
 
 
 @pytest.mark.parametrize("least", [0.5, 0.15, 0.02])
