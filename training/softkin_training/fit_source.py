@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from softkin_training.image_reader import ImageReader
 from softkin_training.npz import NAMES_TRAIN, naming_of, read_npz
 from softkin_training.row_contents import digests64, refuse_repeated, refuse_used
 from softkin_training.rows import Naming, Rows
-from softkin_training.table_rows import TableRows, is_table
-from softkin_training.tables import INDICES
+from softkin_training.table_rows import KINDS, TableRows, is_table
+from softkin_training.tables import has_no_name, otherwise_divided, what_there_is
 
 Array = NDArray[Any]
 TABLE = "table"
@@ -144,21 +145,26 @@ def read_calibration(path: str | Path, rows: Rows, classes: tuple[str, ...], sou
 
 def _of_table(path: Path, columns: TableColumns, labels_required: bool, dtype: str | None) -> FitSource:
     table = TableRows(path, columns.label or LABELS)
-    there = table.column_names
+    there, kind = table.column_names, KINDS[path.suffix.lower()]
     label = columns.label or (LABELS if LABELS in there or labels_required else "")
     asked = [("columns", name) for name in columns.inputs]
     asked += [(option, name) for option, name in (("label_column", label), ("name_column", columns.name)) if name]
     for option, name in asked:
         if name not in there:
-            raise InvalidInputError(option, f"{path} has no column {name!r}; it has {listed(there)}")
+            raise InvalidInputError(option, f"{path} has no column {name!r}; {what_there_is(there, kind)}")
+    if twice := [name for i, name in enumerate(columns.inputs) if name in columns.inputs[:i]]:
+        raise InvalidInputError("columns", f"names {twice[0]!r} twice; must name each column once")
     if label in columns.inputs:
         raise InvalidInputError("columns", f"got {label!r}, which holds the labels; leave it out")
     inputs = columns.inputs or tuple(c for c in there if c not in (label, columns.name))
-    if not columns.inputs and (numbered := [c for c in inputs if c in INDICES]):
+    if kind == "csv" and sum(not has_no_name(c) for c in there) == 1 and (divided := otherwise_divided(there)):
+        raise DataError(f"{path}: {divided}")
+    if not columns.inputs and (unnamed := [c for c in inputs if has_no_name(c)]):
+        typed = ",".join(c.replace(",", r"\,") for c in inputs if c not in unnamed)
         raise InvalidInputError(
             "columns",
-            f"{path} has a column {numbered[0]!r}, row numbers as pandas writes them; name the model's inputs, in its "
-            f"order: {','.join(c for c in inputs if c not in INDICES)}",
+            f"{path} has a column {unnamed[0]!r}, row numbers as pandas writes them or a column without a name; name "
+            f"the model's inputs, in its order: --columns {shlex.quote(typed)}",
         )
     if not inputs:
         raise DataError(f"{path}: has no column but {listed(there)}; add those of the inputs")

@@ -15,7 +15,7 @@ from softkin_training.image_reader import ImageReader
 from softkin_training.input_columns import InputColumns
 from softkin_training.name_column import NameColumn
 from softkin_training.row_cache import optional_package
-from softkin_training.tables import label_codes, label_values, load_tables
+from softkin_training.tables import label_codes, label_values, load_tables, what_there_is
 
 Array = NDArray[Any]
 KINDS: dict[str, Literal["csv", "parquet"]] = {".csv": "csv", ".parquet": "parquet"}
@@ -55,6 +55,10 @@ class TableRows:
         found: list[str] = self._table.column_names
         return found
 
+    @property
+    def _there(self) -> str:
+        return what_there_is(self.column_names, self._settings.source)
+
     def inputs(self, columns: Sequence[str], reader: ImageReader, dtype: str | None) -> Array:
         """`[n, ...]` inputs.
 
@@ -78,8 +82,7 @@ class TableRows:
                 )
         if missing := [c for c in columns if c not in table.column_names]:
             raise DataError(
-                f"{self._path}: has no column {missing[0]!r}; a row is made of {listed(columns)}, and there are "
-                f"{listed(table.column_names)}"
+                f"{self._path}: has no column {missing[0]!r}; a row is made of {listed(columns)}, and {self._there}"
             )
         inputs = InputColumns(table.features, columns, reader, str(self._path), "--columns")
         inputs.refuse_stray_text(table.data)
@@ -95,7 +98,7 @@ class TableRows:
             DataError: there is no such column, or it holds bytes or lists.
         """
         if column not in self.column_names:
-            raise DataError(f"{self._path}: has no column {column!r}; it has {listed(self.column_names)}")
+            raise DataError(f"{self._path}: has no column {column!r}; {self._there}")
         return self.naming(column).all()
 
     def naming(self, column: str) -> NameColumn:

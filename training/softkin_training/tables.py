@@ -44,8 +44,8 @@ _KINDS_DIFFER = (
     "cannot safely convert passed user dtype",
 )
 _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "No columns to parse")
-INDICES = ("Unnamed: 0", "__index_level_0__")
-"""What pandas' row numbers are called once they were written, with no name of their own, to CSV and Parquet."""
+_NO_NAME = re.compile(r"Unnamed: \d+|__index_level_\d+__")
+"""What pandas calls columns without a name in CSV, and row numbers that it wrote to Parquet, or finds in CSV."""
 
 
 def read_table(data: DataConfig) -> Source:
@@ -63,19 +63,17 @@ def read_table(data: DataConfig) -> Source:
     if missing := [c for c in (*inputs, data.label_column, *named) if c not in train.column_names]:  # as in all splits
         keys = {data.label_column: "data.label_column", data.name_column: "data.name_column"}
         key = keys.get(missing[0], "data.input_columns")
-        there = f"it has {listed(train.column_names)}"
-        if data.source == "csv" and (mark := next((m for m in ";\t|" if m in train.column_names[0]), "")):
-            there = f"its first line divides columns by {mark!r}: write it with commas, and points in numbers"
+        there = what_there_is(train.column_names, data.source)
         raise RecipeError(f"{key}: {data.path} has no column {missing[0]!r} in train; {there}")
     if not inputs:
         raise DataError(
             f"{data.path}: has no column but {data.label_column!r}, which holds the labels; add those of the inputs"
         )
-    if not data.input_columns and (numbered := [c for c in inputs if c in INDICES]):
-        remedy = f"data.input_columns = {[c for c in inputs if c not in INDICES]}"
+    if not data.input_columns and (unnamed := [c for c in inputs if has_no_name(c)]):
+        remedy = f"data.input_columns = {[c for c in inputs if c not in unnamed]}"
         raise RecipeError(
-            f"data.input_columns: {data.path} has a column {numbered[0]!r}, row numbers as pandas writes them, which "
-            f"tell nothing of new rows; name the inputs: {remedy}"
+            f"data.input_columns: {data.path} has a column {unnamed[0]!r}, row numbers as pandas writes them or a "
+            f"column without a name, which tell nothing of new rows; name the inputs: {remedy}"
         )
     values, names = label_values(train, data)
     reader = ImageReader(data.image_mode, data.image_size)
@@ -106,8 +104,43 @@ def read_table(data: DataConfig) -> Source:
     )
 
 
+def has_no_name(column: str) -> bool:
+    """Whether a column of a table is called as pandas calls those without a name."""
+    return _NO_NAME.fullmatch(column) is not None
+
+
+def what_there_is(columns: Sequence[str], source: str) -> str:
+    """What to say of a table's columns where one is missing."""
+    return (otherwise_divided(columns) if source == "csv" else "") or f"it has {listed(columns)}"
+
+
+def otherwise_divided(columns: Sequence[str]) -> str:
+    """What to say of CSV whose columns another mark than a comma divides; empty where none does."""
+    mark = next((m for m in ";\t|" if m in columns[0]), "")
+    return f"its first line divides columns by {mark!r}: write it with commas, and points in numbers" if mark else ""
+
+
 def load_tables(library: Any, data: DataConfig) -> dict[str, Any]:
-    """Tables by split, `train` and perhaps `test`, from the library's cache or put there; whole or not at all."""
+    """Tables by split, `train` and perhaps `test`, from the library's cache or put there; whole or not at all.
+
+    Raises:
+        RecipeError: a split or subset is not there; says which are.
+        DataError: nothing of the name can be had, it cannot be read, or values stand under the names of others.
+    """
+    tables = _load_tables(library, data)
+    for table in tables.values() if data.source == "csv" else ():
+        named = [c for c in table.column_names if not c.startswith("__index_level_")]
+        last = table.data.column(named[-1])
+        if len(named) < len(table.column_names) and last.null_count == len(last):
+            # pandas takes the first values of such lines for names of rows, as R writes them.
+            raise DataError(
+                f"{_names(data)}: lines end with a comma, and the first line does not, so that values stand under the "
+                "names of others; take those commas away, or end the first line with one too"
+            )
+    return tables
+
+
+def _load_tables(library: Any, data: DataConfig) -> dict[str, Any]:
     on_disk = {"keep_in_memory": False}  # whatever HF_DATASETS_IN_MEMORY_MAX_SIZE says: the cache goes by files
     try:
         if data.source == "hub":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import datasets
@@ -146,6 +147,7 @@ def test_vectors_may_stand_in_one_column():
         ([*COLUMNS, "grade"], ["--label-column", "no"], "--label-column: t.csv has no column 'no'; it has 'width'"),
         ([*COLUMNS, "grade"], [*NAMED[2:], "--columns", "width,no"], "--columns: t.csv has no column 'no'"),
         ([*COLUMNS, "grade"], NAMED, "--name-column: t.csv has no column 'key'"),
+        ([*COLUMNS, "grade"], [*NAMED[2:4], "--columns", "width,height,width"], "--columns: names 'width' twice; must"),
         ([*COLUMNS, "grade", "key"], [*NAMED, "--columns", "grade"], "--columns: got 'grade', which holds the labels"),
         (
             [*COLUMNS, "grade", "key"],
@@ -173,17 +175,57 @@ def test_options_of_tables_are_refused_for_arrays(capsys, option):
     assert f"{option}: is for tables (.csv, .parquet), and t.npz is none; leave it out" in capsys.readouterr().err
 
 
-def test_row_numbers_of_pandas_are_no_inputs(capsys):
-    """The remedy names the others, as they are to be typed."""
-    write("t.csv", *rows(300), ["width", "height", "grade"])
+@pytest.mark.parametrize(("before", "after", "column"), [("0,", "", "Unnamed: 0"), ("", ",", "Unnamed: 4")])
+def test_row_numbers_of_pandas_are_no_inputs(capsys, before, after, column):
+    """Nor are columns without a name; the remedy names the others, as they are to be typed."""
+    write("t.csv", *rows(300), [*COLUMNS, "grade"])
     head, *lines = Path("t.csv").read_text().splitlines()
-    Path("t.csv").write_text("\n".join([f",{head}", *(f"{i},{line}" for i, line in enumerate(lines))]) + "\n")
+    written = [f"{before[1:]}{head}{after}", *(f"{before}{line}{after}" for line in lines)]
+    Path("t.csv").write_text("\n".join(written) + "\n")
+    command = [*MODEL, "--data", "t.csv", "--label-column", "grade"]
 
-    assert main([*MODEL, "--data", "t.csv", "--label-column", "grade"]) == 1
-    assert "has a column 'Unnamed: 0', row numbers as pandas writes them; name the model's inputs, in its order: " in (
-        said := capsys.readouterr().err
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert (
+        f"--columns: t.csv has a column '{column}', row numbers as pandas writes them or a column without a name"
+        in (said)
     )
-    assert said.strip().endswith("width,height")
+    assert main([*command, *shlex.split(said.partition("in its order: ")[2])]) == 0
+    assert read_bundle("out/bundle").manifest.provenance["input_columns"] == list(COLUMNS)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_csv_that_no_commas_divide_is_told_by_its_first_line(capsys, mark):
+    """Whichever column is looked for, and where none is; with commas in numbers too."""
+    x, y = rows(300)
+    lines = [mark.join([*map(str, row), CLASSES[k]]) for row, k in zip(x, y, strict=True)]
+    Path("t.csv").write_text("\n".join([mark.join(["width", "height", "depth", "label"]), *lines]) + "\n")
+    said = f"its first line divides columns by {mark!r}: write it with commas, and points in numbers"
+    Path("c.csv").write_text(Path("t.csv").read_text().replace(".", ","))
+
+    for file in ("t.csv", "c.csv"):
+        assert main([*MODEL, "--data", file]) == 1
+        assert f"--label-column: {file} has no column 'label'; {said}" in capsys.readouterr().err
+        assert main(["fit", "--embeddings", file, "--out", "out"]) == 1
+        assert f"{file}: {said}" in capsys.readouterr().err
+    write("d.csv", x, y, [*COLUMNS, "grade"])
+    assert main([*MODEL, "--data", "d.csv", "--label-column", "grade", "--calibration", "t.csv"]) == 1
+    assert f"and {said}" in capsys.readouterr().err
+
+
+def test_lines_that_end_with_a_comma_are_refused_where_the_first_does_not(capsys):
+    """Every value would stand under the name of the next column, and so it would in new rows."""
+    write("t.csv", *rows(300), [*COLUMNS, "grade"])
+    assert main([*MODEL, "--data", "t.csv", "--label-column", "grade"]) == 0
+    head, *lines = Path("t.csv").read_text().splitlines()
+    Path("shifted.csv").write_text("\n".join([head, *(f"{line}," for line in lines)]) + "\n")
+    Path("named.csv").write_text("\n".join([head, *(f"row {i},{line}" for i, line in enumerate(lines))]) + "\n")
+    capsys.readouterr()
+
+    assert main(["rows", "out/bundle", "--data", "shifted.csv", "--out", "new.npz"]) == 1
+    assert "shifted.csv: lines end with a comma, and the first line does not, so that values" in capsys.readouterr().err
+    assert main(["rows", "out/bundle", "--data", "named.csv", "--out", "new.npz"]) == 0  # as R names rows
+    np.testing.assert_array_equal(read_array("new.npz", None), rows(300)[0])
 
 
 def test_calibration_rows_of_a_table_need_the_labels_and_columns(capsys):

@@ -74,7 +74,9 @@ def test_a_column_that_is_missing_is_named(tmp_path):
     """With those that a row is made of, and those that are there."""
     path = write(tmp_path / "new.csv", "width,heigth\n1,2\n")
 
-    with pytest.raises(DataError, match="no column 'height'; a row is made of 'width', 'height', and there are 'width"):
+    with pytest.raises(
+        DataError, match="no column 'height'; a row is made of 'width', 'height', and it has 'width', 'heigth'"
+    ):
         read_inputs(path, takes())
     with pytest.raises(DataError, match=r"none\.csv: no such file"):
         read_inputs(tmp_path / "none.csv", takes())
