@@ -14,6 +14,7 @@ import sys
 import threading
 import tomllib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -214,11 +215,15 @@ def installed(root, ignored, tmp_path):
         else:
             ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
             shutil.copytree(root / path, target, ignore=ignore)
-    # A Python with pip and nothing else, as the base image has it.
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "python"], check=True)
+    # A Python with pip and nothing else, as the base image has it. What pip does not compile, the server would: a file
+    # written, where the image does not forbid it.
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "python"], check=True)
+    [packages] = (tmp_path / "python/lib").glob("python3*/site-packages")
+    shutil.copytree(Path(find_spec("pip").origin).parent, packages / "pip")
     venv = tmp_path / "softkin"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment |= {"PATH": f"{tmp_path / 'python/bin'}:{environment['PATH']}", "VARIANT": "cpu", "VENV": str(venv)}
+    environment |= {"PIP_NO_COMPILE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for command in recipe.commands("build"):
         done = subprocess.run(
             ["sh", "-ec", command], cwd=source, env=environment, capture_output=True, text=True, timeout=900
