@@ -100,7 +100,7 @@ class Counterfactuals:
     def _without_needless(self, x: NDArray[np.generic], values: NDArray[np.generic], columns: list[int]) -> list[int]:
         """The columns none of which can be put back; all where even they are not enough."""
         kept = list(columns)
-        while len(kept) > 1:
+        while len(kept) > 2:  # if one alone were enough, it would have been taken first
             tried = np.repeat(x[None], len(kept), axis=0)
             for i in range(len(kept)):
                 others = kept[:i] + kept[i + 1 :]

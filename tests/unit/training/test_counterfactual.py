@@ -10,6 +10,7 @@ from softkin.bundle import read_bundle
 from softkin_training.counterfactual import Counterfactuals
 from softkin_training.fit import fit_embeddings
 from softkin_training.fit_config import vectors_config
+from softkin_training.rows import ROWS_TOGETHER
 
 pytestmark = pytest.mark.training
 
@@ -133,3 +134,28 @@ def test_a_column_that_never_varies_must_agree(tmp_path):
     found = explained((Detector.load(tmp_path / "bundle", device="cpu"), x, np.arange(600)), wrong)
 
     assert [(found[0].example, c.column) for c in found[0].changes] == [(0, 3)]
+
+
+def test_the_training_row_is_the_one_most_alike_in_most_columns(fitted):
+    """In deviations of each column, whatever its unit, three of which count as far: nothing far off decides."""
+    detector, ids = fitted[0], np.arange(ROWS_TOGETHER + 800)
+    rng = np.random.default_rng(6)
+    rows = rng.standard_t(3, size=(len(ids), COLUMNS)) * [1e3, 1e-3, 1, 1, 1, 1]
+    counterfactuals = Counterfactuals(detector, rows, ids, alpha=0.05)
+    deviations = rows.std(axis=0)
+    examples = []
+    for x in rows[-12:] + deviations * rng.normal(size=(12, COLUMNS)) * (rng.random((12, COLUMNS)) < 0.5) * 4:
+        apart = [sum(min(abs(a - b) / s, 3) for a, b, s in zip(row, x, deviations, strict=True)) for row in rows]
+        examples.append(counterfactuals.of(x).example)
+        assert examples[-1] == np.argmin(apart)
+    assert max(examples) >= ROWS_TOGETHER
+
+
+def test_nothing_has_to_change_in_a_training_row(fitted):
+    """At a rate at which it is flagged, it is compared with itself."""
+    detector, training, ids = fitted
+
+    found = Counterfactuals(detector, training[ids], ids, alpha=0.99).of(training[ids[7]])
+
+    assert (found.example, found.changes) == (ids[7], ())
+    assert np.array_equal(found.values, training[ids[7]])
