@@ -33,6 +33,7 @@ OWN = [
     f"detector.layers={LAYERS}",
     "training.accelerator=cpu",
     "training.cpu_threads=1",
+    "training.probe_rows=64",
 ]
 
 

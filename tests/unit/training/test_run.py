@@ -21,12 +21,14 @@ from softkin_training.split import choose_bank_rows
 
 pytestmark = pytest.mark.training
 
+SHORT = ["--set", "training.epochs=8", "--set", "training.probe_rows=64"]
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """DIR of a short run of the digits recipe."""
     path = tmp_path_factory.mktemp("run")
-    assert main(["run", "digits", "--out", str(path), "--quiet", "--set", "training.epochs=8"]) == 0
+    assert main(["run", "digits", "--out", str(path), "--quiet", *SHORT]) == 0
     return path
 
 
@@ -70,7 +72,7 @@ def test_the_steps_one_by_one_give_the_same_bundle(out, tmp_path, capsys):
     """train, export, build: equal files, as the seed promises."""
     for step in ("train", "export", "build"):
         extra = ["--quiet"] if step == "train" else []
-        assert main([step, "digits", "--out", str(tmp_path), "--set", "training.epochs=8", *extra]) == 0
+        assert main([step, "digits", "--out", str(tmp_path), *SHORT, *extra]) == 0
 
     a, b = read_bundle(out / "bundle").manifest, read_bundle(tmp_path / "bundle").manifest
     assert a.files == b.files
