@@ -6,12 +6,14 @@ import dataclasses
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from softkin.errors import DataError
 from softkin_training import train as training
 from softkin_training.config import load_recipe
 from softkin_training.data import load_dataset
+from softkin_training.name_column import NameColumn
 
 pytestmark = pytest.mark.training
 
@@ -46,6 +48,31 @@ def test_a_file_of_arrays_names_its_training_rows(named):
 def test_the_embedded_digits_have_none():
     """Their ids are scikit-learn's."""
     assert load_dataset(load_recipe("digits")).naming is None
+
+
+NO_NAMES = {
+    "bytes": pa.array([b"a"]),
+    "many bytes": pa.array([b"a"], pa.large_binary()),
+    "a number of bytes": pa.array([b"a"], pa.binary(1)),
+    "views of bytes": pa.array([b"a"], pa.binary_view()),
+    "bytes by number": pa.array([b"a"]).dictionary_encode(),
+    "lists": pa.array([["a"]]),
+    "images": pa.array([{"bytes": b"a", "path": "a.png"}]),
+}
+
+
+@pytest.mark.parametrize("column", NO_NAMES.values(), ids=NO_NAMES)
+def test_what_is_no_text_names_no_rows(column):
+    """It would be spelled as Python spells it."""
+    with pytest.raises(DataError, match=r"t: column 'c' is .*, and a name is text, a number or a date; name another"):
+        NameColumn(column, "t: column 'c'")
+
+
+def test_numbers_name_rows_in_their_own_digits():
+    """A gap makes whole numbers others, and is no name."""
+    names = NameColumn(pa.chunked_array([[1.5, None], [2.0, 1e16]]), "t")
+
+    assert names.all() == names(np.arange(4)) == ["1.5", "", "2", "10000000000000000"]
 
 
 def test_names_do_not_travel_to_processes_that_train(named, tmp_path, monkeypatch):
