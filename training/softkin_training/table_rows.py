@@ -144,14 +144,14 @@ def _as_dtype(x: Array, dtype: str, columns: Sequence[str], path: Path) -> Array
         return x
     with np.errstate(invalid="ignore", over="ignore"):
         found = x.astype(dtype)
-    if found.dtype.kind == "f":
-        return found
-    odd = np.argwhere(found != x)
+    fractions = found.dtype.kind == "f"
+    odd = np.argwhere(np.isinf(found) & ~np.isinf(x) if fractions else found != x)
     if len(odd):
         row, where = int(odd[0, 0]), tuple(odd[0])
         column = columns[where[1]] if x.ndim == 2 and x.shape[1] == len(columns) else columns[0]
+        most = f", which ends at {np.finfo(dtype).max:.3g}: mend it, or drop the row" if fractions else ""
         raise DataError(
-            f"{path}: column {column!r} has {x[where]} in row {row}, and the detector takes {dtype}, as the rows that "
-            "it was trained on were"
+            f"{path}: column {column!r} has {x[where]} in row {row}, and the detector takes {dtype}"
+            + (most or ", as the rows that it was trained on were")
         )
     return found

@@ -6,8 +6,12 @@ import json
 
 import datasets
 import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from foreign_models import CLASSES, SHAPE, classifier
 from softkin import Detector
 from softkin_training.cli import main
 from softkin_training.explain_command import MOST_COLUMNS
@@ -118,6 +122,9 @@ def test_only_the_first_rows_and_columns_are_shown(capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 5 + 1
     assert last == "4 rows, 4 flagged at alpha 0.05; 3 more: --most 4"
+    np.savez("many.npz", x_test=np.full((21, 9), 30.0) + np.arange(21)[:, None])
+    assert main(["explain", "out/bundle", "--data", "many.npz", "--training", "t.npz"]) == 0
+    assert capsys.readouterr().out.endswith("21 rows, 21 flagged at alpha 0.05; 1 more: --most 21\n")
     assert main([*command, "--json"]) == 0
     [row] = map(json.loads, capsys.readouterr().out.splitlines())
     assert f"and {len(row['changes']) - 5} more" in lines[-1]
@@ -143,11 +150,15 @@ def test_training_rows_that_are_not_the_bundles_are_refused(fitted, capsys, cali
     assert main(["fit", "--embeddings", "train.csv", "--out", "out", "--columns", ",".join(COLUMNS), *calibration]) == 0
     swapped = x.copy()
     swapped[[0, 2]] = x[[2, 0]]
-    for changed in (x[::-1], x[:300], x + 1, swapped):
+    for changed in (x[::-1], x[:300], x[:-1], x + 1, swapped):
         write("other.csv", changed, labels=y)
         assert main(["explain", "out/bundle", "--data", "new.csv", "--training", "other.csv"]) == 1
         said = capsys.readouterr().err
         assert "other.csv: is not what the bundle was made of; give the file of its training rows as it was" in said
+    for odd in (x.astype(np.float32), x[:, :2], np.float64(1)):
+        np.savez("other.npz", x_train=odd)
+        assert main(["explain", "out/bundle", "--data", "new.csv", "--training", "other.npz"]) == 1
+        assert "other.npz: is not what the bundle was made of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -167,14 +178,51 @@ def test_what_cannot_be_is_refused(fitted, capsys, options, complaint):
     assert complaint in capsys.readouterr().err
 
 
-def test_rows_of_too_many_columns_are_left_to_score(capsys):
-    """No single number says where they are strange."""
-    rng = np.random.default_rng(0)
-    np.savez("t.npz", x_train=rng.normal(size=(300, MOST_COLUMNS + 1)).astype(np.float32))
-    assert main(["fit", "--embeddings", "t.npz", "--out", "out"]) == 0
+@pytest.mark.parametrize("option", ["--data", "--training"])
+def test_both_files_are_needed(fitted, capsys, option):
+    """As the usage says."""
+    files = {"--data": "new.csv", "--training": "train.csv"}
+    del files[option]
+
+    with pytest.raises(SystemExit):
+        main(["explain", "out/bundle", *[word for pair in files.items() for word in pair]])
+    assert f"the following arguments are required: {option}" in capsys.readouterr().err
+
+
+def test_rows_that_the_detector_does_not_take_are_refused_by_their_file(fitted, capsys):
+    """With what is wrong."""
+    np.savez("n.npz", x_test=fitted[:, :2])
+
+    assert main(["explain", "out/bundle", "--data", "n.npz", "--training", "train.csv"]) == 1
+    assert "n.npz: shape is [10, 2], this detector takes [rows, 3]" in capsys.readouterr().err
+
+
+def test_numbers_of_one_column_go_by_their_place_in_it(capsys):
+    """The column's name tells none of them from the others."""
+    x, y = rows(600, 0)
+    pq.write_table(pa.table({"vector": list(x), "label": y}), "t.parquet")
+    pq.write_table(pa.table({"vector": [[0.1, 0.2, 30.5]]}), "n.parquet")
+    assert main(["fit", "--embeddings", "t.parquet", "--out", "out", "--metric", "squared_euclidean"]) == 0
     capsys.readouterr()
 
-    assert main(["explain", "out/bundle", "--data", "t.npz", "--training", "t.npz"]) == 1
+    assert main(["explain", "out/bundle", "--data", "n.parquet", "--training", "t.parquet", "--json"]) == 0
+    assert [c["column"] for c in json.loads(capsys.readouterr().out)["changes"]] == ["column 2"]
+
+
+@pytest.mark.parametrize("shape", [(MOST_COLUMNS,), (MOST_COLUMNS + 1,), SHAPE], ids=str)
+def test_rows_of_too_many_columns_are_left_to_score(capsys, shape):
+    """No single number says where they are strange, nor does one of a map."""
+    x = np.random.default_rng(0).normal(size=(400, *shape)).astype(np.float32)
+    np.savez("t.npz", x_train=x, y_train=np.arange(400) % CLASSES)
+    np.savez("n.npz", x_test=x[:3])
+    onnx.save(classifier(), "m.onnx")
+    fit = ["--onnx", "m.onnx", "--layers", "hidden", "--data"] if shape == SHAPE else ["--embeddings"]
+    assert main(["fit", *fit, "t.npz", "--out", "out"]) == 0
+    capsys.readouterr()
+
+    allowed = shape == (MOST_COLUMNS,)
+    assert main(["explain", "out/bundle", "--data", "n.npz", "--training", "t.npz"]) == (0 if allowed else 1)
     said = capsys.readouterr().err
-    assert f"takes rows of [{MOST_COLUMNS + 1}] numbers, and only rows of columns, at most 512, are explained" in said
-    assert "`softkin score --neighbors 5` shows what others are compared with" in said
+    complaint = f"takes rows of {list(shape)} numbers, and only rows of columns, at most 512, are explained"
+    assert (complaint in said) is not allowed
+    assert ("`softkin score --neighbors 5` shows what others are compared with" in said) is not allowed
