@@ -96,9 +96,7 @@ def test_whole_numbers_are_the_fractions_that_the_detector_takes(tmp_path):
     with pytest.raises(DataError, match=r"column 'height' has 0\.5 in row 1, and the detector takes int64"):
         read_inputs(path, takes(dtype="int64"))
     path = write(tmp_path / "large.csv", "width,height\n1,2\n3,-1e39\n")
-    with pytest.raises(
-        DataError, match=r"column 'height' has -1e\+39 in row 1, and the detector takes float32, whi"
-    ):
+    with pytest.raises(DataError, match=r"column 'height' has -1e\+39 in row 1, and the detector takes float32, whi"):
         read_inputs(path, takes(dtype="float32"))
 
 
