@@ -131,6 +131,39 @@ def test_only_the_first_rows_and_columns_are_shown(capsys):
     assert lines[-1].endswith(f"{row['changes'][-1]['p_value']:.4g}")
 
 
+@pytest.mark.parametrize("columns", [5, 6])
+def test_what_is_left_out_is_counted(capsys, columns):
+    """Of five columns none is; a row is told once, however many there are."""
+    rng = np.random.default_rng(0)
+    np.savez("t.npz", x_train=rng.normal(size=(300, columns)))
+    np.savez("n.npz", x_test=rng.normal(size=(1, columns)) + 1000)
+    assert main(["fit", "--embeddings", "t.npz", "--out", "out", "--metric", "squared_euclidean"]) == 0
+    capsys.readouterr()
+
+    assert main(["explain", "out/bundle", "--data", "n.npz", "--training", "t.npz"]) == 0
+    _, first, *lines, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("0 ")
+    assert [line.split("  ")[0] for line in lines] == [""] * (columns - 1)
+    assert len({line.partition("column ")[2][0] for line in [first, *lines[:4]]}) == 5
+    assert [line.split()[:3] for line in lines[4:]] == [["and", "1", "more"]] * (columns - 5)
+
+
+def test_a_training_row_that_is_flagged_is_compared_with_itself(fitted, capsys):
+    """Nothing of it would have to be otherwise; names of any length stand in one column."""
+    wide = ["--name-column", "key", "--metric", "squared_euclidean", "--temperature-scale", "20"]
+    assert main(["fit", "--embeddings", "train.csv", "--out", "out", *wide]) == 0
+    capsys.readouterr()
+    files = ["--data", "train.csv", "--training", "train.csv", "--most", "99"]
+    assert main(["explain", "out/bundle", *files, "--alpha", "0.2"]) == 0
+
+    head, *lines, _ = capsys.readouterr().out.splitlines()
+    starts = [head.index(h) for h in ("p-value", "predicted class", "compared with", "column")]
+    cells = [[line[a:b].strip() for a, b in zip([0, *starts], [*starts, None], strict=True)] for line in lines]
+    itself = [c for c in cells if c[0] == c[3] != ""]
+    assert {len(c[0]) for c in itself} == {4, 5, 6}
+    assert all(c[4] == "" and float(c[1]) <= 0.2 and c[2] in ("a", "b") for c in itself)
+
+
 def test_nothing_flagged_is_said(fitted, capsys):
     """And no table shown; the rate decides."""
     capsys.readouterr()
