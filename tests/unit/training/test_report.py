@@ -222,6 +222,7 @@ def test_the_promise_comes_first(report, parsed):
     before = parsed.text[: parsed.text.index("All scores")]
 
     assert "At alpha = 0.05 at most 5% of inliers are flagged" in before
+    assert "on average over calibration sets, for any network." in before
     assert "n = 300" in before
     assert f"{100 * report.certificate.false_alarm_bound:.3g}%" in before
 
@@ -234,9 +235,25 @@ def test_a_broken_promise_is_said_aloud(report):
     assert "So many false alarms are not luck" not in html(report)
 
 
+def test_what_became_of_corrupted_inliers_stands_in_a_table(report):
+    """Beside the pictures, which have no figures to copy; a note stands above a table that has one, and no other."""
+    page = html(report)
+    part = page[page.index('<h2 id="corrupted">') : page.index('<h2 id="glossary">')]
+
+    flagged = {(x.kind, x.severity): x.flagged.value for x in report.corruptions.levels}
+    assert "were not corrupted" not in part
+    for kind in report.corruptions.units:
+        row = re.search(rf'<th scope="row">{kind}</th>(.*?)</tr>', part)[1]
+        shown = [float(value) for value in re.findall(r"<td>([\d.]+)", row)]
+        assert shown == [pytest.approx(flagged[kind, s], abs=5e-5) for s in range(6)]
+    assert '<p class="note">Share of 80 inliers flagged' in part
+    assert '<p class="note"></p>' not in page
+    assert "bare vectors" not in page
+
+
 def test_every_column_is_explained(report, parsed):
     """The glossary has each metric by the name that the tables use, and every part that a score can be made of."""
-    glossary = parsed.text[parsed.text.index("What the figures mean") :]
+    glossary = parsed.text[parsed.text.rindex("What the figures mean") :]  # the first is the link to it
     for name in (*tables.METRIC_NAMES.values(), "false alarms", "caught", "KS distance", "ECE", "NLL", "credibility"):
         assert name in glossary
     for part in PARTS:
