@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,11 @@ class FitSource:
         if not is_table(Path(path)):
             return read_test_rows(path, classes)
         table = TableRows(Path(path), self.columns.label or LABELS)
+        if not self.input_columns and len({*table.column_names} - {LABELS}) > 1:
+            raise DataError(
+                f"{path}: has the columns {listed(table.column_names)}, and {self.path} does not say which of them a "
+                "row is made of, in which order; add an array column_names to that, or give an .npz here"
+            )
         x = checked_rows(table.inputs(self.input_columns, ImageReader("RGB", []), self.x.dtype.name), "the table", path)
         if classes == (ONE_CLASS,):
             return x, np.zeros(len(x), np.int64)
@@ -105,9 +110,8 @@ def read_fit_source(path: str | Path, columns: TableColumns, *, labels_required:
     for option, given in (("columns", columns.inputs), ("label_column", columns.label), ("name_column", columns.name)):
         if given:
             raise InvalidInputError(option, f"is for tables (.csv, .parquet), and {path} is none; leave it out")
-    optional = ("class_names", "column_names", NAMES_TRAIN)
     keys = ("x_train", "y_train") if labels_required else ("x_train",)
-    arrays = read_npz(path, keys, optional=optional if labels_required else ("y_train", *optional))
+    arrays = read_npz(path, keys, optional=("y_train", "class_names", "column_names", NAMES_TRAIN))
     checked_rows(arrays["x_train"], "x_train", path)
     return FitSource(
         path=path,
@@ -132,13 +136,15 @@ def read_calibration(path: str | Path, rows: Rows, classes: tuple[str, ...], sou
         DataError: unreadable, of another dtype or shape, labels out of range, not finite, repeated, or in `rows` too.
     """
     x, y = source.read_test_rows(path, classes)
+    name = str(path) if is_table(Path(path)) else f"{path}: x_test"
+    trained = str(source.path) if is_table(Path(source.path)) else f"x_train of {source.path}"
     if x.dtype != rows.dtype or x.shape[1:] != rows.row_shape:
         raise DataError(
-            f"{path}: x_test is {x.dtype} {axes_of(x)}, x_train of {source.path} is {rows.dtype} {axes_of(rows.x)}; "
-            "prepare both in the same way"
+            f"{name} is {x.dtype} {axes_of(x)}, {trained} is {rows.dtype} {axes_of(rows.x)}; prepare both in the same "
+            "way"
         )
-    there, name = Rows(x, y, np.arange(len(x))), f"{path}: x_test"  # the caller counts in the file
-    refuse_used(there, digests64(rows), f"x_train of {source.path}", name)
+    there = Rows(x, y, np.arange(len(x)))  # the caller counts in the file
+    refuse_used(there, digests64(rows), trained, name)
     refuse_repeated(there, name)
     return Rows(x, y, len(rows) + np.arange(len(x)))
 
@@ -180,5 +186,5 @@ def _of_table(path: Path, columns: TableColumns, labels_required: bool, dtype: s
         class_names=names,
         input_columns=inputs,
         naming=table.naming(columns.name) if columns.name else None,
-        columns=replace(columns, label=label),
+        columns=columns,
     )

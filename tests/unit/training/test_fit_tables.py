@@ -239,3 +239,23 @@ def test_calibration_rows_of_a_table_need_the_labels_and_columns(capsys):
     assert "c.csv: has no column 'a, b'; a row is made of 'width', 'height', 'a, b'" in capsys.readouterr().err
     assert main([*command, "d.csv"]) == 1
     assert "d.csv: has no column 'grade', whose labels calibrate; add it" in capsys.readouterr().err
+
+
+def test_rows_that_calibrate_are_told_from_training_rows_by_their_files(capsys):
+    """A table has no arrays; of which file a column is missing is said too."""
+    x, y = rows(300)
+    write("t.csv", x, y, [*COLUMNS, "grade"])
+    write("c.csv", x[:90], y[:90], [*COLUMNS, "grade"])
+    command = [*MODEL, "--label-column", "grade", "--calibration", "c.csv", "--data"]
+
+    assert main([*command, "t.csv"]) == 1
+    assert (
+        "error: c.csv has 90 rows whose content also stands in t.csv, the first is example 0" in capsys.readouterr().err
+    )
+    np.savez("t.npz", x_train=x, y_train=y)
+    assert main([*MODEL, "--calibration", "c.csv", "--data", "t.npz"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "c.csv: has the columns 'width', 'height', 'a, b', 'grade', and t.npz does not say which of them a row" in said
+    )
+    assert "add an array column_names to that, or give an .npz here" in said
