@@ -115,6 +115,7 @@ def test_an_interrupt_lets_spawned_processes_clean_up(tmp_path, monkeypatch, pyt
     """Their finally blocks run, where half-written files are removed; processes of somebody else go on."""
     monkeypatch.syspath_prepend(pytestconfig.rootpath)  # where spawned processes find this module
     monkeypatch.setattr("softkin_training.launch.GRACE_S", 120.0)  # a busy machine may take long to let them run
+    warm_spawning(monkeypatch)
     fabric = make_fabric(load_recipe("digits", ["training.accelerator=cpu", "training.devices=2"]).training)
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(300,))
     other.start()
