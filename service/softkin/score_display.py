@@ -173,7 +173,7 @@ def print_table(
     cells = ([str(called[i]), *_cells(scores, i, classes)] for i in shown)
     console = Console(emoji=False)
     longest = max((len(str(called[i])) for i in shown), default=0)
-    longest_like = max((len(_most_like(scores, i)) for i in shown), default=0) if named else 0
+    longest_like = max((len(_most_like(scores, i)) for i in shown), default=0)
     if len(shown) > LONGEST_TABLE or console.width < _narrowest_table(headers, longest, longest_like):
         predicted = [spelled(_class_name(classes, int(j))) for j in np.unique(scores.predicted_class)]
         widths = [longest, len(OUTLIER), max(map(len, predicted)), P_VALUE_WIDTH, P_VALUE_WIDTH]

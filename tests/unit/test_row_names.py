@@ -205,3 +205,37 @@ def test_a_row_that_overflows_is_most_like_none(named, tiny, capsys, monkeypatch
     table = capsys.readouterr().out.splitlines()
     column = [cell.strip() for cell in table[1].split("┃")].index("most like")
     assert table[4].split("│")[column].strip() == ""
+
+
+@pytest.mark.parametrize("width", range(60, 200, 12))
+def test_names_are_never_folded(tiny, tmp_path, capsys, monkeypatch, width):
+    """They are copied from the terminal, long and of several words as they may be; columns stay below their heads."""
+    from softkin import score_display
+
+    rows = {"bank_rows": tiny.bank, "calibration_rows": tiny.calibration}
+    build(
+        tmp_path / "b",
+        tiny.model,
+        tiny.spec,
+        **rows,
+        naming=lambda ids: [f"left eye, {'0' * (i % 30)}{i}" for i in ids],
+    )
+    scores = Detector.load(tmp_path / "b", device="cpu").score(tiny.inliers[:12], num_neighbors=2)
+    n = scores.neighbors
+    expected = [n.names[i] for i in n.ids[:, -1, 0].tolist()]
+    own = [f"the {'long ' * (i % 5)}row {i}" for i in range(12)]
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    score_display.print_table(scores, ["a", "b", "c"], names=own)
+
+    table = capsys.readouterr().out.splitlines()
+    if table[0].startswith("row"):
+        column = table[0].index("most like"), table[0].index("nearest training rows")
+        found = [(line[: len(max(own, key=len))].strip(), line[slice(*column)].strip()) for line in table[1:13]]
+    else:
+        head = next(line for line in table if "most like" in line)
+        column = [cell.strip() for cell in head.split("┃")].index("most like")
+        cells = [[cell.strip() for cell in line.split("│")] for line in table if line.startswith("│")]
+        assert len(cells) == 12, "something else is folded for them"
+        found = [(line[1], line[column]) for line in cells]
+    assert found == list(zip(own, expected, strict=True))
