@@ -65,7 +65,7 @@ class RowNames:
         """The names of those among ids, of any shape, that have one."""
         wanted = np.unique(ids)
         at = np.searchsorted(self.ids, wanted)
-        at = at[(at < len(self.ids)) & (self.ids[np.minimum(at, len(self.ids) - 1)] == wanted)] if len(self) else at[:0]
+        at = at[self.ids[np.minimum(at, len(self) - 1)] == wanted] if len(self) else at[:0]
         starts = np.where(at > 0, self.ends[at - 1], 0)
         found = zip(self.ids[at].tolist(), starts.tolist(), self.ends[at].tolist(), strict=True)
         return {i: self.letters[start:end].tobytes().decode("utf-8") for i, start, end in found}

@@ -192,6 +192,19 @@ def test_row_numbers_of_pandas_are_no_inputs(capsys, before, after, column):
     )
     assert main([*command, *shlex.split(said.partition("in its order: ")[2])]) == 0
     assert read_bundle("out/bundle").manifest.provenance["input_columns"] == list(COLUMNS)
+    if before:  # who names them wants them
+        assert main([*command, "--columns", f"{column},width,height"]) == 0
+
+
+def test_marks_within_names_of_columns_divide_nothing():
+    """Of several columns, or of Parquet, they are part of a name."""
+    x, _ = rows(300)
+    Path("t.csv").write_text("\n".join(["a|b,c;d,e", *(",".join(map(str, row)) for row in x)]) + "\n")
+    pq.write_table(pa.table({"a|b": list(x)}), "t.parquet")
+
+    for file, columns in (("t.csv", ["a|b", "c;d", "e"]), ("t.parquet", ["a|b"])):
+        assert main(["fit", "--embeddings", file, "--out", "out"]) == 0
+        assert read_bundle("out/bundle").manifest.provenance["input_columns"] == columns
 
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
