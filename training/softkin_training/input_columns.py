@@ -49,11 +49,6 @@ class InputColumns:
     def _alone(self, column: str) -> str:
         return f"{KEY} = [{column!r}]" if self._option == KEY else f"{self._option} {column}"
 
-    @property
-    def are_images(self) -> bool:
-        """Whether rows are images."""
-        return bool(self._images)
-
     def read(self, table: Any, first_row: int) -> NDArray[np.generic]:
         """`[m, ...]` inputs of the rows of a `pyarrow` or `datasets` table, of which the first is `first_row`.
 

@@ -88,7 +88,7 @@ class TableRows:
         inputs.refuse_stray_text(table.data)
         x = inputs.read(table.data, 0)
         if dtype is None:
-            dtype = x.dtype.name if x.dtype.kind == "f" or inputs.are_images else "float64"
+            dtype = x.dtype.name if x.dtype.kind == "f" else "float64"
         return _as_dtype(x, dtype, columns, self._path)
 
     def texts(self, column: str) -> list[str]:

@@ -98,15 +98,20 @@ def test_json_has_everything(fitted, capsys):
 
 
 def test_arrays_do_as_well_as_tables(capsys):
-    """Columns without names go by their number, from 0, and so do rows."""
+    """Columns without names go by their number, from 0, and so do rows where the file does not name them."""
     x, y = rows(600, 0)
     np.savez("t.npz", x_train=x, y_train=y)
     np.savez("n.npz", x_test=np.array([[0.1, 0.2, 30.5]]))
+    np.savez("named.npz", x_test=np.array([[0.1, 0.2, 30.5]]), names=["case 7"])
     assert main(["fit", "--embeddings", "t.npz", "--out", "out", "--metric", "squared_euclidean"]) == 0
     capsys.readouterr()
 
     assert main(["explain", "out/bundle", "--data", "n.npz", "--training", "t.npz"]) == 0
-    assert "column 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "column 2" in said
+    assert said.splitlines()[1].startswith("0 ")
+    assert main(["explain", "out/bundle", "--data", "named.npz", "--training", "t.npz"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("case 7 ")
 
 
 def test_only_the_first_rows_and_columns_are_shown(capsys):

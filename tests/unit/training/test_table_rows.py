@@ -71,12 +71,15 @@ def test_of_one_column_no_name_is_needed(tmp_path):
 
 
 def test_a_column_that_is_missing_is_named(tmp_path):
-    """With those that a row is made of, and those that are there."""
+    """With those that a row is made of, and those that are there; so is a value."""
     path = write(tmp_path / "new.csv", "width,heigth\n1,2\n")
 
     with pytest.raises(
         DataError, match="no column 'height'; a row is made of 'width', 'height', and it has 'width', 'heigth'"
     ):
+        read_inputs(path, takes())
+    write(path, "width,height\n1,2\n3,\n")
+    with pytest.raises(DataError, match=r"new\.csv: column 'height' has no value in row 1; fill it in, or drop"):
         read_inputs(path, takes())
     with pytest.raises(DataError, match=r"none\.csv: no such file"):
         read_inputs(tmp_path / "none.csv", takes())
