@@ -82,3 +82,15 @@ def test_a_fault_that_nobody_foresaw_names_the_cell_below_its_traceback(tmp_path
         ("of a library",),
         ["all classes, plain, seed 7, a; run it again: what is done stays"],
     )
+
+
+def test_a_training_that_cannot_be_written_speaks_of_no_option_that_ablate_lacks(tmp_path: Path):
+    """It goes on by itself: there is no --resume."""
+    folder = tmp_path / "all-classes" / "plain" / "seed7"
+    (folder / "history.jsonl").mkdir(parents=True)  # in the place of the file
+
+    with pytest.raises(InvalidInputError) as failed:
+        run(tmp_path, DENSITY)
+
+    assert failed.value.message.startswith(f"all classes, plain, seed 7: cannot write to {folder}")
+    assert failed.value.message.endswith("make room, then run it again: what is done stays")
