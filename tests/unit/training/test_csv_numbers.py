@@ -114,3 +114,29 @@ def test_keys_stay_whole_numbers_where_others_become_fractions(tmp_path):
 
     assert found.train.dtype == np.float64
     assert found.naming(np.array([0, 10_000])) == [str(2**53 + 1), "9"]
+
+
+def test_lines_that_end_with_a_comma_are_refused_where_the_first_does_not(tmp_path):
+    """In either table: every value would stand under the name of the next column."""
+    rows = [f"{i}.5,{i % 2}.25,{i % 2}" for i in range(40)]
+    right = write(tmp_path / "right.csv", *rows)
+    wrong = write(tmp_path / "wrong.csv", *(f"{row}," for row in rows))
+    named = write(tmp_path / "named.csv", *(f"row {i},{row}" for i, row in enumerate(rows)))  # as R does
+
+    for tables, said in {
+        (wrong,): "lines end with a comma, and the first line does not",
+        (wrong, wrong): "lines end with a comma, and the first line does not",
+        (named, wrong): "lines end with a comma, and the first line does not",
+        (right, wrong): "all tables must have the columns of the first",
+    }.items():
+        with pytest.raises(DataError, match=rf"wrong\.csv: {said}"):
+            read(*tables, input_columns=["a", "b"])
+
+
+def test_words_beside_fractions_far_below_stay_words(tmp_path):
+    """In a column that is neither input nor label nor name."""
+    rows = [f"{row},fine" for row in FIRST_ROWS]
+
+    found = read(write(tmp_path / "t.csv", *rows, "0.5,7,1,odd", columns="a,b,label,note"), input_columns=["a", "b"])
+
+    assert (found.train.dtype, len(found.train)) == (np.float64, 10_001)

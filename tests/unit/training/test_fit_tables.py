@@ -196,7 +196,7 @@ def test_row_numbers_of_pandas_are_no_inputs(capsys, before, after, column):
         assert main([*command, "--columns", f"{column},width,height"]) == 0
 
 
-def test_marks_within_names_of_columns_divide_nothing():
+def test_marks_within_names_of_columns_divide_nothing(capsys):
     """Of several columns, or of Parquet, they are part of a name."""
     x, _ = rows(300)
     Path("t.csv").write_text("\n".join(["a|b,c;d,e", *(",".join(map(str, row)) for row in x)]) + "\n")
@@ -205,6 +205,8 @@ def test_marks_within_names_of_columns_divide_nothing():
     for file, columns in (("t.csv", ["a|b", "c;d", "e"]), ("t.parquet", ["a|b"])):
         assert main(["fit", "--embeddings", file, "--out", "out"]) == 0
         assert read_bundle("out/bundle").manifest.provenance["input_columns"] == columns
+    assert main([*MODEL, "--data", "t.parquet"]) == 1
+    assert "--label-column: t.parquet has no column 'label'; it has 'a|b'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
@@ -237,8 +239,11 @@ def test_lines_that_end_with_a_comma_are_refused_where_the_first_does_not(capsys
 
     assert main(["rows", "out/bundle", "--data", "shifted.csv", "--out", "new.npz"]) == 1
     assert "shifted.csv: lines end with a comma, and the first line does not, so that values" in capsys.readouterr().err
-    assert main(["rows", "out/bundle", "--data", "named.csv", "--out", "new.npz"]) == 0  # as R names rows
-    np.testing.assert_array_equal(read_array("new.npz", None), rows(300)[0])
+    numbered = pa.table({**dict(zip(COLUMNS, rows(300)[0].T, strict=True)), "__index_level_0__": np.arange(300)})
+    pq.write_table(numbered.append_column("comment", pa.nulls(300, pa.string())), "numbered.parquet")
+    for file in ("named.csv", "numbered.parquet"):  # as R and pandas number rows
+        assert main(["rows", "out/bundle", "--data", file, "--out", "new.npz", "--force"]) == 0
+        np.testing.assert_array_equal(read_array("new.npz", None), rows(300)[0])
 
 
 def test_calibration_rows_of_a_table_need_the_labels_and_columns(capsys):

@@ -61,6 +61,8 @@ def test_rows_are_named_by_the_column_that_named_the_training_rows(tmp_path, row
     known = {"input_columns": ["width", "height"], "recipe": {"data": {"name_column": "plant"}}}
     assert rows("--data", table, **known)[0] == 0
     assert read_names(str(tmp_path / "new.npz"), 2) == ["no 1", ""]
+    assert rows("--data", table, "--force", "--name-column", "height", **known)[0] == 0
+    assert read_names(str(tmp_path / "new.npz"), 2) == ["1.5", "3.5"]
     table.write_text("id,key,height,width\n7,3,1,2\n,4,3,4\n")
     assert rows("--data", table, "--force", **known)[0] == 0
     assert read_names(str(tmp_path / "new.npz"), 2) is None
