@@ -31,10 +31,10 @@ class RowNames:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.ends):
             raise ValueError(f"there are {len(self.ids)} ids and {len(self.ends)} names; they must be equally many")
-        if (np.diff(self.ids) <= 0).any():
+        if (self.ids[1:] <= self.ids[:-1]).any():  # differences might not be of int64
             raise ValueError("ids must be ascending")
         ends = np.append(0, self.ends)
-        if (np.diff(ends) < 0).any() or ends[-1] != len(self.letters):
+        if (ends[1:] < ends[:-1]).any() or ends[-1] != len(self.letters):
             raise ValueError("names must end one after the other, the last with the letters")
         _ = self.letters.tobytes().decode("utf-8")  # UnicodeDecodeError is a ValueError
         starts = self.letters[ends[ends < len(self.letters)]]

@@ -47,9 +47,11 @@ def test_what_utf8_cannot_spell_is_escaped():
     [
         ("ids", np.array([3, 2]), "ids must be ascending"),
         ("ids", np.array([2, 2]), "ids must be ascending"),
+        ("ids", np.array([2**63 - 1, -(2**63)]), "ids must be ascending"),
         ("ids", np.array([1, 2, 3]), "3 ids and 2 names"),
         ("ends", np.array([4, 3]), "end one after the other"),
         ("ends", np.array([-1, 3]), "end one after the other"),
+        ("ends", np.array([2**63 - 1, -(2**63)]), "end one after the other"),
         ("ends", np.array([1, 2]), "end one after the other, the last with the letters"),
         ("ends", np.array([2, 3]), "must not end within a letter"),
         ("letters", np.array([0x61, 0xC3, 0x28], np.uint8), "invalid continuation byte"),
