@@ -88,6 +88,7 @@ def test_neighbours_come_with_their_names(named, tiny):
     assert plain.names == {}
     np.testing.assert_array_equal(found.ids, plain.ids)
     assert found.names == {i: f"row {i}" for i in np.unique(found.ids).tolist() if i % 3}
+    assert Detector(read_bundle(named), device="cpu").score(x, num_neighbors=4).neighbors.names == found.names
     assert Detector.load(named, device="cpu", row_names=False).score(x, num_neighbors=4).neighbors.names == {}
 
 

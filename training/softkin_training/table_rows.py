@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +32,7 @@ class TableRows:
     """An open table.
 
     Args:
-        path: of the file.
+        path: of the file, or files by a pattern, sorted by name.
         label_column: which column holds labels, if there is one of that name.
 
     Raises:
@@ -40,7 +42,7 @@ class TableRows:
 
     def __init__(self, path: Path, label_column: str) -> None:
         library = optional_package("datasets", "datasets", str(path))
-        if not path.is_file():
+        if not path.is_file() and not any(map(os.path.isfile, glob.glob(str(path), recursive=True))):
             raise DataError(f"{path}: no such file")
         kind = KINDS[path.suffix.lower()]
         self._path, self._label_column = path, label_column

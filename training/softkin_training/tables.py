@@ -269,7 +269,8 @@ def _unreachable(chain: Sequence[BaseException], name: str) -> bool:
 
 
 def _files(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True)) or [pattern]
+    # What is called like a pattern itself is not to be mistaken for it, as a[1].csv beside a1.csv.
+    found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True)) or [pattern]
     if missing := [f for f in found if not os.path.isfile(f)]:
         raise DataError(f"{missing[0]}: no such file; data.path and data.test_path name a file, or files by a pattern")
     return [str(Path(f).absolute()) for f in found]

@@ -85,6 +85,15 @@ def test_a_column_that_is_missing_is_named(tmp_path):
         read_inputs(tmp_path / "none.csv", takes())
 
 
+def test_several_files_go_by_a_pattern(tmp_path):
+    """In the order of their names; a file that is called like a pattern is meant itself."""
+    for name, row in {"part-1": "1,2", "part-0": "3,4", "part-[1]": "5,6"}.items():
+        write(tmp_path / f"{name}.csv", f"width,height\n{row}\n")
+
+    assert read_inputs(tmp_path / "part-?.csv", takes()).tolist() == [[3, 4], [1, 2]]
+    assert read_inputs(tmp_path / "part-[1].csv", takes()).tolist() == [[5, 6]]
+
+
 def test_whole_numbers_are_the_fractions_that_the_detector_takes(tmp_path):
     """A few rows do not tell that others have points; but a fraction is no whole number, and none is cut off."""
     path = write(tmp_path / "new.csv", "width,height\n1,2\n3,4\n")
