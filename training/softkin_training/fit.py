@@ -37,6 +37,7 @@ from softkin_training.onnx_graphs import real_inputs
 from softkin_training.row_contents import fingerprint, originals
 from softkin_training.rows import Rows
 from softkin_training.split import choose_bank_rows, first_of_each, split
+from softkin_training.table_rows import is_table
 from softkin_training.trial import BATCH
 
 BUNDLE = "bundle"
@@ -113,19 +114,25 @@ def fit_onnx(
         )
     share = calibration_share
     scales = columns_of(_seen(rows, config, calibration, share), config.standardize) if compared else None
-    exposed = expose(
-        proto,
-        _probe(x),
-        layers=config.layers,
-        metric=config.metric,
-        max_dim=config.max_dim,
-        max_side=config.max_side,
-        columns=scales,
-        seed=config.seed,
-        num_classes=len(names) if names else None,
-        output=output,
-        output_kind=output_kind,
-    )
+    try:
+        exposed = expose(
+            proto,
+            _probe(x),
+            layers=config.layers,
+            metric=config.metric,
+            max_dim=config.max_dim,
+            max_side=config.max_side,
+            columns=scales,
+            seed=config.seed,
+            num_classes=len(names) if names else None,
+            output=output,
+            output_kind=output_kind,
+        )
+    except InvalidInputError as e:
+        if e.field != "output" or not is_table(Path(data)):
+            raise
+        labels = f"the classes are the {len(names)} labels of {data}; where the model knows others too, give an .npz"
+        raise InvalidInputError(e.field, f"{e.message}; {labels} with class_names") from None
     config = _with_parts(config, exposed)
     _refuse_parts(config, exposed)
     _refuse_labels(source.arrays["y_train"], exposed, data)

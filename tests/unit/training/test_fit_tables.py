@@ -165,6 +165,25 @@ def test_columns_that_are_not_there_or_no_inputs_are_refused(capsys, order, opti
     assert complaint in capsys.readouterr().err
 
 
+def test_a_table_without_some_of_the_models_classes_is_refused(capsys):
+    """Which columns its labels stand for is not known then; an .npz can say."""
+    x, y = rows(300)
+    write("t.csv", x[y < 2], y[y < 2], [*COLUMNS, "grade"])
+
+    assert main([*MODEL, "--data", "t.csv", "--label-column", "grade"]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "--output: no output is 2-D float with 2 columns, one for each class name; the float outputs are 'scores'"
+        in said
+    )
+    assert (
+        "the classes are the 2 labels of t.csv; where the model knows others too, give an .npz with class_names" in said
+    )
+    np.savez("t.npz", x_train=x[y < 2], y_train=y[y < 2])
+    assert main([*MODEL, "--data", "t.npz", "--output", "none"]) == 1
+    assert "t.npz" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--columns", "--label-column", "--name-column"])
 def test_options_of_tables_are_refused_for_arrays(capsys, option):
     """They would be ignored."""
