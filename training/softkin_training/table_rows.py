@@ -84,7 +84,7 @@ class TableRows:
                 )
         if missing := [c for c in columns if c not in table.column_names]:
             raise DataError(
-                f"{self._path}: has no column {missing[0]!r}; a row is made of {listed(columns)}, and {self._there}"
+                f"{self._path}: has no column {missing[0]!r}; a row is made of {listed(columns)}; {self._there}"
             )
         inputs = InputColumns(table.features, columns, reader, str(self._path), "--columns")
         inputs.refuse_stray_text(table.data)

@@ -244,7 +244,7 @@ def test_csv_that_no_commas_divide_is_told_by_its_first_line(capsys, mark):
         assert f"{file}: {said}" in capsys.readouterr().err
     write("d.csv", x, y, [*COLUMNS, "grade"])
     assert main([*MODEL, "--data", "d.csv", "--label-column", "grade", "--calibration", "t.csv"]) == 1
-    assert f"and {said}" in capsys.readouterr().err
+    assert f"; {said}" in capsys.readouterr().err
 
 
 def test_lines_that_end_with_a_comma_are_refused_where_the_first_does_not(capsys):

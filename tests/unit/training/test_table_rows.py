@@ -75,7 +75,7 @@ def test_a_column_that_is_missing_is_named(tmp_path):
     path = write(tmp_path / "new.csv", "width,heigth\n1,2\n")
 
     with pytest.raises(
-        DataError, match="no column 'height'; a row is made of 'width', 'height', and it has 'width', 'heigth'"
+        DataError, match="no column 'height'; a row is made of 'width', 'height'; it has 'width', 'heigth'"
     ):
         read_inputs(path, takes())
     write(path, "width,height\n1,2\n3,\n")
