@@ -130,14 +130,21 @@ def test_vectors_of_a_table_need_no_labels():
     assert read_bundle("out/bundle").manifest.classes == tuple(CLASSES)
 
 
-def test_vectors_may_stand_in_one_column():
-    """As Parquet has lists."""
+def test_vectors_may_stand_in_one_column(capsys):
+    """As Parquet has lists; of a table beside arrays it has to be the only one."""
     x, y = rows(300)
     pq.write_table(pa.table({"vector": list(x), "label": y}), "v.parquet")
 
     assert main(["fit", "--embeddings", "v.parquet", "--out", "out"]) == 0
     manifest = read_bundle("out/bundle").manifest
     assert (manifest.input_shape, manifest.input_dtype, manifest.classes) == ((3,), "float32", ("0", "1", "2"))
+    np.savez("v.npz", x_train=rows(300, seed=1)[0], y_train=y, class_names=["0", "1", "2"])
+    command = ["fit", "--embeddings", "v.npz", "--out", "out", "--calibration", "v.parquet"]
+    assert main(command) == 0
+    assert read_bundle("out/bundle").manifest.calibration_size == 300
+    pq.write_table(pa.table({"vector": list(x), "more": x[:, 0], "label": y}), "v.parquet")
+    assert main(command) == 1
+    assert "and v.npz does not say which of them a row is made of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
