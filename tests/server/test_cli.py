@@ -60,6 +60,7 @@ FLAGS = {
         "--print-config",
         "--reflection",
         "--reload-policy",
+        "--row-names",
         "--shadow-max-disagreement",
         "--shadow-min-rows",
         "--shadow-share",

@@ -85,11 +85,12 @@ def ablate(
             cell = f"{family}, {train_name}, seed {seed}"
             say(f"[{number} of {len(wanted)}] {cell}: {', '.join(missing)}")
             first = next(iter(recipes.values()))
-            with _named(cell, out):
+            with _named(cell, out, folder):
                 dataset, network = _trained(first, folder)
             for name, one in missing.items():
-                with _named(f"{cell}, {name}", out):
-                    _detect(first, one, dataset, network, folder / folder_of(name), rows)
+                place = folder / folder_of(name)
+                with _named(f"{cell}, {name}", out, place):
+                    _detect(first, one, dataset, network, place, rows)
         for name in recipes:
             report = json.loads((folder / folder_of(name) / REPORT).read_text(encoding="utf-8"))
             cells.append(Cell(family=family, train=train_name, detect=name, seed=seed, report=report))
@@ -176,7 +177,7 @@ def _num_classes(recipe: Recipe) -> int:
 
 
 @contextmanager
-def _named(cell: str, out: Path) -> Iterator[None]:
+def _named(cell: str, out: Path, folder: Path) -> Iterator[None]:
     """What fails within tells which cell it was, and how to go on: the training speaks of going on by itself."""
 
     def told(text: str) -> str:
@@ -190,8 +191,8 @@ def _named(cell: str, out: Path) -> Iterator[None]:
     except SoftkinError as e:
         raise type(e)(told(str(e))) from None
     except Exception as e:
-        if isinstance(e, OSError) and Path(e.filename or out).is_relative_to(out):
-            text = f"cannot write {e.filename or out} ({e.strerror or e}); make room, then {AGAIN}"
+        if isinstance(e, OSError) and Path(e.filename or folder).is_relative_to(out):
+            text = f"cannot write {e.filename or folder} ({e.strerror or e}); make room, then {AGAIN}"
             raise InvalidInputError("out", f"{cell}: {text}; or choose another folder") from None
         e.add_note(f"{cell}; {AGAIN}")  # a fault of ours, or of the data, for example: no other folder would help
         raise

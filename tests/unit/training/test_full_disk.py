@@ -160,6 +160,6 @@ def test_a_write_that_fails_in_a_cell_names_its_folder(tmp_path, monkeypatch, er
     monkeypatch.setattr("softkin_training.ablate.load_dataset", fail)
 
     cell = re.escape(str(tmp_path / "all-classes" / "plain" / "seed0"))
-    message = rf"^out: cannot write {cell} \({reason}\); make room, then run it again"
+    message = rf"^out: all classes, plain, seed 0: cannot write {cell} \({reason}\); make room, then run it again"
     with pytest.raises(InvalidInputError, match=message):
         ablate("digits", plan, tmp_path, seeds=(0,), say=lambda line: None)
