@@ -67,8 +67,7 @@ class Table:
         np.savez(folder / "t.npz", x_train=self.train, y_train=y)
         fit_embeddings(folder / "t.npz", folder, vectors_config(name="table", standardize=True))
         bundle = read_bundle(folder / "bundle")
-        ids = np.unique(bundle.bank.ids)
-        ids = ids[ids >= 0]
+        ids = bundle.bank.examples
         self.detector = Detector(bundle)
         alpha = bundle.manifest.default_alpha
         self._counterfactuals = Counterfactuals(self.detector, self.train[ids], ids, alpha=alpha)

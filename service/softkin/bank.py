@@ -111,6 +111,11 @@ class Bank:
         return int((self.labels != PADDING_LABEL).sum())
 
     @property
+    def examples(self) -> NDArray[np.int64]:
+        """`[n]` ids of the examples that stand in some layer, ascending, each once."""
+        return np.unique(self.ids[self.ids >= 0])  # without padding
+
+    @property
     def precision(self) -> Precision:
         """What the rows of all layers are stored in."""
         return next(iter(self.layers.values())).precision

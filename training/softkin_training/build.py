@@ -31,7 +31,6 @@ from softkin_training.calibrate import Calibrated, calibrate, stored
 from softkin_training.representations import extract
 from softkin_training.row_contents import (
     BANK_IN_ORDER,
-    among,
     digests64,
     distinct,
     fingerprint,
@@ -165,7 +164,8 @@ def build(
         among = np.unique(np.linspace(0, len(bank_rows) - 1, GOLDEN_ROWS).astype(np.int64))
         golden_inputs = bank_rows.read(among)
         golden = Golden(inputs=golden_inputs, outlier_scores=chosen.outlier_scores(golden_inputs))
-    names = None if naming is None else _names(naming, chosen.bank.ids)
+    examples = chosen.bank.examples
+    names = None if naming is None else RowNames.of(examples, naming(examples))
     manifest = _manifest(spec, chosen, network, bank_rows, calibration, approximation, names)
     seen = [rows for rows in (train_x, bank_rows, reference) if rows is not None]
     return bundles.write_bundle(
@@ -184,15 +184,10 @@ def build(
     )
 
 
-def _names(naming: Naming, ids: NDArray[np.int64]) -> RowNames:
-    there = np.unique(ids[ids >= 0])  # without padding
-    return RowNames.of(there, naming(there))
-
-
 def _by_id(rows: Rows, ids: NDArray[np.int64]) -> Rows:
-    """Those that a bank's ids name, each once."""
+    """Those of `[n]` ids among the rows, in their order."""
     order = np.argsort(rows.ids)
-    return rows.take(order[among(rows.ids[order], ids.reshape(-1))])
+    return rows.take(order[np.searchsorted(rows.ids[order], ids)])
 
 
 def _refuse_not_finite(z: dict[str, NDArray[np.float32]], ids: NDArray[np.int64]) -> None:
@@ -342,7 +337,7 @@ def _manifest(
             "fingerprints": {
                 **spec.provenance.get("fingerprints", {}),
                 "bank": fingerprint(bank_rows),
-                BANK_IN_ORDER: fingerprint_in_order(_by_id(bank_rows, bank.ids)),
+                BANK_IN_ORDER: fingerprint_in_order(_by_id(bank_rows, bank.examples)),
                 "calibration": fingerprint(calibration),
             },
         },

@@ -52,13 +52,12 @@ def explain(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from softkin import Detector
-    from softkin.arguments import as_inputs
     from softkin.bundle import read_bundle
     from softkin.errors import InvalidInputError
     from softkin.manifest import INPUT_COLUMNS
     from softkin_training.counterfactual import Counterfactuals
     from softkin_training.elapsed import elapsed
-    from softkin_training.new_rows import read_named_inputs
+    from softkin_training.new_rows import as_taken, read_named_inputs
 
     if arguments.most < 1:
         raise InvalidInputError("--most", f"got {arguments.most}; must be at least 1")
@@ -70,10 +69,7 @@ def explain(arguments: argparse.Namespace) -> None:
             f"{MOST_COLUMNS}, are explained; `softkin score --neighbors 5` shows what others are compared with"
         )
     x, names = read_named_inputs(arguments.data, m)
-    try:
-        x = as_inputs(x, m.input_dtype, m.input_shape)
-    except InvalidInputError as e:
-        raise DataError(f"{arguments.data}: {e.message}") from None
+    x = as_taken(x, m, arguments.data)
     training, ids = _bank_rows(arguments.training, bundle)
     detector = Detector(bundle)
     with elapsed("explaining"):
@@ -107,8 +103,6 @@ def explain(arguments: argparse.Namespace) -> None:
 
 def _bank_rows(path: Path, bundle: Bundle) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
     """The rows of the bank in the file of training rows, `[n, D]`, and their ids `[n]`."""
-    import numpy as np
-
     from softkin_training.new_rows import open_table, read_columns
     from softkin_training.npz import read_npz
     from softkin_training.row_contents import BANK_IN_ORDER, fingerprint_in_order
@@ -116,8 +110,7 @@ def _bank_rows(path: Path, bundle: Bundle) -> tuple[NDArray[np.generic], NDArray
 
     m = bundle.manifest
     x = read_columns(open_table(path, m), m) if is_table(path) else read_npz(path, ("x_train",))["x_train"]
-    ids = np.unique(bundle.bank.ids)
-    ids = ids[ids >= 0]  # without padding
+    ids = bundle.bank.examples
     fits = x.ndim == 2 and ids[-1] < len(x)
     if not fits or fingerprint_in_order(x[ids]) != m.provenance.get("fingerprints", {}).get(BANK_IN_ORDER):
         raise DataError(

@@ -158,8 +158,6 @@ def _of_table(path: Path, columns: TableColumns, labels_required: bool, dtype: s
     for option, name in asked:
         if name not in there:
             raise InvalidInputError(option, f"{path} has no column {name!r}; {what_there_is(there, kind)}")
-    if twice := [name for i, name in enumerate(columns.inputs) if name in columns.inputs[:i]]:
-        raise InvalidInputError("columns", f"names {twice[0]!r} twice; must name each column once")
     if label in columns.inputs:
         raise InvalidInputError("columns", f"got {label!r}, which holds the labels; leave it out")
     inputs = columns.inputs or tuple(c for c in there if c not in (label, columns.name))

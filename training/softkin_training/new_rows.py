@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError
+from softkin.arguments import as_inputs
+from softkin.errors import DataError, InvalidInputError
 from softkin.manifest import INPUT_COLUMNS, Manifest
 from softkin.score_display import read_names as names_of_rows
 from softkin_training.fit_rows import ONE_CLASS, checked_rows, labels_of
@@ -53,6 +54,18 @@ def read_named_inputs(path: Path, manifest: Manifest) -> tuple[Array, list[str] 
         return read_columns(table, manifest), read_names(table, manifest)
     x = read_inputs(path, manifest)
     return x, None if os.path.isdir(path) else names_of_rows(str(path), len(x))
+
+
+def as_taken(x: Array, manifest: Manifest, path: Path) -> Array:
+    """Rows of a file, if the detector takes them.
+
+    Raises:
+        DataError: it does not; names the file.
+    """
+    try:
+        return as_inputs(x, manifest.input_dtype, manifest.input_shape)
+    except InvalidInputError as e:
+        raise DataError(f"{path}: {e.message}") from None
 
 
 def open_table(path: Path, manifest: Manifest) -> TableRows:

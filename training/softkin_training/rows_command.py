@@ -57,13 +57,12 @@ def write_rows(arguments: argparse.Namespace) -> None:
     """
     import numpy as np
 
-    from softkin.arguments import as_inputs
     from softkin.bundle import read_manifest
     from softkin.score_display import DEFAULT_KEY, NAMES_KEY
     from softkin.unfinished_files import written_whole
     from softkin_training.fit_rows import axes_of
     from softkin_training.image_folder import images_below
-    from softkin_training.new_rows import open_table, read_columns, read_images, read_names
+    from softkin_training.new_rows import as_taken, open_table, read_columns, read_images, read_names
     from softkin_training.table_rows import is_table
 
     manifest, data, out = read_manifest(arguments.bundle), arguments.data, arguments.out
@@ -81,8 +80,6 @@ def write_rows(arguments: argparse.Namespace) -> None:
         found = [str(image.relative_to(data)) for image in images]
     elif is_table(data):
         columns = [name for name in names(arguments.columns) if name]
-        if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
-            raise InvalidInputError("--columns", f"names {twice[0]!r} twice; must name each column once")
         table = open_table(data, manifest)
         x = read_columns(table, manifest, columns)
         found = read_names(table, manifest, arguments.name_column)
@@ -91,10 +88,7 @@ def write_rows(arguments: argparse.Namespace) -> None:
             f"{data}: is no folder, nor a file that ends in .csv or .parquet; `softkin score` reads .npz and .npy "
             "as they are"
         )
-    try:
-        x = as_inputs(x, manifest.input_dtype, manifest.input_shape)
-    except InvalidInputError as e:
-        raise DataError(f"{data}: {e.message}") from None
+    x = as_taken(x, manifest, data)
     arrays: dict[str, Any] = {DEFAULT_KEY: x, **({} if found is None else {NAMES_KEY: np.array(found, str)})}
     try:
         with written_whole(out) as temporary, temporary.open("r+b") as file:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from softkin.errors import DataError, listed
+from softkin.errors import DataError, InvalidInputError, listed
 from softkin_training.data_config import DataConfig
 from softkin_training.image_reader import ImageReader
 from softkin_training.input_columns import InputColumns
@@ -71,10 +71,13 @@ class TableRows:
                 are whole, for a file of whole numbers alone does not tell that others may come; else what they are.
 
         Raises:
+            InvalidInputError: a column is named twice.
             DataError: a column is missing or holds something else, or a number is none of `dtype`.
         """
         table = self._table
         columns = list(columns)
+        if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
+            raise InvalidInputError("columns", f"names {twice[0]!r} twice; must name each column once")
         if not columns:
             columns = [c for c in table.column_names if c != self._label_column]
             if len(columns) > 1:

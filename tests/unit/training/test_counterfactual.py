@@ -33,7 +33,7 @@ def fitted(tmp_path_factory):
     x, y = table(900)
     np.savez(folder / "t.npz", x_train=x, y_train=y)
     fit_embeddings(folder / "t.npz", folder, vectors_config(name="t", metric="squared_euclidean"))
-    return Detector.load(folder / "bundle", device="cpu"), x, np.unique(read_bundle(folder / "bundle").bank.ids)[1:]
+    return Detector.load(folder / "bundle", device="cpu"), x, read_bundle(folder / "bundle").bank.examples
 
 
 def explained(fitted, x, alpha=0.05):
